@@ -1,0 +1,46 @@
+# make setup | demo | test | test-all | lint. Each does its own set-up.
+#
+# PYTHON may name the interpreter; without it the first of these that runs and is 3.11 to 3.13 is taken.
+CANDIDATES := python3 python3.12 python3.11 python3.13 python
+SUPPORTED := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUPPORTED)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test test-all lint base clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; install one or run make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: requirements.txt $(VENV)/.python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# The three scripts in order on the embedded example, then the table and the picture.
+demo: setup
+	$(BIN)/python example/DPO/demo.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+# Slow tests too.
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+
+# Train the embedded base model again (about an hour on 2 cores).
+base: setup
+	$(BIN)/python example/DPO/train_base.py
+
+clean:
+	rm -rf $(VENV) example/DPO/demo_output

@@ -1,0 +1,66 @@
+"""Files that appear whole or not at all: write to a temporary, fsync, rename."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from src.errors import UserError
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb", **open_arguments) -> Iterator[IO]:
+    """Open a temporary file beside `path` and rename it onto `path` when the block ends without an error.
+
+    Whatever stood at `path` stays untouched until the new file is complete and on disk; when the
+    block fails, the temporary is removed. The folder is made where it is missing.
+
+    Raises UserError, naming `path`, where the system refuses to write (full disk, no permission).
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(descriptor, mode, **open_arguments) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private to their owner; a finished file follows the user's umask.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free the disk or choose another place") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """Return `path` if it is a readable file; raise UserError naming `what` and the path otherwise."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{what}: {path} does not exist")
+    if not path.is_file():
+        raise UserError(f"{what}: {path} is not a file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{what}: {path} cannot be read; check its permissions")
+    return path

@@ -1,0 +1,90 @@
+"""The whole model around the blocks of rwkv6.py or rwkv7.py, and how it is built from a checkpoint's tensors."""
+
+from collections.abc import Container, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from src.adapters.linear import Linear
+from src.checkpoint.dimensions import Dimensions
+from src.model import rwkv6, rwkv7
+from src.model.layers import layer_norm, read_packing
+from src.model.state import State
+from src.quantization.linear import quantize_linear
+
+
+class RWKV(nn.Module):
+    """RWKV-6 or RWKV-7 over packed sequences; `dtype` is the precision of the computation."""
+
+    def __init__(self, dimensions: Dimensions, dtype: torch.dtype):
+        super().__init__()
+        self.dimensions, self.dtype = dimensions, dtype
+        # fp16 ends at 65504, which the residual stream of deep models passes; the sublayers' own values do not.
+        self.residual_dtype = torch.float32 if dtype == torch.float16 else dtype
+        block = {"x060": rwkv6.Block, "x070": rwkv7.Block}[dimensions.version]
+        self.emb = nn.Embedding(dimensions.vocab_size, dimensions.n_embd)
+        self.blocks = nn.ModuleList(block(dimensions, layer) for layer in range(dimensions.n_layer))
+        self.ln_out = nn.LayerNorm(dimensions.n_embd)
+        self.head = Linear(dimensions.n_embd, dimensions.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.emb.weight.device
+
+    def forward(self, tokens: Tensor, cu_seqlens: Tensor | None = None, state: State | None = None,
+                grad_cp: bool = False) -> tuple[Tensor, State]:
+        """Hidden vectors after ln_out, and the state after the last tokens.
+
+        Args:
+            tokens: int64 [T_total], sequences packed end to end, no padding.
+            cu_seqlens: int32 [S + 1] on the CPU, their borders; one sequence where None.
+            state: of the S sequences before their first tokens; zeros where None. It is not changed.
+            grad_cp: recompute each block in the backward instead of keeping its activations.
+
+        Returns:
+            hidden [T_total, n_embd] in `dtype`, and the new State.
+        """
+        if cu_seqlens is None:
+            cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32)
+        if state is None:
+            state = State.zeros(self.dimensions, len(cu_seqlens) - 1, self.dtype, self.device)
+        packing = read_packing(cu_seqlens, self.device)
+        x = F.embedding(tokens, self.emb.weight).to(self.residual_dtype)
+        x = layer_norm(x, self.blocks[0].ln0, self.residual_dtype)
+        v_first, layers = None, []
+        for block, *before in zip(self.blocks, state.att_shift, state.wkv, state.ffn_shift, strict=True):
+            arguments = (x, v_first, *before, packing, self.dtype)
+            x, v_first, *after = checkpoint(block, *arguments, use_reentrant=False) if grad_cp else block(*arguments)
+            layers.append(after)
+        return layer_norm(x, self.ln_out, self.dtype), State(*map(list, zip(*layers, strict=True)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden vectors [..., n_embd] -> float32 logits [..., vocab_size] (float64 in a float64 model)."""
+        logits = self.head(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: torch.dtype = torch.float32,
+                device: torch.device | str = "cpu", quantize: str | None = None,
+                quantized_blocks: Container[int] | None = None) -> RWKV:
+    """Build the model from an official-layout checkpoint; every parameter is frozen.
+
+    Args:
+        weights: parameter name -> tensor, checked against `dimensions` beforehand (`check_weights`).
+        dtype: precision of the computation and of the weights held.
+        quantize: "nf4" or "int8" to hold the blocks' linear weights quantized, straight from the checkpoint's values.
+        quantized_blocks: the blocks to quantize; all where None. The embedding and the head never are.
+    """
+    with torch.device("meta"):
+        model = RWKV(dimensions, dtype)
+    for name, module in list(model.named_modules()):
+        for leaf, _ in list(module.named_parameters(recurse=False)):
+            weight = weights[f"{name}.{leaf}"].to(device)
+            in_block = name.startswith("blocks.") and (quantized_blocks is None or int(name.split(".")[1]) in quantized_blocks)
+            if quantize and in_block and isinstance(module, Linear):
+                model.set_submodule(name, quantize_linear(weight, quantize))
+            else:
+                setattr(module, leaf, nn.Parameter(weight.to(dtype), requires_grad=False))
+    return model

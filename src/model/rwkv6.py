@@ -1,0 +1,86 @@
+"""RWKV-6 "Finch" (arXiv:2404.05892; BlinkDL/RWKV-LM, RWKV-v5/v6): parameter names and shapes of the official releases.
+
+    y_t = r_t^T (S_{t-1} + (u * k_t) v_t^T),   S_t = diag(w_t) S_{t-1} + k_t v_t^T,   w_t = exp(-exp(d_t))
+    x = x + time_mixing(ln1(x));   x = x + channel_mixing(ln2(x))
+
+Purely token ids in, hidden vectors out: knows nothing of text, of preferences, or of which layers train.
+Sequences are packed end to end; rwkv7.py is the same page for v7.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.adapters.linear import Linear
+from src.checkpoint.dimensions import Dimensions
+from src.model.layers import Packing, head_norm, layer_norm, like, matrix, token_shift, vector
+from src.wkv import wkv6
+
+# The official constant (1e-5 * 8^2), not a function of the head size.
+HEAD_NORM_EPS = 64e-5
+
+
+class TimeMixing(nn.Module):
+    def __init__(self, dimensions: Dimensions):
+        super().__init__()
+        width, n_head = dimensions.n_embd, dimensions.n_head
+        self.n_head = n_head
+        self.time_maa_x, self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g = (vector(width) for _ in range(6))
+        self.time_maa_w1, self.time_maa_w2 = matrix(width, 5 * dimensions.rank("mix")), matrix(5, dimensions.rank("mix"), width)
+        self.time_decay = vector(width)
+        self.time_decay_w1, self.time_decay_w2 = matrix(width, dimensions.rank("decay")), matrix(dimensions.rank("decay"), width)
+        self.time_faaaa = matrix(n_head, dimensions.head_size)
+        self.receptance, self.key, self.value, self.output, self.gate = (Linear(width, width) for _ in range(5))
+        self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
+
+    def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T_total, D], shift [S, D], wkv [S, H, N, N] -> the same three, moved on."""
+        previous, shift = token_shift(x, shift, packing)
+        delta = previous - x
+        mixed = torch.tanh((x + delta * like(self.time_maa_x, x)) @ like(self.time_maa_w1, x))
+        mixed = mixed.unflatten(-1, (5, -1)).transpose(0, 1) @ self.time_maa_w2.to(x.dtype)
+        by_name = zip(mixed.unbind(0), (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g), strict=True)
+        x_w, x_k, x_v, x_r, x_g = (x + delta * (like(mix, x) + m) for m, mix in by_name)
+
+        r, k, v = self._heads(self.receptance(x_r)), self._heads(self.key(x_k)), self._heads(self.value(x_v))
+        g = F.silu(self.gate(x_g))
+        decay = like(self.time_decay, x) + torch.tanh(x_w @ like(self.time_decay_w1, x)) @ like(self.time_decay_w2, x)
+        log_w = -torch.exp(decay.float() if x.dtype != torch.float64 else decay)
+        y, wkv = wkv6(r, self._heads(log_w), k, v, self.time_faaaa, wkv, packing.cu_seqlens)
+        return self.output(head_norm(y, self.ln_x) * g), shift, wkv
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_head, -1))
+
+
+class ChannelMixing(nn.Module):
+    def __init__(self, dimensions: Dimensions):
+        super().__init__()
+        self.time_maa_k, self.time_maa_r = vector(dimensions.n_embd), vector(dimensions.n_embd)
+        self.key = Linear(dimensions.n_embd, dimensions.n_ffn)
+        self.receptance = Linear(dimensions.n_embd, dimensions.n_embd)
+        self.value = Linear(dimensions.n_ffn, dimensions.n_embd)
+
+    def forward(self, x: Tensor, shift: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """x [T_total, D], shift [S, D] -> the same two, moved on."""
+        previous, shift = token_shift(x, shift, packing)
+        delta = previous - x
+        k = torch.relu(self.key(x + delta * like(self.time_maa_k, x))).square()
+        return torch.sigmoid(self.receptance(x + delta * like(self.time_maa_r, x))) * self.value(k), shift
+
+
+class Block(nn.Module):
+    def __init__(self, dimensions: Dimensions, layer: int):
+        super().__init__()
+        if layer == 0:
+            self.ln0 = nn.LayerNorm(dimensions.n_embd)
+        self.ln1, self.ln2 = nn.LayerNorm(dimensions.n_embd), nn.LayerNorm(dimensions.n_embd)
+        self.att, self.ffn = TimeMixing(dimensions), ChannelMixing(dimensions)
+
+    def forward(self, x: Tensor, v_first: None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor, packing: Packing,
+                dtype: torch.dtype) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
+        """x [T_total, D] at the residual's precision, computed in `dtype`; v_first is v7's and passes through untouched."""
+        y, att_shift, wkv = self.att(layer_norm(x, self.ln1, dtype), att_shift, wkv, packing)
+        x = x + y
+        y, ffn_shift = self.ffn(layer_norm(x, self.ln2, dtype), ffn_shift, packing)
+        return x + y, v_first, att_shift, wkv, ffn_shift
