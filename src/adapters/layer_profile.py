@@ -1,0 +1,177 @@
+"""The layer profile: which layer is frozen, trained in full or through an adapter, and at which rates.
+
+A CSV with one row for `emb`, for each block `0` ... `L-1` and for `head`; layerprofile/readme.md explains the columns.
+`emb` is emb.weight, a block everything under `blocks.N.` (block 0 with ln0), and `head` is head.weight and ln_out.
+"""
+
+import csv
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from src.errors import UserError
+from src.files import existing_file
+
+MODES = ("freeze", "full", "lora")
+# Known in the field, so that a profile made for another tool gets a fitting answer.
+MODES_NOT_SERVED = ("bone", "dora", "miss", "pissa", "state")
+
+
+@dataclass(frozen=True)
+class LayerSetting:
+    """One row of a profile. Rates are per optimizer step; a value that the row's mode does not use may be 0."""
+
+    layer: str  # "emb", "0", "1", ..., "head"
+    mode: str  # one of MODES
+    rank: int = 0
+    alpha: float = 0.0
+    dropout: float = 0.0
+    weight_lr_init: float = 0.0
+    weight_lr_final: float = 0.0
+    weight_decay: float = 0.0
+    state_lr_init: float = 0.0
+    state_lr_final: float = 0.0
+    reject_parts: tuple[str, ...] = ()
+
+    def rejects(self, local_name: str) -> bool:
+        """Whether a parameter, named as after `blocks.N.`, stays untrained: one of the parts occurs in its name.
+
+        For a linear layer that would get an adapter, the name is that of its weight.
+        """
+        return any(part in local_name for part in self.reject_parts)
+
+
+COLUMNS = ("Layer", "Mode", "Rank", "Alpha", "Dropout", "Weight_lr_init", "Weight_lr_final", "Weight_decay",
+           "State_lr_init", "State_lr_final", "RejectParts")
+# What a mode cannot do without; every other cell may be empty and then counts as 0.
+NEEDED = {"freeze": (), "full": ("Weight_lr_init", "Weight_lr_final"),
+          "lora": ("Rank", "Alpha", "Weight_lr_init", "Weight_lr_final")}
+
+
+def layer_of(name: str) -> tuple[str, str]:
+    """The layer that a parameter belongs to, and its name within: `blocks.3.att.key.weight` -> ("3", "att.key.weight").
+
+    Outside the blocks the name stays whole: ("emb", "emb.weight"), ("head", "ln_out.bias").
+    """
+    if name.startswith("blocks."):
+        _, layer, local_name = name.split(".", 2)
+        return layer, local_name
+    return ("emb" if name.startswith("emb.") else "head"), name
+
+
+def read_layer_profile(path: str | Path, n_layer: int) -> list[LayerSetting]:
+    """Read a profile for a model of `n_layer` blocks.
+
+    Columns may stand in any order and case, RejectParts may be absent, blank lines are skipped.
+
+    Returns:
+        A setting for emb, 0 ... n_layer - 1 and head, in this order whatever the file's.
+
+    Raises:
+        UserError: naming the file and the row, the layer or the column at fault.
+    """
+    path = existing_file(path, "layer profile")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            rows = [(reader.line_num, cells) for row in reader if any(cells := [cell.strip() for cell in row])]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"layer profile {path}: not a CSV in UTF-8 ({error})") from error
+    if not rows:
+        raise UserError(f"layer profile {path}: the file is empty; its first line names the columns")
+    (_, header), *rows = rows
+    header = _read_header(header, path)
+
+    settings: dict[str, LayerSetting] = {}
+    for line, row in rows:
+        where = f"layer profile {path}, line {line}"
+        if any(row[len(header):]):
+            raise UserError(f"{where}: {len(row)} cells for {len(header)} columns; "
+                            f"put RejectParts in quotes where it names several parts")
+        setting = _read_row(dict(zip(header, row, strict=False)), n_layer, where)
+        if setting.layer in settings:
+            raise UserError(f"{where}: layer {setting.layer} is there twice")
+        settings[setting.layer] = setting
+    layers = _layers(n_layer)
+    missing = [layer for layer in layers if layer not in settings]
+    if missing:
+        raise UserError(f"layer profile {path}: no row for layer {', '.join(missing)}; "
+                        f"a checkpoint of {n_layer} layers needs emb, 0 to {n_layer - 1}, head")
+    return [settings[layer] for layer in layers]
+
+
+def auto_layer_profile(n_layer: int, lr_init: float, lr_final: float, rank: int = 16, alpha: float = 32.0) -> list[LayerSetting]:
+    """A profile for any depth: LoRA without dropout in every block, emb and head frozen, weight decay 0.01."""
+    lora = LayerSetting("", "lora", rank, alpha, weight_lr_init=lr_init, weight_lr_final=lr_final, weight_decay=0.01)
+    blocks = [replace(lora, layer=str(layer)) for layer in range(n_layer)]
+    return [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
+
+
+def with_rates(settings: list[LayerSetting], lr_init: float, lr_final: float) -> list[LayerSetting]:
+    """The same profile with these two learning rates for the weights of every layer."""
+    return [replace(setting, weight_lr_init=lr_init, weight_lr_final=lr_final) for setting in settings]
+
+
+def _layers(n_layer: int) -> list[str]:
+    return ["emb", *map(str, range(n_layer)), "head"]
+
+
+def _read_header(titles: list[str], path: Path) -> list[str]:
+    """The columns' names as in COLUMNS; a title that is empty, as spreadsheets leave them at the right, stays empty."""
+    spelling = {column.lower(): column for column in COLUMNS} | {"": ""}
+    for title in titles:
+        if title.lower() not in spelling:
+            raise UserError(f"layer profile {path}: unknown column {title!r}; the columns are {', '.join(COLUMNS)}")
+    header = [spelling[title.lower()] for title in titles]
+    for column in COLUMNS:
+        if header.count(column) > 1:
+            raise UserError(f"layer profile {path}: column {column} is there twice")
+        if column in ("Layer", "Mode") and column not in header:
+            raise UserError(f"layer profile {path}: no column {column}; the columns are {', '.join(COLUMNS)}")
+    return header
+
+
+def _read_row(cells: dict[str, str], n_layer: int, where: str) -> LayerSetting:
+    layer = _read_layer(cells.get("Layer", ""), n_layer, where)
+    where = f"{where} (layer {layer})"
+    mode = cells.get("Mode", "").lower()
+    if mode in MODES_NOT_SERVED:
+        raise UserError(f"{where}: mode {mode!r} is not served yet; choose one of {', '.join(MODES)}")
+    if mode not in MODES:
+        raise UserError(f"{where}: unknown mode {mode!r}; choose one of {', '.join(MODES)}")
+    if layer == "emb" and mode == "lora":
+        raise UserError(f"{where}: the embedding is a lookup, which LoRA does not apply to; choose freeze or full")
+    for column in NEEDED[mode]:
+        if not cells.get(column):
+            raise UserError(f"{where}: {column} is empty, and mode {mode} needs it")
+
+    numbers = {column.lower(): _read_number(cells.get(column), column, where) for column in COLUMNS[2:-1]}
+    if numbers["rank"] != int(numbers["rank"]):
+        raise UserError(f"{where}: Rank is {cells['Rank']}; it must be a whole number")
+    if mode == "lora" and not (numbers["rank"] and numbers["alpha"]):
+        raise UserError(f"{where}: Rank and Alpha must be above 0 in mode lora")
+    if numbers["dropout"] >= 1:
+        raise UserError(f"{where}: Dropout is {cells['Dropout']}; it must be below 1")
+    parts = (part.strip() for part in cells.get("RejectParts", "").split(","))
+    numbers |= {"rank": int(numbers["rank"]), "reject_parts": tuple(part for part in parts if part)}
+    return LayerSetting(layer, mode, **numbers)
+
+
+def _read_layer(cell: str, n_layer: int, where: str) -> str:
+    if cell.lower() in ("emb", "head"):
+        return cell.lower()
+    if not (cell.isascii() and cell.isdigit() and len(cell) < 10):
+        raise UserError(f"{where}: layer {cell!r} is neither emb, head nor the number of a block")
+    if int(cell) >= n_layer:
+        raise UserError(f"{where}: layer {cell} is not in the checkpoint, which has {n_layer} layers (0 to {n_layer - 1})")
+    return str(int(cell))
+
+
+def _read_number(cell: str | None, column: str, where: str) -> float:
+    try:
+        number = float(cell or 0)
+    except ValueError:
+        raise UserError(f"{where}: {column} is {cell!r}, not a number") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise UserError(f"{where}: {column} is {cell}; it must be a finite number, 0 or above")
+    return number

@@ -1,0 +1,27 @@
+"""The plain linear layer that models are built of, and that adapters wrap."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """Bias-free y = x W^T with `weight` [out_features, in_features], whose dtype may differ from the activations'.
+
+    A frozen base sits in bfloat16, say, and a weight in training in float32; the product is in the activations' dtype.
+    The weight is created empty (on the meta device, if asked): whoever builds the model loads it.
+    """
+
+    def __init__(self, in_features: int, out_features: int, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features], in x's dtype."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"

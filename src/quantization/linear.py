@@ -1,0 +1,75 @@
+"""One linear layer over every kind of quantized weight; the weight itself is frozen, gradients only pass through.
+
+A scheme is a module with `quantize(weight) -> (codes, scales)` and `dequantize(codes, scales, shape, dtype) -> weight`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.errors import UserError
+from src.quantization import int8, nf4
+
+SCHEMES = {"nf4": nf4, "int8": int8}
+
+
+class QuantizedLinear(nn.Module):
+    """Bias-free y = x W^T, W [out_features, in_features] held quantized as the buffers `codes` and `scales`."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, in_features: int, out_features: int, mode: str):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.mode = mode
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out_features, in_features] in `dtype`, computed anew at every call."""
+        return SCHEMES[self.mode].dequantize(self.codes, self.scales, (self.out_features, self.in_features), dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features], in x's dtype."""
+        return _QuantizedProduct.apply(x, self)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.mode}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        # `module.bfloat16()`, which training frameworks call, would round the scales and so change the weight.
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        return self
+
+
+class _QuantizedProduct(torch.autograd.Function):
+    """x W^T whose backward dequantizes W again, so that no full-size copy lives between forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.dequantize(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.dequantize(gradient.dtype), None
+
+
+def quantize_linear(weight: Tensor, mode: str) -> QuantizedLinear:
+    """Quantize `weight` [out, in] from the precision it comes in, on the device it is on.
+
+    Args:
+        mode: "nf4" or "int8".
+
+    Raises:
+        UserError: another mode.
+    """
+    if mode not in SCHEMES:
+        raise UserError(f"quantization mode {mode!r} is not served; choose one of {', '.join(SCHEMES)}")
+    with torch.no_grad():
+        codes, scales = SCHEMES[mode].quantize(weight)
+    return QuantizedLinear(codes, scales, in_features=weight.shape[1], out_features=weight.shape[0], mode=mode)

@@ -1,0 +1,61 @@
+"""NF4, four bits a weight, through bitsandbytes, on the CPU as on the GPU.
+
+NormalFloat of Dettmers et al. 2023 (QLoRA, section 3): every block of 64 weights is divided by its largest magnitude, and each
+quotient becomes the nearest of 16 fixed values, the quantiles of a normal distribution. A weight costs half a byte, and its share
+of the block's float32 scale a sixteenth of a byte more.
+"""
+
+import functools
+import logging
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from src.errors import UserError
+
+BLOCK_SIZE = 64
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize a weight of any shape; blocks run over its elements in row-major order, and the last may be short.
+
+    Args:
+        weight: of any float dtype; it is quantized from that precision.
+
+    Returns:
+        The codes, uint8 of ceil(numel / 2) elements, two weights a byte; and the scales, float32 [ceil(numel / 64)].
+
+    Raises:
+        UserError: bitsandbytes is missing or cannot be loaded.
+    """
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        weight = weight.float()
+    codes, state = _bitsandbytes().quantize_4bit(weight, blocksize=BLOCK_SIZE, quant_type="nf4")
+    return codes.flatten(), state.absmax
+
+
+def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Undo `quantize`: the weight in `dtype`, of the given shape."""
+    library = _bitsandbytes()
+    kernel_dtype = dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
+    state = library.QuantState(absmax=scales, shape=torch.Size(shape), dtype=kernel_dtype, blocksize=BLOCK_SIZE, quant_type="nf4")
+    # bitsandbytes takes codes with a first side of 1 for a transposed weight; a column of codes of a tiny weight has that too.
+    return library.dequantize_4bit(codes[:, None], state).reshape(shape).to(dtype)
+
+
+@functools.cache
+def _bitsandbytes() -> ModuleType:
+    """Import bitsandbytes at first use: it takes seconds, and who does not ask for NF4 need not have it."""
+    # On some CPUs the import warns that an optional package with a faster 4-bit product is missing, which is not used here.
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import bitsandbytes.functional as functional
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(f"nf4 needs the package bitsandbytes, which cannot be loaded ({error}); "
+                        f"install requirements.txt or choose int8") from error
+    finally:
+        logger.setLevel(level)
+    return functional

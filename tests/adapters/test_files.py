@@ -1,0 +1,170 @@
+"""Adapter files: back to the same model, merged into the same outputs, and refused where they do not belong."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from src.adapters.apply import apply_layer_profile, blocks_to_quantize
+from src.adapters.files import load_adapter, merge_adapter, read_adapter, save_adapter
+from src.adapters.layer_profile import LayerSetting
+from src.checkpoint.io import fingerprint
+from src.errors import UserError
+from tests.adapters.tiny import profile, tiny_model, tiny_weights
+
+TOKENS = torch.arange(11)
+MIXED = profile("full", "full", "lora", "lora")
+EXTRA = {"step": 12, "arguments": {"dpo_beta": 0.01, "name": "Ā"}}
+
+
+def adapted(weights, settings: list[LayerSetting] = MIXED, seed: int = 0, quantize: str | None = None):
+    """A model whose trained parameters have all moved, as after some steps."""
+    model = tiny_model(weights, quantize, blocks_to_quantize(settings) if quantize else set())
+    apply_layer_profile(model, settings, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def saved(model, path, settings=MIXED, base=None):
+    save_adapter(model, path, settings, fingerprint(tiny_weights()) if base is None else base, EXTRA)
+    return path
+
+
+def rewrite(path, change_tensors=None, change_metadata=None):
+    """Change a file behind the program's back."""
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    if change_tensors:
+        change_tensors(tensors)
+    if change_metadata:
+        change_metadata(metadata)
+    save_file(tensors, path, metadata)
+
+
+def test_a_file_holds_what_trains_and_what_it_belongs_to(tmp_path):
+    model = adapted(tiny_weights())
+    path = saved(model, tmp_path / "adapter.safetensors")
+    adapter = read_adapter(path)
+    expected = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert adapter.weights.keys() == expected.keys() and "blocks.1.att.key.lora_A" in expected
+    assert all(tensor.dtype == torch.float32 and torch.equal(tensor, expected[name]) for name, tensor in adapter.weights.items())
+    assert adapter.settings == MIXED and adapter.extra == EXTRA and adapter.base_fingerprint == fingerprint(tiny_weights())
+    assert not [other for other in tmp_path.iterdir() if other != path]
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_load_gives_the_same_model(tmp_path, quantize):
+    weights = tiny_weights()
+    model = adapted(weights, quantize=quantize)
+    path = saved(model, tmp_path / "adapter.safetensors")
+    other = adapted(weights, seed=1, quantize=quantize)
+    assert not torch.equal(other(TOKENS), model(TOKENS))
+    adapter = load_adapter(other, path, fingerprint(weights))
+    assert torch.equal(other(TOKENS), model(TOKENS)) and adapter.extra == EXTRA
+
+
+@pytest.mark.parametrize("modes", [("freeze", "lora", "lora", "freeze"), ("full", "full", "lora", "lora")])
+def test_a_merged_checkpoint_gives_the_adapter_models_logits(tmp_path, modes):
+    weights, settings = tiny_weights(), profile(*modes)
+    model = adapted(weights, settings)
+    merged = merge_adapter(weights, saved(model, tmp_path / "adapter.safetensors", settings))
+    assert list(merged) == list(weights)
+    expected = model(TOKENS)
+    # float32 through two blocks, the LoRA added to the weight instead of the output.
+    assert (tiny_model(merged)(TOKENS) - expected).norm() < 1e-5 * expected.norm()
+    assert (tiny_model(weights)(TOKENS) - expected).norm() > 1e-2 * expected.norm()
+
+
+def test_merging_keeps_the_bases_precision_and_leaves_the_base_alone(tmp_path):
+    weights = {name: tensor.bfloat16() if "ln" not in name else tensor for name, tensor in tiny_weights().items()}
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    model = adapted(weights)
+    path = saved(model, tmp_path / "adapter.safetensors", base=fingerprint(weights))
+    merged = merge_adapter(weights, path)
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
+    assert all(merged[name].dtype == weights[name].dtype and merged[name].shape == weights[name].shape for name in weights)
+    layer = model.blocks[1].ffn.key
+    exact = weights["blocks.1.ffn.key.weight"].double() + 8.0 / 4 * (layer.lora_B.double() @ layer.lora_A.double())
+    # One rounding to bf16, after float32's.
+    assert ((merged["blocks.1.ffn.key.weight"] - exact).abs() <= exact.abs() * 2**-8 * 1.001 + 1e-6).all()
+    assert merged["blocks.1.ln1.weight"] is weights["blocks.1.ln1.weight"]
+    assert torch.equal(merged["blocks.0.ln1.weight"], model.blocks[0].ln1.weight)
+
+
+def test_merging_with_another_base_names_both(tmp_path):
+    path = saved(adapted(tiny_weights()), tmp_path / "adapter.safetensors")
+    ours, theirs = fingerprint(tiny_weights()), fingerprint(tiny_weights(seed=1))
+    for attempt in (lambda: merge_adapter(tiny_weights(seed=1), path),
+                    lambda: load_adapter(adapted(tiny_weights()), path, theirs)):
+        with pytest.raises(UserError) as caught:
+            attempt()
+        assert all(part in str(caught.value) for part in (str(path), ours, theirs))
+
+
+def test_loading_without_a_fingerprint_to_compare(tmp_path):
+    model = adapted(tiny_weights())
+    load_adapter(model, saved(model, tmp_path / "adapter.safetensors", base="another"))
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    (profile("freeze", "full", "lora", "lora"), "the file has emb.weight"),
+    (profile("full", "full", "lora", "full"), "the file has head.lora_A"),
+    (profile("full", "full", "full", "lora"), "blocks.1"),
+    (profile("full", "full", "lora", "lora", rank=5), r"lora_A has shape \(4, 16\), expected \(5, 16\)"),
+    (profile("full", "full", "lora", "lora", alpha=9.0), r"blocks.1.att.receptance was trained with LoRA alpha 8.0.* says 9.0"),
+])
+def test_loading_into_a_model_of_another_profile_is_refused_and_changes_nothing(tmp_path, settings, said):
+    path = saved(adapted(tiny_weights()), tmp_path / "adapter.safetensors")
+    model = adapted(tiny_weights(), settings, seed=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=said):
+        load_adapter(model, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("change_tensors", "change_metadata", "said"), [
+    (lambda t: t.pop("blocks.1.att.key.lora_B"), None, "only one of lora_A and lora_B"),
+    (lambda t: t.pop("blocks.1.att.key.lora_A"), None, "only one of lora_A and lora_B"),
+    (lambda t: t.update({"blocks.1.att.kay.weight": torch.ones(2)}), None, "no blocks.1.att.kay.weight"),
+    (lambda t: t.update({"blocks.1.att.kay.lora_A": torch.ones(2)}), None, "no blocks.1.att.kay.weight"),
+    (lambda t: t.update({"blocks.0.ln1.weight": torch.ones(2)}), None, "blocks.0.ln1.weight has shape"),
+    (lambda t: t.update({"blocks.1.att.key.lora_A": torch.ones(4, 15)}), None, "lora_A has shape"),
+    (lambda t: t.update({"blocks.1.att.key.lora_A": torch.ones(3, 16)}), None, "lora_B has shape"),
+    (lambda t: t.update({"blocks.1.att.key.lora_A": torch.ones(0, 16)}), None, "no matrix"),
+    (lambda t: t.update({"blocks.7.att.key.lora_A": torch.ones(4, 16)}), None, "damaged .no profile row for layer 7"),
+    (lambda t: t.update({"blocks.7": torch.ones(4, 16)}), None, "damaged"),
+    (None, lambda m: m.pop("adapter_format"), "not an adapter file"),
+    (None, lambda m: m.update(adapter_format="2"), "adapter format 2"),
+    (None, lambda m: m.pop("profile"), "damaged"),
+    (None, lambda m: m.update(profile="[{]"), "damaged"),
+    (None, lambda m: m.update(profile=json.dumps([{"layer": "0", "reject_parts": [], "colour": 1}])), "damaged"),
+    (None, lambda m: m.update(profile="[3]"), "damaged"),
+])
+def test_a_broken_file_is_refused_in_one_line(tmp_path, change_tensors, change_metadata, said):
+    path = saved(adapted(tiny_weights()), tmp_path / "adapter.safetensors")
+    rewrite(path, change_tensors, change_metadata)
+    with pytest.raises(UserError, match=said) as caught:
+        merge_adapter(tiny_weights(), path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not safetensors at all"])
+def test_a_file_that_is_missing_or_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "adapter.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="adapter.safetensors"):
+        merge_adapter(tiny_weights(), path)
+
+
+def test_an_ordinary_checkpoint_is_no_adapter(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(tiny_weights(), path)
+    with pytest.raises(UserError, match="not an adapter file"):
+        read_adapter(path)

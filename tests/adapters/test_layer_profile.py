@@ -1,0 +1,185 @@
+"""Profiles: what is written is what is read, the shipped ones hold what they promise, and every slip is named."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.adapters.layer_profile import (
+    COLUMNS,
+    LayerSetting,
+    auto_layer_profile,
+    layer_of,
+    read_layer_profile,
+    with_rates,
+)
+from src.errors import UserError
+
+SHIPPED = Path(__file__).parents[2] / "layerprofile"
+HEADER = "Layer,Mode,Rank,Alpha,Dropout,Weight_lr_init,Weight_lr_final,Weight_decay,State_lr_init,State_lr_final,RejectParts"
+LORA = "lora,16,32,0.01,1e-4,1e-5,0.01,0,0,"
+FREEZE = "freeze,,,,,,,,,"
+
+
+def profile_text(rows: list[str], header: str = HEADER) -> str:
+    return "\n".join([header, *rows]) + "\n"
+
+
+GOOD = [f"emb,{FREEZE}", f"0,{LORA}", f"1,{LORA}", f"head,{FREEZE}"]
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "profile.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+rates = st.floats(0, 10, allow_subnormal=False)
+
+
+@st.composite
+def profiles(draw) -> list[LayerSetting]:
+    def setting(layer: str) -> LayerSetting:
+        mode = draw(st.sampled_from(["freeze", "full"] if layer == "emb" else ["freeze", "full", "lora"]))
+        parts = draw(st.lists(st.sampled_from(["att.receptance", "ffn.value", "time_maa", "ln1"]), max_size=3))
+        return LayerSetting(layer, mode, draw(st.integers(1, 512)), draw(st.floats(0.5, 64)), draw(st.floats(0, 0.99)),
+                            *(draw(rates) for _ in range(5)), reject_parts=tuple(parts))
+
+    return [setting(layer) for layer in ("emb", *map(str, range(draw(st.integers(1, 4)))), "head")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(profile=profiles(), data=st.data())
+def test_round_trip_in_any_order_case_and_line_end(tmp_path_factory, profile, data):
+    order = data.draw(st.permutations(range(len(COLUMNS))))
+    header = [data.draw(st.sampled_from([str.lower, str.upper, str]))(COLUMNS[i]) for i in order]
+    values = [[s.layer, s.mode, s.rank, repr(s.alpha), repr(s.dropout), repr(s.weight_lr_init), repr(s.weight_lr_final),
+               repr(s.weight_decay), repr(s.state_lr_init), repr(s.state_lr_final), ",".join(s.reject_parts)] for s in profile]
+    path = tmp_path_factory.mktemp("profile") / "profile.csv"
+    with path.open("w", encoding=data.draw(st.sampled_from(["utf-8", "utf-8-sig"])), newline="") as file:
+        writer = csv.writer(file, lineterminator=data.draw(st.sampled_from(["\n", "\r\n"])))
+        writer.writerow(header)
+        for row in data.draw(st.permutations(values)):
+            writer.writerow([row[i] for i in order])
+            if data.draw(st.booleans()):
+                writer.writerow([])
+    assert read_layer_profile(path, len(profile) - 2) == profile
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.one_of(st.binary(max_size=200), st.text(alphabet="emb,head01lora\"\n 9.-", max_size=120).map(
+    lambda rows: f"{HEADER}\n{rows}".encode())))
+def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory, text):
+    path = write(tmp_path_factory.mktemp("profile"), text)
+    try:
+        read_layer_profile(path, 1)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error).replace(str(path), "")
+
+
+def test_missing_columns_that_no_mode_needs_count_as_zero(tmp_path):
+    text = profile_text(["emb,freeze", "0,LoRA,16.0,32,1e-4,1e-5,", "head,full,,,1e-6,1e-6,,", "", ",,"],
+                        "layer,mode,rank,alpha,weight_lr_init,weight_lr_final")
+    assert read_layer_profile(write(tmp_path, text), 1) == [
+        LayerSetting("emb", "freeze"), LayerSetting("0", "lora", 16, 32.0, weight_lr_init=1e-4, weight_lr_final=1e-5),
+        LayerSetting("head", "full", weight_lr_init=1e-6, weight_lr_final=1e-6)]
+
+
+def test_reject_parts_are_split_and_stripped(tmp_path):
+    rows = [GOOD[0], f'0,{LORA}"att.receptance, ffn.value ,"', GOOD[2], f"head,{FREEZE}"]
+    assert read_layer_profile(write(tmp_path, profile_text(rows)), 2)[1].reject_parts == ("att.receptance", "ffn.value")
+
+
+def test_a_part_rejects_the_names_it_occurs_in():
+    setting = LayerSetting("0", "full", reject_parts=("att.key", "time_maa"))
+    assert setting.rejects("att.key.weight") and setting.rejects("att.time_maa_w1") and setting.rejects("ffn.time_maa_k")
+    assert not setting.rejects("ffn.key.weight") and not setting.rejects("ln1.weight")
+
+
+@pytest.mark.parametrize(("text", "n_layer", "said"), [
+    ("", 2, ["empty"]),
+    ("\n\n", 2, ["empty"]),
+    (profile_text(GOOD, "Layer,Mode,Rang" + HEADER[len("Layer,Mode,Rank"):]), 2, ["'Rang'"]),
+    (profile_text(GOOD, HEADER.replace("State_lr_final", "Rank")), 2, ["Rank", "twice"]),
+    (profile_text(GOOD, HEADER.replace("Mode", "")), 2, ["no column Mode"]),
+    (profile_text([row for row in GOOD if row[0] != "1"]), 2, ["no row for layer 1"]),
+    (profile_text(GOOD[1:]), 2, ["no row for layer emb"]),
+    (profile_text(GOOD[:3]), 2, ["no row for layer head"]),
+    (profile_text(GOOD), 3, ["no row for layer 2"]),
+    (profile_text(GOOD), 1, ["line 4", "layer 1 ", "1 layers"]),
+    (profile_text([*GOOD, f"1,{LORA}"]), 2, ["line 6", "layer 1", "twice"]),
+    (profile_text([*GOOD, f"01,{LORA}"]), 2, ["line 6", "layer 1", "twice"]),
+    (profile_text([*GOOD, f"-1,{LORA}"]), 2, ["line 6", "'-1'"]),
+    (profile_text([*GOOD, f"{'9' * 5000},{LORA}"]), 2, ["line 6"]),
+    (profile_text([*GOOD, f"tail,{LORA}"]), 2, ["line 6", "'tail'"]),
+    (profile_text([f"emb,{LORA}", *GOOD[1:]]), 2, ["line 2", "layer emb", "freeze or full"]),
+    (profile_text([*GOOD[:3], "head,lora,16,32,0,1e-4,1e-5,0,0,0,att.key,ffn.key"]), 2, ["line 5", "quotes"]),
+    (profile_text([*GOOD, "nothing"]).encode() + b"\xff\n", 2, ["UTF-8"]),
+] + [
+    (profile_text([GOOD[0], f"0,{cells}", *GOOD[2:]]), 2, ["line 3", "layer 0", *said]) for cells, said in [
+        ("dora,16,32,0,1e-4,1e-5,0,0,0,", ["'dora'", "not served yet", "freeze, full, lora"]),
+        ("bone,16,,0,1e-4,1e-5,0,0,0,", ["'bone'", "not served yet"]),
+        ("pissa,16,32,0,1e-4,1e-5,0,0,0,", ["'pissa'", "not served yet"]),
+        ("state,16,32,0,1e-4,1e-5,0,0,0,", ["'state'", "not served yet"]),
+        ("lara,16,32,0,1e-4,1e-5,0,0,0,", ["unknown mode 'lara'", "freeze, full, lora"]),
+        (",16,32,0,1e-4,1e-5,0,0,0,", ["unknown mode ''"]),
+        ("lora,,32,0,1e-4,1e-5,0,0,0,", ["Rank", "empty"]),
+        ("lora,16,,0,1e-4,1e-5,0,0,0,", ["Alpha", "empty"]),
+        ("lora,0,32,0,1e-4,1e-5,0,0,0,", ["Rank", "above 0"]),
+        ("lora,16,0,0,1e-4,1e-5,0,0,0,", ["Alpha", "above 0"]),
+        ("lora,1.5,32,0,1e-4,1e-5,0,0,0,", ["Rank", "1.5", "whole"]),
+        ("lora,-4,32,0,1e-4,1e-5,0,0,0,", ["Rank", "-4"]),
+        ("lora,many,32,0,1e-4,1e-5,0,0,0,", ["Rank", "'many'"]),
+        ("lora,16,32,1,1e-4,1e-5,0,0,0,", ["Dropout", "below 1"]),
+        ("lora,16,32,0,,1e-5,0,0,0,", ["Weight_lr_init", "empty"]),
+        ("full,16,32,0,1e-4,,0,0,0,", ["Weight_lr_final", "empty"]),
+        ("lora,16,32,0,-1e-4,1e-5,0,0,0,", ["Weight_lr_init", "-1e-4"]),
+        ("lora,16,32,0,1e-4,nan,0,0,0,", ["Weight_lr_final", "nan"]),
+        ("lora,16,32,0,1e-4,1e-5,inf,0,0,", ["Weight_decay", "inf"]),
+        ("lora,16,32,0,1e-4,1e-5,0,x,0,", ["State_lr_init", "'x'"]),
+        ("freeze,16,32,0,1e-4,1e-5,0,0,-1,", ["State_lr_final", "-1"]),
+    ]
+])
+def test_every_slip_is_named(tmp_path, text, n_layer, said):
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        read_layer_profile(path, n_layer)
+    assert all(part in str(caught.value) for part in [str(path), *said]), str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere.csv does not exist"):
+        read_layer_profile(tmp_path / "nowhere.csv", 2)
+
+
+@pytest.mark.parametrize("n_layer", [1, 5, 61])
+def test_the_automatic_profile(n_layer):
+    profile = auto_layer_profile(n_layer, 3e-4, 2e-4, rank=8, alpha=4.0)
+    assert [s.layer for s in profile] == ["emb", *map(str, range(n_layer)), "head"]
+    assert [s.mode for s in profile] == ["freeze", *["lora"] * n_layer, "freeze"]
+    assert {(s.rank, s.alpha, s.weight_lr_init, s.weight_lr_final) for s in profile[1:-1]} == {(8, 4.0, 3e-4, 2e-4)}
+
+
+@pytest.mark.parametrize("n_layer", [12, 24, 32])
+def test_the_shipped_profiles_are_the_automatic_one_at_ten_times_the_usual_rates(n_layer):
+    profile = read_layer_profile(SHIPPED / f"{n_layer}_TEST.csv", n_layer)
+    assert profile == auto_layer_profile(n_layer, 5e-5, 1e-5)
+
+
+def test_with_rates_changes_the_two_rates_alone():
+    before = [replace(s, weight_decay=0.5) for s in auto_layer_profile(2, 1.0, 1.0)]
+    after = with_rates(before, 5e-6, 1e-6)
+    assert {(s.weight_lr_init, s.weight_lr_final) for s in after} == {(5e-6, 1e-6)}
+    assert [replace(s, weight_lr_init=0, weight_lr_final=0) for s in after] == [
+        replace(s, weight_lr_init=0, weight_lr_final=0) for s in before]
+
+
+@pytest.mark.parametrize(("name", "layer", "local_name"), [
+    ("emb.weight", "emb", "emb.weight"), ("blocks.3.att.key.weight", "3", "att.key.weight"),
+    ("blocks.12.ln1.bias", "12", "ln1.bias"), ("blocks.0.ln0.weight", "0", "ln0.weight"),
+    ("ln_out.bias", "head", "ln_out.bias"), ("head.lora_A", "head", "head.lora_A")])
+def test_layer_of(name, layer, local_name):
+    assert layer_of(name) == (layer, local_name)
