@@ -1,0 +1,24 @@
+"""Everything the preparation of pairs is told, as one frozen value; src/cli/prepare.py makes it from the flags."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Names are those of the flags; device, precision, dtype and quantization are what `--strategy` says."""
+
+    load_model: str
+    input_csv: str
+    output_save: str
+    target_pair_count: int | None
+    rlhf_max_corpus_len: int
+    tokenizer: str | None
+    layer_profile: str | None
+    seed: int
+    batch_tokens: int
+    device: torch.device
+    precision: str
+    dtype: torch.dtype
+    quantization: str | None

@@ -1,0 +1,190 @@
+"""The `.save` file: token pairs with their cached reference log-probabilities, and the sidecar beside it.
+
+`NAME.save` is `torch.save` of a list of `Pair`. `NAME.save.json` says how the references were made, how many
+pairs there are, and the sha256 of the `.save` that it belongs to, so that the two can't be mixed up. Files
+written by older tools of this family have no sidecar and are read all the same. Pairs are counted from 1 in
+messages.
+"""
+
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.errors import UserError
+from src.files import atomic_write, existing_file
+
+# prompt_tokens, chosen_tokens, reject_tokens, then the summed log-probability, in nats, of each answer's tokens
+# given all before them under the base model: chosen_base_prob, reject_base_prob.
+Pair = tuple[list[int], list[int], list[int], float, float]
+
+_PARTS = ("prompt", "chosen", "reject", "chosen_base_prob", "reject_base_prob")
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any]) -> None:
+    """Write `path` and `path` + ".json", the sidecar with `count` and `sha256` added.
+
+    The same pairs give the same bytes. Both files are written in full before either takes its name, so that a
+    full disk leaves the old two untouched; a crash between the two renames leaves a sidecar whose sha256 is not
+    its neighbour's, which `load_pairs` refuses.
+
+    Raises UserError where the disk refuses.
+    """
+    # Through memory: torch's own file writer turns a full disk into a RuntimeError that names no file.
+    buffer = io.BytesIO()
+    torch.save(list(pairs), buffer)
+    sidecar = sidecar | {"count": len(pairs), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
+    with atomic_write(_sidecar_path(path)) as sidecar_file, atomic_write(path) as file:
+        sidecar_file.write(json.dumps(sidecar, indent=2, ensure_ascii=False).encode() + b"\n")
+        sidecar_file.flush()
+        file.write(buffer.getbuffer())
+
+
+def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pair], dict[str, Any] | None, dict[str, int]]:
+    """Read and check a `.save`; nothing in it is ever executed.
+
+    Tokens may be lists, tuples or 1-D integer tensors, references any finite numbers or tensors of one
+    element; lists of int and Python floats come back. Equal token lists may be one object: treat them as
+    read-only.
+
+    A pair with prompt + longer answer over `max_len` is left out, never cut, since its references were
+    computed on the whole of it; so is a pair with an empty answer, which has nothing to learn from.
+
+    Returns:
+        the pairs; the sidecar, None where there is none; the number of pairs left out by reason, under
+        "too_long" and "empty_answer".
+
+    Raises:
+        UserError: the file is missing, damaged, holds anything but lists, numbers and tensors, or a pair is not
+            as it should be; the sidecar is damaged or belongs to another file; no pair is left.
+    """
+    path = existing_file(path, "pairs file")
+    data = path.read_bytes()
+    content = _unpickle(data, path)
+    if not isinstance(content, list):
+        raise UserError(f"{path}: holds a {type(content).__name__} where a list of pairs is expected; is it a .save file?")
+    if not content:
+        raise UserError(f"{path}: holds no pairs")
+    sidecar = _read_sidecar(path, data)
+
+    pairs, left_out = [], {"too_long": 0, "empty_answer": 0}
+    checked: dict[int, list[int]] = {}
+    for number, entry in enumerate(content, start=1):
+        if not isinstance(entry, (list, tuple)) or len(entry) != len(_PARTS):
+            what = f"{len(entry)} entries" if isinstance(entry, (list, tuple)) else f"a {type(entry).__name__}"
+            raise UserError(f"{path}: pair {number} is {what} where {len(_PARTS)} are expected: {', '.join(_PARTS)}")
+        # Many rounds over few rows share their lists, each of which needs one look only; `content` keeps them
+        # alive, so that an id stands for one list.
+        for part, tokens in zip(_PARTS[:3], entry[:3], strict=True):
+            if id(tokens) not in checked:
+                checked[id(tokens)] = _checked_tokens(tokens, f"{path}: the {part} of pair {number}", vocab_size, number, path)
+        prompt, chosen, reject = (checked[id(tokens)] for tokens in entry[:3])
+        references = [_checked_reference(value, f"{path}: {part} of pair {number}")
+                      for part, value in zip(_PARTS[3:], entry[3:], strict=True)]
+        if not chosen or not reject:
+            left_out["empty_answer"] += 1
+        elif len(prompt) + max(len(chosen), len(reject)) > max_len:
+            left_out["too_long"] += 1
+        else:
+            pairs.append((prompt, chosen, reject, *references))
+    if not pairs:
+        raise UserError(f"{path}: none of its {len(content)} pairs can be used: {left_out['too_long']} are longer than {max_len} "
+                        f"tokens, {left_out['empty_answer']} have an empty answer; see --rlhf_max_corpus_len")
+    return pairs, sidecar, left_out
+
+
+def check_sidecar(sidecar: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Say what differs between how the references were made and how the run that uses them is set up.
+
+    Args:
+        sidecar: as `load_pairs` returns it where there is one.
+        expected: what the run has, in JSON's types and under the sidecar's names, such as base_fingerprint, tokenizer, precision,
+            quantization, max_len, version. Ask for the fatal ones and for the others apart.
+
+    Returns:
+        one line for each difference, beginning with its name; an empty list where all agree.
+    """
+    lines = []
+    for name, value in expected.items():
+        if name not in sidecar:
+            lines.append(f"{name}: not recorded for the references, {_worded(value)} here")
+        elif sidecar[name] != value:
+            lines.append(f"{name}: {_worded(sidecar[name])} for the references, {_worded(value)} here")
+    return lines
+
+
+def _worded(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _sidecar_path(path: str | Path) -> Path:
+    return Path(f"{path}.json")
+
+
+def _read_sidecar(path: Path, data: bytes) -> dict[str, Any] | None:
+    sidecar_path = _sidecar_path(path)
+    if not sidecar_path.exists():
+        return None
+    again = "run rlhf_dpo_generate_save.py again, or remove it to do without"
+    try:
+        sidecar = json.loads(existing_file(sidecar_path, "sidecar").read_bytes())
+    except (ValueError, RecursionError):
+        raise UserError(f"{sidecar_path}: not JSON; {again}") from None
+    if not isinstance(sidecar, dict) or "sha256" not in sidecar:
+        raise UserError(f"{sidecar_path}: lacks the sha256 of the file it belongs to; {again}")
+    if sidecar["sha256"] != hashlib.sha256(data).hexdigest():
+        raise UserError(f"{sidecar_path}: belongs to another {path.name} than the one beside it (the sha256 differs); {again}")
+    return sidecar
+
+
+def _unpickle(data: bytes, path: Path) -> Any:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly anything on damaged bytes: KeyError, struct.error, RuntimeError, ...
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise UserError(f"{path}: refused, since it names {refused[1]}; a .save holds only lists, numbers and tensors, "
+                            "no numpy values and no code") from None
+        raise UserError(f"{path}: cannot be read as a .save file; it is damaged or of another kind") from None
+
+
+def _checked_tokens(tokens: Any, where: str, vocab_size: int, number: int, path: Path) -> list[int]:
+    if isinstance(tokens, Tensor):
+        if tokens.dim() != 1 or tokens.dtype not in _INTEGERS or not _is_plain(tokens):
+            raise UserError(f"{where} is a tensor of shape {tuple(tokens.shape)} and {tokens.dtype} where token ids are expected")
+        tokens = tokens.tolist()
+    elif not isinstance(tokens, (list, tuple)):
+        raise UserError(f"{where} is a {type(tokens).__name__} where a list of token ids is expected")
+    kinds = {kind.__name__ for kind in set(map(type, tokens)) - {int}}
+    if kinds:
+        raise UserError(f"{where} holds a {min(kinds)} where token ids are expected")
+    if tokens and min(tokens) < 0:
+        raise UserError(f"{path}: token id {min(tokens)} in pair {number} is negative")
+    if tokens and max(tokens) >= vocab_size:
+        raise UserError(f"{path}: token id {max(tokens)} in pair {number} is beyond the vocabulary of {vocab_size}; "
+                        "the file was made with another tokenizer than the model's")
+    return tokens if isinstance(tokens, list) else list(tokens)
+
+
+def _checked_reference(value: Any, where: str) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not _is_plain(value):
+            raise UserError(f"{where} is a tensor of shape {tuple(value.shape)} where one number is expected")
+        value = value.item()
+    if type(value) not in (int, float):
+        raise UserError(f"{where} is a {type(value).__name__} where a number is expected")
+    if not abs(value) <= sys.float_info.max:  # false for nan, and right for an int beyond all floats
+        raise UserError(f"{where} is not a finite number; make the file again with rlhf_dpo_generate_save.py")
+    return float(value)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu"

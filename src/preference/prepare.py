@@ -1,0 +1,60 @@
+"""From a CSV of preferences to a `.save` file: tokenize, compute the references, write."""
+
+import sys
+import time
+from pathlib import Path
+
+from src.adapters.apply import blocks_to_quantize
+from src.adapters.layer_profile import read_layer_profile
+from src.checkpoint.dimensions import check_weights, read_dimensions
+from src.checkpoint.io import fingerprint, load_checkpoint
+from src.errors import UserError
+from src.model import build_model
+from src.preference.config import PrepareConfig
+from src.preference.csv import read_pairs_csv
+from src.preference.pairs import save_pairs
+from src.preference.reference import with_references
+from src.preference.tokenize import tokenize_pairs
+from src.progress import progress_bar
+from src.tokenizer import load_tokenizer
+
+
+def prepare(config: PrepareConfig) -> None:
+    """Write `config.output_save` and its sidecar; what was made is told on stderr.
+
+    Raises:
+        UserError: whatever the user can mend; nothing has been written then.
+    """
+    rows = read_pairs_csv(config.input_csv, require_reject=True)
+    weights = load_checkpoint(config.load_model)
+    dimensions = read_dimensions(weights, config.load_model)
+    check_weights(weights, dimensions, config.load_model)
+    tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
+    if tokenizer.vocab_size > dimensions.vocab_size:
+        raise UserError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.load_model} only "
+                        f"{dimensions.vocab_size}; take the tokenizer that the model was trained with")
+    pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed)
+
+    blocks = set(range(dimensions.n_layer))
+    if config.quantization and config.layer_profile not in (None, "auto"):
+        blocks = blocks_to_quantize(read_layer_profile(config.layer_profile, dimensions.n_layer))
+    base = fingerprint(weights)
+    model = build_model(weights, dimensions, config.dtype, config.device, config.quantization, blocks)
+    started = time.monotonic()
+    with progress_bar("pairs", len(pairs)) as advance:
+        pairs = with_references(model, pairs, config.batch_tokens, advance)
+
+    save_pairs(config.output_save, pairs, {
+        "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
+        "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed, "max_len": config.rlhf_max_corpus_len,
+        "precision": config.precision, "quantization": config.quantization,
+        "unquantized_blocks": sorted(set(range(dimensions.n_layer)) - blocks) if config.quantization else [],
+        "cut": report.cut, "dropped": report.dropped,
+    })
+    print(f"{config.output_save}: {len(pairs)} pairs from {len(rows)} rows in {time.monotonic() - started:.1f} s; "
+          f"{report.cut} prompts cut and {report.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "
+          f"{report.equal} with equal answers; longest {report.longest} tokens; templates {_counts(report.template_counts)}", file=sys.stderr)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -1,0 +1,43 @@
+"""The cached half of DPO: log-probabilities of every pair's answers under the base model, by the training model's own code."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from src.errors import UserError
+from src.model import RWKV
+from src.preference.batching import batches_by_tokens, pack_pairs, packed_length
+from src.preference.log_probs import sequence_log_probs
+from src.preference.pairs import Pair
+from src.preference.tokenize import TokenPair
+
+
+@torch.no_grad()
+def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, advance: Callable[[int], None]) -> list[Pair]:
+    """Append log ref(chosen | prompt) and log ref(reject | prompt), in nats, to each pair; the order stays.
+
+    Args:
+        pairs: (prompt, chosen, reject) tokens, already cut to their final length. Equal pairs are computed once.
+        batch_tokens: most tokens in one forward pass; a longer pair goes alone.
+        advance: told how many pairs are done after each pass.
+
+    Raises:
+        UserError: a log-probability that is not finite; the precision is too low for the model, or its file is damaged.
+    """
+    model.eval()
+    members: dict[tuple, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        members.setdefault(tuple(map(tuple, pair)), []).append(index)
+    groups = list(members.values())
+    result: list[Pair | None] = [None] * len(pairs)
+    for batch in batches_by_tokens([packed_length(pairs[group[0]]) for group in groups], batch_tokens):
+        packed = pack_pairs([pairs[groups[at][0]] for at in batch]).to(model.device)
+        sums = sequence_log_probs(model, packed).answer
+        if not torch.isfinite(sums).all():
+            raise UserError("the base model gives log-probabilities that are not finite; take --strategy with bf16 or fp32, "
+                            "or check the checkpoint")
+        for at, (chosen, reject) in zip(batch, sums.view(-1, 2).tolist(), strict=True):
+            for index in groups[at]:
+                result[index] = (*pairs[index], chosen, reject)
+        advance(sum(len(groups[at]) for at in batch))
+    return result

@@ -1,0 +1,220 @@
+"""The `.save` file: round trips, files of older tools, and files that should be refused."""
+
+import io
+import json
+import os
+import resource
+import signal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.errors import UserError
+from src.preference.pairs import check_sidecar, load_pairs, save_pairs
+
+VOCAB = 65536
+GOOD = ([1, 2], [3], [4, 5], -1.5, -2.5)
+
+token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=5)
+answers = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+pair_lists = st.lists(st.tuples(token_lists, answers, answers, floats, floats), min_size=1, max_size=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("save")
+
+
+def old(folder, content):
+    """A file as an older tool leaves it: no sidecar."""
+    path = folder / "old.save"
+    torch.save(content, path)
+    return path
+
+
+def refusal(path, vocab_size=VOCAB, max_len=100) -> str:
+    with pytest.raises(UserError) as caught:
+        load_pairs(path, vocab_size, max_len)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message
+
+
+@settings(deadline=None)
+@given(pairs=pair_lists)
+def test_round_trip(folder, pairs):
+    path = folder / "new.save"
+    save_pairs(path, pairs, {"tokenizer": "wörld"})
+    loaded, sidecar, left_out = load_pairs(path, VOCAB, 100)
+    assert loaded == pairs and left_out == {"too_long": 0, "empty_answer": 0}
+    assert all(type(value) is float for pair in loaded for value in pair[3:])
+    assert sidecar["tokenizer"] == "wörld" and sidecar["count"] == len(pairs)
+    assert torch.load(path, weights_only=True) == pairs
+
+
+def test_the_same_pairs_give_the_same_bytes(folder):
+    save_pairs(folder / "a.save", [GOOD, GOOD], {})
+    save_pairs(folder / "b.save", [GOOD, GOOD], {})
+    assert (folder / "a.save").read_bytes() == (folder / "b.save").read_bytes()
+    assert (folder / "a.save.json").read_text() == (folder / "b.save.json").read_text()
+
+
+def test_older_files_with_tensors_tuples_and_ints(folder):
+    content = [
+        (torch.tensor([1, 2]), torch.tensor([3], dtype=torch.int32), (4, 5), torch.tensor(-1.5), torch.tensor([-2.5])),
+        [[1, 2], [3], [4, 5], -2, torch.tensor(-2.5, dtype=torch.bfloat16)],
+    ]
+    pairs, sidecar, _ = load_pairs(old(folder, content), VOCAB, 100)
+    assert pairs == [GOOD, (*GOOD[:3], -2.0, -2.5)] and sidecar is None
+    assert all(type(tokens) is list and set(map(type, tokens)) == {int} for pair in pairs for tokens in pair[:3])
+    assert all(type(value) is float for pair in pairs for value in pair[3:])
+
+
+def test_the_format_before_zip_is_read(folder):
+    path = folder / "legacy.save"
+    torch.save([GOOD], path, _use_new_zipfile_serialization=False)
+    assert load_pairs(path, VOCAB, 100)[0] == [GOOD]
+
+
+def test_long_pairs_and_empty_answers_are_left_out_whole(folder):
+    content = [([1] * 7, [2] * 3, [3], -1.0, -1.0), ([1] * 7, [2], [3] * 4, -1.0, -1.0), ([1], [], [3], 0.0, -1.0),
+               ([1], [2], [], -1.0, 0.0), ([], [2] * 10, [3], -1.0, -1.0)]
+    pairs, _, left_out = load_pairs(old(folder, content), VOCAB, 10)
+    assert pairs == [content[0], content[4]] and left_out == {"too_long": 1, "empty_answer": 2}
+    message = refusal(old(folder, content[1:4]), max_len=10)
+    assert "1 are longer than 10 tokens, 2 have an empty answer" in message
+
+
+def broken(place, value):
+    return [GOOD] * 11 + [(*GOOD[:place], value, *GOOD[place + 1:])]
+
+
+@pytest.mark.parametrize("content, words", [
+    ([], "holds no pairs"),
+    ({"emb.weight": torch.zeros(2)}, "holds a dict where a list of pairs is expected"),
+    ([GOOD, GOOD[:4]], "pair 2 is 4 entries where 5 are expected"),
+    ([GOOD, 7], "pair 2 is a int where 5 are expected"),
+    (broken(1, [3, 70000]), f"token id 70000 in pair 12 is beyond the vocabulary of {VOCAB}"),
+    (broken(2, [VOCAB]), f"token id {VOCAB} in pair 12 is beyond the vocabulary of {VOCAB}"),
+    (broken(0, torch.tensor([70000])), f"token id 70000 in pair 12 is beyond the vocabulary of {VOCAB}"),
+    (broken(0, [1, -1]), "token id -1 in pair 12 is negative"),
+    (broken(0, [1, 2.0]), "the prompt of pair 12 holds a float where token ids are expected"),
+    (broken(1, [True]), "the chosen of pair 12 holds a bool"),
+    (broken(2, ["a"]), "the reject of pair 12 holds a str"),
+    (broken(2, "text"), "the reject of pair 12 is a str"),
+    (broken(0, torch.zeros(1, 2, dtype=torch.int64)), "the prompt of pair 12 is a tensor of shape (1, 2)"),
+    (broken(0, torch.zeros(2)), "the prompt of pair 12 is a tensor of shape (2,) and torch.float32"),
+    (broken(0, torch.zeros(2, dtype=torch.int64, device="meta")), "the prompt of pair 12 is a tensor"),
+    (broken(0, torch.zeros(2, dtype=torch.int64).to_sparse()), "the prompt of pair 12 is a tensor"),
+    (broken(3, float("nan")), "chosen_base_prob of pair 12 is not a finite number"),
+    (broken(4, torch.tensor(float("-inf"))), "reject_base_prob of pair 12 is not a finite number"),
+    (broken(4, 10 ** 400), "reject_base_prob of pair 12 is not a finite number"),
+    (broken(3, None), "chosen_base_prob of pair 12 is a NoneType"),
+    (broken(3, True), "chosen_base_prob of pair 12 is a bool"),
+    (broken(3, torch.zeros(2)), "chosen_base_prob of pair 12 is a tensor of shape (2,)"),
+])
+def test_faults_name_the_pair(folder, content, words):
+    assert words in refusal(old(folder, content))
+
+
+def test_numpy_values_are_refused_by_name(folder):
+    for content in ([(*GOOD[:3], np.float64(-1.0), -1.0)], [(np.array([1]), *GOOD[1:])]):
+        message = refusal(old(folder, content))
+        assert "numpy" in message and "no numpy values and no code" in message
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_runs_code_does_not_run(folder, zipped):
+    mark = folder / f"ran_{zipped}"
+    path = folder / "evil.save"
+    torch.save([Payload(mark)], path, _use_new_zipfile_serialization=zipped)
+    assert "refused, since it names posix.mkdir" in refusal(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # the payload is a live one
+    assert mark.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@settings(deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_are_refused_in_one_line(folder, data):
+    buffer = io.BytesIO()
+    torch.save([GOOD, GOOD], buffer, _use_new_zipfile_serialization=data.draw(st.booleans()))
+    whole = bytearray(buffer.getvalue())
+    place = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        whole = whole[:place]
+    else:
+        whole[place] = data.draw(st.integers(0, 255))
+    path = folder / "damaged.save"
+    path.write_bytes(whole)
+    try:
+        load_pairs(path, VOCAB, 100)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_sidecar_of_another_file_or_a_damaged_one_is_refused(folder):
+    path, sidecar_path = folder / "pairs.save", folder / "pairs.save.json"
+    save_pairs(path, [GOOD], {})
+    first = sidecar_path.read_text()
+    save_pairs(path, [GOOD, GOOD], {})
+    load_pairs(path, VOCAB, 100)
+    for text, words in ((first, "belongs to another pairs.save"), ("{", "not JSON"), ("[]", "lacks the sha256"),
+                        (json.dumps({"count": 2}), "lacks the sha256"), ("[" * 100_000, "not JSON")):
+        sidecar_path.write_text(text)
+        with pytest.raises(UserError, match=words) as caught:
+            load_pairs(path, VOCAB, 100)
+        assert str(caught.value).startswith(str(sidecar_path))
+    sidecar_path.unlink()
+    assert load_pairs(path, VOCAB, 100)[1] is None
+
+
+def test_a_full_disk_leaves_both_files_as_they_were(folder):
+    path = folder / "full.save"
+    save_pairs(path, [GOOD], {"seed": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        # A limit on file size stands for the full disk: the sidecar fits, the pairs don't.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        with pytest.raises(UserError, match=r"full\.save: cannot be written"):
+            save_pairs(path, [([1] * 9000, [2], [3], -1.0, -1.0)], {"seed": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    pairs, sidecar, _ = load_pairs(path, VOCAB, 100)
+    assert pairs == [GOOD] and sidecar["seed"] == 1
+    assert not list(folder.glob(".full*"))
+
+
+def test_many_rounds_over_few_rows_share_their_tokens(folder):
+    rows = [([1 + i] * 50, [2] * 50, [3] * 50) for i in range(200)]
+    path = folder / "many.save"
+    save_pairs(path, [rows[i % 200] + (-1.0 - i, -2.0) for i in range(20_000)], {})
+    pairs, _, _ = load_pairs(path, VOCAB, 100)
+    assert len(pairs) == 20_000 and pairs[-1] == ([200] * 50, [2] * 50, [3] * 50, -20_000.0, -2.0)
+    assert len({id(tokens) for pair in pairs for tokens in pair[:3]}) == 600
+    # Two floats and three references are about 40 bytes a pair; the tokens written out would be 300 at least.
+    assert path.stat().st_size < 20_000 * 60
+
+
+def test_check_sidecar_says_what_differs():
+    sidecar = {"base_fingerprint": "abc", "precision": "fp32", "quantization": None, "max_len": 512}
+    assert check_sidecar(sidecar, dict(sidecar)) == []
+    assert check_sidecar(sidecar, sidecar | {"precision": "bf16", "quantization": "nf4", "version": "x070"}) == [
+        "precision: fp32 for the references, bf16 here",
+        "quantization: none for the references, nf4 here",
+        "version: not recorded for the references, x070 here"]

@@ -1,0 +1,108 @@
+"""Rows to token pairs, with a tokenizer of one token a byte so that lengths can be counted by eye."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.errors import UserError
+from src.preference.csv import Row, read_pairs_csv
+from src.preference.templates import format_answer, format_prompt
+from src.preference.tokenize import tokenize_pairs, walk_rows
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+BYTES = SimpleNamespace(encode=lambda text: list(text.encode()))
+
+ROWS = [Row("one", "yes", "no"), Row("two\r\n\r\nlines", "maybe", "never"), Row("three", "same ", " same")]
+
+
+def test_walk_rows_goes_round():
+    assert list(walk_rows(3, 8)) == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert list(walk_rows(3, 2)) == [0, 1]
+    assert list(walk_rows(3, None)) == [0, 1, 2]
+
+
+def test_pairs_are_templated_texts_apart():
+    pairs, report = tokenize_pairs(ROWS, BYTES, 300, max_len=1000, seed=1)
+    assert len(pairs) == 300 == sum(report.template_counts.values())
+    counts = dict.fromkeys(("user", "question", "input"), 0)
+    for index, (prompt, chosen, reject) in enumerate(pairs):
+        row = ROWS[index % 3]
+        assert bytes(chosen).decode() == format_answer(row.chosen)
+        assert bytes(reject).decode() == format_answer(row.reject)
+        name = {"U": "user", "Q": "question", "I": "input"}[chr(prompt[0])]
+        counts[name] += 1
+        assert bytes(prompt).decode() == format_prompt(("user", "question", "input").index(name), row.prompt)
+    assert report.template_counts == counts and min(counts.values()) > 0
+    assert (report.cut, report.dropped, report.equal) == (0, 0, 100)
+    assert report.longest == max(len(prompt) + max(len(chosen), len(reject)) for prompt, chosen, reject in pairs)
+
+
+def test_the_seed_alone_decides():
+    first = tokenize_pairs(ROWS, BYTES, 50, 1000, seed=7)
+    assert tokenize_pairs(ROWS, BYTES, 50, 1000, seed=7) == first
+    assert tokenize_pairs(ROWS, BYTES, 50, 1000, seed=8) != first
+    assert tokenize_pairs(ROWS, BYTES, 80, 1000, seed=7)[0][:50] == first[0]
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.tuples(*[st.integers(1, 30)] * 3), min_size=1, max_size=5), max_len=st.integers(1, 60),
+       seed=st.integers(0, 99))
+def test_long_pairs_lose_their_beginning_or_are_dropped(lengths, max_len, seed):
+    rows = [Row("p" * a, "c" * b, "r" * c) for a, b, c in lengths]
+    whole, _ = tokenize_pairs(rows, BYTES, 12, 10_000, seed)
+    expected = []
+    for prompt, chosen, reject in whole:
+        longer = max(chosen, reject, key=len)
+        if len(longer) > max_len:
+            continue
+        while len(prompt) + len(longer) > max_len:
+            prompt = prompt[1:]
+        expected.append((prompt, chosen, reject))
+    if not expected:
+        with pytest.raises(UserError, match="--rlhf_max_corpus_len"):
+            tokenize_pairs(rows, BYTES, 12, max_len, seed)
+        return
+    pairs, report = tokenize_pairs(rows, BYTES, 12, max_len, seed)
+    assert pairs == expected
+    assert report.dropped == 12 - len(expected)
+    # A whole prompt begins with its template's capital; no other capital comes before the colon.
+    assert report.cut == sum(bytes(prompt[:1]) not in (b"U", b"Q", b"I") for prompt, _, _ in expected)
+    assert report.longest == max(len(prompt) + max(len(chosen), len(reject)) for prompt, chosen, reject in expected) <= max_len
+
+
+def test_an_answer_of_exactly_the_limit_empties_the_prompt():
+    pairs, report = tokenize_pairs([Row("prompt", "yes", "n")], BYTES, None, max_len=6, seed=0)
+    assert pairs == [([], list(b" yes\n\n"), list(b" n\n\n"))]
+    assert (report.cut, report.longest) == (1, 6)
+
+
+def test_a_pair_of_exactly_the_limit_is_whole():
+    row = Row("prompt", "yes", "n")
+    _, whole = tokenize_pairs([row], BYTES, None, max_len=1000, seed=0)
+    for spare, cut in ((0, 0), (-1, 1)):
+        _, report = tokenize_pairs([row], BYTES, None, max_len=whole.longest + spare, seed=0)
+        assert (report.longest, report.cut) == (whole.longest + spare, cut)
+
+
+def test_each_text_is_tokenized_once():
+    seen = []
+    counting = SimpleNamespace(encode=lambda text: seen.append(text) or list(text.encode()))
+    tokenize_pairs(ROWS, counting, 3000, 1000, seed=0)
+    # Two answers and at most three templated prompts a row, however many pairs are made; no text comes twice but
+    # the answers of the third row, which are equal once cleaned.
+    assert len(seen) == 3 * (2 + 3) and len(set(seen)) == len(seen) - 1
+
+
+def test_a_target_below_one_is_refused():
+    with pytest.raises(UserError, match="--target_pair_count"):
+        tokenize_pairs(ROWS, BYTES, 0, 1000, seed=0)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="shared data is not here")
+def test_real_pairs_keep_the_limit():
+    rows = read_pairs_csv(SHARED / "hh_harmless_pairs.csv", require_reject=True)
+    pairs, report = tokenize_pairs(rows, BYTES, None, 512, seed=0)
+    assert len(pairs) + report.dropped == 1500 and report.cut > 0 and report.longest == 512
