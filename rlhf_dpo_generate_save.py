@@ -1,0 +1,17 @@
+"""Tokenize preference pairs and cache the reference model's log-probabilities in a .save file; see --help."""
+
+from collections.abc import Sequence
+
+from src.cli.prepare import parse
+from src.cli.run import run
+
+
+def main(arguments: Sequence[str]) -> None:
+    flags = parse(arguments)
+    from src.preference.prepare import prepare
+
+    prepare(flags)
+
+
+if __name__ == "__main__":
+    run(main)

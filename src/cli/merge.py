@@ -1,0 +1,34 @@
+"""The flags of merge.py, and the merge itself: read, merge, write."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from src.adapters.files import merge_adapter
+from src.checkpoint.dimensions import check_weights, read_dimensions
+from src.checkpoint.io import load_checkpoint, save_checkpoint
+from src.cli.run import Parser
+
+
+@dataclass(frozen=True)
+class MergeFlags:
+    base: str
+    adapter: str
+    output: str
+
+
+def parse(arguments: Sequence[str]) -> MergeFlags:
+    parser = Parser("Merge an adapter into the base model it was trained on, in the base's layout and precision.")
+    parser.add_argument("--base", required=True, help="the base checkpoint, .pth or .safetensors")
+    parser.add_argument("--adapter", required=True, help="adapter file of train.py")
+    parser.add_argument("--output", required=True, help="checkpoint to write, .pth or .safetensors by its ending")
+    return MergeFlags(**vars(parser.parse_args(arguments)))
+
+
+def merge(flags: MergeFlags) -> None:
+    base = load_checkpoint(flags.base)
+    check_weights(base, read_dimensions(base, flags.base), flags.base)
+    merged = merge_adapter(base, flags.adapter)
+    changed = sum(merged[name] is not base[name] for name in base)
+    save_checkpoint(merged, flags.output)
+    print(f"{flags.output}: {changed} of {len(base)} tensors changed", file=sys.stderr)

@@ -1,0 +1,51 @@
+"""`--strategy` in the words of the `rwkv` package: device, precision, and how weights are held."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from src.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+QUANTIZATIONS = {"": None, "i8": "int8", "nf4": "nf4"}
+HELP = "device and precision in the words of the rwkv package: 'cuda fp16', 'cuda bf16', 'cpu fp32', 'cuda fp16i8' (int8 weights), 'cuda bf16nf4' (NF4 weights), 'cuda:1 bf16'; the best the machine has where not given"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    device: torch.device
+    precision: str  # "fp32", "bf16" or "fp16"
+    quantization: str | None  # None, "int8" or "nf4"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+    def __str__(self) -> str:
+        suffix = next(suffix for suffix, name in QUANTIZATIONS.items() if name == self.quantization)
+        return f"{self.device} {self.precision}{suffix}"
+
+
+def parse_strategy(text: str | None) -> Strategy:
+    """Read `--strategy`; None means bf16 on a GPU that has it, else fp16 there, else fp32 on the CPU.
+
+    Raises:
+        UserError: words outside this vocabulary, models split over devices (`->`, `*n`), or a device the machine lacks.
+    """
+    if text is None:
+        if not torch.cuda.is_available():
+            return Strategy(torch.device("cpu"), "fp32", None)
+        return Strategy(torch.device("cuda"), "bf16" if torch.cuda.is_bf16_supported() else "fp16", None)
+    if "->" in text or "*" in text:
+        raise UserError(f"--strategy {text!r}: splitting a model over devices ('->', '*n') is not served; name one device")
+    match = re.fullmatch(r"(cpu|cuda(?::\d+)?) (fp32|bf16|fp16)(i8|nf4|i4|i3)?", " ".join(text.split()))
+    if not match:
+        raise UserError(f"--strategy {text!r} is not understood; write it like 'cuda bf16', 'cuda fp16i8' or 'cpu fp32'")
+    device, precision, suffix = match.groups(default="")
+    if suffix in ("i4", "i3"):
+        raise UserError(f"--strategy {text!r}: {suffix} weights are not served; take i8 or nf4")
+    device = torch.device(device)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--strategy {text!r}: this machine has no such CUDA device; 'cpu fp32' works everywhere")
+    return Strategy(device, precision, QUANTIZATIONS[suffix])

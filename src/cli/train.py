@@ -1,0 +1,131 @@
+"""The flags of train.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from src.cli.run import Parser, not_negative, positive, zero_or_one
+from src.errors import UserError
+from src.training.config import TrainConfig
+
+STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload", "deepspeed_stage_3",
+              "deepspeed_stage_3_offload")
+QUANT_MODES = ("nf4", "int8")
+NOT_SERVED = {
+    "infctx": "training on texts longer than the context in pieces (infctx) is not served yet; leave it at 0",
+    "dpo": "DPO is the only objective served yet; use --dpo 1",
+}
+
+
+def parser() -> Parser:
+    parser = Parser("Preference training of an RWKV v6 or v7 model through adapters: DPO with a share of SFT.")
+    add = parser.add_argument
+    model = parser.add_argument_group("model").add_argument
+    model("--load_model", required=True, help="base checkpoint, the official .pth or .safetensors")
+    model("--n_layer", type=positive, help="checked against the checkpoint where given; so are the next three")
+    model("--n_embd", type=positive, help="checked against the checkpoint")
+    model("--vocab_size", type=positive, help="checked against the checkpoint")
+    model("--my_testing", choices=("x060", "x070"), help="RWKV version, checked against the checkpoint: x060 is v6, x070 is v7")
+    model("--quant", type=zero_or_one, default=False, help="1 holds the frozen blocks' linear weights quantized")
+    model("--quant_mode", default="nf4", help=f"with --quant 1: {' or '.join(QUANT_MODES)}")
+    model("--layer_profile", default="auto", help="CSV that says which layer trains and how (layerprofile/readme.md), or auto: LoRA in every block")
+    model("--lora_r", type=positive, default=16, help="with --layer_profile auto: rank")
+    model("--lora_alpha", type=float, default=32.0, help="with --layer_profile auto: alpha")
+
+    data = parser.add_argument_group("data").add_argument
+    data("--rlhf_train_file", required=True, help=".save file of rlhf_dpo_generate_save.py")
+    data("--eval_file", help=".save file of held-out pairs, evaluated before the first step and after each epoch")
+    data("--ctx_len", type=positive, default=4096, help="longest sequence, in tokens, that the run is meant for")
+    data("--rlhf_max_corpus_len", type=positive, help="pairs longer than this many tokens are left out, with the count told (--ctx_len where not given)")
+
+    loss = parser.add_argument_group("objective").add_argument
+    loss("--dpo", type=zero_or_one, default=True, help="1: direct preference optimization")
+    loss("--dpo_beta", type=float, default=0.01, help="strength of the pull towards the reference")
+    loss("--dpo_alpha", type=float, default=0.1, help="share of the SFT loss on the chosen answers")
+    loss("--sft_on_prompt", type=zero_or_one, default=False, help="1: the SFT loss is over prompt and answer")
+    loss("--infctx", type=zero_or_one, default=False, help="not served yet; 0")
+
+    steps = parser.add_argument_group("steps and rates").add_argument
+    steps("--epoch_steps", type=positive, default=200, help="micro-batches an epoch")
+    steps("--epoch_count", type=positive, default=1, help="epochs to train")
+    steps("--epoch_begin", type=not_negative, default=0, help="number of epochs done before: file names and the order of pairs go on from it")
+    steps("--epoch_save", type=positive, default=1, help="save the adapter every so many epochs, and at the end")
+    steps("--micro_bsz", type=positive, default=1, help="pairs in a micro-batch")
+    steps("--accumulate_grad_batches", type=positive, default=1, help="micro-batches an optimizer step")
+    steps("--lr_init", type=float, default=1e-5, help="first learning rate, where the layer profile does not rule")
+    steps("--lr_final", type=float, default=1e-6, help="last learning rate, likewise")
+    steps("--lr_advanced", type=zero_or_one, default=True, help="1: the layer profile's rates rule; 0: --lr_init and --lr_final rule everywhere")
+    steps("--warmup_steps", type=not_negative, default=0, help="optimizer steps of linear warm-up")
+    steps("--beta1", type=float, default=0.9, help="AdamW")
+    steps("--beta2", type=float, default=0.999, help="AdamW")
+    steps("--adam_eps", type=float, default=1e-8, help="AdamW")
+    steps("--gradient_clip_val", type=float, default=1.0, help="largest gradient norm; 0 does not clip")
+    steps("--grad_cp", type=zero_or_one, default=False, help="1: gradient checkpointing, less memory for about a third more time")
+
+    machine = parser.add_argument_group("machine").add_argument
+    machine("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="auto: gpu where there is one")
+    machine("--devices", type=positive, default=1, help="number of GPUs, or of processes on the CPU")
+    machine("--precision", default="bf16", help="fp32 or bf16; trained weights are held in float32 either way")
+    machine("--strategy", choices=STRATEGIES, default="auto", help="Lightning's strategy")
+    machine("--gpu_arch", choices=("cuda", "rocm"), default="cuda", help="kind of GPU that torch was built for; rocm was never tried")
+
+    add("--proj_dir", required=True, help="folder of the run: adapters, metrics.jsonl, eval.jsonl, config.json, last.ckpt")
+    add("--wandb", default="", help="wandb project; offline where nobody is logged in; empty: none")
+    add("--resume", type=zero_or_one, default=False, help="1: go on where the run in --proj_dir was broken off")
+    add("--seed", type=not_negative, default=0, help="order of pairs, LoRA's start, dropout")
+    add("--allow_reference_mismatch", type=zero_or_one, default=False,
+        help="1: train even where the references were computed at another precision or quantization")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
+    """The run's configuration, and what the flags say of the model's dimensions.
+
+    Raises:
+        UserError: a flag that is unknown, not served yet, or out of its range.
+    """
+    flags = vars(parser().parse_args(arguments))
+    if flags.pop("infctx"):
+        raise UserError(f"--infctx 1: {NOT_SERVED['infctx']}")
+    if not flags.pop("dpo"):
+        raise UserError(f"--dpo 0: {NOT_SERVED['dpo']}")
+    for name in ("lr_init", "lr_final", "gradient_clip_val", "dpo_alpha"):
+        if not 0 <= flags[name] < float("inf"):
+            raise UserError(f"--{name} must be a finite number from 0 on, not {flags[name]}")
+    for name in ("dpo_beta", "adam_eps", "lora_alpha"):
+        if not 0 < flags[name] < float("inf"):
+            raise UserError(f"--{name} must be a finite number over 0, not {flags[name]}")
+    for name in ("beta1", "beta2"):
+        if not 0 <= flags[name] < 1:
+            raise UserError(f"--{name} must be in [0, 1), not {flags[name]}")
+    _check_machine(flags)
+    quant, mode = flags.pop("quant"), flags.pop("quant_mode")
+    if quant and mode not in QUANT_MODES:
+        raise UserError(f"--quant_mode {mode} is not served; take {' or '.join(QUANT_MODES)}")
+    ctx_len = flags.pop("ctx_len")
+    limit = flags["rlhf_max_corpus_len"] or ctx_len
+    if limit > ctx_len:
+        raise UserError(f"--rlhf_max_corpus_len {limit} is above --ctx_len {ctx_len}; raise the one or lower the other")
+    flags["rlhf_max_corpus_len"] = limit
+    expected = {f"--{name}": flags.pop(name) for name in ("n_layer", "n_embd", "vocab_size", "my_testing")}
+    return TrainConfig(quantization=mode if quant else None, **flags), expected
+
+
+def _check_machine(flags: dict[str, Any]) -> None:
+    """Settle accelerator and precision on this machine; `gpu_arch` has done its duty then."""
+    has_gpu, architecture = torch.cuda.is_available(), flags.pop("gpu_arch")
+    if flags["accelerator"] == "auto":
+        flags["accelerator"] = "gpu" if has_gpu else "cpu"
+    if flags["precision"] not in ("fp32", "bf16"):
+        raise UserError(f"--precision {flags['precision']} is not served for training; take bf16 or fp32")
+    if flags["accelerator"] == "gpu":
+        if not has_gpu:
+            raise UserError("--accelerator gpu: torch finds no GPU here; use --accelerator cpu --strategy auto, or check the driver")
+        if (architecture == "rocm") != (torch.version.hip is not None):
+            built = "rocm" if torch.version.hip is not None else "cuda"
+            raise UserError(f"--gpu_arch {architecture}: the installed torch was built for {built}")
+        if flags["devices"] > torch.cuda.device_count():
+            raise UserError(f"--devices {flags['devices']}: this machine has {torch.cuda.device_count()}")
+    elif flags["strategy"].startswith("deepspeed"):
+        raise UserError(f"--strategy {flags['strategy']} needs --accelerator gpu; on the CPU use --strategy auto")

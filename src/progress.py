@@ -1,0 +1,47 @@
+"""One progress bar for everything that takes more than a few seconds: on stderr, with the time left."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# Where stderr is a file or a pipe: a plain line at most this often, in seconds.
+LINE_EVERY = 10.0
+
+
+@contextmanager
+def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Yield `advance(count, note="")`, to be told how many more of `total` are done and what else to show.
+
+    On a terminal a bar; elsewhere a plain line now and then, so that logs stay short.
+    """
+    if not sys.stderr.isatty():
+        yield _plain_lines(what, total, done)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+
+        def advance(count: int, note: str = "") -> None:
+            bar.update(task, advance=count, description=f"{what} {note}".rstrip())
+
+        yield advance
+
+
+def _plain_lines(what: str, total: int, done: int) -> Callable[..., None]:
+    started = last = time.monotonic()
+    first = done
+
+    def advance(count: int, note: str = "") -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= LINE_EVERY and done > first:
+            last = now
+            left = (now - started) / (done - first) * (total - done)
+            print(f"{what} {done}/{total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)
+
+    return advance

@@ -1,0 +1,212 @@
+"""What happens around the steps: metrics lines, held-out evaluation, saved adapters, progress."""
+
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from src.adapters.files import save_adapter
+from src.errors import UserError
+from src.files import atomic_write
+from src.preference.loss import pref_percentage
+from src.preference.pairs import Pair
+from src.training.evaluate import evaluate
+from src.training.module import PreferenceModule
+
+RESUME_FILE = "last.ckpt"
+METRICS_FILE = "metrics.jsonl"
+EVAL_FILE = "eval.jsonl"
+AVERAGED = ("loss", "dpo_loss", "sft_loss", "reward_chosen", "reward_rejected", "margin")
+
+
+class StepMetrics(pl.Callback):
+    """One line in metrics.jsonl for each optimizer step, the same to the loggers; means are over the step's pairs."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / METRICS_FILE
+        self.pref_percentage = 0.5
+        self.before, self.losses, self.tokens = 0.0, [], 0
+        self.grad_norm, self.lr = 0.0, 0.0
+        self.last: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pref_percentage": self.pref_percentage, "elapsed_s": self.last.get("elapsed_s", 0.0)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.pref_percentage, self.before = state_dict["pref_percentage"], state_dict["elapsed_s"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        self.started = self.step_started = time.monotonic()
+        self.step = trainer.global_step
+        keep_lines(self.path, lambda line: line["step"] <= trainer.global_step)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: PreferenceModule, optimizer: torch.optim.Optimizer) -> None:
+        self.lr = max(group["lr"] for group in optimizer.param_groups)
+        gradients = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
+        if not gradients:
+            return  # DeepSpeed keeps them to itself; its norm is asked for after the step.
+        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not self.grad_norm < float("inf"):
+            raise UserError(f"step {trainer.global_step + 1}: the gradient is not finite; stopped before it was applied, and the "
+                            f"adapters saved so far are good; lower --lr_init, or check the data")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append(pl_module.last_losses)
+        self.tokens += pl_module.last_tokens
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
+        if isinstance(trainer.strategy, pl.strategies.DeepSpeedStrategy):
+            self.grad_norm = float(trainer.strategy.deepspeed_engine.get_global_grad_norm() or 0.0)
+        now = time.monotonic()
+        means = {name: torch.cat([losses[name] for losses in self.losses]).mean().item() for name in AVERAGED}
+        accuracy = (torch.cat([losses["margin"] for losses in self.losses]) > 0).float().mean().item()
+        self.pref_percentage = pref_percentage(self.pref_percentage, accuracy)
+        self.last = {
+            "step": self.step, "loss": means["loss"], "dpo_loss": means["dpo_loss"], "sft_loss": means["sft_loss"],
+            "pref_percentage": self.pref_percentage, "pref_accuracy": accuracy, "reward_chosen": means["reward_chosen"],
+            "reward_rejected": means["reward_rejected"], "margin": means["margin"], "lr": self.lr, "grad_norm": self.grad_norm,
+            "tokens_per_s": self.tokens / (now - self.step_started), "peak_memory_bytes": peak_memory(pl_module.device),
+            "elapsed_s": self.before + now - self.started,
+        }
+        self.losses, self.tokens, self.step_started = [], 0, now
+        if trainer.is_global_zero:
+            append_line(self.path, self.last)
+            for logger in trainer.loggers:
+                logger.log_metrics(self.last, step=self.step)
+
+
+class HeldOut(pl.Callback):
+    """Held-out numbers before the first step and after each epoch: a line each in eval.jsonl, and to the loggers."""
+
+    def __init__(self, folder: Path, pairs: Sequence[Pair]):
+        self.path, self.pairs = folder / EVAL_FILE, pairs
+        self.last: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        keep_lines(self.path, lambda line: line["step"] <= trainer.global_step)
+        if trainer.global_step == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        if trainer.is_global_zero:
+            self.last = {"step": trainer.global_step, **evaluate(pl_module.model, self.pairs, pl_module.objective)}
+            append_line(self.path, self.last)
+            for logger in trainer.loggers:
+                logger.log_metrics({f"eval/{name}": value for name, value in self.last.items()}, step=trainer.global_step)
+        trainer.strategy.barrier()
+
+
+class SaveAdapters(pl.Callback):
+    """The adapter every `epoch_save` epochs and at the end, and beside it all that `--resume 1` needs."""
+
+    def __init__(self, folder: Path, base_fingerprint: str, extra: dict[str, Any]):
+        self.folder, self.base_fingerprint, self.extra = folder, base_fingerprint, extra
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        done = trainer.current_epoch + 1
+        config = pl_module.config
+        if done % config.epoch_save == 0 or done == config.epoch_count:
+            self._save_adapter(trainer, pl_module, f"rwkv-{config.epoch_begin + done}.safetensors")
+            temporary, final = self.folder / f".{RESUME_FILE}.tmp", self.folder / RESUME_FILE
+            try:
+                trainer.save_checkpoint(temporary)
+            except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+                raise UserError(f"{final}: cannot be written ({error}); free the disk, then go on with --resume 1") from error
+            if trainer.is_global_zero:
+                if final.is_dir():  # DeepSpeed's checkpoints are folders, which a rename does not replace
+                    shutil.rmtree(final)
+                temporary.replace(final)
+            trainer.strategy.barrier()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        self._save_adapter(trainer, pl_module, "rwkv-final.safetensors")
+
+    def _save_adapter(self, trainer: pl.Trainer, pl_module: PreferenceModule, name: str) -> None:
+        if trainer.is_global_zero:
+            save_adapter(pl_module.model, self.folder / name, pl_module.settings, self.base_fingerprint,
+                         self.extra | {"step": trainer.global_step})
+
+
+class ProgressBar(pl.Callback):
+    """One bar over the whole run on stderr, with what one watches; plain lines, one an epoch, where it is no terminal."""
+
+    def __init__(self, metrics: StepMetrics, held_out: HeldOut | None, total_steps: int):
+        self.metrics, self.held_out, self.total_steps = metrics, held_out, total_steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        self.bar = None
+        if trainer.is_global_zero and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.task = self.bar.add_task("training", total=self.total_steps, completed=trainer.global_step)
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=trainer.global_step, description=self._words())
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        line = f"epoch {pl_module.config.epoch_begin + trainer.current_epoch + 1}, step {trainer.global_step}/{self.total_steps}: {self._words()}"
+        if self.held_out is not None and self.held_out.last:
+            line += f"; held out: accuracy {self.held_out.last['accuracy']:.3f}, margin {self.held_out.last['margin']:+.4f}"
+        if self.bar is not None:
+            self.bar.console.print(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def on_train_end(self, *_: Any) -> None:
+        self._stop()
+
+    def on_exception(self, *_: Any) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _words(self) -> str:
+        last = self.metrics.last
+        if not last:
+            return "training"
+        return (f"loss {last['loss']:.4f} pref {last['pref_percentage']:.0%} margin {last['margin']:+.4f} "
+                f"{last['tokens_per_s']:.0f} tok/s {last['peak_memory_bytes'] / 2**30:.1f} GiB")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak so far: of the GPU's allocator, or of the process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def keep_lines(path: Path, keep) -> None:
+    """Drop the lines of a broken-off run that a resumed one writes again; a torn last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and keep(json.loads(line)):
+            kept.append(line)
+    with atomic_write(path, "w", encoding="utf-8") as file:
+        file.writelines(kept)

@@ -1,0 +1,44 @@
+"""Everything a training run is told, as one frozen value; src/cli/train.py makes it from the flags."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Names are those of the flags; `python train.py --help` says what each does."""
+
+    load_model: str
+    proj_dir: str
+    rlhf_train_file: str
+    rlhf_max_corpus_len: int
+    eval_file: str | None
+    layer_profile: str
+    lora_r: int
+    lora_alpha: float
+    epoch_steps: int
+    epoch_count: int
+    epoch_begin: int
+    epoch_save: int
+    micro_bsz: int
+    accumulate_grad_batches: int
+    lr_init: float
+    lr_final: float
+    lr_advanced: bool
+    warmup_steps: int
+    beta1: float
+    beta2: float
+    adam_eps: float
+    gradient_clip_val: float
+    dpo_alpha: float
+    dpo_beta: float
+    sft_on_prompt: bool
+    accelerator: str
+    devices: int
+    precision: str
+    strategy: str
+    grad_cp: bool
+    quantization: str | None
+    wandb: str
+    seed: int
+    resume: bool
+    allow_reference_mismatch: bool

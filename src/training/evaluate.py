@@ -1,0 +1,41 @@
+"""Held-out numbers of a model on pairs with cached references."""
+
+from collections.abc import Sequence
+
+import torch
+
+from src.model import RWKV
+from src.preference.batching import batches_by_tokens, pack_pairs, packed_length
+from src.preference.pairs import Pair
+from src.training.objective import Objective, pair_losses
+
+BATCH_TOKENS = 8192
+# Log-ratios closer than this, in nats a token, are rounding: references are held to the same accuracy.
+TIE = 1e-4
+
+
+@torch.no_grad()
+def evaluate(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> dict[str, float]:
+    """Means over the pairs; the model's training mode is left as it was.
+
+    Returns:
+        loss, dpo_loss, sft_loss, reward_chosen, reward_rejected, margin: means.
+        accuracy: share of pairs with margin > 0. A tie up to rounding counts one half, so that the untrained policy,
+            which is the reference and ties on every pair, has 0.5.
+        policy_accuracy: share of pairs whose chosen answer the policy itself finds likelier than the rejected one.
+        pairs: how many there are.
+    """
+    was_training = model.training
+    model.eval()
+    sums: dict[str, float] = {}
+    for batch in batches_by_tokens([packed_length(pair) for pair in pairs], BATCH_TOKENS):
+        chosen_pairs = [pairs[at] for at in batch]
+        losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), [pair[3:] for pair in chosen_pairs], objective)
+        tie = (losses["margin"] / objective.beta).abs() <= TIE * losses["answer_tokens"]
+        losses["accuracy"] = torch.where(tie, 0.5, (losses["margin"] > 0).float())
+        losses["policy_accuracy"] = (losses["log_prob_chosen"] > losses["log_prob_reject"]).float()
+        for name, values in losses.items():
+            sums[name] = sums.get(name, 0.0) + values.double().sum().item()
+    model.train(was_training)
+    unreported = ("log_prob_chosen", "log_prob_reject", "answer_tokens")
+    return {name: total / len(pairs) for name, total in sums.items() if name not in unreported} | {"pairs": len(pairs)}

@@ -1,0 +1,82 @@
+"""The Lightning module: one micro-batch's loss, the optimizer with its rates by layer, and what a resume needs."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from src.adapters.apply import parameter_groups
+from src.adapters.layer_profile import LayerSetting
+from src.errors import UserError
+from src.model import RWKV
+from src.training.config import TrainConfig
+from src.training.objective import Objective, pair_losses
+from src.training.schedule import learning_rate
+
+
+class PreferenceModule(pl.LightningModule):
+    """Trains whatever parameters of `model` require gradients; only they are in its checkpoints."""
+
+    # The frozen base is not in a checkpoint, so loading one leaves it as it is.
+    strict_loading = False
+
+    def __init__(self, model: RWKV, settings: list[LayerSetting], config: TrainConfig, total_steps: int):
+        super().__init__()
+        self.model, self.settings, self.config, self.total_steps = model, settings, config, total_steps
+        self.objective = Objective(config.dpo_beta, config.dpo_alpha, config.sft_on_prompt)
+        self.last_losses: dict[str, Tensor] = {}
+        self.last_tokens = 0
+        self._random_state: dict[str, Any] | None = None
+
+    def training_step(self, batch: tuple, _: int) -> Tensor:
+        packed, references = batch
+        losses = pair_losses(self.model, packed, references, self.objective, grad_cp=self.config.grad_cp)
+        loss = losses["loss"].mean()
+        if not torch.isfinite(loss):
+            raise UserError(f"step {self.global_step + 1}: the loss is not finite; stopped, and the adapters saved so far in "
+                            f"{self.config.proj_dir} are good; lower --lr_init, or check the data")
+        self.last_losses = {name: values.detach() for name, values in losses.items()}
+        self.last_tokens = len(packed.tokens)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        config = self.config
+        groups = parameter_groups(self.model, self.settings)
+        rates = [(group.pop("lr_init"), group.pop("lr_final")) for group in groups]
+        for group in groups:
+            del group["names"]
+        optimizer = _optimizer(groups, config)
+
+        # The groups' own rate is 1, so that the schedule's factor is the rate itself, which may start from 0.
+        def schedule(lr_init: float, lr_final: float):
+            return lambda step: learning_rate(step, self.total_steps, config.warmup_steps, lr_init, lr_final)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [schedule(*pair) for pair in rates])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {f"model.{name}" for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state(),
+                                      "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._random_state = checkpoint["random_state"]
+
+    def on_train_start(self) -> None:
+        # Last of all, since setting up draws random numbers too.
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state["cpu"].cpu())
+            if self._random_state["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
+
+
+def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; on the CPU's side of DeepSpeed's offload, its own."""
+    arguments = {"lr": 1.0, "betas": (config.beta1, config.beta2), "eps": config.adam_eps}
+    if config.strategy.startswith("deepspeed") and "offload" in config.strategy:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)
+    return torch.optim.AdamW(groups, fused=True, **arguments)

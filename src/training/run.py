@@ -1,0 +1,177 @@
+"""A training run from its configuration: check everything, build the model, hand it to Lightning."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+
+from src.adapters.apply import apply_layer_profile, blocks_to_quantize
+from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_layer_profile, with_rates
+from src.checkpoint.dimensions import Dimensions, check_weights, read_dimensions
+from src.checkpoint.io import fingerprint, load_checkpoint
+from src.errors import UserError
+from src.files import atomic_write
+from src.model import build_model
+from src.preference.pairs import Pair, check_sidecar, load_pairs
+from src.training.callbacks import METRICS_FILE, RESUME_FILE, HeldOut, ProgressBar, SaveAdapters, StepMetrics
+from src.training.config import TrainConfig
+from src.training.data import PairSampler, train_loader
+from src.training.module import PreferenceModule
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CONFIG_FILE = "config.json"
+# What may differ between a run and its continuation: none of it changes a number.
+FREE_ON_RESUME = ("accelerator", "devices", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume", "rlhf_train_file",
+                  "strategy", "wandb")
+
+
+def train(config: TrainConfig, expected: dict[str, Any]) -> None:
+    """Run it. Writes into `config.proj_dir`: config.json, metrics.jsonl, eval.jsonl, rwkv-N.safetensors, last.ckpt.
+
+    Args:
+        expected: dimensions that the flags state, by flag, to be compared with the checkpoint's.
+
+    Raises:
+        UserError: whatever the user can mend; nothing has been written then, or what was written is good.
+    """
+    pl.seed_everything(config.seed, verbose=False)
+    weights = load_checkpoint(config.load_model)
+    dimensions = read_dimensions(weights, config.load_model)
+    check_flags(dimensions, expected, config.load_model)
+    check_weights(weights, dimensions, config.load_model)
+    settings = layer_settings(config, dimensions.n_layer)
+    base = fingerprint(weights)
+
+    pairs = training_pairs(config.rlhf_train_file, config, dimensions, base, settings)
+    held_out = training_pairs(config.eval_file, config, dimensions, base, settings) if config.eval_file else None
+
+    on_gpu = config.accelerator == "gpu"
+    # With several devices each process moves its own copy; with one the weights go there straight.
+    device = "cuda" if on_gpu and config.devices == 1 else "cpu"
+    model = build_model(weights, dimensions, DTYPES[config.precision], device, config.quantization, blocks_to_quantize(settings))
+    del weights
+    apply_layer_profile(model, settings, config.seed)
+
+    folder = Path(config.proj_dir)
+    checkpoint = prepare_folder(folder, config, {"base_fingerprint": base, "layer_profile_rows": [asdict(s) for s in settings]})
+    total_steps = config.epoch_count * -(-config.epoch_steps // config.accumulate_grad_batches)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, {len(pairs)} pairs, "
+          f"{total_steps} optimizer steps, {config.precision}{' ' + config.quantization if config.quantization else ''}", file=sys.stderr)
+
+    module = PreferenceModule(model, settings, config, total_steps)
+    metrics = StepMetrics(folder)
+    evaluation = HeldOut(folder, held_out) if held_out else None
+    save = SaveAdapters(folder, base, {"version": dimensions.version, "dpo_beta": config.dpo_beta, "dpo_alpha": config.dpo_alpha})
+    callbacks = [metrics, *([evaluation] if evaluation else []), ProgressBar(metrics, evaluation, total_steps), save]
+    trainer = pl.Trainer(
+        accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
+        max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
+        gradient_clip_val=config.gradient_clip_val or None, logger=loggers(config), callbacks=callbacks, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        log_every_n_steps=1, default_root_dir=str(folder),
+    )
+    sampler = PairSampler(len(pairs), config.epoch_steps * config.micro_bsz, config.seed, config.epoch_begin, trainer.global_rank, trainer.world_size)
+    trainer.fit(module, train_loader(pairs, sampler, config.micro_bsz), ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        print(f"done: {folder / 'rwkv-final.safetensors'}, {folder / METRICS_FILE}", file=sys.stderr)
+
+
+def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> None:
+    """Refuse flags that contradict the checkpoint, both values told."""
+    found = {"--n_layer": dimensions.n_layer, "--n_embd": dimensions.n_embd, "--vocab_size": dimensions.vocab_size,
+             "--my_testing": dimensions.version}
+    for flag, value in expected.items():
+        if value is not None and value != found[flag]:
+            raise UserError(f"{flag} says {value}, but {path} has {found[flag]}; leave the flag out or correct it")
+
+
+def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
+    if config.layer_profile == "auto":
+        return auto_layer_profile(n_layer, config.lr_init, config.lr_final, config.lora_r, config.lora_alpha)
+    settings = read_layer_profile(config.layer_profile, n_layer)
+    return settings if config.lr_advanced else with_rates(settings, config.lr_init, config.lr_final)
+
+
+def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str, settings: list[LayerSetting]) -> list[Pair]:
+    """Load a `.save`; its references must come from this base, at this precision and quantization, or margins don't start at 0."""
+    pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
+    if left_out["too_long"] or left_out["empty_answer"]:
+        print(f"{path}: left out {left_out['too_long']} pairs longer than {config.rlhf_max_corpus_len} tokens and "
+              f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain", file=sys.stderr)
+    if sidecar is None:
+        print(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come from "
+              f"{config.load_model} at {config.precision}", file=sys.stderr)
+        return pairs
+    if check_sidecar(sidecar, {"base_fingerprint": base}):
+        raise UserError(f"{path}: its references were computed with another base model ({sidecar.get('base_model', 'unnamed')}) "
+                        f"than {config.load_model}; run rlhf_dpo_generate_save.py with this one")
+    exact = sorted(set(range(dimensions.n_layer)) - blocks_to_quantize(settings)) if config.quantization else []
+    differences = check_sidecar(sidecar, {"precision": config.precision, "quantization": config.quantization, "unquantized_blocks": exact})
+    if differences and not config.allow_reference_mismatch:
+        suffix = {None: "", "int8": "i8", "nf4": "nf4"}[config.quantization]
+        device = "cuda" if config.accelerator == "gpu" else "cpu"
+        profile = f" --layer_profile {config.layer_profile}" if exact else ""
+        raise UserError(f"{path}: {'; '.join(differences)}; margins would not start at 0. Run rlhf_dpo_generate_save.py with "
+                        f"--strategy '{device} {config.precision}{suffix}'{profile}, or train with --allow_reference_mismatch 1")
+    for difference in differences:
+        print(f"warning: {path}: {difference}", file=sys.stderr)
+    return pairs
+
+
+def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> Path | None:
+    """Write config.json, or check it on a resume; returns the checkpoint to go on from, None for a fresh start.
+
+    Raises:
+        UserError: the folder already holds a run and --resume is not 1, or the run that it holds was another.
+    """
+    known = asdict(config) | facts
+    path, checkpoint = folder / CONFIG_FILE, folder / RESUME_FILE
+    if (folder / METRICS_FILE).exists() and not config.resume:
+        raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")
+    if config.resume and checkpoint.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UserError(f"{path} is missing or damaged, so --resume 1 can't check what it goes on with; choose another --proj_dir") from None
+        for name, value in known.items():
+            if name not in FREE_ON_RESUME and before.get(name) != value:
+                raise UserError(f"--resume 1: {name} was {_short(before.get(name))} in {folder} and is {_short(value)} now; a resumed run goes on unchanged")
+        return checkpoint
+    with atomic_write(path, "w", encoding="utf-8") as file:
+        json.dump(known, file, indent=2)
+    return None
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def lightning_strategy(config: TrainConfig) -> Any:
+    if not config.strategy.startswith("deepspeed"):
+        return config.strategy
+    from pytorch_lightning.strategies import DeepSpeedStrategy
+
+    stage = int(config.strategy.removeprefix("deepspeed_stage_")[0])
+    offload = config.strategy.endswith("_offload")
+    strategy = DeepSpeedStrategy(stage=stage, offload_optimizer=offload, offload_parameters=offload and stage == 3)
+    strategy.config["train_micro_batch_size_per_gpu"] = config.micro_bsz
+    return strategy
+
+
+def loggers(config: TrainConfig) -> list[Logger] | bool:
+    """wandb where `--wandb` names a project; offline where nobody is logged in, so that it works with no account."""
+    if not config.wandb:
+        return False
+    import wandb
+    from pytorch_lightning.loggers import WandbLogger
+
+    Path(config.proj_dir).mkdir(parents=True, exist_ok=True)
+    offline = wandb.api.api_key is None
+    return [WandbLogger(project=config.wandb, save_dir=config.proj_dir, offline=offline, config=asdict(config))]

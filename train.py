@@ -1,0 +1,18 @@
+"""DPO plus a share of SFT on a v6 or v7 model, through adapters on a plain or quantized base; see --help."""
+
+from collections.abc import Sequence
+
+from src.cli.run import run
+from src.cli.train import parse
+
+
+def main(arguments: Sequence[str]) -> None:
+    config, expected = parse(arguments)
+    # Lightning takes seconds to import, which a wrong flag need not wait for.
+    from src.training.run import train
+
+    train(config, expected)
+
+
+if __name__ == "__main__":
+    run(main)
