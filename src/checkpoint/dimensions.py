@@ -1,5 +1,7 @@
-"""Tell v6 from v7, and every dimension, from a checkpoint's own tensors."""
+"""Tell v6 from v7, and every dimension, from a checkpoint's own tensors; and say which tensors such a model has."""
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,7 +53,7 @@ def read_dimensions(weights: Mapping[str, Tensor], name: str) -> Dimensions:
     if "blocks.0.ffn.s_emb.weight" in weights:
         raise UserError(f"{name}: an RWKV-7 variant with DeepEmbed (ffn.s_emb), which is not served")
 
-    layers = {int(key.split(".")[1]) for key in weights if key.startswith("blocks.")}
+    layers = {int(number[1]) for key in weights if (number := re.match(r"blocks\.(\d+)\.", key))}
     n_layer = len(layers)
     if layers != set(range(n_layer)):
         raise UserError(f"{name}: block {min(set(range(n_layer)) - layers)} is missing; the file is incomplete")
@@ -78,4 +80,81 @@ def _shape(weights: Mapping[str, Tensor], key: str, n_axes: int, name: str) -> t
         raise UserError(f"{name}: {key} is missing; the file is incomplete or of another architecture")
     if weights[key].dim() != n_axes:
         raise UserError(f"{name}: {key} has {weights[key].dim()} axes, expected {n_axes}")
+    if weights[key].numel() == 0:
+        raise UserError(f"{name}: {key} is empty")
     return tuple(weights[key].shape)
+
+
+def expected_shapes(dimensions: Dimensions) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor a model of these dimensions needs, as the official releases have them.
+
+    C is n_embd, F n_ffn, H x N the heads, V the vocabulary. Source: the official implementations' parameters
+    (`RWKV_Tmix_x060`, `RWKV_Tmix_x070` and their channel mixes in BlinkDL/RWKV-LM). Block 0 of v7 needs no v0, v1, v2.
+    """
+    c, f, v = dimensions.n_embd, dimensions.n_ffn, dimensions.vocab_size
+    block_shapes = _block_shapes_x070 if dimensions.version == "x070" else _block_shapes_x060
+    shapes: dict[str, tuple[int, ...]] = {"emb.weight": (v, c)}
+    for layer in range(dimensions.n_layer):
+        norms = ("ln0", "ln1", "ln2", "att.ln_x") if layer == 0 else ("ln1", "ln2", "att.ln_x")
+        block = {f"{norm}.{part}": (c,) for norm in norms for part in ("weight", "bias")}
+        block |= {f"att.{key}.weight": (c, c) for key in ("receptance", "key", "value", "output")}
+        block |= {"ffn.key.weight": (f, c), "ffn.value.weight": (c, f)}
+        block |= block_shapes(dimensions, layer)
+        shapes |= {f"blocks.{layer}.{key}": shape for key, shape in block.items()}
+    return shapes | {"ln_out.weight": (c,), "ln_out.bias": (c,), "head.weight": (v, c)}
+
+
+def _block_shapes_x070(dimensions: Dimensions, layer: int) -> dict[str, tuple[int, ...]]:
+    c = dimensions.n_embd
+    shapes: dict[str, tuple[int, ...]] = {f"att.x_{key}": (1, 1, c) for key in "rwkvag"}
+    for key in "wavg" if layer > 0 else "wag":
+        rank = dimensions.rank(key)
+        shapes |= {f"att.{key}1": (c, rank), f"att.{key}2": (rank, c)}
+        if key != "g":
+            shapes[f"att.{key}0"] = (1, 1, c)
+    return shapes | {"att.k_k": (1, 1, c), "att.k_a": (1, 1, c), "att.r_k": (dimensions.n_head, dimensions.head_size),
+                     "ffn.x_k": (1, 1, c)}
+
+
+def _block_shapes_x060(dimensions: Dimensions, layer: int) -> dict[str, tuple[int, ...]]:
+    c, mix, decay = dimensions.n_embd, dimensions.rank("mix"), dimensions.rank("decay")
+    shapes: dict[str, tuple[int, ...]] = {f"att.time_maa_{key}": (1, 1, c) for key in "xwkvrg"}
+    return shapes | {
+        "att.time_maa_w1": (c, 5 * mix), "att.time_maa_w2": (5, mix, c),
+        "att.time_decay": (1, 1, c), "att.time_decay_w1": (c, decay), "att.time_decay_w2": (decay, c),
+        "att.time_faaaa": (dimensions.n_head, dimensions.head_size), "att.gate.weight": (c, c),
+        "ffn.time_maa_k": (1, 1, c), "ffn.time_maa_r": (1, 1, c), "ffn.receptance.weight": (c, c),
+    }
+
+
+def check_weights(weights: Mapping[str, Tensor], dimensions: Dimensions, name: str) -> None:
+    """Make sure that `weights` is a whole model of `dimensions`, and nothing but one.
+
+    A vector may come as [C] or [1, 1, C]. Block 0 of v7 may have the v0, v1, v2 that nothing reads. Any other
+    tensor beyond `expected_shapes` would change what the model computes (a tuned state, say), so it is refused.
+
+    Raises:
+        UserError: the first tensor that is missing, of another shape, not of floating point, or unknown; `name`
+            is the checkpoint's path.
+    """
+    expected = expected_shapes(dimensions)
+    for key, shape in expected.items():
+        if key not in weights:
+            raise UserError(f"{name}: {key} is missing; the file is incomplete or of another architecture")
+        found = tuple(weights[key].shape)
+        if found != shape and not (_is_vector(found) and _is_vector(shape) and max(found) == max(shape)):
+            raise UserError(f"{name}: {key} has shape {_text(found)}, expected {_text(shape)} by the file's other tensors")
+        if not weights[key].is_floating_point():
+            raise UserError(f"{name}: {key} holds {weights[key].dtype}, expected floating point; pass a model as released")
+    unread = {f"blocks.0.att.v{i}" for i in range(3)} if dimensions.version == "x070" else set()
+    for key in weights:
+        if key not in expected and key not in unread:
+            raise UserError(f"{name}: {key!r} belongs to no {dimensions.version} model; pass a model as released")
+
+
+def _is_vector(shape: tuple[int, ...]) -> bool:
+    return len(shape) != 2 and math.prod(shape) == max(shape, default=0)
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in shape)

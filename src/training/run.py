@@ -1,6 +1,7 @@
 """A training run from its configuration: check everything, build the model, hand it to Lightning."""
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +40,8 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
     Raises:
         UserError: whatever the user can mend; nothing has been written then, or what was written is good.
     """
+    # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     pl.seed_everything(config.seed, verbose=False)
     weights = load_checkpoint(config.load_model)
     dimensions = read_dimensions(weights, config.load_model)

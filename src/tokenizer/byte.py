@@ -1,0 +1,23 @@
+"""The byte tokenizer: a token is the value of a UTF-8 byte, and 0 ends the text."""
+
+from collections.abc import Sequence
+
+from src.tokenizer.base import require_known
+
+
+class ByteTokenizer:
+    """256 ids. A NUL character in the text is the end-of-text token, which decodes to nothing."""
+
+    name = "bytes"
+    vocab_size = 256
+    end_of_text = 0
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", errors="replace"))
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        require_known(tokens, self.vocab_size, self.name)
+        return bytes(token for token in tokens if token != self.end_of_text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
