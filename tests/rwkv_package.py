@@ -1,7 +1,8 @@
 """What the published `rwkv` package computes, as a truth that this project did not write.
 
 The package chooses v7 or v4-v6 by an environment variable read at import, so it runs in a process of its own:
-    python tests/rwkv_package.py MODEL.pth STRATEGY SEQUENCES.json OUT.pt
+    python tests/rwkv_package.py STRATEGY REQUESTS.json ANSWERS.pt
+One process answers many requests, each about a model of its own, since importing torch takes longer than tiny models do.
 """
 
 import json
@@ -14,29 +15,72 @@ from pathlib import Path
 
 def package_logits(model: Path, version: str, sequences: list[list[int]], strategy: str = "cpu fp32") -> list:
     """Logits [T, vocab_size] float32 after every token of each sequence, from the `rwkv` package."""
+    return package_logits_of_many([(model, sequences)], version, strategy)[0]
+
+
+def package_logits_of_many(requests: list[tuple[Path, list[list[int]]]], version: str, strategy: str = "cpu fp32") -> list[list]:
+    """`package_logits` of each (model, sequences), all models of one version."""
+    return _ask([{"model": str(model), "sequences": sequences} for model, sequences in requests], version, strategy)
+
+
+def package_generate(model: Path, version: str, prompts: list[list[int]], count: int, arguments: dict,
+                     strategy: str = "cpu fp32") -> list[list[int]]:
+    """The `count` tokens that `PIPELINE.generate` draws after each prompt of byte tokens; `arguments` are its PIPELINE_ARGS."""
+    return _ask([{"model": str(model), "prompts": prompts, "count": count, "arguments": arguments}], version, strategy)[0]
+
+
+def _ask(requests: list[dict], version: str, strategy: str) -> list:
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        request, answer = Path(folder, "sequences.json"), Path(folder, "logits.pt")
-        request.write_text(json.dumps(sequences))
+        questions, answers = Path(folder, "requests.json"), Path(folder, "answers.pt")
+        questions.write_text(json.dumps(requests))
         environment = {**os.environ, "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1" if version == "x070" else "0"}
-        done = subprocess.run([sys.executable, __file__, str(model), strategy, str(request), str(answer)],
+        done = subprocess.run([sys.executable, __file__, strategy, str(questions), str(answers)],
                               env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        return torch.load(answer, weights_only=True)
+        return torch.load(answers, weights_only=True)
 
 
 def main() -> None:
-    model, strategy, request, answer = sys.argv[1:]
+    strategy, questions, answers = sys.argv[1:]
     import torch
     from rwkv.model import RWKV
 
-    network = RWKV(model=model.removesuffix(".pth"), strategy=strategy)
-    logits = []
-    for tokens in json.loads(Path(request).read_text()):
-        out, _ = network.forward(tokens, None, full_output=True) if len(tokens) > 1 else network.forward(tokens, None)
-        logits.append(out.float().reshape(len(tokens), -1))
-    torch.save(logits, answer)
+    found = []
+    for request in json.loads(Path(questions).read_text()):
+        network = RWKV(model=request["model"].removesuffix(".pth"), strategy=strategy)
+        if "prompts" in request:
+            found.append([_generate(network, prompt, request) for prompt in request["prompts"]])
+        else:
+            found.append([_logits(network, tokens) for tokens in request["sequences"]])
+    torch.save(found, answers)
+
+
+def _logits(network, tokens: list[int]):
+    out, _ = network.forward(tokens, None, full_output=True) if len(tokens) > 1 else network.forward(tokens, None)
+    return out.float().reshape(len(tokens), -1)
+
+
+class _Bytes:
+    """As much of a tokenizer as PIPELINE needs; prompts are token lists already."""
+
+    def encode(self, tokens: list[int]) -> list[int]:
+        return tokens
+
+    def decode(self, tokens: list[int]) -> str:
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def _generate(network, prompt: list[int], request: dict) -> list[int]:
+    from rwkv.utils import PIPELINE, PIPELINE_ARGS
+
+    pipeline, drawn = PIPELINE.__new__(PIPELINE), []  # its __init__ only loads a tokenizer
+    pipeline.model, pipeline.tokenizer = network, _Bytes()
+    sample = pipeline.sample_logits
+    pipeline.sample_logits = lambda *args, **kwargs: drawn.append(sample(*args, **kwargs)) or drawn[-1]
+    pipeline.generate(prompt, token_count=request["count"], args=PIPELINE_ARGS(**request["arguments"]))
+    return drawn
 
 
 if __name__ == "__main__":

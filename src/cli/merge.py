@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.adapters.files import merge_adapter
-from src.checkpoint.dimensions import check_weights, read_dimensions
-from src.checkpoint.io import load_checkpoint, save_checkpoint
+from src.checkpoint.base import load_base
+from src.checkpoint.io import save_checkpoint
 from src.cli.run import Parser
 
 
@@ -26,8 +26,7 @@ def parse(arguments: Sequence[str]) -> MergeFlags:
 
 
 def merge(flags: MergeFlags) -> None:
-    base = load_checkpoint(flags.base)
-    check_weights(base, read_dimensions(base, flags.base), flags.base)
+    base, _ = load_base(flags.base)
     merged = merge_adapter(base, flags.adapter)
     changed = sum(merged[name] is not base[name] for name in base)
     save_checkpoint(merged, flags.output)

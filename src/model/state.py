@@ -1,5 +1,6 @@
 """The recurrent state of RWKV: constant in size, so it can be forked, selected and kept for hundreds of rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,3 +36,9 @@ class State:
     def select(self, index: Tensor) -> "State":
         """The states of sequences `index` [S'] (int64), in that order; repeats fork a sequence."""
         return State(*([x[index] for x in part] for part in (self.att_shift, self.wkv, self.ffn_shift)))
+
+    @staticmethod
+    def cat(states: "Sequence[State]") -> "State":
+        """The sequences of all `states`, at least one of them, one after another."""
+        parts = ([state.att_shift for state in states], [state.wkv for state in states], [state.ffn_shift for state in states])
+        return State(*([torch.cat(layer) for layer in zip(*part, strict=True)] for part in parts))

@@ -38,12 +38,14 @@ def sequence_log_probs(model: RWKV, batch: PackedBatch, with_prompt: bool = Fals
     return SequenceLogProbs(*answer, *_summed(model, hidden, batch.targets, positions, segment, batch.n_sequences))
 
 
-def _summed(model: RWKV, hidden: Tensor, targets: Tensor, positions: Tensor, segment: Tensor, n_sequences: int) -> tuple[Tensor, Tensor]:
+def _summed(model: RWKV, hidden: Tensor, targets: Tensor, positions: Tensor, segment: Tensor,
+            n_sequences: int) -> tuple[Tensor, Tensor]:
     counts = torch.bincount(segment, minlength=n_sequences)
     piece = max(1, LOGITS_AT_ONCE // model.dimensions.vocab_size)
     # Logits are never kept for the backward: a piece at a time is computed again.
-    log_probs = [checkpoint(_target_log_probs, model, hidden[at], targets[at], use_reentrant=False) for at in positions.split(piece)]
-    log_probs = torch.cat(log_probs) if log_probs else hidden.new_zeros(0, dtype=torch.float32)
+    pieces = positions.split(piece) if len(positions) else ()
+    log_probs = [checkpoint(_target_log_probs, model, hidden[at], targets[at], use_reentrant=False) for at in pieces]
+    log_probs = torch.cat(log_probs) if log_probs else torch.zeros(0, device=hidden.device)
     sums = log_probs.new_zeros(n_sequences).index_add(0, segment, log_probs)
     return sums, counts
 

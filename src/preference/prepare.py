@@ -6,8 +6,8 @@ from pathlib import Path
 
 from src.adapters.apply import blocks_to_quantize
 from src.adapters.layer_profile import read_layer_profile
-from src.checkpoint.dimensions import check_weights, read_dimensions
-from src.checkpoint.io import fingerprint, load_checkpoint
+from src.checkpoint.base import load_base
+from src.checkpoint.io import fingerprint
 from src.errors import UserError
 from src.model import build_model
 from src.preference.config import PrepareConfig
@@ -26,9 +26,7 @@ def prepare(config: PrepareConfig) -> None:
         UserError: whatever the user can mend; nothing has been written then.
     """
     rows = read_pairs_csv(config.input_csv, require_reject=True)
-    weights = load_checkpoint(config.load_model)
-    dimensions = read_dimensions(weights, config.load_model)
-    check_weights(weights, dimensions, config.load_model)
+    weights, dimensions = load_base(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     if tokenizer.vocab_size > dimensions.vocab_size:
         raise UserError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.load_model} only "

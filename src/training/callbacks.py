@@ -25,6 +25,7 @@ from src.training.module import PreferenceModule
 RESUME_FILE = "last.ckpt"
 METRICS_FILE = "metrics.jsonl"
 EVAL_FILE = "eval.jsonl"
+FINAL_FILE = "rwkv-final.safetensors"
 AVERAGED = ("loss", "dpo_loss", "sft_loss", "reward_chosen", "reward_rejected", "margin")
 
 
@@ -132,7 +133,7 @@ class SaveAdapters(pl.Callback):
             trainer.strategy.barrier()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        self._save_adapter(trainer, pl_module, "rwkv-final.safetensors")
+        self._save_adapter(trainer, pl_module, FINAL_FILE)
 
     def _save_adapter(self, trainer: pl.Trainer, pl_module: PreferenceModule, name: str) -> None:
         if trainer.is_global_zero:
@@ -145,9 +146,9 @@ class ProgressBar(pl.Callback):
 
     def __init__(self, metrics: StepMetrics, held_out: HeldOut | None, total_steps: int):
         self.metrics, self.held_out, self.total_steps = metrics, held_out, total_steps
+        self.bar: Progress | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        self.bar = None
         if trainer.is_global_zero and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             self.bar = Progress(*columns, console=Console(stderr=True))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from src.preference.batching import PackedBatch, epoch_order, pack_pairs
@@ -32,8 +33,9 @@ class PairSampler(Sampler[int]):
 
 
 def train_loader(pairs: Sequence[Pair], sampler: PairSampler, micro_bsz: int) -> DataLoader:
-    """Batches of `micro_bsz` pairs, each a (PackedBatch, cached references [micro_bsz, 2] float32)."""
-    return DataLoader(pairs, batch_size=micro_bsz, sampler=sampler, collate_fn=collate)
+    """Batches of `micro_bsz` pairs: the PackedBatch, and each pair's cached references (chosen, reject) in nats."""
+    # A generator of its own, since a loader draws a seed at each epoch's start, which must not shift dropout's numbers.
+    return DataLoader(pairs, batch_size=micro_bsz, sampler=sampler, collate_fn=collate, generator=torch.Generator())
 
 
 def collate(pairs: Sequence[Pair]) -> tuple[PackedBatch, list[tuple[float, float]]]:

@@ -35,7 +35,7 @@ def pair_losses(model: RWKV, batch: PackedBatch, references: Sequence[tuple[floa
     """
     sums = sequence_log_probs(model, batch, with_prompt=objective.sft_on_prompt, grad_cp=grad_cp)
     chosen, reject = sums.answer.view(-1, 2).unbind(1)
-    reference = torch.tensor(references, dtype=torch.float32, device=chosen.device)
+    reference = torch.tensor(references, dtype=chosen.dtype, device=chosen.device)
     dpo, reward_chosen, reward_rejected, margin = dpo_loss(chosen, reject, reference[:, 0], reference[:, 1], objective.beta)
     sft = sft_loss(chosen + sums.prompt.view(-1, 2)[:, 0], (sums.answer_tokens + sums.prompt_tokens).view(-1, 2)[:, 0])
     return {"loss": dpo + objective.alpha * sft, "dpo_loss": dpo, "sft_loss": sft, "reward_chosen": reward_chosen,

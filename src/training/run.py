@@ -13,26 +13,29 @@ from pytorch_lightning.loggers import Logger
 
 from src.adapters.apply import apply_layer_profile, blocks_to_quantize
 from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_layer_profile, with_rates
-from src.checkpoint.dimensions import Dimensions, check_weights, read_dimensions
-from src.checkpoint.io import fingerprint, load_checkpoint
+from src.checkpoint.base import load_base
+from src.checkpoint.dimensions import Dimensions
+from src.checkpoint.io import fingerprint
 from src.errors import UserError
 from src.files import atomic_write
 from src.model import build_model
 from src.preference.pairs import Pair, check_sidecar, load_pairs
-from src.training.callbacks import METRICS_FILE, RESUME_FILE, HeldOut, ProgressBar, SaveAdapters, StepMetrics
+from src.training.callbacks import EVAL_FILE, FINAL_FILE, METRICS_FILE, RESUME_FILE, HeldOut, ProgressBar, SaveAdapters, StepMetrics
 from src.training.config import TrainConfig
 from src.training.data import PairSampler, train_loader
 from src.training.module import PreferenceModule
+from src.training.picture import draw_curves
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CONFIG_FILE = "config.json"
+CURVES_FILE = "curves.png"
 # What may differ between a run and its continuation: none of it changes a number.
 FREE_ON_RESUME = ("accelerator", "devices", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume", "rlhf_train_file",
                   "strategy", "wandb")
 
 
 def train(config: TrainConfig, expected: dict[str, Any]) -> None:
-    """Run it. Writes into `config.proj_dir`: config.json, metrics.jsonl, eval.jsonl, rwkv-N.safetensors, last.ckpt.
+    """Run it. Writes into `config.proj_dir`: config.json, metrics.jsonl, eval.jsonl, adapters, last.ckpt, curves.png.
 
     Args:
         expected: dimensions that the flags state, by flag, to be compared with the checkpoint's.
@@ -43,10 +46,8 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     pl.seed_everything(config.seed, verbose=False)
-    weights = load_checkpoint(config.load_model)
-    dimensions = read_dimensions(weights, config.load_model)
+    weights, dimensions = load_base(config.load_model)
     check_flags(dimensions, expected, config.load_model)
-    check_weights(weights, dimensions, config.load_model)
     settings = layer_settings(config, dimensions.n_layer)
     base = fingerprint(weights)
 
@@ -79,10 +80,15 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
         log_every_n_steps=1, default_root_dir=str(folder),
     )
-    sampler = PairSampler(len(pairs), config.epoch_steps * config.micro_bsz, config.seed, config.epoch_begin, trainer.global_rank, trainer.world_size)
-    trainer.fit(module, train_loader(pairs, sampler, config.micro_bsz), ckpt_path=checkpoint, weights_only=True)
+    sampler = PairSampler(len(pairs), config.epoch_steps * config.micro_bsz, config.seed, config.epoch_begin,
+                          trainer.global_rank, trainer.world_size)
+    try:
+        trainer.fit(module, train_loader(pairs, sampler, config.micro_bsz), ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
     if trainer.is_global_zero:
-        print(f"done: {folder / 'rwkv-final.safetensors'}, {folder / METRICS_FILE}", file=sys.stderr)
+        draw_curves(folder / METRICS_FILE, folder / EVAL_FILE, folder / CURVES_FILE)
+        print(f"done: {folder / FINAL_FILE}, {folder / METRICS_FILE}, {folder / CURVES_FILE}", file=sys.stderr)
 
 
 def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> None:
@@ -115,7 +121,8 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
         raise UserError(f"{path}: its references were computed with another base model ({sidecar.get('base_model', 'unnamed')}) "
                         f"than {config.load_model}; run rlhf_dpo_generate_save.py with this one")
     exact = sorted(set(range(dimensions.n_layer)) - blocks_to_quantize(settings)) if config.quantization else []
-    differences = check_sidecar(sidecar, {"precision": config.precision, "quantization": config.quantization, "unquantized_blocks": exact})
+    made_with = {"precision": config.precision, "quantization": config.quantization, "unquantized_blocks": exact}
+    differences = check_sidecar(sidecar, made_with)
     if differences and not config.allow_reference_mismatch:
         suffix = {None: "", "int8": "i8", "nf4": "nf4"}[config.quantization]
         device = "cuda" if config.accelerator == "gpu" else "cpu"
@@ -133,7 +140,7 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> 
     Raises:
         UserError: the folder already holds a run and --resume is not 1, or the run that it holds was another.
     """
-    known = asdict(config) | facts
+    known = json.loads(json.dumps(asdict(config) | facts))
     path, checkpoint = folder / CONFIG_FILE, folder / RESUME_FILE
     if (folder / METRICS_FILE).exists() and not config.resume:
         raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")
@@ -141,10 +148,12 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> 
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise UserError(f"{path} is missing or damaged, so --resume 1 can't check what it goes on with; choose another --proj_dir") from None
+            raise UserError(f"{path} is missing or damaged, so --resume 1 can't check what it goes on with; "
+                            "choose another --proj_dir") from None
         for name, value in known.items():
             if name not in FREE_ON_RESUME and before.get(name) != value:
-                raise UserError(f"--resume 1: {name} was {_short(before.get(name))} in {folder} and is {_short(value)} now; a resumed run goes on unchanged")
+                raise UserError(f"--resume 1: {name} was {_short(before.get(name))} in {folder} and is {_short(value)} now; "
+                                "a resumed run goes on unchanged")
         return checkpoint
     with atomic_write(path, "w", encoding="utf-8") as file:
         json.dump(known, file, indent=2)
@@ -176,5 +185,5 @@ def loggers(config: TrainConfig) -> list[Logger] | bool:
     from pytorch_lightning.loggers import WandbLogger
 
     Path(config.proj_dir).mkdir(parents=True, exist_ok=True)
-    offline = wandb.api.api_key is None
-    return [WandbLogger(project=config.wandb, save_dir=config.proj_dir, offline=offline, config=asdict(config))]
+    mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    return [WandbLogger(project=config.wandb, save_dir=config.proj_dir, mode=mode, config=asdict(config))]

@@ -30,8 +30,10 @@ def wkv6_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, stat
     layout = chunk_layout(cu_seqlens, CHUNK_V6, r.device)
     r, log_w, k, v = (to_chunks(x, layout) for x in (r, log_w.clamp(min=SMALLEST_LOG_W), k, v))
     # Sums reach hundreds while the differences that matter are small: float64 keeps them to float32's precision.
-    total = log_w.double().cumsum(-2)
-    before = total - log_w.double()
+    # Converted once, for the gradients of the two uses cancel where a decay is strong.
+    log_w = log_w.double()
+    total = log_w.cumsum(-2)
+    before = total - log_w
     scores = _DecayedScores.apply(r, k, before, total)
     scores = scores + torch.diag_embed((r * k * u.unsqueeze(-2)).sum(-1))
     last = total[..., -1:, :]
@@ -63,13 +65,22 @@ class _DecayedScores(torch.autograd.Function):
         r, k, before, total = ctx.saved_tensors
         flat = [x.flatten(0, 1) for x in (r, k, before, total)]
         size = _slice(flat[0])
-        d_r, d_k = [], []
+        d_r, d_k, d_before, d_total = [], [], [], []
         for r_, k_, b, t, g in zip(*(x.split(size) for x in (*flat, gradient.flatten(0, 1))), strict=True):
             decay = _pairwise_decay(b, t, r.dtype) * g.unsqueeze(-1)
-            d_r.append((decay * k_.unsqueeze(1)).sum(2))
-            d_k.append((decay * r_.unsqueeze(2)).sum(1))
-        d_r, d_k = torch.cat(d_r).view_as(r), torch.cat(d_k).view_as(k)
-        return d_r, d_k, (r * d_r).to(before.dtype), -(k * d_k).to(total.dtype)
+            # Neighbours have no decay between them: before_t and total_{t-1} are one number, whose two gradients would
+            # cancel only up to rounding, and where all decays are strong that rounding would be all that log w gets.
+            neighbour = decay.diagonal(-1, 1, 2).transpose(1, 2).clone()
+            decay.diagonal(-1, 1, 2).zero_()
+            from_r, from_k = (decay * k_.unsqueeze(1)).sum(2), (decay * r_.unsqueeze(2)).sum(1)
+            d_before.append(r_ * from_r)
+            d_total.append(-k_ * from_k)
+            from_r[:, 1:] += neighbour * k_[:, :-1]
+            from_k[:, :-1] += neighbour * r_[:, 1:]
+            d_r.append(from_r)
+            d_k.append(from_k)
+        d_r, d_k, d_before, d_total = (torch.cat(x).view_as(r) for x in (d_r, d_k, d_before, d_total))
+        return d_r, d_k, d_before.to(before.dtype), d_total.to(total.dtype)
 
 
 def _slice(x: Tensor) -> int:

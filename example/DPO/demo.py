@@ -1,0 +1,101 @@
+"""`make demo`: the three scripts in order on the embedded example, then what came of it.
+
+Runs 1_generate_reject.sh, 2_prepare.sh and 3_train.sh, and prints held-out numbers before and after, a question answered by
+both models, and the files written. Everything lands in example/DPO/demo_output, which each run makes anew.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from src.files import atomic_write  # noqa: E402
+
+OUTPUT = Path("example/DPO/demo_output")
+STEPS = (("1_generate_reject.sh", "the base model writes the rejected answers"),
+         ("2_prepare.sh", "tokens and cached references"),
+         ("3_train.sh", "training, then the merge"))
+ASKED = 3  # held-out questions shown with both models' answers
+
+
+def main() -> None:
+    os.chdir(ROOT)
+    console = Console()
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    started = time.monotonic()
+    for script, what in STEPS:
+        console.rule(f"[bold]{script}[/bold]: {what}")
+        done = subprocess.run(["sh", f"example/DPO/{script}", str(OUTPUT)], env={**os.environ, "PYTHON": sys.executable}, check=False)
+        if done.returncode:
+            sys.exit(done.returncode)
+    seconds = time.monotonic() - started
+
+    held_out = [json.loads(line) for line in (OUTPUT / "run" / "eval.jsonl").read_text().splitlines()]
+    console.rule("[bold]held-out pairs[/bold], never trained on")
+    console.print(numbers(held_out[0], held_out[-1]))
+    console.rule("[bold]held-out questions[/bold], the likeliest answer")
+    console.print(answers())
+    console.rule("[bold]files[/bold]")
+    console.print(files())
+    with atomic_write(OUTPUT / "summary.json", "w", encoding="utf-8") as file:
+        json.dump({"seconds": seconds, "before": held_out[0], "after": held_out[-1]}, file, indent=2)
+    console.print(f"{seconds:.0f} s")
+
+
+def numbers(before: dict, after: dict) -> Table:
+    table = Table("", "before", "after")
+    for name, words in (("accuracy", "preference accuracy (margin > 0; ties count half)"), ("margin", "mean margin"),
+                        ("policy_accuracy", "the model itself finds the good answer likelier"), ("sft_loss", "nats a token of the good answers"),
+                        ("reward_chosen", "reward, chosen"), ("reward_rejected", "reward, rejected")):
+        shown = "{:.1%}" if "accuracy" in name else "{:+.3f}" if name != "sft_loss" else "{:.3f}"
+        table.add_row(words, shown.format(before[name]), shown.format(after[name]))
+    return table
+
+
+def answers() -> Table:
+    """The first held-out questions, answered greedily by the base and by the merged model."""
+    from src.checkpoint.base import load_base
+    from src.generation.batch import generate
+    from src.generation.config import Sampling
+    from src.model import build_model
+    from src.preference.csv import read_pairs_csv
+    from src.preference.templates import format_prompt
+    from src.tokenizer import load_tokenizer
+
+    rows = read_pairs_csv("example/DPO/input_csv/rlhf_example_heldout.csv", require_reject=False)[:ASKED]
+    table = Table("question", "base model", "tuned model", "Python's documentation")
+    greedy = Sampling(temperature=0, frequency=0, max_tokens=160)
+    written = []
+    for path in ("example/DPO/base_model.pth", OUTPUT / "merged.pth"):
+        weights, dimensions = load_base(path)
+        tokenizer = load_tokenizer(None, dimensions.vocab_size)
+        prompts = [(number, tokenizer.encode(format_prompt(0, row.prompt))) for number, row in enumerate(rows)]
+        finished = generate(build_model(weights, dimensions), tokenizer, prompts, greedy, 0, ASKED)
+        written.append({answer.row: answer.text for answer in finished})
+    for number, row in enumerate(rows):
+        table.add_row(row.prompt, written[0][number], written[1][number], row.chosen)
+    return table
+
+
+def files() -> Table:
+    table = Table("file", "bytes", "what it is", show_lines=False)
+    for name, what in (("rlhf_example_dataset_withreject.csv", "pairs with the model's own rejects"), ("rlhf_example_dataset.save", "tokens and references"),
+                       ("run/metrics.jsonl", "a line for each optimizer step"), ("run/eval.jsonl", "held-out numbers after each epoch"),
+                       ("run/curves.png", "pref-percentage, losses, rewards"), ("run/rwkv-final.safetensors", "the adapter"),
+                       ("merged.pth", "the tuned model, for every RWKV runtime"), ("summary.json", "the numbers above")):
+        path = OUTPUT / name
+        table.add_row(str(path), f"{path.stat().st_size:,}" if path.exists() else "", what)
+    return table
+
+
+if __name__ == "__main__":
+    main()

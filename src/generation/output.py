@@ -1,0 +1,155 @@
+"""The growing output CSV: complete records only, in the input's order, each on disk before the next begins.
+
+A record is compared byte for byte with what this module would write for the input's row, which tells at once
+where a write was torn off, and whether the file belongs to another input. Beside it `OUTPUT.csv.json` keeps
+the settings, so that one file never mixes answers of two models or two ways of sampling, and, once the file
+is complete, the summary of the run that finished it.
+"""
+
+import fcntl
+import json
+import os
+import re
+import reprlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from src.errors import UserError
+from src.files import atomic_write
+from src.preference.csv import HEADER, Row, format_row
+
+_ANOTHER = "choose another --output_csv, or remove this one"
+# At the place where a reject begins: the field with the line's end, and what is left of it when a write is torn off.
+_REJECT = re.compile(rb'"[^"]*(?:""[^"]*)*"\n')
+_TORN = re.compile(rb'(?:"[^"]*(?:""[^"]*)*"?)?')
+
+
+class Output:
+    """An open output CSV with `done` rows in it; made by `open_output`."""
+
+    def __init__(self, path: Path, descriptor: int, done: int, size: int):
+        self.path, self.done = path, done
+        self._descriptor, self._size = descriptor, size
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Write the next rows at once and wait until they are on disk. Raises UserError where the disk refuses."""
+        self.write("".join(map(format_row, rows)))
+        self.done += len(rows)
+
+    def write(self, text: str) -> None:
+        """Write whole records; where the disk refuses, the file stays as it was."""
+        data = rest = text.encode()
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest):]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, self._size)
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); the rows finished before are saved, and the "
+                            "same command goes on from there once the disk has room") from error
+        self._size += len(data)
+
+
+@contextmanager
+def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row], kept: Sequence[bool]) -> Iterator[Output]:
+    """Begin the output, or go on with one that an earlier run left.
+
+    Args:
+        settings: everything that answers depend on; it must be equal to that of the earlier run.
+        rows: all rows of the input.
+        kept: for each of them, whether its reject is to stand in the output as it is.
+
+    Raises:
+        UserError: `path` holds something else than the beginning of this output, or another run is writing it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another run is writing it; wait for that one, or choose another --output_csv") from None
+        data = path.read_bytes()
+        if data:
+            _check_settings(path, settings)
+        else:
+            _write_sidecar(path, settings)
+        done, size = read_progress(data, rows, kept, path)
+        if size < len(data):
+            os.ftruncate(descriptor, size)
+        output = Output(path, descriptor, done, size)
+        if not size:
+            output.write(HEADER)
+        yield output
+    finally:
+        os.close(descriptor)
+
+
+def write_summary(path: str | Path, settings: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Add the summary to the sidecar of a finished output."""
+    _write_sidecar(Path(path), settings | {"summary": summary})
+
+
+def read_progress(data: bytes, rows: Sequence[Row], kept: Sequence[bool], path: Path) -> tuple[int, int]:
+    """How many rows an output holds, and how many bytes these take with the header; what follows them was torn off.
+
+    Raises UserError where `data` is not the beginning of the output for these rows.
+    """
+    header = HEADER.encode()
+    if not data.startswith(header):
+        if header.startswith(data):
+            return 0, 0
+        raise UserError(f"{path}: does not begin with {HEADER.strip()}, so this script did not write it; {_ANOTHER}")
+    size = len(header)
+    for number, (row, keep) in enumerate(zip(rows, kept, strict=True)):
+        expected = format_row(row if keep else row._replace(reject="")).encode()
+        if not keep:
+            expected = expected.removesuffix(b'""\n')  # the reject is in the output alone
+        if not data.startswith(expected, size):
+            if expected.startswith(data[size:]):
+                return number, size
+            raise _stranger(path, number)
+        end = size + len(expected)
+        if not keep:
+            reject = _REJECT.match(data, end)
+            if not reject and _TORN.fullmatch(data, end):
+                return number, size
+            if not reject or reject[0] == b'""\n':
+                raise _stranger(path, number)
+            end = reject.end()
+        size = end
+    if len(data) > size:
+        raise UserError(f"{path}: has more rows than the {len(rows)} of --input_csv; {_ANOTHER}")
+    return len(rows), size
+
+
+def _stranger(path: Path, number: int) -> UserError:
+    return UserError(f"{path}: its row {number + 1} was not made from row {number + 1} of --input_csv as it is now; {_ANOTHER}")
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    sidecar = _sidecar_path(path)
+    try:
+        found = json.loads(sidecar.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: exists, without the {sidecar.name} that would tell how it was made; {_ANOTHER}") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{sidecar}: is damaged, so how {path.name} was made is not known; {_ANOTHER}")
+    differing = [f"{name} {reprlib.repr(found.get(name))} (now {reprlib.repr(value)})" for name, value in settings.items()
+                 if name not in found or found[name] != value]
+    if differing:
+        raise UserError(f"{path}: was begun with {', '.join(differing)}; give the same to go on, or {_ANOTHER}")
+
+
+def _write_sidecar(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(_sidecar_path(path)) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _sidecar_path(path: Path) -> Path:
+    return Path(f"{path}.json")

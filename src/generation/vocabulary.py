@@ -1,0 +1,48 @@
+"""What generation must know of a tokenizer: each token's bytes, which tokens are never drawn, and an answer's text."""
+
+import codecs
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.preference.templates import clean
+from src.tokenizer import Tokenizer
+
+# Tokens made of these characters alone repeat in any table or sum; the rwkv package does not count them either.
+UNCOUNTED = b" \t0123456789"
+_PADDING = (b"", "\N{REPLACEMENT CHARACTER}".encode())
+
+
+class Vocabulary(NamedTuple):
+    """The V rows of a model's head as text."""
+
+    pieces: list[bytes]  # what each token adds to an answer
+    banned: Tensor  # [V] bool, never drawn
+    weight: Tensor  # [V] float32, 1 where a drawn token counts for the frequency penalty, else 0
+
+
+def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, ban_end_of_text: bool,
+                    device: torch.device | str = "cpu") -> Vocabulary:
+    """Look at every token of a model with `vocab_size` rows.
+
+    Banned are the end of text (if asked), tokens that add nothing to a text, and the rows that fill a
+    checkpoint up behind the tokenizer's last entry, which no text has and no training has seen.
+    """
+    known = min(vocab_size, tokenizer.vocab_size)
+    pieces = [tokenizer.decode_bytes([token]) for token in range(known)]
+    while known and pieces[known - 1] in _PADDING:
+        known -= 1
+    pieces += [b""] * (vocab_size - len(pieces))
+    banned = torch.tensor([token >= known or not piece for token, piece in enumerate(pieces)])
+    banned[tokenizer.end_of_text] = ban_end_of_text
+    weight = torch.tensor([float(piece not in UNCOUNTED) for piece in pieces])
+    return Vocabulary(pieces, banned.to(device), weight.to(device))
+
+
+def answer_text(tokenizer: Tokenizer, tokens: Sequence[int], stop: str) -> str:
+    """The text of a whole answer: up to `stop`, without a character whose last bytes were not drawn any more, cleaned."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    text = decoder.decode(tokenizer.decode_bytes(tokens))
+    return clean(text.partition(stop)[0] if stop else text)

@@ -1,0 +1,117 @@
+"""The growing output: wherever a write is torn off, what is whole is found again, and nothing else is touched."""
+
+import errno
+import fcntl
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.errors import UserError
+from src.generation.output import open_output, read_progress
+from src.preference.csv import HEADER, Row, format_row, read_pairs_csv
+
+SETTINGS = {"seed": 1, "stop": "\n\n", "top_p": 0.3, "quantization": None}
+characters = st.one_of(st.sampled_from('",\n\r'), st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+text = st.text(characters, min_size=1, max_size=8)
+rows_and_kept = st.lists(st.tuples(st.builds(Row, text, text, text), st.booleans()), min_size=1, max_size=4)
+
+
+def written(rows) -> bytes:
+    return (HEADER + "".join(map(format_row, rows))).encode()
+
+
+@settings(deadline=None)
+@given(rows_and_kept)
+def test_every_torn_end_is_found(pairs):
+    rows, kept = zip(*pairs, strict=True)
+    # Of a row that is not kept, the input knows no reject.
+    known = [row if keep else row._replace(reject="") for row, keep in pairs]
+    data = written(rows)
+    ends = [len(written(rows[:n])) for n in range(len(rows) + 1)]
+    for cut in range(len(data) + 1):
+        done = sum(end <= cut for end in ends) - 1
+        assert read_progress(data[:cut], known, kept, "out.csv") == ((done, ends[done]) if done >= 0 else (0, 0))
+
+
+ROWS = [Row("p", "c", "r"), Row('a "quoted", text\nin two lines', "c", "r2"), Row("p3", "c3", "r3")]
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (b"prompt,chosen\n", "does not begin with"),
+    (b"some other file", "does not begin with"),
+    (written([Row("other", "c", "r")]), "its row 1 was not made from row 1"),
+    (written([ROWS[0], Row(ROWS[1].prompt, "other", "r2"), ROWS[2]]), "its row 2 was not made from row 2"),
+    (written([ROWS[0]._replace(reject="other")]), "its row 1 was not made from row 1"),
+    (written(ROWS[:2])[:-2] + b" \n" + format_row(ROWS[2]).encode(), "its row 2 was not made"),  # edited, not torn
+    (written(ROWS[:1]) + format_row(ROWS[1]).replace('"r2"', "r2").encode(), "its row 2 was not made"),
+    (written([ROWS[0], ROWS[1]._replace(reject="")]), "its row 2 was not made"),
+    (written([*ROWS, ROWS[0]]), "more rows than the 3"),
+    (written(ROWS) + b"x", "more rows than the 3"),
+])
+def test_what_is_no_beginning_of_this_output_is_refused_and_stays(data, message, tmp_path):
+    path = tmp_path / "out.csv"
+    with open_output(path, SETTINGS, ROWS, [True, False, False]):
+        pass
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=message), open_output(path, SETTINGS, ROWS, [True, False, False]):
+        pass
+    assert path.read_bytes() == data
+
+
+def test_the_file_is_whole_after_every_append(tmp_path):
+    path = tmp_path / "new folder" / "out.csv"
+    with open_output(path, SETTINGS, ROWS, [False] * 3) as output:
+        assert path.read_bytes() == HEADER.encode()
+        output.append(ROWS[:1])
+        assert read_pairs_csv(path, require_reject=True) == ROWS[:1]
+        output.append(ROWS[1:])
+        assert read_pairs_csv(path, require_reject=True) == ROWS
+    with open_output(path, SETTINGS, ROWS, [False] * 3) as output:
+        assert output.done == 3
+
+
+def test_a_full_disk_leaves_the_finished_rows(tmp_path, monkeypatch):
+    path, real_write = tmp_path / "out.csv", os.write
+    with open_output(path, SETTINGS, ROWS, [False] * 3) as output:
+        output.append(ROWS[:1])
+
+        def write(descriptor, data):
+            if len(data) < 10:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real_write(descriptor, data[:10])
+
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(UserError, match=r"out\.csv: cannot be written \(No space left on device\)"):
+            output.append(ROWS[1:])
+        assert path.read_bytes() == written(ROWS[:1])
+        monkeypatch.undo()
+        output.append(ROWS[1:])
+    assert path.read_bytes() == written(ROWS)
+
+
+@pytest.mark.parametrize(("sidecar", "message"), [
+    (None, "exists, without the out.csv.json"), ("{", "is damaged"), ("[]", "is damaged"),
+    (json.dumps(SETTINGS | {"seed": 2, "top_p": 0.5}), r"begun with seed 2 \(now 1\), top_p 0.5 \(now 0.3\); give the same"),
+    (json.dumps({"seed": 1, "stop": "\n\n", "top_p": 0.3}), r"quantization None \(now None\)"),
+])
+def test_another_runs_settings_are_refused(sidecar, message, tmp_path):
+    path = tmp_path / "out.csv"
+    path.write_bytes(written(ROWS[:1]))
+    if sidecar is not None:
+        (tmp_path / "out.csv.json").write_text(sidecar)
+    with pytest.raises(UserError, match=message), open_output(path, SETTINGS, ROWS, [False] * 3):
+        pass
+    assert path.read_bytes() == written(ROWS[:1])
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+    path = tmp_path / "out.csv"
+    with path.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run is writing it"), open_output(path, SETTINGS, ROWS, [False] * 3):
+            pass
+    with open_output(path, SETTINGS, ROWS, [False] * 3) as output:
+        assert output.done == 0

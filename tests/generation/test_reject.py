@@ -1,0 +1,148 @@
+"""The script as a user runs it: rows in order, kept ones untouched, interrupted runs that go on, one line for bad input."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import rlhf_generate_reject_csv as script
+from src.checkpoint.io import save_checkpoint
+from src.checkpoint.random import make_dimensions, random_weights
+from src.cli.run import run
+from src.preference.csv import Row, read_pairs_csv, write_pairs_csv
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data" / "self_instruct_prompts.csv"
+ROWS = [Row("Hi", "Hello.", ""), Row("Two\r\nlines, \"quoted\"", "Yes,\n\nindeed.", ""), Row("Kept?", "Yes.", " as it\nstands "),
+        Row("1 + 1", "2", "  "), Row("Why?", "é", "mine"), Row("Last", "one", "")]
+KEPT = [2, 4]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reject")
+    dimensions = make_dimensions("x070", n_layer=2, n_embd=32, head_size=8, vocab_size=256)
+    save_checkpoint(random_weights(dimensions, seed=5), folder / "tiny.pth")
+    write_pairs_csv(folder / "in.csv", ROWS)
+    return folder
+
+
+@pytest.fixture
+def generate(folder, tmp_path):
+    """Run the script with short answers into a fresh out.csv, and give its path."""
+
+    def generate(*flags: str) -> Path:
+        out = tmp_path / "out.csv"
+        script.main(["--load_model", str(folder / "tiny.pth"), "--input_csv", str(folder / "in.csv"), "--output_csv", str(out),
+                     "--strategy", "cpu fp32", "--max_tokens", "9", "--batch_size", "2", *flags])
+        return out
+
+    return generate
+
+
+def test_rows_are_in_order_and_kept_ones_untouched(generate, capsys):
+    out = generate()
+    rows = read_pairs_csv(out, require_reject=True)
+    assert [row[:2] for row in rows] == [row[:2] for row in ROWS]
+    assert [rows[i].reject for i in KEPT] == [ROWS[i].reject for i in KEPT]
+    made = [row.reject for i, row in enumerate(rows) if i not in KEPT]
+    assert len(set(made)) == len(made) and all(reject == reject.strip() and "\n\n" not in reject for reject in made)
+    with out.open(newline="", encoding="utf-8") as file:
+        assert [tuple(fields) for fields in csv.reader(file)] == [("prompt", "chosen", "reject"), *rows]
+    record = json.loads(Path(f"{out}.json").read_text())
+    assert record["top_p"] == 0.3 and record["seed"] == 0 and record["tokenizer"] == "bytes"
+    assert record["summary"]["rows_written"] == 6 and record["summary"]["rows_kept"] == 2
+    assert sum(record["summary"]["stop_reasons"].values()) == 4 and 4 <= record["summary"]["tokens"] <= 36
+    assert "complete; this run wrote 6 rows, 2 of them with the reject they had" in capsys.readouterr().err
+
+
+def test_overwrite_makes_every_reject_anew(generate):
+    rows = read_pairs_csv(generate("--overwrite", "1"), require_reject=True)
+    assert not {row.reject for row in rows} & {row.reject for row in ROWS}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_file(generate, capsys):
+    out = generate()
+    whole, sidecar = out.read_bytes(), json.loads(Path(f"{out}.json").read_text())
+    del sidecar["summary"]
+    ends = [end for end in range(len(whole)) if whole[:end].endswith(b'"\n')]
+    for cut in {0, 5, 21, 22, ends[0] - 1, ends[0], ends[0] + 3, ends[2], ends[3] - 2, len(whole) - 1, len(whole)}:
+        out.write_bytes(whole[:cut])
+        Path(f"{out}.json").write_text(json.dumps(sidecar))
+        generate()
+        assert out.read_bytes() == whole
+    capsys.readouterr()
+    changed = out.stat().st_mtime_ns
+    generate()
+    assert out.stat().st_mtime_ns == changed
+    assert "complete with all its 6 rows; nothing to do" in capsys.readouterr().err
+
+
+def test_seed_and_batch_size(generate, folder, tmp_path):
+    whole = generate().read_bytes()
+    # In float32 another batch size may change a text where two outcomes lie within rounding; none here does.
+    for flags, same in ((["--batch_size", "5"], True), (["--seed", "1"], False), (["--top_p", "0.9"], False)):
+        (tmp_path / "out.csv").unlink()
+        assert (generate(*flags).read_bytes() == whole) == same
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--input_csv", "nowhere.csv"], "nowhere.csv does not exist"),
+    (["--load_model", "nowhere.pth"], "nowhere.pth does not exist"),
+    (["--input_csv", "INPUT", "--output_csv", "INPUT"], "is the input itself"),
+    (["--tokenizer", "world"], "--tokenizer world: has 65536 ids"),
+    (["--strategy", "cpu fp33"], "--strategy 'cpu fp33' is not understood"),
+    (["--top_p", "0"], "--top_p must be over 0"), (["--top_p", "nan"], "--top_p must be over 0"), (["--top_p", "1.1"], "--top_p"),
+    (["--temperature", "-1"], "--temperature must be"), (["--temperature", "inf"], "--temperature must be"),
+    (["--penalty_decay", "1.5"], "--penalty_decay must be"), (["--frequency", "nan"], "--frequency must be"),
+    (["--presence", "x"], "argument --presence: invalid float value: 'x'"), (["--max_tokens", "0"], "argument --max_tokens"),
+    (["--batch_size", "0"], "argument --batch_size"), (["--seed", "-1"], "argument --seed"),
+    (["--top_k", "-1"], "argument --top_k"),
+    (["--overwrite", "yes"], "argument --overwrite: takes 0 or 1"), (["--ban_end_of_text", "2"], "argument --ban_end_of_text"),
+    (["--temp", "1"], "unrecognized arguments: --temp"),
+])
+def test_bad_flags_are_told_in_one_line(flags, message, folder, tmp_path, monkeypatch, capsys):
+    source = str(folder / "in.csv")
+    given = {"--load_model": str(folder / "tiny.pth"), "--input_csv": source, "--output_csv": str(tmp_path / "out.csv")}
+    given |= zip(flags[::2], [source if value == "INPUT" else value for value in flags[1::2]], strict=True)
+    monkeypatch.setattr(sys, "argv", ["script", *(word for pair in given.items() for word in pair)])
+    before = (folder / "in.csv").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        run(script.main)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir()) and (folder / "in.csv").read_bytes() == before
+
+
+def test_the_script_in_a_process_of_its_own(folder, tmp_path):
+    """Killed in the middle, run again, and refused with exit code 2 for another model: the real thing."""
+    command = [sys.executable, str(ROOT / "rlhf_generate_reject_csv.py"), "--load_model", str(folder / "tiny.pth"), "--input_csv",
+               str(folder / "in.csv"), "--output_csv", str(tmp_path / "out.csv"), "--strategy", "cpu fp32", "--batch_size", "1"]
+    long = subprocess.Popen([*command, "--max_tokens", "300"], stderr=subprocess.PIPE, cwd=tmp_path)
+    while not (tmp_path / "out.csv").exists() or (tmp_path / "out.csv").read_bytes().count(b'"\n') < 1:
+        assert long.poll() is None, long.stderr.read()
+        time.sleep(0.02)
+    long.kill()
+    long.wait()
+    left = (tmp_path / "out.csv").read_bytes()
+    rows = read_pairs_csv(tmp_path / "out.csv", require_reject=True)
+    assert 1 <= len(rows) < len(ROWS) and left.endswith(b'"\n')
+
+    done = subprocess.run([*command, "--max_tokens", "9"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "begun with max_tokens 300 (now 9)" in done.stderr
+    assert (tmp_path / "out.csv").read_bytes() == left
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")
+def test_real_prompts(folder, tmp_path):
+    rows = read_pairs_csv(SHARED, require_reject=False)[:30]
+    write_pairs_csv(tmp_path / "in.csv", rows)
+    script.main(["--load_model", str(folder / "tiny.pth"), "--input_csv", str(tmp_path / "in.csv"), "--max_tokens", "5",
+                 "--output_csv", str(tmp_path / "out.csv"), "--strategy", "cpu fp32"])
+    assert [row[:2] for row in read_pairs_csv(tmp_path / "out.csv", require_reject=True)] == [row[:2] for row in rows]
