@@ -34,7 +34,8 @@ def atomic_write(path: str | Path, mode: str = "wb", **open_arguments) -> Iterat
         temporary = None
         _fsync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free the disk or choose another place") from error
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}); free the disk or choose another place") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -52,6 +53,15 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_output(path: str | Path, inputs: dict[str, str | Path]) -> None:
+    """Raise UserError where `path`, to be written at the end of a job, is a folder or one of the `inputs`, named by flag."""
+    if Path(path).is_dir():
+        raise UserError(f"{path}: cannot be written, since a folder has this name; choose another name")
+    for flag, given in inputs.items():
+        if Path(given).resolve() == Path(path).resolve():
+            raise UserError(f"{path}: is the file of {flag} too and would be overwritten; choose another name for the output")
 
 
 def existing_file(path: str | Path, what: str) -> Path:

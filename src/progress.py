@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # Where stderr is a file or a pipe: a plain line at most this often, in seconds.
 LINE_EVERY = 10.0
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
 @contextmanager
@@ -21,8 +22,7 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[...,
     if not sys.stderr.isatty():
         yield _plain_lines(what, total, done)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*COLUMNS, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total, completed=done)
 
         def advance(count: int, note: str = "") -> None:

@@ -5,10 +5,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from src.checkpoint.io import save_checkpoint
-from src.checkpoint.random import random_weights
+from src.checkpoint.random import make_dimensions, random_weights
+from src.preference.config import PrepareConfig
+from src.preference.csv import Row, write_pairs_csv
+from src.preference.prepare import prepare
 from tests.tiny import tiny_dimensions, trained_tiny
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def prepare_csv(model: Path, pairs: Path, output: Path, precision: str = "fp32", quantization: str | None = None,
+                profile: str | None = None) -> None:
+    """The preprocessing script's work on the CPU, every row once."""
+    prepare(PrepareConfig(
+        load_model=str(model), input_csv=str(pairs), output_save=str(output), target_pair_count=None, rlhf_max_corpus_len=512,
+        tokenizer=None, layer_profile=profile, seed=0, batch_tokens=4096, device=torch.device("cpu"), precision=precision,
+        dtype=DTYPES[precision], quantization=quantization))
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +39,29 @@ def tiny_checkpoints(tmp_path_factory) -> Callable[[str, str, int], Path]:
         return path
 
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory) -> Path:
+    """A folder with x060.pth, x070.pth (64 wide: NF4's blocks fit) and pairs.csv (12 rows of unequal lengths)."""
+    folder = tmp_path_factory.mktemp("material")
+    for version in ("x060", "x070"):
+        save_checkpoint(random_weights(make_dimensions(version, 2, 64, 16, 256)), folder / f"{version}.pth")
+    rows = [Row(f"What is {n} plus {n}?" + " Think." * (n % 3), f"It is {2 * n}.", "No idea" + "!" * n) for n in range(12)]
+    write_pairs_csv(folder / "pairs.csv", rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(material):
+    """`prepared(version, precision, quantization, profile)` -> path of a .save made for them, made once."""
+    made: dict[tuple, Path] = {}
+
+    def make(version: str, precision: str = "fp32", quantization: str | None = None, profile: str | None = None) -> Path:
+        key = (version, precision, quantization, profile)
+        if key not in made:
+            made[key] = material / f"{version}-{precision}-{quantization}-{len(made)}.save"
+            prepare_csv(material / f"{version}.pth", material / "pairs.csv", made[key], precision, quantization, profile)
+        return made[key]
+
+    return make

@@ -11,7 +11,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
     --proj_dir "$OUT/run" \
     --my_testing x070 --ctx_len 512 --rlhf_max_corpus_len 512 \
     --accelerator cpu --precision fp32 --strategy auto \
-    --layer_profile auto --lr_init 1e-3 --lr_final 1e-4 --warmup_steps 5 \
-    --epoch_steps 50 --epoch_count 4 --micro_bsz 4 \
-    --dpo 1 --dpo_alpha 0.1 --dpo_beta 0.1
+    --layer_profile auto --lr_init 2e-4 --lr_final 2e-5 --warmup_steps 5 \
+    --epoch_steps 50 --epoch_count 3 --micro_bsz 4 \
+    --dpo 1 --dpo_alpha 0.5 --dpo_beta 0.1
 "$PYTHON" merge.py --base example/DPO/base_model.pth --adapter "$OUT/run/rwkv-final.safetensors" --output "$OUT/merged.pth"

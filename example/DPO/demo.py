@@ -34,27 +34,29 @@ def main() -> None:
     started = time.monotonic()
     for script, what in STEPS:
         console.rule(f"[bold]{script}[/bold]: {what}")
-        done = subprocess.run(["sh", f"example/DPO/{script}", str(OUTPUT)], env={**os.environ, "PYTHON": sys.executable}, check=False)
+        environment = {**os.environ, "PYTHON": sys.executable}
+        done = subprocess.run(["sh", f"example/DPO/{script}", str(OUTPUT)], env=environment, check=False)
         if done.returncode:
             sys.exit(done.returncode)
     seconds = time.monotonic() - started
 
     held_out = [json.loads(line) for line in (OUTPUT / "run" / "eval.jsonl").read_text().splitlines()]
+    with atomic_write(OUTPUT / "summary.json", "w", encoding="utf-8") as file:
+        json.dump({"seconds": seconds, "before": held_out[0], "after": held_out[-1]}, file, indent=2)
     console.rule("[bold]held-out pairs[/bold], never trained on")
     console.print(numbers(held_out[0], held_out[-1]))
     console.rule("[bold]held-out questions[/bold], the likeliest answer")
     console.print(answers())
     console.rule("[bold]files[/bold]")
     console.print(files())
-    with atomic_write(OUTPUT / "summary.json", "w", encoding="utf-8") as file:
-        json.dump({"seconds": seconds, "before": held_out[0], "after": held_out[-1]}, file, indent=2)
     console.print(f"{seconds:.0f} s")
 
 
 def numbers(before: dict, after: dict) -> Table:
     table = Table("", "before", "after")
     for name, words in (("accuracy", "preference accuracy (margin > 0; ties count half)"), ("margin", "mean margin"),
-                        ("policy_accuracy", "the model itself finds the good answer likelier"), ("sft_loss", "nats a token of the good answers"),
+                        ("policy_accuracy", "the model itself finds the good answer likelier"),
+                        ("sft_loss", "nats a token of the good answers"),
                         ("reward_chosen", "reward, chosen"), ("reward_rejected", "reward, rejected")):
         shown = "{:.1%}" if "accuracy" in name else "{:+.3f}" if name != "sft_loss" else "{:.3f}"
         table.add_row(words, shown.format(before[name]), shown.format(after[name]))
@@ -79,7 +81,7 @@ def answers() -> Table:
         weights, dimensions = load_base(path)
         tokenizer = load_tokenizer(None, dimensions.vocab_size)
         prompts = [(number, tokenizer.encode(format_prompt(0, row.prompt))) for number, row in enumerate(rows)]
-        finished = generate(build_model(weights, dimensions), tokenizer, prompts, greedy, 0, ASKED)
+        finished = generate(build_model(weights, dimensions), tokenizer, prompts, greedy, seed=0, batch_size=ASKED)
         written.append({answer.row: answer.text for answer in finished})
     for number, row in enumerate(rows):
         table.add_row(row.prompt, written[0][number], written[1][number], row.chosen)
@@ -87,13 +89,16 @@ def answers() -> Table:
 
 
 def files() -> Table:
-    table = Table("file", "bytes", "what it is", show_lines=False)
-    for name, what in (("rlhf_example_dataset_withreject.csv", "pairs with the model's own rejects"), ("rlhf_example_dataset.save", "tokens and references"),
-                       ("run/metrics.jsonl", "a line for each optimizer step"), ("run/eval.jsonl", "held-out numbers after each epoch"),
-                       ("run/curves.png", "pref-percentage, losses, rewards"), ("run/rwkv-final.safetensors", "the adapter"),
-                       ("merged.pth", "the tuned model, for every RWKV runtime"), ("summary.json", "the numbers above")):
-        path = OUTPUT / name
-        table.add_row(str(path), f"{path.stat().st_size:,}" if path.exists() else "", what)
+    table = Table("in " + str(OUTPUT), "bytes", "what it is")
+    for name, what in (("rlhf_example_dataset_withreject.csv", "pairs with the model's own rejects"),
+                       ("rlhf_example_dataset.save", "tokens and references"),
+                       ("run/metrics.jsonl", "a line for each optimizer step"),
+                       ("run/eval.jsonl", "held-out numbers after each epoch"),
+                       ("run/curves.png", "picture: pref-percentage, losses, rewards"),
+                       ("run/rwkv-final.safetensors", "the adapter"),
+                       ("merged.pth", "the tuned model, for every RWKV runtime"),
+                       ("summary.json", "the numbers above")):
+        table.add_row(name, f"{(OUTPUT / name).stat().st_size:,}", what)
     return table
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
-from src.cli.run import Parser, not_negative, positive, zero_or_one
+from src.cli.run import Parser, not_negative, positive, seed, zero_or_one
 from src.cli.strategy import HELP, parse_strategy
 from src.errors import UserError
 from src.generation.config import GenerateConfig, Sampling
@@ -22,7 +22,7 @@ def parser() -> Parser:
     add("--tokenizer", help="world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not given (65536 world, "
                             "256 bytes)")
     add("--overwrite", type=zero_or_one, default="0", help="1: rows of --input_csv that have a reject get a new one too")
-    add("--seed", type=not_negative, default=0, help="of the random numbers; each row draws its own, by seed and row number")
+    add("--seed", type=seed, default=0, help="of the random numbers; each row draws its own, by seed and row number")
     add("--batch_size", type=positive, default=32, help="rows written together; more is faster until the device is busy, and "
                                                         "takes more memory")
 

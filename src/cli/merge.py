@@ -8,6 +8,7 @@ from src.adapters.files import merge_adapter
 from src.checkpoint.base import load_base
 from src.checkpoint.io import save_checkpoint
 from src.cli.run import Parser
+from src.files import check_output
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ def parse(arguments: Sequence[str]) -> MergeFlags:
 
 
 def merge(flags: MergeFlags) -> None:
+    check_output(flags.output, {"--base": flags.base, "--adapter": flags.adapter})
     base, _ = load_base(flags.base)
     merged = merge_adapter(base, flags.adapter)
     changed = sum(merged[name] is not base[name] for name in base)

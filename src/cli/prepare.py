@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.cli.run import Parser, not_negative, positive
+from src.cli.run import Parser, positive, seed
 from src.cli.strategy import HELP, parse_strategy
 from src.preference.config import PrepareConfig
 
@@ -13,13 +13,15 @@ def parse(arguments: Sequence[str]) -> PrepareConfig:
     add("--load_model", required=True, help="base checkpoint, the very one that training will start from")
     add("--input_csv", required=True, help="CSV with the columns prompt, chosen, reject")
     add("--output_save", required=True, help=".save file to write; a .save.json beside it says how it was made")
-    add("--target_pair_count", type=positive, help="pairs to make, walking the rows round and round; every row once where not given")
+    add("--target_pair_count", type=positive,
+        help="pairs to make, walking the rows round and round; every row once where not given")
     add("--strategy", help=f"{HELP}; precision and quantization must be those of the training to come")
     add("--rlhf_max_corpus_len", type=positive, default=4096,
         help="longest pair, in tokens: a longer prompt loses its beginning, an answer longer by itself drops the pair")
-    add("--tokenizer", help="world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not given (65536 world, 256 bytes)")
+    add("--tokenizer",
+        help="world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not given (65536 world, 256 bytes)")
     add("--layer_profile", help="with i8 or nf4 weights: the profile to train with, whose blocks in mode full stay unquantized")
-    add("--seed", type=not_negative, default=0, help="which template each pair gets")
+    add("--seed", type=seed, default=0, help="which template each pair gets")
     add("--batch_tokens", type=positive, default=8192, help="most tokens in one forward pass")
     flags = vars(parser.parse_args(arguments))
     strategy = parse_strategy(flags.pop("strategy"))

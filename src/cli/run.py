@@ -11,11 +11,18 @@ import torch
 from src.errors import UserError
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells each flag's default, where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "") else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that takes no abbreviations and tells a wrong flag in one line."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see --help)")
@@ -34,6 +41,14 @@ def positive(text: str) -> int:
 
 def not_negative(text: str) -> int:
     return _integer(text, 0)
+
+
+def seed(text: str) -> int:
+    """What every random generator in use takes."""
+    value = _integer(text, 0)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"takes a whole number below 2^32, not {text!r}")
+    return value
 
 
 def _integer(text: str, least: int) -> int:
@@ -72,7 +87,8 @@ def _fail(message: str, code: int) -> int:
 
 def _quiet() -> None:
     """Silence what third-party packages say that users can't act on."""
-    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|lightning_utilities|torchmetrics|deepspeed|bitsandbytes|wandb).*")
+    packages = "pytorch_lightning|lightning_fabric|lightning_utilities|torchmetrics|deepspeed|bitsandbytes|wandb"
+    warnings.filterwarnings("ignore", module=rf"({packages}).*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch.*")
     for name in ("pytorch_lightning", "lightning.pytorch", "DeepSpeed", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -9,7 +9,8 @@ from src.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUANTIZATIONS = {"": None, "i8": "int8", "nf4": "nf4"}
-HELP = "device and precision in the words of the rwkv package: 'cuda fp16', 'cuda bf16', 'cpu fp32', 'cuda fp16i8' (int8 weights), 'cuda bf16nf4' (NF4 weights), 'cuda:1 bf16'; the best the machine has where not given"
+HELP = ("device and precision in the words of the rwkv package: 'cuda fp16', 'cuda bf16', 'cpu fp32', "
+        "'cuda fp16i8' (int8 weights), 'cuda bf16nf4' (NF4 weights), 'cuda:1 bf16'; the best the machine has where not given")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from src.cli.run import Parser, not_negative, positive, zero_or_one
+from src.cli.run import Parser, not_negative, positive, seed, zero_or_one
 from src.errors import UserError
 from src.training.config import TrainConfig
 
@@ -27,9 +27,10 @@ def parser() -> Parser:
     model("--n_embd", type=positive, help="checked against the checkpoint")
     model("--vocab_size", type=positive, help="checked against the checkpoint")
     model("--my_testing", choices=("x060", "x070"), help="RWKV version, checked against the checkpoint: x060 is v6, x070 is v7")
-    model("--quant", type=zero_or_one, default=False, help="1 holds the frozen blocks' linear weights quantized")
+    model("--quant", type=zero_or_one, default="0", help="1 holds the frozen blocks' linear weights quantized")
     model("--quant_mode", default="nf4", help=f"with --quant 1: {' or '.join(QUANT_MODES)}")
-    model("--layer_profile", default="auto", help="CSV that says which layer trains and how (layerprofile/readme.md), or auto: LoRA in every block")
+    model("--layer_profile", default="auto",
+          help="CSV that says which layer trains and how (layerprofile/readme.md), or auto: LoRA in every block")
     model("--lora_r", type=positive, default=16, help="with --layer_profile auto: rank")
     model("--lora_alpha", type=float, default=32.0, help="with --layer_profile auto: alpha")
 
@@ -37,44 +38,49 @@ def parser() -> Parser:
     data("--rlhf_train_file", required=True, help=".save file of rlhf_dpo_generate_save.py")
     data("--eval_file", help=".save file of held-out pairs, evaluated before the first step and after each epoch")
     data("--ctx_len", type=positive, default=4096, help="longest sequence, in tokens, that the run is meant for")
-    data("--rlhf_max_corpus_len", type=positive, help="pairs longer than this many tokens are left out, with the count told (--ctx_len where not given)")
+    data("--rlhf_max_corpus_len", type=positive,
+         help="pairs longer than this many tokens are left out, with the count told (--ctx_len where not given)")
 
     loss = parser.add_argument_group("objective").add_argument
-    loss("--dpo", type=zero_or_one, default=True, help="1: direct preference optimization")
+    loss("--dpo", type=zero_or_one, default="1", help="1: direct preference optimization")
     loss("--dpo_beta", type=float, default=0.01, help="strength of the pull towards the reference")
     loss("--dpo_alpha", type=float, default=0.1, help="share of the SFT loss on the chosen answers")
-    loss("--sft_on_prompt", type=zero_or_one, default=False, help="1: the SFT loss is over prompt and answer")
-    loss("--infctx", type=zero_or_one, default=False, help="not served yet; 0")
+    loss("--sft_on_prompt", type=zero_or_one, default="0", help="1: the SFT loss is over prompt and answer")
+    loss("--infctx", type=zero_or_one, default="0", help="not served yet; 0")
 
     steps = parser.add_argument_group("steps and rates").add_argument
     steps("--epoch_steps", type=positive, default=200, help="micro-batches an epoch")
     steps("--epoch_count", type=positive, default=1, help="epochs to train")
-    steps("--epoch_begin", type=not_negative, default=0, help="number of epochs done before: file names and the order of pairs go on from it")
+    steps("--epoch_begin", type=not_negative, default=0,
+          help="number of epochs done before: file names and the order of pairs go on from it")
     steps("--epoch_save", type=positive, default=1, help="save the adapter every so many epochs, and at the end")
     steps("--micro_bsz", type=positive, default=1, help="pairs in a micro-batch")
     steps("--accumulate_grad_batches", type=positive, default=1, help="micro-batches an optimizer step")
     steps("--lr_init", type=float, default=1e-5, help="first learning rate, where the layer profile does not rule")
     steps("--lr_final", type=float, default=1e-6, help="last learning rate, likewise")
-    steps("--lr_advanced", type=zero_or_one, default=True, help="1: the layer profile's rates rule; 0: --lr_init and --lr_final rule everywhere")
+    steps("--lr_advanced", type=zero_or_one, default="1",
+          help="1: the layer profile's rates rule; 0: --lr_init and --lr_final rule everywhere")
     steps("--warmup_steps", type=not_negative, default=0, help="optimizer steps of linear warm-up")
     steps("--beta1", type=float, default=0.9, help="AdamW")
     steps("--beta2", type=float, default=0.999, help="AdamW")
     steps("--adam_eps", type=float, default=1e-8, help="AdamW")
     steps("--gradient_clip_val", type=float, default=1.0, help="largest gradient norm; 0 does not clip")
-    steps("--grad_cp", type=zero_or_one, default=False, help="1: gradient checkpointing, less memory for about a third more time")
+    steps("--grad_cp", type=zero_or_one, default="0", help="1: gradient checkpointing, less memory for about a third more time")
 
     machine = parser.add_argument_group("machine").add_argument
     machine("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="auto: gpu where there is one")
     machine("--devices", type=positive, default=1, help="number of GPUs, or of processes on the CPU")
-    machine("--precision", default="bf16", help="fp32 or bf16; trained weights are held in float32 either way")
+    machine("--precision",
+            help="fp32 or bf16; trained weights are held in float32 either way; bf16 on a GPU, fp32 on the CPU where not given")
     machine("--strategy", choices=STRATEGIES, default="auto", help="Lightning's strategy")
-    machine("--gpu_arch", choices=("cuda", "rocm"), default="cuda", help="kind of GPU that torch was built for; rocm was never tried")
+    machine("--gpu_arch", choices=("cuda", "rocm"), default="cuda",
+            help="kind of GPU that torch was built for; rocm was never tried")
 
     add("--proj_dir", required=True, help="folder of the run: adapters, metrics.jsonl, eval.jsonl, config.json, last.ckpt")
     add("--wandb", default="", help="wandb project; offline where nobody is logged in; empty: none")
-    add("--resume", type=zero_or_one, default=False, help="1: go on where the run in --proj_dir was broken off")
-    add("--seed", type=not_negative, default=0, help="order of pairs, LoRA's start, dropout")
-    add("--allow_reference_mismatch", type=zero_or_one, default=False,
+    add("--resume", type=zero_or_one, default="0", help="1: go on where the run in --proj_dir was broken off")
+    add("--seed", type=seed, default=0, help="order of pairs, LoRA's start, dropout")
+    add("--allow_reference_mismatch", type=zero_or_one, default="0",
         help="1: train even where the references were computed at another precision or quantization")
     return parser
 
@@ -101,7 +107,7 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
             raise UserError(f"--{name} must be in [0, 1), not {flags[name]}")
     _check_machine(flags)
     quant, mode = flags.pop("quant"), flags.pop("quant_mode")
-    if quant and mode not in QUANT_MODES:
+    if mode not in QUANT_MODES:
         raise UserError(f"--quant_mode {mode} is not served; take {' or '.join(QUANT_MODES)}")
     ctx_len = flags.pop("ctx_len")
     limit = flags["rlhf_max_corpus_len"] or ctx_len
@@ -117,11 +123,13 @@ def _check_machine(flags: dict[str, Any]) -> None:
     has_gpu, architecture = torch.cuda.is_available(), flags.pop("gpu_arch")
     if flags["accelerator"] == "auto":
         flags["accelerator"] = "gpu" if has_gpu else "cpu"
+    flags["precision"] = flags["precision"] or ("bf16" if flags["accelerator"] == "gpu" else "fp32")
     if flags["precision"] not in ("fp32", "bf16"):
         raise UserError(f"--precision {flags['precision']} is not served for training; take bf16 or fp32")
     if flags["accelerator"] == "gpu":
         if not has_gpu:
-            raise UserError("--accelerator gpu: torch finds no GPU here; use --accelerator cpu --strategy auto, or check the driver")
+            raise UserError("--accelerator gpu: torch finds no GPU here; use --accelerator cpu --strategy auto, "
+                            "or check the driver")
         if (architecture == "rocm") != (torch.version.hip is not None):
             built = "rocm" if torch.version.hip is not None else "cuda"
             raise UserError(f"--gpu_arch {architecture}: the installed torch was built for {built}")

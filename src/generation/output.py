@@ -65,8 +65,11 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
         UserError: `path` holds something else than the beginning of this output, or another run is writing it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output_csv") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +79,11 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
         if data:
             _check_settings(path, settings)
         else:
-            _write_sidecar(path, settings)
+            try:
+                _write_sidecar(path, settings)
+            except UserError:
+                path.unlink()
+                raise
         done, size = read_progress(data, rows, kept, path)
         if size < len(data):
             os.ftruncate(descriptor, size)

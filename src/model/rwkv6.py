@@ -25,7 +25,8 @@ class TimeMixing(nn.Module):
         super().__init__()
         width, n_head = dimensions.n_embd, dimensions.n_head
         self.n_head = n_head
-        self.time_maa_x, self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g = (vector(width) for _ in range(6))
+        self.time_maa_x, self.time_maa_w, self.time_maa_k = vector(width), vector(width), vector(width)
+        self.time_maa_v, self.time_maa_r, self.time_maa_g = vector(width), vector(width), vector(width)
         self.time_maa_w1, self.time_maa_w2 = matrix(width, 5 * dimensions.rank("mix")), matrix(5, dimensions.rank("mix"), width)
         self.time_decay = vector(width)
         self.time_decay_w1, self.time_decay_w2 = matrix(width, dimensions.rank("decay")), matrix(dimensions.rank("decay"), width)
@@ -39,8 +40,8 @@ class TimeMixing(nn.Module):
         delta = previous - x
         mixed = torch.tanh((x + delta * like(self.time_maa_x, x)) @ like(self.time_maa_w1, x))
         mixed = mixed.unflatten(-1, (5, -1)).transpose(0, 1) @ self.time_maa_w2.to(x.dtype)
-        by_name = zip(mixed.unbind(0), (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g), strict=True)
-        x_w, x_k, x_v, x_r, x_g = (x + delta * (like(mix, x) + m) for m, mix in by_name)
+        mixes = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
+        x_w, x_k, x_v, x_r, x_g = (x + delta * (like(mix, x) + m) for m, mix in zip(mixed.unbind(0), mixes, strict=True))
 
         r, k, v = self._heads(self.receptance(x_r)), self._heads(self.key(x_k)), self._heads(self.value(x_v))
         g = F.silu(self.gate(x_g))

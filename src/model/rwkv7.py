@@ -42,7 +42,8 @@ class TimeMixing(nn.Module):
         """x [T_total, D], shift [S, D], wkv [S, H, N, N], v_first [T_total, D] of block 0 -> the same four, moved on."""
         previous, shift = token_shift(x, shift, packing)
         delta = previous - x
-        x_r, x_w, x_k, x_v, x_a, x_g = (x + delta * like(mix, x) for mix in (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g))
+        mixes = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
+        x_r, x_w, x_k, x_v, x_a, x_g = (x + delta * like(mix, x) for mix in mixes)
 
         r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
         decay = like(self.w0, x) + torch.tanh(x_w @ like(self.w1, x)) @ like(self.w2, x)

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,9 @@ def _read_sidecar(path: Path, data: bytes) -> dict[str, Any] | None:
 
 def _unpickle(data: bytes, path: Path) -> Any:
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it, and the refusal says it all
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on damaged bytes: KeyError, struct.error, RuntimeError, ...
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:

@@ -9,6 +9,7 @@ from src.adapters.layer_profile import read_layer_profile
 from src.checkpoint.base import load_base
 from src.checkpoint.io import fingerprint
 from src.errors import UserError
+from src.files import check_output
 from src.model import build_model
 from src.preference.config import PrepareConfig
 from src.preference.csv import read_pairs_csv
@@ -25,6 +26,7 @@ def prepare(config: PrepareConfig) -> None:
     Raises:
         UserError: whatever the user can mend; nothing has been written then.
     """
+    check_output(config.output_save, {"--input_csv": config.input_csv, "--load_model": config.load_model})
     rows = read_pairs_csv(config.input_csv, require_reject=True)
     weights, dimensions = load_base(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
@@ -34,7 +36,7 @@ def prepare(config: PrepareConfig) -> None:
     pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed)
 
     blocks = set(range(dimensions.n_layer))
-    if config.quantization and config.layer_profile not in (None, "auto"):
+    if config.layer_profile not in (None, "auto"):
         blocks = blocks_to_quantize(read_layer_profile(config.layer_profile, dimensions.n_layer))
     base = fingerprint(weights)
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization, blocks)
@@ -44,15 +46,12 @@ def prepare(config: PrepareConfig) -> None:
 
     save_pairs(config.output_save, pairs, {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
-        "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed, "max_len": config.rlhf_max_corpus_len,
-        "precision": config.precision, "quantization": config.quantization,
+        "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
+        "max_len": config.rlhf_max_corpus_len, "precision": config.precision, "quantization": config.quantization,
         "unquantized_blocks": sorted(set(range(dimensions.n_layer)) - blocks) if config.quantization else [],
         "cut": report.cut, "dropped": report.dropped,
     })
+    templates = ", ".join(f"{name} {count}" for name, count in report.template_counts.items())
     print(f"{config.output_save}: {len(pairs)} pairs from {len(rows)} rows in {time.monotonic() - started:.1f} s; "
           f"{report.cut} prompts cut and {report.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "
-          f"{report.equal} with equal answers; longest {report.longest} tokens; templates {_counts(report.template_counts)}", file=sys.stderr)
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+          f"{report.equal} with equal answers; longest {report.longest} tokens; templates {templates}", file=sys.stderr)

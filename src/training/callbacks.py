@@ -12,13 +12,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from src.adapters.files import save_adapter
 from src.errors import UserError
 from src.files import atomic_write
 from src.preference.loss import pref_percentage
 from src.preference.pairs import Pair
+from src.progress import COLUMNS
 from src.training.evaluate import evaluate
 from src.training.module import PreferenceModule
 
@@ -50,7 +51,8 @@ class StepMetrics(pl.Callback):
         self.step = trainer.global_step
         keep_lines(self.path, lambda line: line["step"] <= trainer.global_step)
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: PreferenceModule, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: PreferenceModule,
+                                 optimizer: torch.optim.Optimizer) -> None:
         self.lr = max(group["lr"] for group in optimizer.param_groups)
         gradients = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
         if not gradients:
@@ -60,7 +62,7 @@ class StepMetrics(pl.Callback):
             raise UserError(f"step {trainer.global_step + 1}: the gradient is not finite; stopped before it was applied, and the "
                             f"adapters saved so far are good; lower --lr_init, or check the data")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule, *_: Any) -> None:
         self.losses.append(pl_module.last_losses)
         self.tokens += pl_module.last_tokens
         if trainer.global_step == self.step:
@@ -125,6 +127,8 @@ class SaveAdapters(pl.Callback):
             try:
                 trainer.save_checkpoint(temporary)
             except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+                if temporary.is_file():
+                    temporary.unlink()
                 raise UserError(f"{final}: cannot be written ({error}); free the disk, then go on with --resume 1") from error
             if trainer.is_global_zero:
                 if final.is_dir():  # DeepSpeed's checkpoints are folders, which a rename does not replace
@@ -150,8 +154,7 @@ class ProgressBar(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if trainer.is_global_zero and sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.bar = Progress(*COLUMNS, console=Console(stderr=True))
             self.task = self.bar.add_task("training", total=self.total_steps, completed=trainer.global_step)
             self.bar.start()
 
@@ -162,7 +165,8 @@ class ProgressBar(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if not trainer.is_global_zero:
             return
-        line = f"epoch {pl_module.config.epoch_begin + trainer.current_epoch + 1}, step {trainer.global_step}/{self.total_steps}: {self._words()}"
+        epoch = pl_module.config.epoch_begin + trainer.current_epoch + 1
+        line = f"epoch {epoch}, step {trainer.global_step}/{self.total_steps}: {self._words()}"
         if self.held_out is not None and self.held_out.last:
             line += f"; held out: accuracy {self.held_out.last['accuracy']:.3f}, margin {self.held_out.last['margin']:+.4f}"
         if self.bar is not None:
@@ -197,17 +201,29 @@ def peak_memory(device: torch.device) -> int:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    """Append a whole line or nothing; raises UserError where the disk refuses."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            line = json.dumps(values).encode() + b"\n"
+            try:
+                while line:
+                    line = line[file.write(line):]
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk, then go on with --resume 1") from error
 
 
 def keep_lines(path: Path, keep) -> None:
     """Drop the lines of a broken-off run that a resumed one writes again; a torn last line goes too."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and keep(json.loads(line)):
-            kept.append(line)
+    try:
+        complete = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in complete if keep(json.loads(line))]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged, so --resume 1 can't go on with it; choose another --proj_dir") from None
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.writelines(kept)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from src.errors import UserError
 from src.files import atomic_write
 
 
@@ -41,5 +42,8 @@ def draw_curves(metrics_file: Path, eval_file: Path, output: Path) -> None:
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{path}: is damaged, so its curves can't be drawn; choose another --proj_dir") from None

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ from src.errors import UserError
 from src.files import atomic_write
 from src.model import build_model
 from src.preference.pairs import Pair, check_sidecar, load_pairs
-from src.training.callbacks import EVAL_FILE, FINAL_FILE, METRICS_FILE, RESUME_FILE, HeldOut, ProgressBar, SaveAdapters, StepMetrics
+from src.training.callbacks import (
+    EVAL_FILE,
+    FINAL_FILE,
+    METRICS_FILE,
+    RESUME_FILE,
+    HeldOut,
+    ProgressBar,
+    SaveAdapters,
+    StepMetrics,
+)
 from src.training.config import TrainConfig
 from src.training.data import PairSampler, train_loader
 from src.training.module import PreferenceModule
@@ -30,8 +40,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CONFIG_FILE = "config.json"
 CURVES_FILE = "curves.png"
 # What may differ between a run and its continuation: none of it changes a number.
-FREE_ON_RESUME = ("accelerator", "devices", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume", "rlhf_train_file",
-                  "strategy", "wandb")
+FREE_ON_RESUME = ("accelerator", "devices", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
+                  "rlhf_train_file", "strategy", "wandb")
 
 
 def train(config: TrainConfig, expected: dict[str, Any]) -> None:
@@ -65,8 +75,9 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
     checkpoint = prepare_folder(folder, config, {"base_fingerprint": base, "layer_profile_rows": [asdict(s) for s in settings]})
     total_steps = config.epoch_count * -(-config.epoch_steps // config.accumulate_grad_batches)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held_in = f"{config.precision} {config.quantization or ''}".rstrip()
     print(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, {len(pairs)} pairs, "
-          f"{total_steps} optimizer steps, {config.precision}{' ' + config.quantization if config.quantization else ''}", file=sys.stderr)
+          f"{total_steps} optimizer steps, {held_in}", file=sys.stderr)
 
     module = PreferenceModule(model, settings, config, total_steps)
     metrics = StepMetrics(folder)
@@ -76,9 +87,9 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
     trainer = pl.Trainer(
         accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
         max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
-        gradient_clip_val=config.gradient_clip_val or None, logger=loggers(config), callbacks=callbacks, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-        log_every_n_steps=1, default_root_dir=str(folder),
+        gradient_clip_val=config.gradient_clip_val or None, logger=loggers(config), callbacks=callbacks,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, log_every_n_steps=1, default_root_dir=str(folder),
     )
     sampler = PairSampler(len(pairs), config.epoch_steps * config.micro_bsz, config.seed, config.epoch_begin,
                           trainer.global_rank, trainer.world_size)
@@ -107,8 +118,9 @@ def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
     return settings if config.lr_advanced else with_rates(settings, config.lr_init, config.lr_final)
 
 
-def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str, settings: list[LayerSetting]) -> list[Pair]:
-    """Load a `.save`; its references must come from this base, at this precision and quantization, or margins don't start at 0."""
+def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str,
+                   settings: list[LayerSetting]) -> list[Pair]:
+    """Load a `.save`, whose references must come from this base, at this precision and quantization: margins start at 0."""
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     if left_out["too_long"] or left_out["empty_answer"]:
         print(f"{path}: left out {left_out['too_long']} pairs longer than {config.rlhf_max_corpus_len} tokens and "
@@ -146,18 +158,35 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> 
         raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")
     if config.resume and checkpoint.exists():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             raise UserError(f"{path} is missing or damaged, so --resume 1 can't check what it goes on with; "
                             "choose another --proj_dir") from None
         for name, value in known.items():
             if name not in FREE_ON_RESUME and before.get(name) != value:
                 raise UserError(f"--resume 1: {name} was {_short(before.get(name))} in {folder} and is {_short(value)} now; "
                                 "a resumed run goes on unchanged")
+        _check_resume_file(checkpoint)
         return checkpoint
     with atomic_write(path, "w", encoding="utf-8") as file:
         json.dump(known, file, indent=2)
     return None
+
+
+def _check_resume_file(path: Path) -> None:
+    """Refuse a file that Lightning would fail on, before anything is written. DeepSpeed's checkpoints are folders of its own."""
+    if path.is_dir():
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        whole = {"state_dict", "optimizer_states", "random_state"} <= found.keys()
+    except Exception:  # foreign bytes make the restricted unpickler fail in every way there is
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: is damaged or no file of train.py, so --resume 1 can't go on with it; "
+                        "choose another --proj_dir")
 
 
 def _short(value: Any) -> str:

@@ -64,7 +64,7 @@ def _packed(run, by_token: tuple[Tensor, ...], by_head: tuple[Tensor, ...], stat
     compute = torch.float64 if r.dtype == torch.float64 else torch.float32
     if cu_seqlens is None:
         batch, length = r.shape[:2]
-        cu_seqlens = torch.arange(0, batch * length + 1, length, dtype=torch.int32) if length else torch.zeros(batch + 1, dtype=torch.int32)
+        cu_seqlens = torch.arange(batch + 1, dtype=torch.int32) * length
         by_token = tuple(x.flatten(0, 1) for x in by_token)
     n_sequences, (n_head, head_size) = len(cu_seqlens) - 1, r.shape[-2:]
     if state is None:

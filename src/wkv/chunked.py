@@ -25,7 +25,8 @@ SMALLEST_LOG_W = -30.0
 V6_SLICE_ELEMENTS = 1 << 23
 
 
-def wkv6_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+def wkv6_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor,
+                 cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """Packed v6; shapes as in `reference.wkv6_steps`."""
     layout = chunk_layout(cu_seqlens, CHUNK_V6, r.device)
     r, log_w, k, v = (to_chunks(x, layout) for x in (r, log_w.clamp(min=SMALLEST_LOG_W), k, v))
@@ -115,7 +116,8 @@ def wkv7_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, 
 
     # u = u_own + u_state S^T with S the state at the chunk's start, decayed to the middle.
     right = torch.cat((z_k @ v, z), dim=-1)
-    solved = torch.linalg.solve_triangular(torch.eye(length, dtype=r.dtype, device=r.device) - z_b, right, upper=False, unitriangular=True)
+    unit = torch.eye(length, dtype=r.dtype, device=r.device)
+    solved = torch.linalg.solve_triangular(unit - z_b, right, upper=False, unitriangular=True)
     u_own, u_state = solved.split(v.shape[-1], dim=-1)
     added = torch.cat((u_own, v), dim=-2).transpose(-1, -2) @ keys
     turned = u_state.transpose(-1, -2) @ keys[..., :length, :]

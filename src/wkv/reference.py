@@ -15,7 +15,8 @@ from torch import Tensor
 from src.wkv.layout import sequence_bounds
 
 
-def wkv6_steps(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+def wkv6_steps(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor,
+               cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """Packed v6. r, log_w, k, v [T_total, H, N]; u [H, N]; state [S, H, N, N] -> y [T_total, H, N], state."""
     w = log_w.exp()
     y, at = [], []

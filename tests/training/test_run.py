@@ -15,8 +15,8 @@ from src.errors import UserError
 from src.model import build_model
 from src.training.run import train
 
-KEYS = {"step", "loss", "dpo_loss", "sft_loss", "pref_percentage", "pref_accuracy", "reward_chosen", "reward_rejected", "margin", "lr",
-        "grad_norm", "tokens_per_s", "peak_memory_bytes", "elapsed_s"}
+KEYS = {"step", "loss", "dpo_loss", "sft_loss", "pref_percentage", "pref_accuracy", "reward_chosen", "reward_rejected", "margin",
+        "lr", "grad_norm", "tokens_per_s", "peak_memory_bytes", "elapsed_s"}
 TIMES = {"tokens_per_s", "peak_memory_bytes", "elapsed_s"}
 
 
@@ -47,7 +47,8 @@ def test_a_run_writes_its_metrics_adapters_and_held_out_numbers(config, prepared
     held_out = lines(folder / "eval.jsonl")
     assert [line["step"] for line in held_out] == [0, 3, 6]
     assert held_out[0]["accuracy"] == 0.5 and held_out[-1]["accuracy"] > 0.5
-    assert {"rwkv-1.safetensors", "rwkv-2.safetensors", "rwkv-final.safetensors", "config.json"} <= {p.name for p in folder.iterdir()}
+    written = {path.name for path in folder.iterdir()}
+    assert {"rwkv-1.safetensors", "rwkv-2.safetensors", "rwkv-final.safetensors", "config.json", "curves.png"} <= written
     assert read_adapter(folder / "rwkv-final.safetensors").extra["step"] == 6
 
 
@@ -55,7 +56,8 @@ def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(config, material, tm
     profile = tmp_path / "profile.csv"  # with dropout, so that the random state matters
     profile.write_text("Layer,Mode,Rank,Alpha,Dropout,Weight_lr_init,Weight_lr_final,Weight_decay\n"
                        "emb,freeze,,,,,,\n0,lora,4,8,0.2,1e-3,1e-4,0.01\n1,full,,,,1e-3,1e-4,0.01\nhead,freeze,,,,,,\n")
-    unbroken = config(layer_profile=str(profile), epoch_count=3, epoch_steps=5, accumulate_grad_batches=2, proj_dir=str(tmp_path / "unbroken"))
+    unbroken = config(layer_profile=str(profile), epoch_count=3, epoch_steps=5, accumulate_grad_batches=2,
+                      proj_dir=str(tmp_path / "unbroken"))
     train(unbroken, {})
 
     calls = 0
@@ -108,7 +110,8 @@ def test_the_merged_model_gives_the_adapter_models_logits(config, tmp_path, vers
     tokens = torch.randint(0, 256, (60,), generator=torch.Generator().manual_seed(0))
     dimensions = read_dimensions(merged, "merged")
     with torch.no_grad():
-        logits = [model.logits(model(tokens)[0]) for model in (build_model(merged, dimensions), seen["model"], build_model(base, dimensions))]
+        models = (build_model(merged, dimensions), seen["model"], build_model(base, dimensions))
+        logits = [model.logits(model(tokens)[0]) for model in models]
     # Two roundings of float32 weights, through two random layers.
     assert (logits[0] - logits[1]).norm() < 1e-5 * logits[1].norm()
     assert (logits[0] - logits[2]).norm() > 1e-3 * logits[2].norm()
@@ -169,7 +172,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_adapter(config,
 
 
 def test_dimensions_that_contradict_the_checkpoint_are_told_with_both_values(config):
-    for flag, value, found in (("--n_layer", 24, 2), ("--n_embd", 32, 64), ("--vocab_size", 65536, 256), ("--my_testing", "x060", "x070")):
+    flags = (("--n_layer", 24, 2), ("--n_embd", 32, 64), ("--vocab_size", 65536, 256), ("--my_testing", "x060", "x070"))
+    for flag, value, found in flags:
         with pytest.raises(UserError, match=f"{flag} says {value}, but .* has {found}"):
             train(config(), {flag: value})
     assert not Path(config().proj_dir).exists()

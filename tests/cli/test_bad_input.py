@@ -1,0 +1,215 @@
+"""Whatever a user can get wrong in an input: one line that names it, exit code 2, nothing written."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.checkpoint.io import load_checkpoint, save_checkpoint
+from tests.cli.conftest import SCRIPTS, check_told, snapshot, words_of
+
+MODEL_FLAG = {"rlhf_generate_reject_csv": "--load_model", "rlhf_dpo_generate_save": "--load_model", "train": "--load_model",
+              "merge": "--base"}
+INPUTS = [(script, flag) for script, flag in MODEL_FLAG.items()] + [
+    ("rlhf_generate_reject_csv", "--input_csv"), ("rlhf_dpo_generate_save", "--input_csv"), ("train", "--rlhf_train_file"),
+    ("train", "--eval_file"), ("train", "--layer_profile"), ("rlhf_dpo_generate_save", "--layer_profile"), ("merge", "--adapter"),
+]
+WITH_CODE = [(script, flag) for script, flag in INPUTS if flag not in ("--input_csv", "--layer_profile")]
+OUTPUT_FLAG = {"rlhf_generate_reject_csv": "--output_csv", "rlhf_dpo_generate_save": "--output_save", "train": "--proj_dir",
+               "merge": "--output"}
+CSV_SCRIPTS = ("rlhf_generate_reject_csv", "rlhf_dpo_generate_save")
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(("script", "flag"), INPUTS)
+def test_an_input_that_is_missing_a_folder_or_empty(fails, tmp_path, script, flag):
+    path = tmp_path / "none.pth"
+    fails(script, {flag: path}, path, "does not exist")
+    (tmp_path / "folder.pth").mkdir()
+    fails(script, {flag: tmp_path / "folder.pth"}, tmp_path / "folder.pth", "not a file")
+    (tmp_path / "empty.pth").touch()
+    fails(script, {flag: tmp_path / "empty.pth"}, tmp_path / "empty.pth")
+
+
+@pytest.mark.parametrize(("script", "flag"), WITH_CODE)
+@pytest.mark.parametrize("form", ["zip", "plain"])
+def test_a_pickle_that_would_run_code_does_not(fails, tmp_path, script, flag, form):
+    path, trace = tmp_path / "bomb.pth", tmp_path / "trace"
+    content = {"emb.weight": torch.zeros(2, 2), "x": Bomb(trace)}
+    if form == "zip":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps({"x": Bomb(trace)}))
+    fails(script, {flag: path}, path)
+    assert not trace.exists()
+    if form == "zip":
+        torch.load(path, weights_only=False)
+        assert trace.exists()  # the bomb is one
+
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_checkpoint_that_is_not_v6_or_v7(fails, tmp_path, material, script):
+    square, vector = torch.zeros(8, 8), torch.zeros(8)
+    v4 = {"emb.weight": square, "blocks.0.att.time_decay": vector, "blocks.0.att.time_first": vector}
+    v5 = v4 | {"blocks.0.att.ln_x.weight": vector, "blocks.0.att.time_faaaa": square}
+    whole = load_checkpoint(material / "x070.pth")
+    lacking = {name: tensor for name, tensor in whole.items() if not name.startswith("blocks.0.ffn")}
+    cases = [(v4, "older than v6"), (v5, "older than v6"), ({"model.layers.0.weight": square}, "not an RWKV checkpoint"),
+             (lacking, "blocks.0.ffn"), (whole | {"head.weight": torch.zeros(8, 8)}, "head.weight")]
+    for number, (weights, word) in enumerate(cases):
+        path = tmp_path / f"{number}.pth"
+        save_checkpoint(weights, path)
+        fails(script, {MODEL_FLAG[script]: path}, path, word)
+    data = (material / "x070.pth").read_bytes()
+    for name, content in (("cut.pth", data[:len(data) // 2]), ("text.pth", b"hello"), ("cut.safetensors", data[:900]),
+        ("model.gguf", data)):
+        (tmp_path / name).write_bytes(content)
+        fails(script, {MODEL_FLAG[script]: tmp_path / name}, tmp_path / name)
+
+
+@pytest.mark.parametrize("script", CSV_SCRIPTS)
+@pytest.mark.parametrize(("content", "words"), [
+    (b"question,answer\na,b\n", ("prompt", "chosen")),
+    (b"prompt,reject\na,b\n", ("chosen",)),
+    (b"prompt,chosen,reject\na,b,c\nd, ,f\n", ("row 2", "empty chosen")),
+    (b"prompt,chosen,reject\na,b,c\n ,e,f\n", ("row 2", "empty prompt")),
+    (b"prompt,chosen,reject\na,b,c\nd,e,f\ng,\xff\xfe,i\n", ("row 3", "UTF-8")),
+    ("prompt,chosen,reject\na,b,c\n".encode("utf-16"), ("UTF-8",)),
+    (b"prompt,chosen,reject\na,b,c\nd\0,e,f\n", ("row 2", "NUL")),
+    (b"prompt,chosen,reject\na,b,c\nd,e\n", ("row 2", "fields")),
+    (b'prompt,chosen,reject\na,"b,c\n', ("row 1",)),
+    (b"prompt,chosen,chosen\na,b,c\n", ("more than once",)),
+    (b"", ("empty",)),
+    (b"\n\n", ("empty",)),
+    (b"prompt,chosen,reject\n", ("no data row",)),
+])
+def test_a_csv_that_is_not_as_it_should_be(fails, tmp_path, script, content, words):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    fails(script, {"--input_csv": path}, path, *words)
+
+
+@pytest.mark.parametrize("content", ["prompt,chosen\na,b\n", "prompt,chosen,reject\na,b,\n"])
+def test_preparing_needs_a_reject(fails, tmp_path, content):
+    (tmp_path / "bad.csv").write_text(content)
+    fails("rlhf_dpo_generate_save", {"--input_csv": tmp_path / "bad.csv"}, "row 1 has no reject", "rlhf_generate_reject_csv.py")
+
+
+@pytest.mark.parametrize("flag", ["--rlhf_train_file", "--eval_file"])
+@pytest.mark.parametrize(("content", "words"), [
+    ([([1, 2], [3, 999], [4], -1.0, -2.0)], ("token id 999", "pair 1", "256")),
+    ([([1, 2], [3], [4], -1.0, -2.0), ([1, -2], [3], [4], -1.0, -2.0)], ("token id -2", "pair 2")),
+    ([([1, 2], [3], [4], -1.0, float("nan"))], ("pair 1", "finite")),
+    ([([1, 2], [3], [4])], ("pair 1", "3 entries")),
+    ([(["a"], [3], [4], -1.0, -2.0)], ("pair 1", "str")),
+    ([([1, 2], [], [4], -1.0, -2.0)], ("empty answer",)),
+    ([([1] * 600, [3], [4], -1.0, -2.0)], ("512", "--rlhf_max_corpus_len")),
+    ([], ("no pairs",)),
+    ({"emb.weight": 1}, ("dict",)),
+])
+def test_a_save_that_is_not_as_it_should_be(fails, tmp_path, flag, content, words):
+    torch.save(content, tmp_path / "bad.save")
+    fails("train", {flag: tmp_path / "bad.save"}, tmp_path / "bad.save", *words)
+
+
+def test_a_sidecar_of_another_save(fails, tmp_path, prepared):
+    path = tmp_path / "moved.save"
+    shutil.copy(prepared("x070"), path)
+    for content in (b"{", b"[]", b"{}", b'{"sha256": "00"}', b"\xff"):
+        Path(f"{path}.json").write_bytes(content)
+        fails("train", {"--rlhf_train_file": path}, f"{path}.json")
+
+
+def test_a_save_without_a_sidecar_trains_with_a_warning(call, good, tmp_path, prepared):
+    shutil.copy(prepared("x070"), tmp_path / "older.save")
+    code, err = call("train", words_of(good("train") | {"--rlhf_train_file": str(tmp_path / "older.save")}))
+    assert code == 0
+    assert err.startswith("warning: ") and "older.save.json" in err.splitlines()[0]
+
+
+@pytest.mark.parametrize("script", ["train", "rlhf_dpo_generate_save"])
+@pytest.mark.parametrize(("text", "words"), [
+    ("Layer,Mode\nemb,freeze\n0,freeze\nhead,freeze\n", ("layer 1", "2 layers")),
+    ("Layer,Mode\nemb,freeze\n0,boom\n1,freeze\nhead,freeze\n", ("line 3", "unknown mode 'boom'")),
+    ("Layer,Mode\nemb,freeze\n0,bone\n1,freeze\nhead,freeze\n", ("line 3", "'bone'", "not served")),
+    ("Layer,Mode\nemb,freeze\n0,lora\n1,freeze\nhead,freeze\n", ("line 3", "Rank")),
+    ("Layer,Mode\nemb,freeze\n0,freeze\n1,freeze\n2,freeze\nhead,freeze\n", ("line 5", "layer 2")),
+    ("Schicht,Mode\nemb,freeze\n", ("'Schicht'",)),
+])
+def test_a_profile_that_is_not_as_it_should_be(fails, tmp_path, script, text, words):
+    (tmp_path / "profile.csv").write_text(text)
+    fails(script, {"--layer_profile": tmp_path / "profile.csv"}, tmp_path / "profile.csv", *words)
+
+
+def test_a_profile_that_trains_nothing_or_too_much(fails, tmp_path):
+    (tmp_path / "a.csv").write_text("Layer,Mode\nemb,freeze\n0,freeze\n1,freeze\nhead,freeze\n")
+    fails("train", {"--layer_profile": tmp_path / "a.csv"}, "nothing to train")
+    fails("train", {"--lora_r": 65}, "rank 65")
+
+
+@pytest.mark.parametrize("script", CSV_SCRIPTS)
+def test_a_tokenizer_that_is_none_or_does_not_fit(fails, tmp_path, script):
+    (tmp_path / "t.json").write_text("{}")
+    for name, word in (("klingon", "klingon"), ("world", "256"), (tmp_path / "none.json", "does not exist"),
+        (tmp_path / "t.json", "t.json")):
+        fails(script, {"--tokenizer": name}, "--tokenizer", word)
+
+
+def test_an_adapter_of_another_base_and_a_file_that_is_none(fails, tmp_path, material):
+    fails("merge", {"--base": material / "x060.pth"}, "trained on the base model")
+    save_checkpoint(load_checkpoint(material / "x070.pth"), tmp_path / "model.safetensors")
+    fails("merge", {"--adapter": tmp_path / "model.safetensors"}, "not an adapter file")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_place_that_cannot_be_written(fails, tmp_path, script):
+    (tmp_path / "file").write_text("here")
+    (tmp_path / "folder.pth").mkdir()
+    flag = OUTPUT_FLAG[script]
+    fails(script, {flag: tmp_path / "file" / "deeper" / "o.pth"}, tmp_path / "file")
+    taken = tmp_path / ("file" if script == "train" else "folder.pth")
+    fails(script, {flag: taken}, taken)
+
+
+@pytest.mark.parametrize(("script", "source"), [("rlhf_generate_reject_csv", "--input_csv"), ("rlhf_generate_reject_csv",
+    "--load_model"),
+                                                ("rlhf_dpo_generate_save", "--input_csv"), ("rlhf_dpo_generate_save",
+                                                "--load_model"),
+                                                ("merge", "--base"), ("merge", "--adapter")])
+def test_an_output_that_is_an_input(fails, good, tmp_path, script, source):
+    copy = tmp_path / Path(good(script)[source]).name
+    shutil.copy(good(script)[source], copy)
+    fails(script, {source: copy, OUTPUT_FLAG[script]: copy}, copy)
+
+
+def test_merge_writes_two_endings_only(fails, tmp_path):
+    for name in ("o.gguf", "o", "o.bin"):
+        fails("merge", {"--output": tmp_path / name}, name, ".pth or .safetensors")
+
+
+def test_a_run_whose_files_are_damaged_is_not_resumed(call, good, tmp_path):
+    flags = good("train")
+    run = Path(flags["--proj_dir"])
+    assert call("train", words_of(flags))[0] == 0
+    for name, content in (("last.ckpt", b"hello"), ("config.json", b"{"), ("config.json", b"5"), ("metrics.jsonl",
+        b"hello\n{}\n")):
+        saved = (run / name).read_bytes()
+        (run / name).write_bytes(content)
+        before = snapshot(tmp_path)
+        code, err = call("train", words_of(flags | {"--resume": "1"}))
+        check_told(code, err.splitlines(keepends=True)[-1], (run / name,))
+        after = snapshot(tmp_path)
+        assert after == before, name
+        (run / name).write_bytes(saved)
