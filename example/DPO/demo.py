@@ -4,6 +4,7 @@ Runs 1_generate_reject.sh, 2_prepare.sh and 3_train.sh, and prints held-out numb
 both models, and the files written. Everything lands in example/DPO/demo_output, which each run makes anew.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ ASKED = 3  # held-out questions shown with both models' answers
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     os.chdir(ROOT)
     console = Console()
     shutil.rmtree(OUTPUT, ignore_errors=True)

@@ -1,5 +1,6 @@
 """A training run from its configuration: check everything, build the model, hand it to Lightning."""
 
+import hashlib
 import json
 import logging
 import sys
@@ -39,9 +40,10 @@ from src.training.picture import draw_curves
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CONFIG_FILE = "config.json"
 CURVES_FILE = "curves.png"
-# What may differ between a run and its continuation: none of it changes a number.
-FREE_ON_RESUME = ("accelerator", "devices", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
-                  "rlhf_train_file", "strategy", "wandb")
+# What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
+# moved; that they are the same is told by fingerprint and sha256.
+FREE_ON_RESUME = ("accelerator", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume", "rlhf_train_file",
+                  "strategy", "wandb")
 
 
 def train(config: TrainConfig, expected: dict[str, Any]) -> None:
@@ -72,7 +74,9 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
     apply_layer_profile(model, settings, config.seed)
 
     folder = Path(config.proj_dir)
-    checkpoint = prepare_folder(folder, config, {"base_fingerprint": base, "layer_profile_rows": [asdict(s) for s in settings]})
+    checkpoint = prepare_folder(folder, config, {
+        "base_fingerprint": base, "rlhf_train_sha256": hashlib.sha256(Path(config.rlhf_train_file).read_bytes()).hexdigest(),
+        "layer_profile_rows": [asdict(setting) for setting in settings]})
     total_steps = config.epoch_count * -(-config.epoch_steps // config.accumulate_grad_batches)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
