@@ -1,0 +1,48 @@
+"""The same code on a GPU: against the CPU's float32, and a run from references to adapter."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.checkpoint.base import load_base
+from src.model import build_model
+from src.preference.config import PrepareConfig
+from src.preference.prepare import prepare
+from src.training.run import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+
+
+@pytest.mark.parametrize("version", ["x060", "x070"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2), (torch.float16, 1e-2)])
+def test_logits_on_the_gpu_are_the_cpus(tiny_checkpoints, version, dtype, bound):
+    """float32 products may run in TF32 where the user allows it, which tests do not; the rest is rounding of the precision."""
+    weights, dimensions = load_base(tiny_checkpoints(version, "trained", 32))
+    tokens = torch.randint(0, 256, (100,), generator=torch.Generator().manual_seed(0))
+    borders = torch.tensor([0, 1, 40, 100], dtype=torch.int32)
+    with torch.no_grad():
+        expected = build_model(weights, dimensions)
+        expected = expected.logits(expected(tokens, borders)[0])
+        model = build_model(weights, dimensions, dtype, "cuda")
+        logits = model.logits(model(tokens.cuda(), borders)[0]).cpu()
+    assert (logits - expected).norm() < bound * expected.norm()
+
+
+@pytest.mark.parametrize("version", ["x060", "x070"])
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+@pytest.mark.parametrize("strategy", ["auto", "deepspeed_stage_2_offload"])
+def test_a_run_starts_at_margin_zero_and_learns(config, material, tmp_path, version, quantization, strategy):
+    pairs = tmp_path / "pairs.save"
+    prepare(PrepareConfig(
+        load_model=str(material / f"{version}.pth"), input_csv=str(material / "pairs.csv"), output_save=str(pairs),
+        target_pair_count=None, rlhf_max_corpus_len=512, tokenizer=None, layer_profile=None, seed=0, batch_tokens=512,
+        device=torch.device("cuda"), precision="bf16", dtype=torch.bfloat16, quantization=quantization))
+    run = config(version, rlhf_train_file=str(pairs), accelerator="gpu", precision="bf16", quantization=quantization,
+                 strategy=strategy, grad_cp=True)
+    train(run, {})
+    metrics = [json.loads(line) for line in (Path(run.proj_dir) / "metrics.jsonl").read_text().splitlines()]
+    assert abs(metrics[0]["margin"]) < 0.05  # bf16 products of another batch shape round another way
+    assert metrics[-1]["margin"] > metrics[0]["margin"]
+    assert metrics[-1]["grad_norm"] > 0
