@@ -1,6 +1,6 @@
 """The recipe of the embedded base model: a small RWKV-7 over bytes, trained on Python's own documentation.
 
-    python example/DPO/train_base.py [--output example/DPO/base_model.pth] [--minutes 60]
+    python example/DPO/train_base.py [--output example/DPO/base_model.pth] [--steps 2800]
 
 Plain next-byte prediction with AdamW and a cosine schedule, from the official initialization of RWKV-7
 (BlinkDL/RWKV-LM, RWKV-v7/train_temp/src/model.py). Neither the example's answers nor the held-out ones are in the text.
@@ -12,18 +12,17 @@ import sys
 import time
 from pathlib import Path
 
-import pandas
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from example.DPO.corpus import CSV_FOLDER, CSV_NAMES, build_corpus  # noqa: E402
+from example.DPO.corpus import build_corpus  # noqa: E402
 from src.checkpoint.dimensions import Dimensions  # noqa: E402
 from src.checkpoint.io import save_checkpoint  # noqa: E402
 from src.model import RWKV  # noqa: E402
+from src.progress import progress_bar  # noqa: E402
 
 DIMENSIONS = Dimensions("x070", n_layer=4, n_embd=192, vocab_size=256, n_head=3, head_size=64, n_ffn=768,
                         ranks=(("a", 32), ("g", 48), ("v", 16), ("w", 32)), dtype=torch.bfloat16)
@@ -74,23 +73,21 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.manual_seed(SEED)
-    answers = set().union(*(pandas.read_csv(CSV_FOLDER / name)["chosen"] for name in CSV_NAMES))
-    text = torch.tensor(list(build_corpus(answers).encode()), dtype=torch.uint8)
+    text = torch.tensor(list(build_corpus().encode()), dtype=torch.uint8)
     held_out = len(text) // 50
     train, validation = text[:-held_out], text[-held_out:]
     model = initial_model(DIMENSIONS)
-    matrices = [p for p in model.parameters() if p.dim() == 2 and min(p.shape) >= 128]
-    others = [p for p in model.parameters() if not (p.dim() == 2 and min(p.shape) >= 128)]
+    matrices, others = [], []
+    for parameter in model.parameters():
+        (matrices if parameter.dim() == 2 and min(parameter.shape) >= 128 else others).append(parameter)
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
                                   lr=LR_INIT, betas=(0.9, 0.99), eps=1e-10, fused=True)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters / 1e6:.2f} M parameters, {len(train) / 1e6:.2f} MB of text, "
           f"{arguments.steps * BATCH * CONTEXT / len(train):.1f} passes over it")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started, smoothed = time.monotonic(), None
-    with Progress(*columns) as progress:
-        bar = progress.add_task("training", total=arguments.steps)
+    with progress_bar("batches", arguments.steps) as advance:
         for step in range(arguments.steps):
             rate = LR_FINAL + (LR_INIT - LR_FINAL) * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
             for group in optimizer.param_groups:
@@ -101,13 +98,13 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
-            progress.update(bar, advance=1, description=f"loss {smoothed:.3f}")
+            advance(1, f"loss {smoothed:.3f}")
             if (step + 1) % 200 == 0 or step + 1 == arguments.steps:
                 save(model, arguments.output)
                 with torch.no_grad():
                     checked = sum(next_byte_loss(model, validation).item() for _ in range(8)) / 8
-                progress.print(f"step {step + 1}: training {smoothed:.3f}, validation {checked:.3f} nats a byte, "
-                               f"{time.monotonic() - started:.0f} s")
+                print(f"step {step + 1}: training {smoothed:.3f}, validation {checked:.3f} nats a byte, "
+                      f"{time.monotonic() - started:.0f} s", flush=True)
 
 
 def next_byte_loss(model: RWKV, text: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from src.errors import UserError
+from src.quantization.linear import STRATEGY_SUFFIXES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-QUANTIZATIONS = {"": None, "i8": "int8", "nf4": "nf4"}
+QUANTIZATIONS = {suffix: scheme for scheme, suffix in STRATEGY_SUFFIXES.items()}
 HELP = ("device and precision in the words of the rwkv package: 'cuda fp16', 'cuda bf16', 'cpu fp32', "
         "'cuda fp16i8' (int8 weights), 'cuda bf16nf4' (NF4 weights), 'cuda:1 bf16'; the best the machine has where not given")
 
@@ -22,10 +23,6 @@ class Strategy:
     @property
     def dtype(self) -> torch.dtype:
         return PRECISIONS[self.precision]
-
-    def __str__(self) -> str:
-        suffix = next(suffix for suffix, name in QUANTIZATIONS.items() if name == self.quantization)
-        return f"{self.device} {self.precision}{suffix}"
 
 
 def parse_strategy(text: str | None) -> Strategy:

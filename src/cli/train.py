@@ -12,10 +12,6 @@ from src.training.config import TrainConfig
 STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload", "deepspeed_stage_3",
               "deepspeed_stage_3_offload")
 QUANT_MODES = ("nf4", "int8")
-NOT_SERVED = {
-    "infctx": "training on texts longer than the context in pieces (infctx) is not served yet; leave it at 0",
-    "dpo": "DPO is the only objective served yet; use --dpo 1",
-}
 
 
 def parser() -> Parser:
@@ -93,9 +89,10 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
     """
     flags = vars(parser().parse_args(arguments))
     if flags.pop("infctx"):
-        raise UserError(f"--infctx 1: {NOT_SERVED['infctx']}")
+        raise UserError("--infctx 1: training on texts longer than the context in pieces (infctx) is not served yet; "
+                        "leave it at 0")
     if not flags.pop("dpo"):
-        raise UserError(f"--dpo 0: {NOT_SERVED['dpo']}")
+        raise UserError("--dpo 0: DPO is the only objective served yet; use --dpo 1")
     for name in ("lr_init", "lr_final", "gradient_clip_val", "dpo_alpha"):
         if not 0 <= flags[name] < float("inf"):
             raise UserError(f"--{name} must be a finite number from 0 on, not {flags[name]}")

@@ -13,6 +13,8 @@ from src.errors import UserError
 from src.quantization import int8, nf4
 
 SCHEMES = {"nf4": nf4, "int8": int8}
+# What a `--strategy` appends to the precision for each scheme: the rwkv package's word where it has one.
+STRATEGY_SUFFIXES = {None: "", "nf4": "nf4", "int8": "i8"}
 
 
 class QuantizedLinear(nn.Module):

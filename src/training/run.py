@@ -22,6 +22,7 @@ from src.errors import UserError
 from src.files import atomic_write
 from src.model import build_model
 from src.preference.pairs import Pair, check_sidecar, load_pairs
+from src.quantization.linear import STRATEGY_SUFFIXES
 from src.training.callbacks import (
     EVAL_FILE,
     FINAL_FILE,
@@ -140,7 +141,7 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     made_with = {"precision": config.precision, "quantization": config.quantization, "unquantized_blocks": exact}
     differences = check_sidecar(sidecar, made_with)
     if differences and not config.allow_reference_mismatch:
-        suffix = {None: "", "int8": "i8", "nf4": "nf4"}[config.quantization]
+        suffix = STRATEGY_SUFFIXES[config.quantization]
         device = "cuda" if config.accelerator == "gpu" else "cpu"
         profile = f" --layer_profile {config.layer_profile}" if exact else ""
         raise UserError(f"{path}: {'; '.join(differences)}; margins would not start at 0. Run rlhf_dpo_generate_save.py with "
