@@ -7,12 +7,14 @@ taken from `state`) at each start. Everything is differentiable, the initial sta
 import torch
 from torch import Tensor
 
-from src.wkv import chunked, reference
+from src.wkv import chunked, native, reference
 from src.wkv.layout import sequence_bounds
 
-BACKENDS = ("auto", "steps", "chunked")
+BACKENDS = ("auto", "native", "chunked", "steps")
 # Below this many tokens a sequence, a chunk is mostly padding and the plain steps are faster.
 SHORT = 8
+# Where the tokens' log decay stands among the inputs.
+LOG_W = 1
 
 
 def wkv6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor | None = None,
@@ -25,13 +27,14 @@ def wkv6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tenso
         u: bonus of the current token [H, N].
         state: initial state [B or S, H, N (key), N (value)]; zeros where None.
         cu_seqlens: int32 [S + 1], borders of the packed sequences, 0 first and T_total last; None with [B, T, H, N].
-        backend: "steps" (the reference), "chunked", or "auto".
+        backend: "native" (kernels of our own), "chunked" or "steps" (PyTorch; the latter is the reference), or "auto":
+            native wherever it serves, else one of the two by length.
 
     Returns:
         y in r's shape and dtype, and the final state [B or S, H, N, N] in float32 (float64 for float64 inputs).
     """
-    run = reference.wkv6_steps if _use_steps(r, cu_seqlens, backend) else chunked.wkv6_chunked
-    return _packed(run, (r, log_w, k, v), (u,), state, cu_seqlens)
+    forms = {"native": native.wkv6_native, "chunked": chunked.wkv6_chunked, "steps": reference.wkv6_steps}
+    return _run(forms, (r, log_w, k, v), (u,), state, cu_seqlens, backend)
 
 
 def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor | None = None,
@@ -45,29 +48,36 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tenso
         state: initial state [B or S, H, N (value), N (key)]; zeros where None.
         cu_seqlens, backend, and what is returned: as for `wkv6`.
     """
-    run = reference.wkv7_steps if _use_steps(r, cu_seqlens, backend) else chunked.wkv7_chunked
-    return _packed(run, (r, log_w, k, v, kappa, a), (), state, cu_seqlens)
+    forms = {"native": native.wkv7_native, "chunked": chunked.wkv7_chunked, "steps": reference.wkv7_steps}
+    return _run(forms, (r, log_w, k, v, kappa, a), (), state, cu_seqlens, backend)
 
 
-def _use_steps(r: Tensor, cu_seqlens: Tensor | None, backend: str) -> bool:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is none of {BACKENDS}")
-    if backend != "auto":
-        return backend == "steps"
-    lengths = [r.shape[1]] if cu_seqlens is None else sequence_bounds(cu_seqlens)[1].tolist()
-    return max(lengths, default=0) <= SHORT
-
-
-def _packed(run, by_token: tuple[Tensor, ...], by_head: tuple[Tensor, ...], state: Tensor | None,
-            cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+def _run(forms: dict, by_token: tuple[Tensor, ...], by_head: tuple[Tensor, ...], state: Tensor | None,
+         cu_seqlens: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     r = by_token[0]
-    compute = torch.float64 if r.dtype == torch.float64 else torch.float32
     if cu_seqlens is None:
         batch, length = r.shape[:2]
         cu_seqlens = torch.arange(batch + 1, dtype=torch.int32) * length
         by_token = tuple(x.flatten(0, 1) for x in by_token)
+    backend = _choose(by_token[0], cu_seqlens, backend)
+    compute = torch.float64 if r.dtype == torch.float64 else torch.float32
+    # The kernels read bfloat16 themselves; the decay, whose errors would add up over tokens, is float32 everywhere.
+    halved = backend == "native" and all(x.dtype == torch.bfloat16 for i, x in enumerate(by_token) if i != LOG_W)
+    by_token = (x.to(torch.bfloat16 if halved and i != LOG_W else compute) for i, x in enumerate(by_token))
     n_sequences, (n_head, head_size) = len(cu_seqlens) - 1, r.shape[-2:]
     if state is None:
         state = torch.zeros(n_sequences, n_head, head_size, head_size, dtype=compute, device=r.device)
-    y, state = run(*(x.to(compute) for x in by_token), *(x.to(compute) for x in by_head), state.to(compute), cu_seqlens)
+    y, state = forms[backend](*by_token, *(x.to(compute) for x in by_head), state.to(compute), cu_seqlens)
     return y.to(r.dtype).view(r.shape), state
+
+
+def _choose(r: Tensor, cu_seqlens: Tensor, backend: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is none of {BACKENDS}")
+    if backend == "native" and not native.serves(r):
+        raise ValueError(f"the native kernels do not serve {r.dtype} heads of {r.shape[-1]} on {r.device.type} here")
+    if backend != "auto":
+        return backend
+    if native.serves(r):
+        return "native"
+    return "steps" if max(sequence_bounds(cu_seqlens)[1].tolist(), default=0) <= SHORT else "chunked"

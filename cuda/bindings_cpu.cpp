@@ -1,0 +1,85 @@
+// torch.ops.rwkv_wkv: the operators' schemas and their CPU kernels. Fake kernels and autograd are in src/wkv/native.py.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "bindings.h"
+#include "cpu_kernels.h"
+
+namespace {
+
+using namespace wkv;
+
+const CpuKernels& kernels() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
+        && __builtin_cpu_supports("avx512vl")) return AVX512_KERNELS;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2_KERNELS;
+#endif
+    return PLAIN_KERNELS;
+}
+
+// Heads are taken one by one by whichever thread is free: sequences differ in length.
+template <class Arguments>
+void over_heads(void (*kernel)(const Shape&, const Arguments&, int, int), const Shape& shape, const Arguments& x) {
+    TORCH_CHECK(shape.interval == CPU_INTERVAL_TOKENS, "wkv: checkpoints lie ", CPU_INTERVAL_TOKENS, " tokens apart on the CPU");
+    TORCH_CHECK(shape.head_size <= CPU_LARGEST_HEAD, "wkv: heads of ", shape.head_size, " are over ", CPU_LARGEST_HEAD);
+    const int items = shape.n_sequences * shape.n_head;
+    std::atomic<int> next{0};
+    at::parallel_for(0, std::min(items, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+        for (int item = next++; item < items; item = next++) kernel(shape, x, item / shape.n_head, item % shape.n_head);
+    });
+}
+
+auto wkv6_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state,
+                  const Tensor& cu_seqlens, int64_t interval, bool, bool checkpoints) {
+    auto run = [](const Shape& shape, const Forward6& x) { over_heads(kernels().forward6, shape, x); };
+    return forward6(run, r, log_w, k, v, u, state, cu_seqlens, interval, checkpoints);
+}
+
+auto wkv6_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u,
+                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
+                   int64_t interval, bool) {
+    auto run = [](const Shape& shape, const Backward6& x) { over_heads(kernels().backward6, shape, x); };
+    return backward6(run, r, log_w, k, v, u, checkpoints, cu_seqlens, d_y, d_final_state, interval);
+}
+
+auto wkv7_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
+                  const Tensor& state, const Tensor& cu_seqlens, int64_t interval, bool, bool checkpoints) {
+    auto run = [](const Shape& shape, const Forward7& x) { over_heads(kernels().forward7, shape, x); };
+    return forward7(run, r, log_w, k, v, kappa, a, state, cu_seqlens, interval, checkpoints);
+}
+
+auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
+                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
+                   int64_t interval, bool) {
+    auto run = [](const Shape& shape, const Backward7& x) { over_heads(kernels().backward7, shape, x); };
+    return backward7(run, r, log_w, k, v, kappa, a, checkpoints, cu_seqlens, d_y, d_final_state, interval);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(rwkv_wkv, library) {
+    library.def(
+        "wkv6_forward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor u, Tensor state, Tensor cu_seqlens, int interval, "
+        "bool chunked, bool checkpoints) -> (Tensor, Tensor, Tensor)");
+    library.def(
+        "wkv6_backward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor u, Tensor checkpoints, Tensor cu_seqlens, Tensor d_y, "
+        "Tensor d_final_state, int interval, bool chunked) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    library.def(
+        "wkv7_forward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor state, Tensor cu_seqlens, "
+        "int interval, bool chunked, bool checkpoints) -> (Tensor, Tensor, Tensor)");
+    library.def(
+        "wkv7_backward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor checkpoints, Tensor cu_seqlens, "
+        "Tensor d_y, Tensor d_final_state, int interval, bool chunked) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(rwkv_wkv, CPU, library) {
+    library.impl("wkv6_forward", wkv6_forward);
+    library.impl("wkv6_backward", wkv6_backward);
+    library.impl("wkv7_forward", wkv7_forward);
+    library.impl("wkv7_backward", wkv7_backward);
+}

@@ -1,0 +1,7 @@
+// The CPU's kernels for any processor, as the compiler's own default has it.
+
+#define WKV_ISA plain
+#define WKV_BYTES 16
+#define WKV_NAME "plain"
+#define WKV_TABLE PLAIN_KERNELS
+#include "cpu_kernels.inl"

@@ -1,0 +1,45 @@
+// The CUDA kernels' entry points. All return a cudaError_t as int (0: fine), only enqueue on `stream`, and never synchronize.
+//
+// `scratch` is device memory of at least the bytes that the function's `_scratch` twin names (may be null where that is 0);
+// its contents before do not matter. Chunked entry points serve only what `chunked_serves` says; sequential ones serve all.
+#pragma once
+
+#include <cstddef>
+
+#include "arguments.h"
+
+namespace wkv {
+
+#ifndef WKV_STREAM
+#define WKV_STREAM
+#ifdef WKV_ON_HOST
+typedef void* Stream;
+#else
+typedef struct CUstream_st* Stream;
+#endif
+#endif
+
+int wkv6_sequential_forward(const Shape& shape, const Forward6& x, Stream stream);
+size_t wkv6_sequential_scratch(const Shape& shape);  // of the backward; the forward takes none
+int wkv6_sequential_backward(const Shape& shape, const Backward6& x, void* scratch, Stream stream);
+
+int wkv7_sequential_forward(const Shape& shape, const Forward7& x, Stream stream);
+size_t wkv7_sequential_scratch(const Shape& shape);
+int wkv7_sequential_backward(const Shape& shape, const Backward7& x, void* scratch, Stream stream);
+
+// `blocks` is how many blocks the device runs at once: fewer sequences times heads than that are cut into segments.
+size_t wkv6_chunked_forward_scratch(const Shape& shape, int blocks);
+int wkv6_chunked_forward(const Shape& shape, const Forward6& x, int blocks, void* scratch, Stream stream);
+size_t wkv6_chunked_backward_scratch(const Shape& shape, int blocks);
+int wkv6_chunked_backward(const Shape& shape, const Backward6& x, int blocks, void* scratch, Stream stream);
+
+size_t wkv7_chunked_forward_scratch(const Shape& shape, int blocks);
+int wkv7_chunked_forward(const Shape& shape, const Forward7& x, int blocks, void* scratch, Stream stream);
+size_t wkv7_chunked_backward_scratch(const Shape& shape, int blocks);
+int wkv7_chunked_backward(const Shape& shape, const Backward7& x, int blocks, void* scratch, Stream stream);
+
+constexpr int SEQUENTIAL_INTERVAL = 16, CHUNKED_INTERVAL = 64;
+
+inline bool chunked_serves(const Shape& shape) { return shape.head_size == 32 || shape.head_size == 64; }
+
+}  // namespace wkv

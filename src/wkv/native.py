@@ -1,0 +1,177 @@
+"""The recurrences' own kernels (cuda/), built once by torch's extension builder and kept, called as torch operators.
+
+They take what the other backends take and are differentiable. The backward recomputes states from checkpoints, so that
+memory grows with T / interval, not with T. Where they can't be built one line says why, and PyTorch serves meanwhile.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCES = Path(__file__).resolve().parents[2] / "cuda"
+CPU_SOURCES = ("bindings_cpu.cpp", "cpu_avx512.cpp", "cpu_avx2.cpp", "cpu_plain.cpp")
+FLAGS = ("-std=c++17", "-O3")
+CPU_FLAGS = (*FLAGS, "-ffp-contract=fast", "-Wno-psabi")
+# As in cuda/cpu_kernels.h and cuda/cuda_kernels.h.
+INTERVAL, CHUNKED_INTERVAL = 16, 64
+CHUNKED_HEADS, LARGEST_HEAD = (32, 64), 128
+
+
+def wkv6_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor,
+                cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed v6; shapes as in `reference.wkv6_steps`; r, k, v of one dtype, the rest float32 (float64 with float64)."""
+    inputs = [x.contiguous() for x in (r, log_w, k, v, u, state)]
+    y, state, _ = torch.ops.rwkv_wkv.wkv6_forward(*inputs, cu_seqlens, *_form(r, state), _needs_gradient(inputs))
+    return y, state
+
+
+def wkv7_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor,
+                cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed v7; shapes as in `reference.wkv7_steps`; log_w and state float32 (float64 with float64), the rest of one dtype."""
+    inputs = [x.contiguous() for x in (r, log_w, k, v, kappa, a, state)]
+    y, state, _ = torch.ops.rwkv_wkv.wkv7_forward(*inputs, cu_seqlens, *_form(r, state), _needs_gradient(inputs))
+    return y, state
+
+
+def serves(r: Tensor) -> bool:
+    """Whether the kernels take such inputs on this machine; builds them at the first question."""
+    on_cpu = r.device.type == "cpu"
+    return (on_cpu or r.device.type == "cuda" and r.dtype != torch.float64) and r.shape[-1] <= LARGEST_HEAD \
+        and missing(r.device.type) is None
+
+
+def _form(r: Tensor, state: Tensor) -> tuple[int, bool]:
+    """Tokens between two checkpoints, and whether the chunked CUDA kernel runs: by shape alone, so that tracing can follow."""
+    chunked = r.device.type == "cuda" and r.shape[-1] in CHUNKED_HEADS and r.shape[0] >= CHUNKED_INTERVAL * state.shape[0]
+    return (CHUNKED_INTERVAL if chunked else INTERVAL), chunked
+
+
+def _needs_gradient(inputs: list[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+@cache
+def missing(device: str) -> str | None:
+    """None where the kernels for "cpu" or "cuda" are ready; else the reason, told once on stderr."""
+    if device == "cuda" and (reason := missing("cpu")) is not None:
+        return reason
+    try:
+        reason = _load(device)
+    except (RuntimeError, OSError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+    if reason is not None:
+        print(f"The WKV kernels for {device} are not used: {reason}. The recurrence runs in PyTorch meanwhile, several times "
+              "slower.", file=sys.stderr, flush=True)
+    elif device == "cpu":
+        _register()
+    return reason
+
+
+def _load(device: str) -> str | None:
+    name = f"rwkv_wkv_{device}"
+    folder = _folder(name)
+    library = folder / f"{name}.so"
+    if not library.exists():
+        compiler = os.environ.get("CXX", "c++")
+        if shutil.which(compiler) is None:
+            return f"no C++ compiler ({compiler}) was found; install g++ 10 or newer"
+        if device == "cuda" and shutil.which("nvcc") is None and "CUDA_HOME" not in os.environ:
+            return "no CUDA compiler was found; install the toolkit (nvcc) of torch's CUDA version, or set CUDA_HOME"
+        from filelock import FileLock  # torch brings it
+
+        folder.mkdir(parents=True, exist_ok=True)
+        # The builder's own lock outlives a killed process; this one does not.
+        with FileLock(folder / "one_builder"):
+            if not library.exists():
+                return _build(name, device, folder, library)
+    torch.ops.load_library(str(library))
+    return None
+
+
+def _folder(name: str) -> Path:
+    """One for each state of the sources, the flags, torch and Python, in the builder's cache."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    digest = hashlib.sha256(repr((torch.__version__, sys.version, CPU_FLAGS)).encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / f"{name}_{digest.hexdigest()[:16]}"
+
+
+def _build(name: str, device: str, folder: Path, library: Path) -> str | None:
+    """Build in a folder of its own and move the library into place, so that none is ever found half-written."""
+    import ninja
+    from torch.utils import cpp_extension
+
+    names = CPU_SOURCES if device == "cpu" else ("bindings_cuda.cpp", *sorted(path.name for path in SOURCES.glob("*.cu")))
+    work = folder / "build"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    print(f"Building the WKV kernels for {device}, once (a minute or two) ...", file=sys.stderr, flush=True)
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{path}"  # there, but on no PATH, where the environment is not activated
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the compiler's version and the architectures, which users can't act on
+            cpp_extension.load(name, [str(SOURCES / source) for source in names], build_directory=str(work),
+                               extra_cflags=list(CPU_FLAGS), extra_cuda_cflags=list(FLAGS), with_cuda=device == "cuda",
+                               is_python_module=False)
+    except RuntimeError as error:
+        (folder / "build.log").write_text(str(error))
+        return f"they could not be built, see {folder / 'build.log'}"
+    finally:
+        os.environ["PATH"] = path
+    os.replace(work / library.name, library)
+    shutil.rmtree(work, ignore_errors=True)
+    return None
+
+
+def _register() -> None:
+    """What tracing needs (shapes without values) and what autograd needs, for all devices."""
+    for version, names in (("wkv6", ("r", "log_w", "k", "v", "u")), ("wkv7", ("r", "log_w", "k", "v", "kappa", "a"))):
+        torch.library.register_fake(f"rwkv_wkv::{version}_forward", _fake_forward)
+        torch.library.register_fake(f"rwkv_wkv::{version}_backward", _fake_backward(len(names)))
+        torch.library.register_autograd(f"rwkv_wkv::{version}_forward", _backward(version, len(names)), setup_context=_keep)
+
+
+def _fake_forward(*arguments):
+    r, (state, _, interval, _, checkpoints) = arguments[0], arguments[-5:]
+    rows = r.shape[0] // interval + state.shape[0] if checkpoints else 0
+    return torch.empty_like(r), torch.empty_like(state), state.new_empty(rows, *state.shape[1:])
+
+
+def _fake_backward(n_inputs: int):
+    def fake(*arguments):
+        return *(torch.empty_like(x) for x in arguments[:n_inputs]), torch.empty_like(arguments[n_inputs + 3])
+
+    return fake
+
+
+def _keep(ctx, inputs, output) -> None:
+    *tensors, state, cu_seqlens, ctx.interval, ctx.chunked, _ = inputs
+    _, final_state, checkpoints = output
+    ctx.state_like = (final_state.shape, final_state.dtype, final_state.device)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(checkpoints)
+    ctx.save_for_backward(*tensors, checkpoints, cu_seqlens)
+
+
+def _backward(version: str, n_inputs: int):
+    operator = f"{version}_backward"
+
+    def backward(ctx, d_y, d_final_state, _):
+        saved = ctx.saved_tensors
+        r, (shape, dtype, device) = saved[0], ctx.state_like
+        d_y = torch.zeros_like(r) if d_y is None else d_y.contiguous()
+        d_final_state = torch.zeros(shape, dtype=dtype, device=device) if d_final_state is None else d_final_state.contiguous()
+        gradients = getattr(torch.ops.rwkv_wkv, operator)(*saved, d_y, d_final_state, ctx.interval, ctx.chunked)
+        return *gradients, None, None, None, None
+
+    return backward
