@@ -10,6 +10,9 @@ namespace WKV_ISA {
 // Tokens between two checkpoints: their rows' history stays in the first cache.
 constexpr int CPU_INTERVAL = 16;
 
+// The kernels are fast only where all of this is inlined, registers and all.
+#define WKV_INLINE inline __attribute__((always_inline))
+
 template <class C>
 struct Vector {
     typedef C type __attribute__((vector_size(WKV_BYTES)));
@@ -21,17 +24,17 @@ struct bf16 {
     unsigned short bits;
 };
 
-inline float read(const float* x) { return *x; }
-inline double read(const double* x) { return *x; }
-inline float read(const bf16* x) {
+WKV_INLINE float read(const float* x) { return *x; }
+WKV_INLINE double read(const double* x) { return *x; }
+WKV_INLINE float read(const bf16* x) {
     unsigned bits = static_cast<unsigned>(x->bits) << 16;
     float y;
     __builtin_memcpy(&y, &bits, 4);
     return y;
 }
-inline void write(float* at, float x) { *at = x; }
-inline void write(double* at, double x) { *at = x; }
-inline void write(bf16* at, float x) {
+WKV_INLINE void write(float* at, float x) { *at = x; }
+WKV_INLINE void write(double* at, double x) { *at = x; }
+WKV_INLINE void write(bf16* at, float x) {
     unsigned bits;
     __builtin_memcpy(&bits, &x, 4);
     // To nearest, ties to even; a NaN stays one.
@@ -46,7 +49,7 @@ struct Row {
     static constexpr int COUNT = WIDTH / Vector<C>::LANES;
     vec part[COUNT];
 
-    inline void load(const C* from, int n) {
+    WKV_INLINE void load(const C* from, int n) {
         if (n == WIDTH) {
             for (int i = 0; i < COUNT; i++) part[i] = *reinterpret_cast<const typename Vector<C>::unaligned*>(from + i * Vector<C>::LANES);
         } else {
@@ -54,7 +57,7 @@ struct Row {
             for (int i = 0; i < WIDTH; i++) to[i] = i < n ? from[i] : C(0);
         }
     }
-    inline void save(C* to, int n) const {
+    WKV_INLINE void save(C* to, int n) const {
         if (n == WIDTH) {
             for (int i = 0; i < COUNT; i++) *reinterpret_cast<typename Vector<C>::unaligned*>(to + i * Vector<C>::LANES) = part[i];
         } else {
@@ -62,53 +65,54 @@ struct Row {
             for (int i = 0; i < n; i++) to[i] = from[i];
         }
     }
-    inline C operator[](int i) const { return reinterpret_cast<const C*>(part)[i]; }
-    inline C& operator[](int i) { return reinterpret_cast<C*>(part)[i]; }
+    WKV_INLINE C operator[](int i) const { return reinterpret_cast<const C*>(part)[i]; }
+    WKV_INLINE C& operator[](int i) { return reinterpret_cast<C*>(part)[i]; }
 };
 
-// x[token][H][N] of one head, `count` tokens, as rows.
 template <class E, class C, int WIDTH>
-inline void read_tokens(const E* x, long stride, int count, int n, Row<C, WIDTH>* to) {
-    for (int t = 0; t < count; t++) {
-        C* row = reinterpret_cast<C*>(to[t].part);
-        for (int i = 0; i < n; i++) row[i] = read(x + t * stride + i);
-        for (int i = n; i < WIDTH; i++) row[i] = C(0);
+WKV_INLINE void read_row(const E* from, int n, Row<C, WIDTH>& to) {
+    if (n == WIDTH) {
+        for (int i = 0; i < WIDTH; i++) to[i] = read(from + i);
+    } else {
+        for (int i = 0; i < WIDTH; i++) to[i] = i < n ? C(read(from + i)) : C(0);
     }
 }
 
 template <class E, class C, int WIDTH>
-inline void write_tokens(E* x, long stride, int count, int n, const Row<C, WIDTH>* from) {
-    for (int t = 0; t < count; t++)
-        for (int i = 0; i < n; i++) write(x + t * stride + i, from[t][i]);
+WKV_INLINE void write_row(E* to, int n, const Row<C, WIDTH>& from) {
+    if (n == WIDTH) {
+        for (int i = 0; i < WIDTH; i++) write(to + i, from[i]);
+    } else {
+        for (int i = 0; i < n; i++) write(to + i, from[i]);
+    }
 }
 
-inline double exponential(double x) { return __builtin_exp(x); }
-// For x <= 0, within 2 units in the last place: e^x = 2^n e^f, |f| <= ln(2) / 2, by the Taylor series. Vectorizes, as libm's would not.
-inline float exponential(float x) {
-    x = x < -104.0f ? -104.0f : x;
-    float n = static_cast<float>(static_cast<int>(x * 1.44269504f - 0.5f));
-    float f = x - n * 0.693145752f - n * 1.42860677e-6f;
-    float p = 1.0f / 5040;
-    p = p * f + 1.0f / 720, p = p * f + 1.0f / 120, p = p * f + 1.0f / 24, p = p * f + 1.0f / 6, p = p * f + 0.5f;
-    p = p * f * f + f + 1.0f;
-    // In two steps, for results that are subnormal.
-    int half = static_cast<int>(n) / 2, bits[2] = {(half + 127) << 23, (static_cast<int>(n) - half + 127) << 23};
-    float scale[2];
-    __builtin_memcpy(scale, bits, 8);
-    return p * scale[0] * scale[1];
+template <int WIDTH>
+WKV_INLINE void exponentials(Row<double, WIDTH>& row) {
+    for (int i = 0; i < WIDTH; i++) row[i] = __builtin_exp(row[i]);
 }
 
-template <class C, int WIDTH>
-inline void exponentials(Row<C, WIDTH>* rows, int count) {
-    for (int t = 0; t < count; t++) {
-        C* row = reinterpret_cast<C*>(rows[t].part);
-        for (int i = 0; i < WIDTH; i++) row[i] = exponential(row[i]);
+// For x <= 0, within 2 units in the last place: e^x = 2^n e^f, |f| <= ln(2) / 2, by the Taylor series.
+template <int WIDTH>
+WKV_INLINE void exponentials(Row<float, WIDTH>& row) {
+    typedef Vector<float>::type vec;
+    typedef int whole __attribute__((vector_size(WKV_BYTES)));
+    for (int i = 0; i < Row<float, WIDTH>::COUNT; i++) {
+        const vec least = vec{} - 104.0f, x = row.part[i] < least ? least : row.part[i];
+        const whole n = __builtin_convertvector(x * 1.44269504f - 0.5f, whole);
+        const vec power = __builtin_convertvector(n, vec), f = x - power * 0.693145752f - power * 1.42860677e-6f;
+        vec p = f * (1.0f / 5040) + 1.0f / 720;
+        p = p * f + 1.0f / 120, p = p * f + 1.0f / 24, p = p * f + 1.0f / 6, p = p * f + 0.5f;
+        p = p * f * f + f + 1.0f;
+        // In two steps, for results that are subnormal.
+        const whole half = n / 2, low = (half + 127) << 23, high = (n - half + 127) << 23;
+        row.part[i] = p * (vec)low * (vec)high;
     }
 }
 
 // Sums over the lanes of R vectors.
 template <class C, int R>
-inline void lane_sums(const typename Vector<C>::type (&x)[R], C (&sums)[R]) {
+WKV_INLINE void lane_sums(const typename Vector<C>::type (&x)[R], C (&sums)[R]) {
     for (int r = 0; r < R; r++) {
         C sum = 0;
         for (int i = 0; i < Vector<C>::LANES; i++) sum += x[r][i];
@@ -119,7 +123,7 @@ inline void lane_sums(const typename Vector<C>::type (&x)[R], C (&sums)[R]) {
 #if WKV_BYTES == 64 && !defined(__clang__)
 // Four at a time: each step halves two vectors into one, three steps in all instead of four for each.
 template <>
-inline void lane_sums<float, 4>(const Vector<float>::type (&x)[4], float (&sums)[4]) {
+WKV_INLINE void lane_sums<float, 4>(const Vector<float>::type (&x)[4], float (&sums)[4]) {
     typedef Vector<float>::type vec;
     typedef int mask __attribute__((vector_size(64)));
     const mask low = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
@@ -139,7 +143,7 @@ inline void lane_sums<float, 4>(const Vector<float>::type (&x)[4], float (&sums)
 
 // The products of R rows with one row, or each with its own.
 template <int R, class C, int WIDTH>
-inline void products(const Row<C, WIDTH> (&x)[R], const Row<C, WIDTH>& y, C (&sums)[R]) {
+WKV_INLINE void products(const Row<C, WIDTH> (&x)[R], const Row<C, WIDTH>& y, C (&sums)[R]) {
     typename Vector<C>::type dot[R];
     for (int i = 0; i < R; i++) dot[i] = x[i].part[0] * y.part[0];
     for (int p = 1; p < Row<C, WIDTH>::COUNT; p++)
@@ -148,7 +152,7 @@ inline void products(const Row<C, WIDTH> (&x)[R], const Row<C, WIDTH>& y, C (&su
 }
 
 template <int R, class C, int WIDTH>
-inline void products(const Row<C, WIDTH> (&x)[R], const Row<C, WIDTH> (&y)[R], C (&sums)[R]) {
+WKV_INLINE void products(const Row<C, WIDTH> (&x)[R], const Row<C, WIDTH> (&y)[R], C (&sums)[R]) {
     typename Vector<C>::type dot[R];
     for (int i = 0; i < R; i++) dot[i] = x[i].part[0] * y[i].part[0];
     for (int p = 1; p < Row<C, WIDTH>::COUNT; p++)
@@ -157,14 +161,14 @@ inline void products(const Row<C, WIDTH> (&x)[R], const Row<C, WIDTH> (&y)[R], C
 }
 
 template <class C, int WIDTH>
-inline C product(const Row<C, WIDTH>& x, const Row<C, WIDTH>& y) {
+WKV_INLINE C product(const Row<C, WIDTH>& x, const Row<C, WIDTH>& y) {
     C sum = 0;
     for (int i = 0; i < WIDTH; i++) sum += x[i] * y[i];
     return sum;
 }
 
 template <class C, int WIDTH>
-inline C product3(const Row<C, WIDTH>& x, const Row<C, WIDTH>& y, const Row<C, WIDTH>& z) {
+WKV_INLINE C product3(const Row<C, WIDTH>& x, const Row<C, WIDTH>& y, const Row<C, WIDTH>& z) {
     C sum = 0;
     for (int i = 0; i < WIDTH; i++) sum += x[i] * y[i] * z[i];
     return sum;

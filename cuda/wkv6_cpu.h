@@ -9,37 +9,38 @@
 namespace wkv {
 namespace WKV_ISA {
 
-template <class E, class C, int WIDTH>
-struct Tokens6 {
-    Row<C, WIDTH> r[CPU_INTERVAL], w[CPU_INTERVAL], k[CPU_INTERVAL], v[CPU_INTERVAL], u;
+// One token's inputs side by side: in arrays of their own they would all fall into the same sets of the first cache.
+template <class C, int WIDTH>
+struct Token6 {
+    Row<C, WIDTH> r, w, k, v;
 
-    template <class X>
-    inline void read(const X& x, long at, long stride, int count, int n) {
-        read_tokens(static_cast<const E*>(x.r) + at, stride, count, n, r);
-        read_tokens(static_cast<const C*>(x.log_w) + at, stride, count, n, w);
-        read_tokens(static_cast<const E*>(x.k) + at, stride, count, n, k);
-        read_tokens(static_cast<const E*>(x.v) + at, stride, count, n, v);
-        exponentials(w, count);
+    template <class E, class X>
+    WKV_INLINE void read(const X& x, long at, int n) {
+        read_row(static_cast<const E*>(x.r) + at, n, r);
+        read_row(static_cast<const C*>(x.log_w) + at, n, w);
+        read_row(static_cast<const E*>(x.k) + at, n, k);
+        read_row(static_cast<const E*>(x.v) + at, n, v);
+        exponentials(w);
     }
 };
 
-template <int R, class E, class C, int WIDTH>
-inline void step6(Row<C, WIDTH> (&s)[R], const Tokens6<E, C, WIDTH>& x, int t, int first) {
+template <int R, class C, int WIDTH>
+WKV_INLINE void step6(Row<C, WIDTH> (&s)[R], const Token6<C, WIDTH>& x, int first) {
     for (int p = 0; p < Row<C, WIDTH>::COUNT; p++)
-        for (int i = 0; i < R; i++) s[i].part[p] = s[i].part[p] * x.w[t][first + i] + x.v[t].part[p] * x.k[t][first + i];
+        for (int i = 0; i < R; i++) s[i].part[p] = s[i].part[p] * x.w[first + i] + x.v.part[p] * x.k[first + i];
 }
 
-template <int R, class E, class C, int WIDTH>
-inline void forward6_rows(const Tokens6<E, C, WIDTH>& x, int first, int count, int n, C* state, Row<C, WIDTH>* y) {
+template <int R, class C, int WIDTH>
+WKV_INLINE void forward6_rows(const Token6<C, WIDTH>* x, int first, int count, int n, C* state, Row<C, WIDTH>* y) {
     Row<C, WIDTH> s[R];
     for (int i = 0; i < R; i++) s[i].load(state + (first + i) * n, n);
     for (int t = 0; t < count; t++) {
         for (int p = 0; p < Row<C, WIDTH>::COUNT; p++) {
             auto sum = y[t].part[p];
-            for (int i = 0; i < R; i++) sum += s[i].part[p] * x.r[t][first + i];
+            for (int i = 0; i < R; i++) sum += s[i].part[p] * x[t].r[first + i];
             y[t].part[p] = sum;
         }
-        step6(s, x, t, first);
+        step6(s, x[t], first);
     }
     for (int i = 0; i < R; i++) s[i].save(state + (first + i) * n, n);
 }
@@ -52,35 +53,36 @@ void forward6(const Shape& shape, const Forward6& x, int sequence, int head) {
     const C* initial = static_cast<const C*>(x.state) + (static_cast<long>(sequence) * shape.n_head + head) * states;
     __builtin_memcpy(state, initial, states * sizeof(C));
     long checkpoint = first_checkpoint(shape.bounds, CPU_INTERVAL, sequence);
-    Tokens6<E, C, WIDTH> tokens;
+    Token6<C, WIDTH> tokens[CPU_INTERVAL];
     Row<C, WIDTH> y[CPU_INTERVAL];
-    tokens.u.load(static_cast<const C*>(x.u) + head * n, n);
+    Row<C, WIDTH> u;
+    u.load(static_cast<const C*>(x.u) + head * n, n);
     for (int t = shape.bounds[sequence]; t < shape.bounds[sequence + 1]; t += CPU_INTERVAL, checkpoint++) {
         const int left = shape.bounds[sequence + 1] - t, count = left < CPU_INTERVAL ? left : CPU_INTERVAL;
         const long at = t * stride + head * n;
         if (x.checkpoints)
             __builtin_memcpy(static_cast<C*>(x.checkpoints) + (checkpoint * shape.n_head + head) * states, state, states * sizeof(C));
-        tokens.read(x, at, stride, count, n);
+        for (int i = 0; i < count; i++) tokens[i].template read<E>(x, at + i * stride, n);
         for (int i = 0; i < count; i++) {
-            const C bonus = product3(tokens.r[i], tokens.u, tokens.k[i]);
-            for (int p = 0; p < Row<C, WIDTH>::COUNT; p++) y[i].part[p] = tokens.v[i].part[p] * bonus;
+            const C bonus = product3(tokens[i].r, u, tokens[i].k);
+            for (int p = 0; p < Row<C, WIDTH>::COUNT; p++) y[i].part[p] = tokens[i].v.part[p] * bonus;
         }
         int row = 0;
         for (; row + 4 <= n; row += 4) forward6_rows<4>(tokens, row, count, n, state, y);
         for (; row < n; row++) forward6_rows<1>(tokens, row, count, n, state, y);
-        write_tokens(static_cast<E*>(x.y) + at, stride, count, n, y);
+        for (int i = 0; i < count; i++) write_row(static_cast<E*>(x.y) + at + i * stride, n, y[i]);
     }
 }
 
 template <class C, int WIDTH>
-struct Gradients6 {
-    Row<C, WIDTH> y[CPU_INTERVAL], r[CPU_INTERVAL], w[CPU_INTERVAL], k[CPU_INTERVAL], v[CPU_INTERVAL];
+struct Gradient6 {
+    Row<C, WIDTH> y, r, w, k, v;
 };
 
 // From the checkpoint's rows and the gradient of the rows at the interval's end, that at its start; adds to d.v, writes the rest.
-template <int R, class E, class C, int WIDTH>
-inline void backward6_rows(const Tokens6<E, C, WIDTH>& x, int first, int count, int n, const C* checkpoint, C* gradient,
-                           Gradients6<C, WIDTH>& d) {
+template <int R, class C, int WIDTH>
+WKV_INLINE void backward6_rows(const Token6<C, WIDTH>* x, int first, int count, int n, const C* checkpoint, C* gradient,
+                           Gradient6<C, WIDTH>* d) {
     Row<C, WIDTH> before[CPU_INTERVAL][R], s[R], g[R];
     for (int i = 0; i < R; i++) {
         s[i].load(checkpoint + (first + i) * n, n);
@@ -88,21 +90,21 @@ inline void backward6_rows(const Tokens6<E, C, WIDTH>& x, int first, int count, 
     }
     for (int t = 0; t < count; t++) {
         for (int i = 0; i < R; i++) before[t][i] = s[i];
-        step6(s, x, t, first);
+        step6(s, x[t], first);
     }
     for (int t = count - 1; t >= 0; t--) {
         C d_r[R], d_w[R], d_k[R];
-        products(before[t], d.y[t], d_r);
+        products(before[t], d[t].y, d_r);
         products(before[t], g, d_w);
-        products(g, x.v[t], d_k);
-        for (int i = 0; i < R; i++) d.r[t][first + i] = d_r[i], d.w[t][first + i] = d_w[i], d.k[t][first + i] = d_k[i];
+        products(g, x[t].v, d_k);
+        for (int i = 0; i < R; i++) d[t].r[first + i] = d_r[i], d[t].w[first + i] = d_w[i], d[t].k[first + i] = d_k[i];
         for (int p = 0; p < Row<C, WIDTH>::COUNT; p++) {
-            auto v = d.v[t].part[p];
+            auto v = d[t].v.part[p];
             for (int i = 0; i < R; i++) {
-                v += g[i].part[p] * x.k[t][first + i];
-                g[i].part[p] = g[i].part[p] * x.w[t][first + i] + d.y[t].part[p] * x.r[t][first + i];
+                v += g[i].part[p] * x[t].k[first + i];
+                g[i].part[p] = g[i].part[p] * x[t].w[first + i] + d[t].y.part[p] * x[t].r[first + i];
             }
-            d.v[t].part[p] = v;
+            d[t].v.part[p] = v;
         }
     }
     for (int i = 0; i < R; i++) g[i].save(gradient + (first + i) * n, n);
@@ -116,37 +118,41 @@ void backward6(const Shape& shape, const Backward6& x, int sequence, int head) {
     C* gradient = static_cast<C*>(x.d_state) + own * states;
     __builtin_memcpy(gradient, static_cast<const C*>(x.d_final_state) + own * states, states * sizeof(C));
     const int start = shape.bounds[sequence], n_intervals = (shape.bounds[sequence + 1] - start + CPU_INTERVAL - 1) / CPU_INTERVAL;
-    Tokens6<E, C, WIDTH> tokens;
-    Gradients6<C, WIDTH> d;
+    Token6<C, WIDTH> tokens[CPU_INTERVAL];
+    Gradient6<C, WIDTH> d[CPU_INTERVAL];
     Row<C, WIDTH> d_u = {};
-    tokens.u.load(static_cast<const C*>(x.u) + head * n, n);
+    Row<C, WIDTH> u;
+    u.load(static_cast<const C*>(x.u) + head * n, n);
     for (int interval = n_intervals - 1; interval >= 0; interval--) {
         const int t = start + interval * CPU_INTERVAL, left = shape.bounds[sequence + 1] - t;
         const int count = left < CPU_INTERVAL ? left : CPU_INTERVAL;
         const long at = t * stride + head * n;
         const C* checkpoint = static_cast<const C*>(x.checkpoints)
             + ((first_checkpoint(shape.bounds, CPU_INTERVAL, sequence) + static_cast<long>(interval)) * shape.n_head + head) * states;
-        tokens.read(x, at, stride, count, n);
-        __builtin_memset(&d, 0, sizeof(d));
-        read_tokens(static_cast<const E*>(x.d_y) + at, stride, count, n, d.y);
+        for (int i = 0; i < count; i++) tokens[i].template read<E>(x, at + i * stride, n);
+        __builtin_memset(d, 0, sizeof(d));
+        for (int i = 0; i < count; i++) read_row(static_cast<const E*>(x.d_y) + at + i * stride, n, d[i].y);
         int row = 0;
         for (; row + 4 <= n; row += 4) backward6_rows<4>(tokens, row, count, n, checkpoint, gradient, d);
         for (; row < n; row++) backward6_rows<1>(tokens, row, count, n, checkpoint, gradient, d);
         for (int i = 0; i < count; i++) {
-            const C bonus = product3(tokens.r[i], tokens.u, tokens.k[i]), v_y = product(tokens.v[i], d.y[i]);
+            const C bonus = product3(tokens[i].r, u, tokens[i].k), v_y = product(tokens[i].v, d[i].y);
             for (int p = 0; p < Row<C, WIDTH>::COUNT; p++) {
-                const auto r = tokens.r[i].part[p], k = tokens.k[i].part[p], u = tokens.u.part[p];
-                d.r[i].part[p] += u * k * v_y;
-                d.w[i].part[p] *= tokens.w[i].part[p];
-                d.k[i].part[p] += u * r * v_y;
-                d.v[i].part[p] += d.y[i].part[p] * bonus;
+                const auto r = tokens[i].r.part[p], k = tokens[i].k.part[p], u_part = u.part[p];
+                d[i].r.part[p] += u_part * k * v_y;
+                d[i].w.part[p] *= tokens[i].w.part[p];
+                d[i].k.part[p] += u_part * r * v_y;
+                d[i].v.part[p] += d[i].y.part[p] * bonus;
                 d_u.part[p] += r * k * v_y;
             }
         }
-        write_tokens(static_cast<E*>(x.d_r) + at, stride, count, n, d.r);
-        write_tokens(static_cast<C*>(x.d_log_w) + at, stride, count, n, d.w);
-        write_tokens(static_cast<E*>(x.d_k) + at, stride, count, n, d.k);
-        write_tokens(static_cast<E*>(x.d_v) + at, stride, count, n, d.v);
+        for (int i = 0; i < count; i++) {
+            const long to = at + i * stride;
+            write_row(static_cast<E*>(x.d_r) + to, n, d[i].r);
+            write_row(static_cast<C*>(x.d_log_w) + to, n, d[i].w);
+            write_row(static_cast<E*>(x.d_k) + to, n, d[i].k);
+            write_row(static_cast<E*>(x.d_v) + to, n, d[i].v);
+        }
     }
     d_u.save(static_cast<C*>(x.d_u) + own * n, n);
 }
