@@ -1,9 +1,11 @@
 // torch.ops.rwkv_wkv: the operators' schemas and their CPU kernels. Fake kernels and autograd are in src/wkv/native.py.
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
+#include <string>
 
 #include "bindings.h"
 #include "cpu_kernels.h"
@@ -12,13 +14,10 @@ namespace {
 
 using namespace wkv;
 
+// torch's own reading of the processor, so that its ATEN_CPU_CAPABILITY rules these kernels too.
 const CpuKernels& kernels() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
-        && __builtin_cpu_supports("avx512vl")) return AVX512_KERNELS;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2_KERNELS;
-#endif
-    return PLAIN_KERNELS;
+    static const std::string capability = at::get_cpu_capability();
+    return capability == "AVX512" ? AVX512_KERNELS : capability == "AVX2" ? AVX2_KERNELS : PLAIN_KERNELS;
 }
 
 // Heads are taken one by one by whichever thread is free: sequences differ in length.

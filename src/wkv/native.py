@@ -7,6 +7,7 @@ memory grows with T / interval, not with T. Where they can't be built one line s
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from functools import cache
@@ -43,7 +44,7 @@ def wkv7_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a
 def serves(r: Tensor) -> bool:
     """Whether the kernels take such inputs on this machine; builds them at the first question."""
     on_cpu = r.device.type == "cpu"
-    return (on_cpu or r.device.type == "cuda" and r.dtype != torch.float64) and r.shape[-1] <= LARGEST_HEAD \
+    return (on_cpu or (r.device.type == "cuda" and r.dtype != torch.float64)) and r.shape[-1] <= LARGEST_HEAD \
         and missing(r.device.type) is None
 
 
@@ -123,7 +124,7 @@ def _build(name: str, device: str, folder: Path, library: Path) -> str | None:
             cpp_extension.load(name, [str(SOURCES / source) for source in names], build_directory=str(work),
                                extra_cflags=list(CPU_FLAGS), extra_cuda_cflags=list(FLAGS), with_cuda=device == "cuda",
                                is_python_module=False)
-    except RuntimeError as error:
+    except (RuntimeError, subprocess.SubprocessError) as error:
         (folder / "build.log").write_text(str(error))
         return f"they could not be built, see {folder / 'build.log'}"
     finally:
@@ -155,7 +156,7 @@ def _fake_backward(n_inputs: int):
 
 
 def _keep(ctx, inputs, output) -> None:
-    *tensors, state, cu_seqlens, ctx.interval, ctx.chunked, _ = inputs
+    *tensors, _, cu_seqlens, ctx.interval, ctx.chunked, _ = inputs
     _, final_state, checkpoints = output
     ctx.state_like = (final_state.shape, final_state.dtype, final_state.device)
     ctx.set_materialize_grads(False)

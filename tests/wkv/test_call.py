@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.wkv import BACKENDS, SHORT, chunked, reference, wkv6, wkv7
+from src.wkv import BACKENDS, SHORT, chunked, native, reference, wkv6, wkv7
 from tests.wkv.inputs import VERSIONS, bounds, draw, run
 
 PER_HEAD = ("u", "state")
@@ -58,19 +58,29 @@ def test_dtypes(version, dtype, backend):
     assert torch.equal(y, exact_y.to(dtype)) and torch.equal(state, exact_state)
 
 
+@pytest.mark.parametrize("served", [True, False])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_auto_takes_steps_for_short_sequences_and_chunks_for_long_ones(version, monkeypatch):
+def test_auto_takes_native_kernels_or_else_steps_for_short_sequences_and_chunks_for_long_ones(version, served, monkeypatch):
     taken = []
-    for module, form in ((reference, "steps"), (chunked, "chunked")):
+    for module, form in ((reference, "steps"), (chunked, "chunked"), (native, "native")):
         name = f"wkv{version[2]}_{form}"
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *x, form=form, original=original: taken.append(form) or original(*x))
+    monkeypatch.setattr(native, "serves", lambda r: served)
     for lengths, expected in (([SHORT, 1], "steps"), ([SHORT + 1, 1], "chunked"), ([], "steps")):
         run(version, draw(version, lengths, 1, 4), bounds(lengths), "auto")
-        assert taken.pop() == expected and not taken
+        assert taken.pop() == ("native" if served else expected) and not taken
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_heads_that_the_kernels_do_not_serve_go_to_pytorch_and_are_refused_by_name(version):
+    inputs, borders = draw(version, [20], 1, 160), bounds([20])
+    assert torch.equal(run(version, inputs, borders, "auto")[0], run(version, inputs, borders, "chunked")[0])
+    with pytest.raises(ValueError, match="heads of 160 on cpu"):
+        run(version, inputs, borders, "native")
 
 
 @pytest.mark.parametrize(("version", "function"), [("x060", wkv6), ("x070", wkv7)])
 def test_an_unknown_backend_is_refused(version, function):
-    with pytest.raises(ValueError, match=r"'cuda2'.*steps.*chunked"):
+    with pytest.raises(ValueError, match=r"'cuda2'.*native.*chunked.*steps"):
         function(**draw(version, [3], 1, 4), cu_seqlens=bounds([3]), backend="cuda2")
