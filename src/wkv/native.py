@@ -18,7 +18,7 @@ from torch import Tensor
 
 SOURCES = Path(__file__).resolve().parents[2] / "cuda"
 CPU_SOURCES = ("bindings_cpu.cpp", "cpu_avx512.cpp", "cpu_avx2.cpp", "cpu_plain.cpp")
-FLAGS = ("-std=c++17", "-O3")
+FLAGS = ("-std=c++20", "-O3")
 CPU_FLAGS = (*FLAGS, "-ffp-contract=fast", "-Wno-psabi")
 # As in cuda/cpu_kernels.h and cuda/cuda_kernels.h.
 INTERVAL, CHUNKED_INTERVAL = 16, 64

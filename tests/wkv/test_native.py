@@ -1,4 +1,4 @@
-"""The C++ kernels against the steps in float64: lengths, packings, heads, decays; as torch operators; when they can't be built."""
+"""The C++ kernels against the steps in float64: lengths, packings, decays; as torch operators; when they can't be built."""
 
 import math
 import os
