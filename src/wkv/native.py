@@ -19,7 +19,9 @@ from torch import Tensor
 SOURCES = Path(__file__).resolve().parents[2] / "cuda"
 CPU_SOURCES = ("bindings_cpu.cpp", "cpu_avx512.cpp", "cpu_avx2.cpp", "cpu_plain.cpp")
 FLAGS = ("-std=c++20", "-O3")
-CPU_FLAGS = (*FLAGS, "-ffp-contract=fast", "-Wno-psabi")
+# Without it torch's parallel loops run on one thread; Apple's compiler has none.
+OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
+CPU_FLAGS = (*FLAGS, *OPENMP, "-ffp-contract=fast", "-Wno-psabi")
 # As in cuda/cpu_kernels.h and cuda/cuda_kernels.h.
 INTERVAL, CHUNKED_INTERVAL = 16, 64
 CHUNKED_HEADS, LARGEST_HEAD = (32, 64), 128
@@ -122,8 +124,8 @@ def _build(name: str, device: str, folder: Path, library: Path) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler's version and the architectures, which users can't act on
             cpp_extension.load(name, [str(SOURCES / source) for source in names], build_directory=str(work),
-                               extra_cflags=list(CPU_FLAGS), extra_cuda_cflags=list(FLAGS), with_cuda=device == "cuda",
-                               is_python_module=False)
+                               extra_cflags=list(CPU_FLAGS), extra_cuda_cflags=list(FLAGS), extra_ldflags=list(OPENMP),
+                               with_cuda=device == "cuda", is_python_module=False)
     except (RuntimeError, subprocess.SubprocessError) as error:
         (folder / "build.log").write_text(str(error))
         return f"they could not be built, see {folder / 'build.log'}"
