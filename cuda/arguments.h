@@ -19,12 +19,10 @@ enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2 };
 struct Shape {
     int n_sequences, n_head, head_size;
     int total;                     // T_total
-    int n_checkpoints;             // over all sequences
     int interval;                  // tokens between two checkpoints
     int dtype;                     // of everything typed void below; accumulation and states are float (double for FLOAT64)
     const int* bounds;             // [S + 1], where the kernel runs
     const int* host_bounds;        // [S + 1], the same on the host, for choosing grids
-    const int* checkpoint_bounds;  // [S + 1]
 };
 
 // Where a sequence's checkpoints begin, and room enough for all: known from sizes alone, some rows may stay unused.

@@ -10,13 +10,10 @@
 
 namespace wkv {
 
-#ifndef WKV_STREAM
-#define WKV_STREAM
 #ifdef WKV_ON_HOST
 typedef void* Stream;
 #else
 typedef struct CUstream_st* Stream;
-#endif
 #endif
 
 int wkv6_sequential_forward(const Shape& shape, const Forward6& x, Stream stream);
@@ -39,6 +36,12 @@ size_t wkv7_chunked_backward_scratch(const Shape& shape, int blocks);
 int wkv7_chunked_backward(const Shape& shape, const Backward7& x, int blocks, void* scratch, Stream stream);
 
 constexpr int SEQUENTIAL_INTERVAL = 16, CHUNKED_INTERVAL = 64;
+
+// The states of one interval for each head of each sequence.
+inline size_t interval_scratch(const Shape& shape) {
+    const size_t width = shape.head_size <= 16 ? 16 : shape.head_size <= 32 ? 32 : shape.head_size <= 64 ? 64 : 128;
+    return sizeof(float) * shape.n_sequences * shape.n_head * SEQUENTIAL_INTERVAL * width * width;
+}
 
 inline bool chunked_serves(const Shape& shape) { return shape.head_size == 32 || shape.head_size == 64; }
 

@@ -10,6 +10,8 @@
 #include <cuda_runtime.h>
 #endif
 
+#include <type_traits>
+
 #include "arguments.h"
 
 namespace wkv {
@@ -29,7 +31,11 @@ __device__ __forceinline__ void store(bf16* at, float x) {
     at->bits = static_cast<unsigned short>(bits >> 16);
 }
 
-#ifndef WKV_ON_HOST
+#ifdef WKV_ON_HOST
+#define WKV_UNROLL
+#else
+// Register arrays must be indexed by constants, so every loop over one is unrolled.
+#define WKV_UNROLL _Pragma("unroll")
 // `name` is the block's dynamic shared memory, as floats.
 #define WKV_SHARED(name)                                       \
     extern __shared__ __align__(16) unsigned char wkv_shared[]; \
@@ -48,5 +54,15 @@ int launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_
     return static_cast<int>(cudaGetLastError());
 }
 #endif
+
+// Calls f(padded head, an element) as the shape asks; the first is a constant.
+template <class F>
+int by_width(const Shape& shape, F f) {
+    auto with = [&](auto width) { return shape.dtype == BFLOAT16 ? f(width, bf16{}) : f(width, float{}); };
+    if (shape.head_size <= 16) return with(std::integral_constant<int, 16>());
+    if (shape.head_size <= 32) return with(std::integral_constant<int, 32>());
+    if (shape.head_size <= 64) return with(std::integral_constant<int, 64>());
+    return with(std::integral_constant<int, 128>());
+}
 
 }  // namespace wkv

@@ -1,0 +1,31 @@
+// The CUDA kernels' entry points, run on the CPU (cuda/host_shim.h) and called from Python by plain pointers.
+#include "cuda_kernels.h"
+
+using namespace wkv;
+
+extern "C" size_t scratch_bytes(int version, bool chunked, bool backward, const Shape* shape, int blocks) {
+    if (!chunked) return !backward ? 0 : version == 6 ? wkv6_sequential_scratch(*shape) : wkv7_sequential_scratch(*shape);
+    if (version == 6) return backward ? wkv6_chunked_backward_scratch(*shape, blocks) : wkv6_chunked_forward_scratch(*shape, blocks);
+    return backward ? wkv7_chunked_backward_scratch(*shape, blocks) : wkv7_chunked_forward_scratch(*shape, blocks);
+}
+
+extern "C" int run(int version, bool chunked, bool backward, const Shape* shape, const void* x, int blocks, void* scratch) {
+    if (version == 6 && !backward) {
+        const Forward6& arguments = *static_cast<const Forward6*>(x);
+        return chunked ? wkv6_chunked_forward(*shape, arguments, blocks, scratch, nullptr)
+                       : wkv6_sequential_forward(*shape, arguments, nullptr);
+    }
+    if (version == 6) {
+        const Backward6& arguments = *static_cast<const Backward6*>(x);
+        return chunked ? wkv6_chunked_backward(*shape, arguments, blocks, scratch, nullptr)
+                       : wkv6_sequential_backward(*shape, arguments, scratch, nullptr);
+    }
+    if (!backward) {
+        const Forward7& arguments = *static_cast<const Forward7*>(x);
+        return chunked ? wkv7_chunked_forward(*shape, arguments, blocks, scratch, nullptr)
+                       : wkv7_sequential_forward(*shape, arguments, nullptr);
+    }
+    const Backward7& arguments = *static_cast<const Backward7*>(x);
+    return chunked ? wkv7_chunked_backward(*shape, arguments, blocks, scratch, nullptr)
+                   : wkv7_sequential_backward(*shape, arguments, scratch, nullptr);
+}
