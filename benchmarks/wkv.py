@@ -91,8 +91,7 @@ def gpu_forms(version: str, shape: tuple[int, ...]) -> dict:
 
     def ours(chunked: bool, u=None, **inputs):
         packed = [x.flatten(0, 1) for x in inputs.values()] + ([] if u is None else [u])
-        interval = native.CHUNKED_INTERVAL if chunked else native.INTERVAL
-        return operator(*packed, state, cu_seqlens, interval, chunked, True)[0]
+        return operator(*packed, state, cu_seqlens, native.INTERVAL, chunked, True)[0]
 
     forms = {"chunked kernel": lambda **inputs: ours(True, **inputs), "sequential kernel": lambda **inputs: ours(False, **inputs)}
     if importlib.util.find_spec("fla") is not None:

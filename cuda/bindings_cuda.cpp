@@ -25,7 +25,7 @@ void check(int error) { TORCH_CHECK(error == 0, "wkv: ", cudaGetErrorString(stat
 
 Launch prepare(const Shape& shape, const Tensor& cu_seqlens, const Tensor& r, int64_t interval, bool chunked) {
     TORCH_CHECK(shape.dtype != FLOAT64, "wkv: no float64 kernels on CUDA");
-    TORCH_CHECK(interval == (chunked ? CHUNKED_INTERVAL : SEQUENTIAL_INTERVAL), "wkv: checkpoints of another form of the kernel");
+    TORCH_CHECK(interval == CUDA_INTERVAL, "wkv: checkpoints lie ", CUDA_INTERVAL, " tokens apart on CUDA");
     TORCH_CHECK(chunked ? chunked_serves(shape) : shape.head_size <= 128, "wkv: no kernel for heads of ", shape.head_size);
     int multiprocessors = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, r.device().index()));

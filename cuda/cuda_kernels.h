@@ -35,12 +35,12 @@ int wkv7_chunked_forward(const Shape& shape, const Forward7& x, int blocks, void
 size_t wkv7_chunked_backward_scratch(const Shape& shape, int blocks);
 int wkv7_chunked_backward(const Shape& shape, const Backward7& x, int blocks, void* scratch, Stream stream);
 
-constexpr int SEQUENTIAL_INTERVAL = 16, CHUNKED_INTERVAL = 64;
+constexpr int CUDA_INTERVAL = 16;  // of both forms; the chunked one's chunk
 
 // The states of one interval for each head of each sequence.
 inline size_t interval_scratch(const Shape& shape) {
     const size_t width = shape.head_size <= 16 ? 16 : shape.head_size <= 32 ? 32 : shape.head_size <= 64 ? 64 : 128;
-    return sizeof(float) * shape.n_sequences * shape.n_head * SEQUENTIAL_INTERVAL * width * width;
+    return sizeof(float) * shape.n_sequences * shape.n_head * CUDA_INTERVAL * width * width;
 }
 
 inline bool chunked_serves(const Shape& shape) { return shape.head_size == 32 || shape.head_size == 64; }

@@ -72,7 +72,7 @@ template <int M, int N, int K, bool EXACT, class Out>
 __device__ __forceinline__ void product(View a, View b, Out out) {
     static_assert(M % 16 == 0 && N % 8 == 0 && K % 8 == 0, "whole tiles only");
     // Columns that a warp takes at once: the tile of `a` is read once for all of them.
-    constexpr int WIDE = N % 32 == 0 ? 4 : N % 16 == 0 ? 2 : 1;
+    constexpr int WIDE = N % 16 == 0 ? 2 : 1;
     int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
     for (int tile = threadIdx.x / 32; tile < (M / 16) * (N / (8 * WIDE)); tile += n_warps) {
         int i = tile % (M / 16) * 16, j = tile / (M / 16) * 8 * WIDE;

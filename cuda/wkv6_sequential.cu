@@ -10,7 +10,7 @@
 namespace wkv {
 namespace {
 
-constexpr int STAGED = SEQUENTIAL_INTERVAL;
+constexpr int STAGED = CUDA_INTERVAL;
 
 // Inputs of up to STAGED tokens, [token][WIDTH] each, zero beyond the head; u [WIDTH].
 template <int WIDTH>

@@ -23,8 +23,10 @@ FLAGS = ("-std=c++20", "-O3")
 OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
 CPU_FLAGS = (*FLAGS, *OPENMP, "-ffp-contract=fast", "-Wno-psabi")
 # As in cuda/cpu_kernels.h and cuda/cuda_kernels.h.
-INTERVAL, CHUNKED_INTERVAL = 16, 64
+INTERVAL = 16
 CHUNKED_HEADS, LARGEST_HEAD = (32, 64), 128
+# Below this many tokens a sequence, on average, chunks are mostly padding.
+SHORTEST_CHUNKED = 32
 
 
 def wkv6_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor,
@@ -52,8 +54,7 @@ def serves(r: Tensor) -> bool:
 
 def _form(r: Tensor, state: Tensor) -> tuple[int, bool]:
     """Tokens between two checkpoints, and whether the chunked CUDA kernel runs: by shape alone, so that tracing can follow."""
-    chunked = r.device.type == "cuda" and r.shape[-1] in CHUNKED_HEADS and r.shape[0] >= CHUNKED_INTERVAL * state.shape[0]
-    return (CHUNKED_INTERVAL if chunked else INTERVAL), chunked
+    return INTERVAL, r.device.type == "cuda" and r.shape[-1] in CHUNKED_HEADS and r.shape[0] >= SHORTEST_CHUNKED * state.shape[0]
 
 
 def _needs_gradient(inputs: list[Tensor]) -> bool:

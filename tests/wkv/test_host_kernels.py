@@ -42,3 +42,68 @@ def test_sequential(version, head_size, dtype):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_sequential_with_the_largest_heads(version):
     check(version, draw(version, [17, 1], 1, 128), [17, 1])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("head_size", [32, 64])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_chunked(version, head_size, dtype):
+    check(version, draw(version, LENGTHS, 1, head_size), LENGTHS, dtype, chunked=True)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_chunked_in_segments(version, dtype):
+    """Enough idle blocks for two segments of the longest sequence; the others end before their second one."""
+    lengths = [520, 0, 1, 270]
+    check(version, draw(version, lengths, 1, 32), lengths, dtype, chunked=True, blocks=8)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("log_w", [-1e-6, -1e-3, LOWEST_LOG_W, -20.0, -60.0, -1e4])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_extreme_decays(version, log_w, chunked):
+    """v7's chunked form serves the range that RWKV-7 defines; all others bear any decay."""
+    if version == "x070" and chunked and log_w < LOWEST_LOG_W:
+        pytest.skip("below RWKV-7's own range")
+    lengths = [40, 1, 16]
+    inputs = draw(version, lengths, 1, 32)
+    inputs["log_w"] = torch.full_like(inputs["log_w"], log_w)
+    if log_w == -60.0:
+        inputs["state"] = 1e4 * inputs["state"]  # else the gradient of log w is near float32's smallest
+    check(version, inputs, lengths, chunked=chunked)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [0.0, 1e3])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_initial_states_zero_and_large(version, size, chunked):
+    lengths = [33, 1, 16]
+    inputs = draw(version, lengths, 1, 32)
+    check(version, inputs | {"state": size * inputs["state"]}, lengths, chunked=chunked)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(version=st.sampled_from(VERSIONS), chunked=st.booleans(), dtype=st.sampled_from(list(TOLERANCE)), seed=st.integers(0, 2**30),
+       lengths=st.lists(st.one_of(st.integers(0, 2), st.integers(0, 50), st.sampled_from([16, 32, 48])), max_size=5))
+def test_any_packing(version, chunked, dtype, seed, lengths):
+    check(version, draw(version, lengths, 1, 32, seed), lengths, dtype, chunked)
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_repeats_are_equal_bit_for_bit(version, chunked, blocks):
+    lengths = [520, 3]
+    inputs = draw(version, lengths, 1, 32)
+    first, second = (check(version, inputs, lengths, torch.float32, chunked, blocks) for _ in range(2))
+    assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("blocks", [1, 16])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_thousands_of_tokens(version, chunked, blocks, dtype):
+    check(version, draw(version, [4097], 1, 64), [4097], dtype, chunked, blocks)

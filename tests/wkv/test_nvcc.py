@@ -1,0 +1,31 @@
+"""Every CUDA source compiles, without a warning, for every architecture that is served."""
+
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+
+import pytest
+
+from src.wkv.native import SOURCES
+
+NVCC = shutil.which("nvcc")
+ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+
+
+@cache
+def known() -> list[str]:
+    """Those of ARCHITECTURES that this compiler has: 100 and 120 came with CUDA 12.8."""
+    listed = subprocess.run([NVCC, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    return [number for number in ARCHITECTURES if f"compute_{number}" in listed]
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not on this machine's PATH")
+@pytest.mark.parametrize("source", sorted(SOURCES.glob("*.cu")), ids=lambda path: path.name)
+def test_compiles_for_every_architecture(source):
+    assert len(known()) >= 4, "an nvcc too old to know today's GPUs"
+    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in known()]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [NVCC, "-std=c++20", "-O3", "--threads", "2", "-Werror", "all-warnings", *targets, "-c", str(source), "-o", f"{folder}/out.o"]
+        result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
