@@ -36,19 +36,22 @@ template <class E>
 __device__ __forceinline__ Eight<E> load8(const void* at, size_t index, bool inside) {
     Eight<E> x;
     const float4* from = reinterpret_cast<const float4*>(static_cast<const E*>(at) + index);
-WKV_UNROLL
+    WKV_UNROLL
     for (int i = 0; i < static_cast<int>(sizeof(E) / 2); i++) x.part[i] = inside ? from[i] : float4{0.0f, 0.0f, 0.0f, 0.0f};
     return x;
 }
 
 __device__ __forceinline__ void unpack(const Eight<float>& x, float (&y)[8]) {
-WKV_UNROLL
-    for (int i = 0; i < 2; i++) y[4 * i] = x.part[i].x, y[4 * i + 1] = x.part[i].y, y[4 * i + 2] = x.part[i].z, y[4 * i + 3] = x.part[i].w;
+    WKV_UNROLL
+    for (int i = 0; i < 2; i++) {
+        y[4 * i] = x.part[i].x, y[4 * i + 1] = x.part[i].y;
+        y[4 * i + 2] = x.part[i].z, y[4 * i + 3] = x.part[i].w;
+    }
 }
 
 __device__ __forceinline__ void unpack(const Eight<bf16>& x, float (&y)[8]) {
     const float pairs[4] = {x.part[0].x, x.part[0].y, x.part[0].z, x.part[0].w};
-WKV_UNROLL
+    WKV_UNROLL
     for (int i = 0; i < 4; i++) {
         y[2 * i] = __uint_as_float(__float_as_uint(pairs[i]) << 16);
         y[2 * i + 1] = __uint_as_float(__float_as_uint(pairs[i]) & 0xffff0000u);
@@ -62,7 +65,7 @@ __device__ __forceinline__ void store8(float* at, const float (&x)[8]) {
 
 __device__ __forceinline__ void store8(bf16* at, const float (&x)[8]) {
     float pairs[4];
-WKV_UNROLL
+    WKV_UNROLL
     for (int i = 0; i < 4; i++) {
         bf16 low, high;
         store(&low, x[2 * i]);
@@ -77,9 +80,9 @@ __device__ __forceinline__ void read8(const float* at, float (&x)[8]) { unpack(l
 // Sums over the tokens of a chunk, for each of the lane's columns: up to and including the lane's token, or from it on.
 template <bool FROM_HERE>
 __device__ __forceinline__ void running_sum(float (&x)[8], const Place& place) {
-WKV_UNROLL
+    WKV_UNROLL
     for (int step = 1; step < CHUNK; step *= 2)
-WKV_UNROLL
+        WKV_UNROLL
         for (int i = 0; i < 8; i++) {
             float other = __shfl_sync(ALL_LANES, x[i], (FROM_HERE ? place.lane + 2 * step : place.lane - 2 * step) & 31);
             if (FROM_HERE ? place.token + step < CHUNK : place.token >= step) x[i] += other;
@@ -89,19 +92,19 @@ WKV_UNROLL
 // c += a b for this warp: c is [16 x 8 COLUMNS], or two of them for 32 rows of a.
 template <int K, bool EXACT, int COLUMNS>
 __device__ __forceinline__ void accumulate(float (&c)[COLUMNS][4], View a, View b) {
-WKV_UNROLL
+    WKV_UNROLL
     for (int k = 0; k < K; k += 8)
-WKV_UNROLL
+        WKV_UNROLL
         for (int j = 0; j < COLUMNS; j++) tile_product<EXACT>(c[j], a.from(0, k), b.from(k, 8 * j));
 }
 
 template <int K, bool EXACT, int COLUMNS>
 __device__ __forceinline__ void accumulate(float (&c)[2][COLUMNS][4], View a, View b) {
-WKV_UNROLL
+    WKV_UNROLL
     for (int k = 0; k < K; k += 8)
-WKV_UNROLL
+        WKV_UNROLL
         for (int i = 0; i < 2; i++)
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < COLUMNS; j++) tile_product<EXACT>(c[i][j], a.from(16 * i, k), b.from(k, 8 * j));
 }
 
@@ -109,9 +112,9 @@ WKV_UNROLL
 template <int COLUMNS, class Use>
 __device__ __forceinline__ void each(const float (&c)[COLUMNS][4], Use use) {
     int lane = threadIdx.x % 32;
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < COLUMNS; j++)
-WKV_UNROLL
+        WKV_UNROLL
         for (int e = 0; e < 4; e++) use(tile_row(lane, e), 8 * j + tile_column(lane, e), c[j][e]);
 }
 
@@ -125,7 +128,8 @@ template <int N, int KEYS_ROW>
 struct Memory {
     static constexpr int ROW = N + 4, P_ROW = BOTH + 4;
     static constexpr int FLOATS = N * ROW + BOTH * ROW + 2 * BOTH * KEYS_ROW + BOTH * P_ROW + N;
-    float *state, *queries, *keys, *values, *scores, *decay;  // S [N][ROW], Q [32][ROW], K and W [32][KEYS_ROW], P [32][P_ROW], e^{A_16} [N]
+    // S [N][ROW], Q [32][ROW], K and W [32][KEYS_ROW], P [32][P_ROW], e^{A_16} [N]
+    float *state, *queries, *keys, *values, *scores, *decay;
 
     __device__ __forceinline__ explicit Memory(float* at)
         : state(at), queries(state + N * ROW), keys(queries + BOTH * ROW), values(keys + BOTH * KEYS_ROW),
@@ -165,9 +169,9 @@ __device__ __forceinline__ float exponential(float x) {
     return EXACT ? expf(x) : __expf(x);
 }
 
-// e^{A_t}, e^{A_{t-1}}, e^{-A_t} and e^{A_16} of the lane's token and columns.
+// e^{A_t} and e^{A_16} of the lane's token and columns.
 struct Growth {
-    float here[8], before[8], inverse[8], last[8];
+    float here[8], last[8];
 };
 
 // Writes Q, K, v and the decay. FROM_END measures A from the chunk's end, so that S is to be multiplied by the decay before the
@@ -175,22 +179,22 @@ struct Growth {
 template <bool EXACT, bool FROM_END, class E, int N, int KEYS_ROW>
 __device__ __forceinline__ Growth prepare(const Memory<N, KEYS_ROW>& m, const Token<E>& token, const Place& place) {
     float sum[8], r[8], k[8], v[8], kappa[8], a[8];
-    unpack(token.log_w, sum), unpack(token.r, r), unpack(token.k, k), unpack(token.v, v), unpack(token.kappa, kappa), unpack(token.a, a);
+    unpack(token.log_w, sum), unpack(token.r, r), unpack(token.k, k);
+    unpack(token.v, v), unpack(token.kappa, kappa), unpack(token.a, a);
     running_sum<false>(sum, place);
     Growth growth;
     float z[8], b[8];
-WKV_UNROLL
+    WKV_UNROLL
     for (int i = 0; i < 8; i++) {
-        float before = __shfl_sync(ALL_LANES, sum[i], (place.lane - 2) & 31), last = __shfl_sync(ALL_LANES, sum[i], 30 + place.lane % 2);
-        float origin = FROM_END ? last : 0.0f;
+        const float before = __shfl_sync(ALL_LANES, sum[i], (place.lane - 2) & 31);
+        const float last = __shfl_sync(ALL_LANES, sum[i], 30 + place.lane % 2);
+        const float origin = FROM_END ? last : 0.0f, inverse = exponential<EXACT>(origin - sum[i]);
         growth.here[i] = exponential<EXACT>(sum[i] - origin);
-        growth.before[i] = exponential<EXACT>((place.token > 0 ? before : 0.0f) - origin);
-        growth.inverse[i] = exponential<EXACT>(origin - sum[i]);
         growth.last[i] = exponential<EXACT>(last);
-        z[i] = operand<EXACT>(-kappa[i] * growth.before[i]);
+        z[i] = operand<EXACT>(-kappa[i] * exponential<EXACT>((place.token > 0 ? before : 0.0f) - origin));
         r[i] = operand<EXACT>(r[i] * growth.here[i]);
-        b[i] = operand<EXACT>(kappa[i] * a[i] * growth.inverse[i]);
-        k[i] = operand<EXACT>(k[i] * growth.inverse[i]);
+        b[i] = operand<EXACT>(kappa[i] * a[i] * inverse);
+        k[i] = operand<EXACT>(k[i] * inverse);
     }
     store8(m.queries + place.token * m.ROW + place.column, z);
     store8(m.queries + (CHUNK + place.token) * m.ROW + place.column, r);
@@ -217,28 +221,28 @@ __device__ __forceinline__ void solve(const float* scores, int scores_row, float
     __syncwarp();
     if (place.lane < CHUNK) {
         float x[CHUNK];
-WKV_UNROLL
+        WKV_UNROLL
         for (int t = 0; t < CHUNK; t++) x[t] = at[t * row + place.lane];
         // P_zb is 0 on and above its diagonal, so four columns of it may be taken at once.
         if (TRANSPOSED) {
-WKV_UNROLL
+            WKV_UNROLL
             for (int t = CHUNK - 1; t > 0; t--)
-WKV_UNROLL
+                WKV_UNROLL
                 for (int s = 0; s < t; s += 4) {
                     float4 p = *reinterpret_cast<const float4*>(scores + t * scores_row + s);
                     float y = x[t];
                     x[s] += p.x * y, x[s + 1] += p.y * y, x[s + 2] += p.z * y, x[s + 3] += p.w * y;
                 }
         } else {
-WKV_UNROLL
+            WKV_UNROLL
             for (int s = 0; s < CHUNK; s += 4)
-WKV_UNROLL
+                WKV_UNROLL
                 for (int t = s + 1; t < CHUNK; t++) {
                     float4 p = *reinterpret_cast<const float4*>(scores + t * scores_row + s);
                     x[t] += p.x * x[s] + p.y * x[s + 1] + p.z * x[s + 2] + p.w * x[s + 3];
                 }
         }
-WKV_UNROLL
+        WKV_UNROLL
         for (int t = 0; t < CHUNK; t++) at[t * row + place.lane] = x[t];
     }
     __syncwarp();
@@ -257,19 +261,19 @@ enum Start { GIVEN, ZERO, IDENTITY };
 // The warp's 16 rows of an N x N matrix between global memory (rows of N) and shared memory (rows of ROW).
 template <int N>
 __device__ __forceinline__ void load_rows(const float* global, float* shared, int row, Start start, const Place& place) {
-WKV_UNROLL
+    WKV_UNROLL
     for (int q = place.lane; q < 16 * N / 4; q += 32) {
         int i = 16 * place.warp + q / (N / 4), j = q % (N / 4) * 4;
-        float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
+        auto one = [&](int column) { return start == IDENTITY && i == column ? 1.0f : 0.0f; };
+        float4 x = {one(j), one(j + 1), one(j + 2), one(j + 3)};
         if (start == GIVEN) x = *reinterpret_cast<const float4*>(global + i * N + j);
-        if (start == IDENTITY) x = {i == j ? 1.0f : 0.0f, i == j + 1 ? 1.0f : 0.0f, i == j + 2 ? 1.0f : 0.0f, i == j + 3 ? 1.0f : 0.0f};
         *reinterpret_cast<float4*>(shared + i * row + j) = x;
     }
 }
 
 template <int N>
 __device__ __forceinline__ void store_rows(const float* shared, int row, float* global, const Place& place) {
-WKV_UNROLL
+    WKV_UNROLL
     for (int q = place.lane; q < 16 * N / 4; q += 32) {
         int i = 16 * place.warp + q / (N / 4), j = q % (N / 4) * 4;
         *reinterpret_cast<float4*>(global + i * N + j) = *reinterpret_cast<const float4*>(shared + i * row + j);

@@ -10,14 +10,19 @@ namespace wkv {
 namespace wkv7 {
 namespace {
 
+// Blocks that a multiprocessor of 228 KB holds at heads of 64: float32's inputs take the registers of one.
+template <class E>
+constexpr int RESIDENT = std::is_same<E, float>::value ? 2 : 3;
+
 template <int N>
 struct BackwardMemory : Memory<N, N + 4> {
     static constexpr int ROW = N + 4;
     static constexpr int FLOATS = Memory<N, N + 4>::FLOATS + N * ROW + BOTH * ROW + N;
-    float *gradient, *outputs, *ends;  // G [N][ROW], D [32][ROW], the columns' sums of K * (W G) [N]
+    float *gradient, *outputs, *ends;  // G [N][ROW], D [32][ROW], the columns' sums of G * S + K * (W G) [N]
 
     __device__ __forceinline__ explicit BackwardMemory(float* at)
-        : Memory<N, N + 4>(at), gradient(at + Memory<N, N + 4>::FLOATS), outputs(gradient + N * ROW), ends(outputs + BOTH * ROW) {}
+        : Memory<N, N + 4>(at), gradient(at + Memory<N, N + 4>::FLOATS), outputs(gradient + N * ROW),
+          ends(outputs + BOTH * ROW) {}
     __device__ __forceinline__ View g() const { return {gradient, ROW, 1}; }
     __device__ __forceinline__ View d() const { return {outputs, ROW, 1}; }
 };
@@ -33,12 +38,11 @@ struct State {
     }
 };
 
-// Writes S, and gives the columns' sums of G * S to all lanes of the column.
+// Writes S and, of the sums at the chunk's end, those of G * S.
 template <int N>
-__device__ __forceinline__ void write_state(const BackwardMemory<N>& m, const State<N>& state, const float (&decay)[8], const Place& place,
-                                            float (&sums)[8]) {
-    WKV_UNROLL
-    for (int j = 0; j < 8; j++) sums[j] = 0.0f;
+__device__ __forceinline__ void write_state(const BackwardMemory<N>& m, const State<N>& state, const float (&decay)[8],
+                                            const Place& place) {
+    float sums[8] = {};
     WKV_UNROLL
     for (int i = 0; i < N / CHUNK; i++) {
         const int at = (CHUNK * i + place.token) * m.ROW + place.column;
@@ -53,6 +57,7 @@ __device__ __forceinline__ void write_state(const BackwardMemory<N>& m, const St
     for (int other = 2; other < 32; other *= 2)
         WKV_UNROLL
         for (int j = 0; j < 8; j++) sums[j] += __shfl_xor_sync(ALL_LANES, sums[j], other);
+    if (place.token == 0) store8(m.ends + place.column, sums);
 }
 
 // From the warp's columns of b G^T to those of d_x, in D.
@@ -71,8 +76,8 @@ __device__ __forceinline__ void update_gradient(const BackwardMemory<N>& m, cons
     update<EXACT, N>(m.gradient + own * m.ROW, m.ROW, m.d().from(0, own), m.q(), m.decay);
 }
 
-// Q, K, v, d_y, S and G are there. Takes G to before the chunk, and leaves d_Q in W's place, d_K in S's and d_v in that of d_x: of
-// each, the warp's columns are there for the warp.
+// Q, K, v, d_y, S and G are there. Takes G to before the chunk, and leaves d_Q in W's place, d_K in S's and d_v in that of d_x;
+// the warp may read its columns of them.
 template <bool EXACT, int N>
 __device__ __forceinline__ void gradients(const BackwardMemory<N>& m, const Place& place) {
     constexpr int ROW = BackwardMemory<N>::ROW;
@@ -96,14 +101,14 @@ __device__ __forceinline__ void gradients(const BackwardMemory<N>& m, const Plac
     float ends[4] = {};
     WKV_UNROLL
     for (int half = 0; half < 2; half++)
-        each(d_k[half], [&](int s, int j, float y) { ends[j / 8 * 2 + j % 2] += m.keys[(CHUNK * half + s) * ROW + own + j] * y; });
+        each(d_k[half], [&](int s, int j, float y) { ends[j / 8 * 2 + j % 2] += m.k()(CHUNK * half + s, own + j) * y; });
     WKV_UNROLL
     for (int other = 4; other < 32; other *= 2)
         WKV_UNROLL
         for (int j = 0; j < 4; j++) ends[j] += __shfl_xor_sync(ALL_LANES, ends[j], other);
     if (place.lane < 4) {
         WKV_UNROLL
-        for (int j = 0; j < 4; j++) m.ends[own + j / 2 * 8 + 2 * place.lane + j % 2] = ends[j];
+        for (int j = 0; j < 4; j++) m.ends[own + j / 2 * 8 + 2 * place.lane + j % 2] += ends[j];
     }
     __syncthreads();
     accumulate<BOTH, EXACT>(d_q, m.p(), m.k().from(0, own));
@@ -119,22 +124,29 @@ __device__ __forceinline__ void gradients(const BackwardMemory<N>& m, const Plac
     __syncwarp();
 }
 
-// From what `gradients` left to those of the inputs. `columns` are the sums of G * S.
+// From what `gradients` left to those of the inputs.
 template <class E, int N>
-__device__ __forceinline__ void write_gradients(const BackwardMemory<N>& m, const Backward7& x, const Growth& growth, const Eight<E>& kappas,
-                                                const Eight<E>& as, const float (&columns)[8], long at, bool inside, const Place& place) {
+__device__ __forceinline__ void write_gradients(const BackwardMemory<N>& m, const Backward7& x, const float (&growth)[8],
+                                                const Eight<E>& kappas, const Eight<E>& as, long at, bool inside,
+                                                const Place& place) {
     const int first = place.token * m.ROW + place.column, second = first + CHUNK * m.ROW;
-    float d_log_w[8], d_z[8], d_b[8];
+    float d_log_w[8], d_z[8], d_b[8], decay[8];
+    read8(m.decay + place.column, decay);
     {
         float d_r[8], d_k[8], z[8], r[8], b[8], k[8];
-        read8(m.values + first, d_z), read8(m.values + second, d_r), read8(m.state + first, d_b), read8(m.state + second, d_k);
-        read8(m.queries + first, z), read8(m.queries + second, r), read8(m.keys + first, b), read8(m.keys + second, k);
+        read8(m.values + first, d_z), read8(m.values + second, d_r);
+        read8(m.state + first, d_b), read8(m.state + second, d_k);
+        read8(m.queries + first, z), read8(m.queries + second, r);
+        read8(m.keys + first, b), read8(m.keys + second, k);
         WKV_UNROLL
         for (int i = 0; i < 8; i++) {
             const float next = __shfl_sync(ALL_LANES, z[i] * d_z[i], (place.lane + 2) & 31);
             d_log_w[i] = r[i] * d_r[i] - k[i] * d_k[i] - b[i] * d_b[i] + (place.token < CHUNK - 1 ? next : 0.0f);
-            d_r[i] *= growth.here[i];
-            d_k[i] *= growth.inverse[i];
+            const float before = __shfl_sync(ALL_LANES, growth[i], (place.lane - 2) & 31);
+            d_z[i] *= place.token > 0 ? before : 1.0f / decay[i];
+            d_r[i] *= growth[i];
+            d_k[i] /= growth[i];
+            d_b[i] /= growth[i];
         }
         if (inside) {
             store8(static_cast<E*>(x.d_r) + at, d_r);
@@ -147,9 +159,8 @@ __device__ __forceinline__ void write_gradients(const BackwardMemory<N>& m, cons
     read8(m.ends + place.column, end), read8(m.outputs + first, d_v), unpack(kappas, kappa), unpack(as, a);
     WKV_UNROLL
     for (int i = 0; i < 8; i++) {
-        d_log_w[i] += columns[i] + end[i];
-        d_b[i] *= growth.inverse[i];
-        d_kappa[i] = d_b[i] * a[i] - d_z[i] * growth.before[i];
+        d_log_w[i] += end[i];
+        d_kappa[i] = d_b[i] * a[i] - d_z[i];
         d_a[i] = d_b[i] * kappa[i];
     }
     store8(static_cast<float*>(x.d_log_w) + at, d_log_w);
@@ -160,7 +171,8 @@ __device__ __forceinline__ void write_gradients(const BackwardMemory<N>& m, cons
 
 // From `ends`, or the final state's gradient where that is null, to all gradients, or to `summaries`.
 template <class E, int N, Walk WALK>
-__global__ void __launch_bounds__(2 * N, 2) backward(Shape shape, Backward7 x, Segments segments, const float* ends, float* summaries) {
+__global__ void __launch_bounds__(2 * N, RESIDENT<E>) backward(Shape shape, Backward7 x, Segments segments, const float* ends,
+                                                                float* summaries) {
     constexpr bool EXACT = std::is_same<E, float>::value;
     constexpr int ROW = BackwardMemory<N>::ROW, STATES = N * N;
     WKV_SHARED(shared);
@@ -177,30 +189,33 @@ __global__ void __launch_bounds__(2 * N, 2) backward(Shape shape, Backward7 x, S
     __syncthreads();
 
     const long stride = static_cast<long>(shape.n_head) * N;
-    const long first_saved = first_checkpoint(shape.bounds, CHUNK, part.sequence) + (part.first - shape.bounds[part.sequence]) / CHUNK;
+    const int chunks_before = (part.first - shape.bounds[part.sequence]) / CHUNK;
+    const long first_saved = first_checkpoint(shape.bounds, CHUNK, part.sequence) + chunks_before;
     Token<E> token;
-    Eight<E> d_y;
+    Eight<E> d_y = {};
     State<N> state;
-    auto where = [&](int chunk) { return (part.first + chunk * CHUNK + place.token) * stride + static_cast<long>(head) * N + place.column; };
-    auto inside = [&](int chunk) { return part.first + chunk * CHUNK + place.token < part.end; };
+    auto token_of = [&](int chunk) { return part.first + chunk * CHUNK + place.token; };
+    auto where = [&](int chunk) { return token_of(chunk) * stride + static_cast<long>(head) * N + place.column; };
+    auto inside = [&](int chunk) { return token_of(chunk) < part.end; };
+    const float* saved = static_cast<const float*>(x.checkpoints) + (first_saved * shape.n_head + head) * STATES;
     auto read = [&](int chunk) {
         token.load(x, where(chunk), inside(chunk));
         d_y = load8<E>(x.d_y, where(chunk), inside(chunk) && !identity);
-        if (WALK == ALL) state.load(static_cast<const float*>(x.checkpoints) + ((first_saved + chunk) * shape.n_head + head) * STATES, place);
+        if (WALK == ALL) state.load(saved + static_cast<long>(chunk) * shape.n_head * STATES, place);
     };
     if (chunks > 0) read(chunks - 1);
     for (int chunk = chunks - 1; chunk >= 0; chunk--) {
         const Growth growth = prepare<EXACT, true>(m, token, place);
-        float y[8], columns[8];
+        float y[8];
         unpack(d_y, y);
         store8(m.outputs + (CHUNK + place.token) * ROW + place.column, y);
-        if (WALK == ALL) write_state(m, state, growth.last, place, columns);
+        if (WALK == ALL) write_state(m, state, growth.last, place);
         __syncthreads();
         const Eight<E> kappa = token.kappa, a = token.a;
         if (chunk > 0) read(chunk - 1);
         if (WALK == ALL) {
             gradients<EXACT>(m, place);
-            write_gradients(m, x, growth, kappa, a, columns, where(chunk), inside(chunk), place);
+            write_gradients(m, x, growth.here, kappa, a, where(chunk), inside(chunk), place);
         } else {
             causal_product<EXACT, N>(m.q(), m.k().transposed(), m.scores, m.P_ROW, place);
             float d_u[2][4] = {};

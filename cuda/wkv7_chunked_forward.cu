@@ -12,9 +12,14 @@ namespace {
 template <int N>
 using ForwardMemory = Memory<N, N + 8>;
 
+// Blocks that a multiprocessor of 228 KB holds at heads of 64: float32's inputs take the registers of one.
+template <class E>
+constexpr int RESIDENT = std::is_same<E, float>::value ? 3 : 4;
+
 // From `starts`, or the initial state where that is null, to y, checkpoints and the final state, or to `summaries`.
 template <class E, int N, Walk WALK>
-__global__ void __launch_bounds__(2 * N, 4) forward(Shape shape, Forward7 x, Segments segments, const float* starts, float* summaries) {
+__global__ void __launch_bounds__(2 * N, RESIDENT<E>) forward(Shape shape, Forward7 x, Segments segments, const float* starts,
+                                                               float* summaries) {
     constexpr bool EXACT = std::is_same<E, float>::value;
     constexpr int ROW = ForwardMemory<N>::ROW, P_ROW = ForwardMemory<N>::P_ROW, KEYS_ROW = N + 8, STATES = N * N;
     WKV_SHARED(shared);
@@ -31,8 +36,9 @@ __global__ void __launch_bounds__(2 * N, 4) forward(Shape shape, Forward7 x, Seg
 
     float* checkpoint = static_cast<float*>(x.checkpoints);
     if (checkpoint) {
-        const int index = first_checkpoint(shape.bounds, CHUNK, part.sequence) + (part.first - shape.bounds[part.sequence]) / CHUNK;
-        checkpoint += (static_cast<long>(index) * shape.n_head + head) * STATES;
+        const int chunks_before = (part.first - shape.bounds[part.sequence]) / CHUNK;
+        const long index = first_checkpoint(shape.bounds, CHUNK, part.sequence) + chunks_before;
+        checkpoint += (index * shape.n_head + head) * STATES;
     }
     const long stride = static_cast<long>(shape.n_head) * N;
     long at = (part.first + place.token) * stride + static_cast<long>(head) * N + place.column;

@@ -86,6 +86,8 @@ def _load(device: str) -> str | None:
         compiler = os.environ.get("CXX", "c++")
         if shutil.which(compiler) is None:
             return f"no C++ compiler ({compiler}) was found; install g++ 10 or newer"
+        if device == "cuda" and torch.version.hip is not None:
+            return "they have never been tried on ROCm"
         if device == "cuda" and shutil.which("nvcc") is None and "CUDA_HOME" not in os.environ:
             return "no CUDA compiler was found; install the toolkit (nvcc) of torch's CUDA version, or set CUDA_HOME"
         from filelock import FileLock  # torch brings it

@@ -84,7 +84,8 @@ def test_initial_states_zero_and_large(version, size, chunked):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(version=st.sampled_from(VERSIONS), chunked=st.booleans(), dtype=st.sampled_from(list(TOLERANCE)), seed=st.integers(0, 2**30),
+@given(version=st.sampled_from(VERSIONS), chunked=st.booleans(), dtype=st.sampled_from(list(TOLERANCE)),
+       seed=st.integers(0, 2**30),
        lengths=st.lists(st.one_of(st.integers(0, 2), st.integers(0, 50), st.sampled_from([16, 32, 48])), max_size=5))
 def test_any_packing(version, chunked, dtype, seed, lengths):
     check(version, draw(version, lengths, 1, 32, seed), lengths, dtype, chunked)

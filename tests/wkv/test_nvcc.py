@@ -25,7 +25,9 @@ def known() -> list[str]:
 def test_compiles_for_every_architecture(source):
     assert len(known()) >= 4, "an nvcc too old to know today's GPUs"
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in known()]
+    # Little optimized: it is a quarter of the time, and the sources are checked all the same.
+    flags = ["-std=c++20", "-Xcicc", "-O1", "-Xptxas", "-O1", "--threads", "2", "-Werror", "all-warnings", *targets]
     with tempfile.TemporaryDirectory() as folder:
-        command = [NVCC, "-std=c++20", "-O3", "--threads", "2", "-Werror", "all-warnings", *targets, "-c", str(source), "-o", f"{folder}/out.o"]
+        command = [NVCC, *flags, "-c", str(source), "-o", f"{folder}/out.o"]
         result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -1,0 +1,79 @@
+"""The CUDA kernels on a GPU, both forms, against the steps in float64 on the CPU; as torch operators; on another stream."""
+
+import pytest
+import torch
+
+from src.wkv import native
+from tests.wkv.inputs import SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, with_gradients
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+# float32: rounding over thousands of steps, the chunked form's products split in three. bfloat16: rounding of the outputs.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
+LENGTHS = [0, 1, 15, 16, 0, 17, 63, 1, 64, 65]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    assert native.missing("cuda") is None
+
+
+def operator(version: str):
+    return getattr(torch.ops.rwkv_wkv, "wkv6_forward" if version == "x060" else "wkv7_forward")
+
+
+def check(version: str, inputs: dict[str, torch.Tensor], lengths: list[int], dtype: torch.dtype, chunked: bool) -> None:
+    tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    inputs = {name: x.to(dtype).double() if name in tokens else x for name, x in inputs.items()}
+    cu_seqlens = bounds(lengths)
+    truth = with_gradients(version, inputs, cu_seqlens, "steps")
+    leaves = {name: x.to("cuda", dtype if name in tokens else torch.float32).requires_grad_() for name, x in inputs.items()}
+    y, state, _ = operator(version)(*leaves.values(), cu_seqlens, native.INTERVAL, chunked, True)
+    generator = torch.Generator().manual_seed(1)  # the projection of with_gradients
+    weights = [torch.randn(x.shape, generator=generator).cuda() for x in (y, state)]
+    total = (y.float() * weights[0]).sum() + (state * weights[1]).sum()
+    found = {"y": y, "final state": state}
+    gradients = torch.autograd.grad(total, list(leaves.values()))
+    found |= {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    found = {name: x.detach().double().cpu() for name, x in found.items()}
+    assert not {name: error for name, error in errors(found, truth).items() if not error < TOLERANCE[dtype]}
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("head_size", "chunked"), [(8, False), (20, False), (64, False), (128, False), (32, True), (64, True)])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_packings(version, head_size, chunked, dtype):
+    check(version, draw(version, LENGTHS, 2, head_size), LENGTHS, dtype, chunked)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_long_sequences_in_segments(version, chunked, dtype):
+    """Four heads leave nearly all of a GPU idle, so that the chunked form cuts the sequence."""
+    lengths = [4097, 300]
+    check(version, draw(version, lengths, 2, 64), lengths, dtype, chunked)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_torch_accepts_the_operators_and_repeats_are_equal(version, chunked):
+    inputs = [x.float().cuda().requires_grad_() for x in draw(version, [40, 33], 2, 32).values()]
+    arguments = (*inputs, bounds([40, 33]), native.INTERVAL, chunked, True)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(operator(version), arguments, test_utils=checks)
+    first, second = (operator(version)(*arguments) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first[:2], second[:2], strict=True))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_current_stream_is_respected(version):
+    inputs = [x.float().cuda() for x in draw(version, [500], 2, 64).values()]
+    expected = operator(version)(*inputs, bounds([500]), native.INTERVAL, True, False)[0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # what is computed too early reads zeros
+        late = [torch.zeros_like(x).copy_(x) for x in inputs]
+        y = operator(version)(*late, bounds([500]), native.INTERVAL, True, False)[0]
+    stream.synchronize()
+    assert torch.equal(y, expected)
