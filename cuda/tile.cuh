@@ -77,13 +77,13 @@ __device__ __forceinline__ void product(View a, View b, Out out) {
     for (int tile = threadIdx.x / 32; tile < (M / 16) * (N / (8 * WIDE)); tile += n_warps) {
         int i = tile % (M / 16) * 16, j = tile / (M / 16) * 8 * WIDE;
         float c[WIDE][4] = {};
-WKV_UNROLL
+        WKV_UNROLL
         for (int k = 0; k < K; k += 8)
-WKV_UNROLL
+            WKV_UNROLL
             for (int n = 0; n < WIDE; n++) tile_product<EXACT>(c[n], a.from(i, k), b.from(k, j + 8 * n));
-WKV_UNROLL
+        WKV_UNROLL
         for (int n = 0; n < WIDE; n++)
-WKV_UNROLL
+            WKV_UNROLL
             for (int e = 0; e < 4; e++) out(i + tile_row(lane, e), j + 8 * n + tile_column(lane, e), c[n][e]);
     }
 }

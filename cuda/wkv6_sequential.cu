@@ -38,7 +38,7 @@ struct Staged6 {
     // sum of r u k over keys
     __device__ float bonus(int t) const {
         float sum = 0;
-WKV_UNROLL
+        WKV_UNROLL
         for (int j = 0; j < WIDTH; j++) sum += r[t * WIDTH + j] * u[j] * k[t * WIDTH + j];
         return sum;
     }
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(WIDTH) forward(Shape shape, Forward6 x) {
     const long stride = static_cast<long>(shape.n_head) * n, states = static_cast<long>(n) * n;
     const long own = (static_cast<long>(sequence) * shape.n_head + head) * states + i;
     float s[WIDTH];
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++) s[j] = i < n && j < n ? static_cast<const float*>(x.state)[own + static_cast<long>(j) * n] : 0.0f;
     staged.u[i] = i < n ? static_cast<const float*>(x.u)[head * n + i] : 0.0f;
     for (int first = start; first < end; first += STAGED) {
@@ -62,7 +62,7 @@ WKV_UNROLL
         if (x.checkpoints && i < n) {
             const long row = first_checkpoint(shape.bounds, STAGED, sequence) + (first - start) / STAGED;
             float* checkpoint = static_cast<float*>(x.checkpoints) + (row * shape.n_head + head) * states + i;
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < WIDTH; j++)
                 if (j < n) checkpoint[static_cast<long>(j) * n] = s[j];
         }
@@ -73,7 +73,7 @@ WKV_UNROLL
             const int line = t * WIDTH;
             const float v = staged.v[line + i];
             float y[4] = {};  // four chains, so that an addition need not wait for the one before
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < WIDTH; j++) {
                 const float k_v = staged.k[line + j] * v;
                 y[j % 4] += staged.r[line + j] * (s[j] + staged.u[j] * k_v);
@@ -82,7 +82,7 @@ WKV_UNROLL
             if (i < n) store(static_cast<E*>(x.y) + at + t * stride + i, (y[0] + y[1]) + (y[2] + y[3]));
         }
     }
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++)
         if (i < n && j < n) static_cast<float*>(x.final_state)[own + static_cast<long>(j) * n] = s[j];
 }
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(WIDTH) backward(Shape shape, Backward6 x, floa
     // before[t][value][key]: a row's thread writes and reads it, side by side with its neighbours.
     float* before = scratch + (static_cast<long>(sequence) * shape.n_head + head) * STAGED * WIDTH * WIDTH;
     float row[WIDTH], column[WIDTH], d_u = 0;
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++) {
         row[j] = i < n && j < n ? static_cast<const float*>(x.d_final_state)[own + static_cast<long>(i) * n + j] : 0.0f;
         column[j] = i < n && j < n ? static_cast<const float*>(x.d_final_state)[own + static_cast<long>(j) * n + i] : 0.0f;
@@ -118,11 +118,11 @@ WKV_UNROLL
             const long checkpoint = first_checkpoint(shape.bounds, STAGED, sequence) + interval;
             const float* from = static_cast<const float*>(x.checkpoints) + (checkpoint * shape.n_head + head) * states;
             float s[WIDTH];
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < WIDTH; j++) s[j] = i < n && j < n ? from[static_cast<long>(i) * n + j] : 0.0f;
             for (int t = 0; t < count; t++) {
                 const float w = staged.w[t * WIDTH + i], k = staged.k[t * WIDTH + i];
-WKV_UNROLL
+                WKV_UNROLL
                 for (int j = 0; j < WIDTH; j++) {
                     before[(t * WIDTH + j) * WIDTH + i] = s[j];
                     s[j] = s[j] * w + k * staged.v[t * WIDTH + j];
@@ -133,7 +133,7 @@ WKV_UNROLL
             const int line = t * WIDTH;
             const float r = staged.r[line + i], w = staged.w[line + i], k = staged.k[line + i], out = d_y[line + i];
             float d_v = out * staged.bonus(t), v_y = 0, d_r = 0, d_w = 0, d_k = 0;
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < WIDTH; j++) {
                 const float s = before[(line + j) * WIDTH + i], v = staged.v[line + j], d = d_y[line + j];
                 v_y += v * d;
@@ -154,7 +154,7 @@ WKV_UNROLL
             }
         }
     }
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++)
         if (i < n && j < n) static_cast<float*>(x.d_state)[own + static_cast<long>(j) * n + i] = column[j];
     if (i < n) static_cast<float*>(x.d_u)[(static_cast<long>(sequence) * shape.n_head + head) * n + i] = d_u;

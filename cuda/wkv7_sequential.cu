@@ -43,7 +43,7 @@ struct Staged7 {
 template <int WIDTH>
 __device__ __forceinline__ float dot(const float (&x)[WIDTH], const float* y) {
     float sums[4] = {};  // four chains, so that an addition need not wait for the one before
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++) sums[j % 4] += x[j] * y[j];
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
@@ -51,7 +51,7 @@ WKV_UNROLL
 template <int WIDTH>
 __device__ __forceinline__ void step(float (&s)[WIDTH], float sz, const Staged7<WIDTH>& x, int t) {
     const float v = x.v[t * WIDTH + threadIdx.x];
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++)
         s[j] = s[j] * x.w[t * WIDTH + j] + (sz * x.b[t * WIDTH + j] + v * x.k[t * WIDTH + j]);
 }
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(WIDTH) forward(Shape shape, Forward7 x) {
     const long stride = static_cast<long>(shape.n_head) * n, states = static_cast<long>(n) * n;
     const long own = (static_cast<long>(sequence) * shape.n_head + head) * states + static_cast<long>(i) * n;
     float s[WIDTH];
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++) s[j] = i < n && j < n ? static_cast<const float*>(x.state)[own + j] : 0.0f;
     for (int first = start; first < end; first += STAGED) {
         const int count = end - first < STAGED ? end - first : STAGED;
@@ -73,7 +73,7 @@ WKV_UNROLL
         if (x.checkpoints && i < n) {
             const long row = first_checkpoint(shape.bounds, STAGED, sequence) + (first - start) / STAGED;
             float* checkpoint = static_cast<float*>(x.checkpoints) + (row * shape.n_head + head) * states + static_cast<long>(i) * n;
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < WIDTH; j++)
                 if (j < n) checkpoint[j] = s[j];
         }
@@ -86,7 +86,7 @@ WKV_UNROLL
             if (i < n) store(static_cast<E*>(x.y) + at + t * stride + i, y);
         }
     }
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++)
         if (i < n && j < n) static_cast<float*>(x.final_state)[own + j] = s[j];
 }
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(WIDTH) backward(Shape shape, Backward7 x, floa
     // before[t][key][value], so that row threads write side by side.
     float* before = scratch + (static_cast<long>(sequence) * shape.n_head + head) * STAGED * WIDTH * WIDTH;
     float row[WIDTH], column[WIDTH];
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++) {
         row[j] = i < n && j < n ? static_cast<const float*>(x.d_final_state)[own + static_cast<long>(i) * n + j] : 0.0f;
         column[j] = i < n && j < n ? static_cast<const float*>(x.d_final_state)[own + static_cast<long>(j) * n + i] : 0.0f;
@@ -120,10 +120,10 @@ WKV_UNROLL
             const long checkpoint = first_checkpoint(shape.bounds, STAGED, sequence) + interval;
             const float* from = static_cast<const float*>(x.checkpoints) + (checkpoint * shape.n_head + head) * states;
             float s[WIDTH];
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < WIDTH; j++) s[j] = i < n && j < n ? from[static_cast<long>(i) * n + j] : 0.0f;
             for (int t = 0; t < count; t++) {
-WKV_UNROLL
+                WKV_UNROLL
                 for (int j = 0; j < WIDTH; j++) before[(t * WIDTH + j) * WIDTH + i] = s[j];
                 const float own_sz = dot(s, staged.z + t * WIDTH);
                 sz[t * WIDTH + i] = own_sz;
@@ -133,18 +133,18 @@ WKV_UNROLL
         __syncthreads();
         for (int t = count - 1; t >= 0; t--) {
             const int line = t * WIDTH;
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < WIDTH; j++) row[j] += d_y[line + i] * staged.r[line + j];
             const float d_v = dot(row, staged.k + line), own_d_sz = dot(row, staged.b + line);
             d_sz[line + i] = own_d_sz;
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < WIDTH; j++) row[j] = row[j] * staged.w[line + j] + own_d_sz * staged.z[line + j];
             __syncthreads();
             const float r = staged.r[line + i], w = staged.w[line + i], k = staged.k[line + i], z = staged.z[line + i],
                         b = staged.b[line + i];
             float d_r = 0, d_w = 0, d_k = 0, d_z = 0, d_b = 0;
             const float* s = before + static_cast<long>(line + i) * WIDTH;
-WKV_UNROLL
+            WKV_UNROLL
             for (int j = 0; j < WIDTH; j++) {
                 const float out = d_y[line + j], v = staged.v[line + j], s_z = sz[line + j], d = d_sz[line + j];
                 column[j] += out * r;
@@ -167,7 +167,7 @@ WKV_UNROLL
             }
         }
     }
-WKV_UNROLL
+    WKV_UNROLL
     for (int j = 0; j < WIDTH; j++)
         if (i < n && j < n) static_cast<float*>(x.d_state)[own + static_cast<long>(j) * n + i] = column[j];
 }
