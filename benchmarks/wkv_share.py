@@ -23,7 +23,7 @@ from src.adapters.layer_profile import auto_layer_profile  # noqa: E402
 from src.checkpoint.random import make_dimensions, random_weights  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.model import build_model, rwkv7  # noqa: E402
-from src.preference.batching import pack_pairs  # noqa: E402
+from src.preference.packing import pack_pairs  # noqa: E402
 from src.training.objective import Objective, pair_losses  # noqa: E402
 
 PROMPT, ANSWER = 300, 200

@@ -23,5 +23,9 @@ class Linear(nn.Module):
         """x [..., in_features] -> [..., out_features], in x's dtype."""
         return F.linear(x, self.weight.to(x.dtype))
 
+    def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Rows first .. last - 1 of the weight, [last - first, in_features], in `dtype`."""
+        return self.weight[first:last].to(dtype)
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

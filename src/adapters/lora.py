@@ -44,6 +44,15 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(start.to(device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
 
+    def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Rows first .. last - 1 of the frozen weight, [last - first, in_features], in `dtype`."""
+        return self.base.rows(first, last, dtype) if "base" in self._modules else self.weight[first:last].to(dtype)
+
+    def thin(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> (alpha / rank) A dropout(x), [..., rank], in x's dtype."""
+        scale = self.alpha / self.lora_A.shape[0]
+        return F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype)) * scale
+
     def base_forward(self, x: Tensor) -> Tensor:
         """The product with the frozen weight alone."""
         if "base" in self._modules:
@@ -52,9 +61,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features], in x's dtype."""
-        thin = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))
-        scale = self.alpha / self.lora_A.shape[0]
-        return self.base_forward(x) + F.linear(thin * scale, self.lora_B.to(x.dtype))
+        return self.base_forward(x) + F.linear(self.thin(x), self.lora_B.to(x.dtype))
 
     def extra_repr(self) -> str:
         return (f"in_features={self.in_features}, out_features={self.out_features}, rank={self.lora_A.shape[0]}, "

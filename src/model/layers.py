@@ -1,5 +1,6 @@
 """What RWKV-6 and RWKV-7 share: packed token shift, norms, and parameters seen at the activations' precision."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,27 +9,54 @@ from torch import Tensor, nn
 
 
 class Packing(NamedTuple):
-    """Borders of sequences packed end to end in [T_total, ...]; empty sequences keep their state."""
+    """Borders of S sequences packed end to end in [T_total, ...]; empty ones keep their state.
+
+    The first of them, the roots, go on from the state that the model is given; the others, if any, from a root's end.
+    """
 
     cu_seqlens: Tensor  # int32 [S + 1], on the CPU
+    parents: Tensor | None  # int64 [S - R], the root that each of the others goes on from
     rows: Tensor  # int64, the sequences that have a token
     first: Tensor  # int64, where each of them starts
     last: Tensor  # int64, its last token
+    root_rows: Tensor  # int64, the roots among `rows`
 
 
-def read_packing(cu_seqlens: Tensor, device: torch.device) -> Packing:
+def read_packing(cu_seqlens: Tensor, parents: Tensor | None, device: torch.device) -> Packing:
     bounds = cu_seqlens.to("cpu", torch.int64)
     rows = (bounds[1:] > bounds[:-1]).nonzero().squeeze(-1)
-    return Packing(cu_seqlens, rows.to(device), bounds[:-1][rows].to(device), (bounds[1:][rows] - 1).to(device))
+    root_rows = rows[rows < len(bounds) - 1 - (0 if parents is None else len(parents))]
+    first, last = bounds[:-1][rows], bounds[1:][rows] - 1
+    return Packing(cu_seqlens, parents, *(x.to(device) for x in (rows, first, last, root_rows)))
 
 
 def token_shift(x: Tensor, before: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
     """Each token's predecessor in its own sequence, and what the next call needs.
 
-    x [T_total, D], before [S, D] (the token before each sequence's first) -> previous [T_total, D], last tokens [S, D].
+    x [T_total, D], before [R, D] (the token before each root's first) -> previous [T_total, D], last tokens [S, D].
     """
+    if packing.parents is not None:
+        ends = before.index_copy(0, packing.root_rows, x[packing.last[:len(packing.root_rows)]])
+        before = torch.cat((before, ends[packing.parents]))
     previous = torch.cat((x[:1], x[:-1])).index_copy(0, packing.first, before[packing.rows])
     return previous, before.index_copy(0, packing.rows, x[packing.last])
+
+
+def recur(wkv: Callable[..., tuple[Tensor, Tensor]], by_token: Sequence[Tensor], state: Tensor,
+          packing: Packing) -> tuple[Tensor, Tensor]:
+    """A recurrence over roots, then over what goes on from them.
+
+    wkv(*by_token, state=, cu_seqlens=); by_token [T_total, H, N], state [R, H, N, N] -> y [T_total, H, N], state [S, H, N, N].
+    """
+    if packing.parents is None:
+        return wkv(*by_token, state=state, cu_seqlens=packing.cu_seqlens)
+    n_roots = state.shape[0]
+    borders = packing.cu_seqlens[:n_roots + 1], packing.cu_seqlens[n_roots:]
+    at = int(borders[0][-1])
+    roots, others = zip(*(x.tensor_split((at,)) for x in by_token), strict=True)
+    y, ends = wkv(*roots, state=state, cu_seqlens=borders[0])
+    y_others, ends_others = wkv(*others, state=ends[packing.parents], cu_seqlens=borders[1] - at)
+    return torch.cat((y, y_others)), torch.cat((ends, ends_others))
 
 
 def like(parameter: Tensor, x: Tensor) -> Tensor:

@@ -34,23 +34,26 @@ class RWKV(nn.Module):
         return self.emb.weight.device
 
     def forward(self, tokens: Tensor, cu_seqlens: Tensor | None = None, state: State | None = None,
-                grad_cp: bool = False) -> tuple[Tensor, State]:
+                parents: Tensor | None = None, grad_cp: bool = False) -> tuple[Tensor, State]:
         """Hidden vectors after ln_out, and the state after the last tokens.
 
         Args:
             tokens: int64 [T_total], sequences packed end to end, no padding.
             cu_seqlens: int32 [S + 1] on the CPU, their borders; one sequence where None.
-            state: of the S sequences before their first tokens; zeros where None. It is not changed.
+            state: of the sequences before their first tokens; zeros where None. It is not changed.
+            parents: int64 [F], for the last F sequences: which of those before them, the R roots, each goes on from, its
+                gradient flowing back into it. `state` is that of the roots alone then.
             grad_cp: recompute each block in the backward instead of keeping its activations.
 
         Returns:
-            hidden [T_total, n_embd] in `dtype`, and the new State.
+            hidden [T_total, n_embd] in `dtype`, and the State of all S sequences after their last tokens.
         """
         if cu_seqlens is None:
             cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32)
         if state is None:
-            state = State.zeros(self.dimensions, len(cu_seqlens) - 1, self.dtype, self.device)
-        packing = read_packing(cu_seqlens, self.device)
+            n_roots = len(cu_seqlens) - 1 - (0 if parents is None else len(parents))
+            state = State.zeros(self.dimensions, n_roots, self.dtype, self.device)
+        packing = read_packing(cu_seqlens, parents, self.device)
         x = F.embedding(tokens, self.emb.weight).to(self.residual_dtype)
         x = layer_norm(x, self.blocks[0].ln0, self.residual_dtype)
         v_first, layers = None, []

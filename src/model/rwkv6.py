@@ -7,13 +7,15 @@ Purely token ids in, hidden vectors out: knows nothing of text, of preferences, 
 Sequences are packed end to end; rwkv7.py is the same page for v7.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.adapters.linear import Linear
 from src.checkpoint.dimensions import Dimensions
-from src.model.layers import Packing, head_norm, layer_norm, like, matrix, token_shift, vector
+from src.model.layers import Packing, head_norm, layer_norm, like, matrix, recur, token_shift, vector
 from src.wkv import wkv6
 
 # The official constant (1e-5 * 8^2), not a function of the head size.
@@ -35,7 +37,7 @@ class TimeMixing(nn.Module):
         self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
 
     def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T_total, D], shift [S, D], wkv [S, H, N, N] -> the same three, moved on."""
+        """x [T_total, D], shift [R, D], wkv [R, H, N, N] -> the same three, moved on."""
         previous, shift = token_shift(x, shift, packing)
         delta = previous - x
         mixed = torch.tanh((x + delta * like(self.time_maa_x, x)) @ like(self.time_maa_w1, x))
@@ -47,7 +49,7 @@ class TimeMixing(nn.Module):
         g = F.silu(self.gate(x_g))
         decay = like(self.time_decay, x) + torch.tanh(x_w @ like(self.time_decay_w1, x)) @ like(self.time_decay_w2, x)
         log_w = -torch.exp(decay.float() if x.dtype != torch.float64 else decay)
-        y, wkv = wkv6(r, self._heads(log_w), k, v, self.time_faaaa, wkv, packing.cu_seqlens)
+        y, wkv = recur(partial(wkv6, u=self.time_faaaa), (r, self._heads(log_w), k, v), wkv, packing)
         return self.output(head_norm(y, self.ln_x) * g), shift, wkv
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class ChannelMixing(nn.Module):
         self.value = Linear(dimensions.n_ffn, dimensions.n_embd)
 
     def forward(self, x: Tensor, shift: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-        """x [T_total, D], shift [S, D] -> the same two, moved on."""
+        """x [T_total, D], shift [R, D] -> the same two, moved on."""
         previous, shift = token_shift(x, shift, packing)
         delta = previous - x
         k = torch.relu(self.key(x + delta * like(self.time_maa_k, x))).square()

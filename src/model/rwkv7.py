@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from src.adapters.linear import Linear
 from src.checkpoint.dimensions import Dimensions
-from src.model.layers import Packing, head_norm, layer_norm, like, matrix, token_shift, vector
+from src.model.layers import Packing, head_norm, layer_norm, like, matrix, recur, token_shift, vector
 from src.wkv import wkv7
 
 # The official constant, not a function of the head size.
@@ -39,7 +39,7 @@ class TimeMixing(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, v_first: Tensor | None,
                 packing: Packing) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x [T_total, D], shift [S, D], wkv [S, H, N, N], v_first [T_total, D] of block 0 -> the same four, moved on."""
+        """x [T_total, D], shift [R, D], wkv [R, H, N, N], v_first [T_total, D] of block 0 -> the same four, moved on."""
         previous, shift = token_shift(x, shift, packing)
         delta = previous - x
         mixes = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
@@ -58,7 +58,7 @@ class TimeMixing(nn.Module):
         kappa = F.normalize(self._heads(k * like(self.k_k, x)), dim=-1)
         k = k * (1 + (a - 1) * like(self.k_a, x))
         r, k, v = self._heads(r), self._heads(k), self._heads(v)
-        y, wkv = wkv7(r, self._heads(log_w), k, v, kappa, self._heads(a), wkv, packing.cu_seqlens)
+        y, wkv = recur(wkv7, (r, self._heads(log_w), k, v, kappa, self._heads(a)), wkv, packing)
         y = head_norm(y, self.ln_x) + ((r * k * like(self.r_k, x)).sum(-1, keepdim=True) * v).flatten(1)
         return self.output(y * g), shift, wkv, v_first
 
@@ -74,7 +74,7 @@ class ChannelMixing(nn.Module):
         self.value = Linear(dimensions.n_ffn, dimensions.n_embd)
 
     def forward(self, x: Tensor, shift: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-        """x [T_total, D], shift [S, D] -> the same two, moved on."""
+        """x [T_total, D], shift [R, D] -> the same two, moved on."""
         previous, shift = token_shift(x, shift, packing)
         k = torch.relu(self.key(x + (previous - x) * like(self.x_k, x))).square()
         return self.value(k), shift

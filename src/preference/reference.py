@@ -6,8 +6,9 @@ import torch
 
 from src.errors import UserError
 from src.model import RWKV
-from src.preference.batching import batches_by_tokens, pack_pairs, packed_length
-from src.preference.log_probs import sequence_log_probs
+from src.preference.batching import batches_by_tokens
+from src.preference.log_probs import answer_log_probs
+from src.preference.packing import pack_pairs
 from src.preference.pairs import Pair
 from src.preference.tokenize import TokenPair
 
@@ -30,9 +31,9 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
         members.setdefault(tuple(map(tuple, pair)), []).append(index)
     groups = list(members.values())
     result: list[Pair | None] = [None] * len(pairs)
-    for batch in batches_by_tokens([packed_length(pairs[group[0]]) for group in groups], batch_tokens):
+    for batch in batches_by_tokens([pairs[group[0]] for group in groups], batch_tokens):
         packed = pack_pairs([pairs[groups[at][0]] for at in batch]).to(model.device)
-        sums = sequence_log_probs(model, packed).answer
+        sums = answer_log_probs(model, packed).answer
         if not torch.isfinite(sums).all():
             raise UserError("the base model gives log-probabilities that are not finite; take --strategy with bf16 or fp32, "
                             "or check the checkpoint")

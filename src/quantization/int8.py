@@ -17,6 +17,11 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scales
 
 
+def rows(codes: Tensor, scales: Tensor, first: int, last: int, in_features: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales of the weight's rows first .. last - 1."""
+    return codes[first:last], scales[first:last]
+
+
 def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Undo `quantize`: the weight [out, in] in `dtype`."""
     return (codes * scales).reshape(shape).to(dtype)

@@ -1,6 +1,7 @@
 """One linear layer over every kind of quantized weight; the weight itself is frozen, gradients only pass through.
 
-A scheme is a module with `quantize(weight) -> (codes, scales)` and `dequantize(codes, scales, shape, dtype) -> weight`.
+A scheme is a module with `quantize(weight) -> (codes, scales)`, `dequantize(codes, scales, shape, dtype) -> weight`, and `rows`,
+which takes of codes and scales what some rows of the weight need.
 """
 
 from typing import Any
@@ -31,6 +32,12 @@ class QuantizedLinear(nn.Module):
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight [out_features, in_features] in `dtype`, computed anew at every call."""
         return SCHEMES[self.mode].dequantize(self.codes, self.scales, (self.out_features, self.in_features), dtype)
+
+    def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Rows first .. last - 1 of the weight, [last - first, in_features], in `dtype`; `first` is a multiple of 64."""
+        scheme = SCHEMES[self.mode]
+        codes, scales = scheme.rows(self.codes, self.scales, first, last, self.in_features)
+        return scheme.dequantize(codes, scales, (last - first, self.in_features), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features], in x's dtype."""

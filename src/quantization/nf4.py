@@ -35,6 +35,12 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes.flatten(), state.absmax
 
 
+def rows(codes: Tensor, scales: Tensor, first: int, last: int, in_features: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales of the weight's rows first .. last - 1; `first` is a multiple of 64, so that a block starts there."""
+    start, end = first * in_features, last * in_features
+    return codes[start // 2:-(-end // 2)], scales[start // BLOCK_SIZE:-(-end // BLOCK_SIZE)]
+
+
 def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Undo `quantize`: the weight in `dtype`, of the given shape."""
     library = _bitsandbytes()

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from src.preference.batching import PackedBatch, epoch_order, pack_pairs
+from src.preference.batching import epoch_order
+from src.preference.packing import PackedBatch, pack_pairs
 from src.preference.pairs import Pair
 
 

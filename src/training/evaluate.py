@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from src.model import RWKV
-from src.preference.batching import batches_by_tokens, pack_pairs, packed_length
+from src.preference.batching import batches_by_tokens
+from src.preference.packing import pack_pairs
 from src.preference.pairs import Pair
 from src.training.objective import Objective, pair_losses
 
@@ -28,7 +29,7 @@ def evaluate(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> dict[s
     was_training = model.training
     model.eval()
     sums: dict[str, float] = {}
-    for batch in batches_by_tokens([packed_length(pair) for pair in pairs], BATCH_TOKENS):
+    for batch in batches_by_tokens(pairs, BATCH_TOKENS):
         chosen_pairs = [pairs[at] for at in batch]
         losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), [pair[3:] for pair in chosen_pairs], objective)
         tie = (losses["margin"] / objective.beta).abs() <= TIE * losses["answer_tokens"]

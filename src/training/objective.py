@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from src.model import RWKV
-from src.preference.batching import PackedBatch
-from src.preference.log_probs import sequence_log_probs
+from src.preference.log_probs import answer_log_probs
 from src.preference.loss import dpo_loss, sft_loss
+from src.preference.packing import PackedBatch
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def pair_losses(model: RWKV, batch: PackedBatch, references: Sequence[tuple[floa
         [B] float32 each: loss, dpo_loss, sft_loss, reward_chosen, reward_rejected, margin, and log_prob_chosen,
         log_prob_reject (nats), answer_tokens (of both answers).
     """
-    sums = sequence_log_probs(model, batch, with_prompt=objective.sft_on_prompt, grad_cp=grad_cp)
+    sums = answer_log_probs(model, batch, with_prompt=objective.sft_on_prompt, grad_cp=grad_cp)
     chosen, reject = sums.answer.view(-1, 2).unbind(1)
     reference = torch.tensor(references, dtype=chosen.dtype, device=chosen.device)
     dpo, reward_chosen, reward_rejected, margin = dpo_loss(chosen, reject, reference[:, 0], reference[:, 1], objective.beta)

@@ -10,7 +10,7 @@ from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.model import build_model
-from src.preference.batching import pack_pairs
+from src.preference.packing import pack_pairs
 from src.preference.pairs import load_pairs
 from src.training.evaluate import evaluate
 from src.training.objective import Objective, pair_losses

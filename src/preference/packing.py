@@ -1,0 +1,91 @@
+"""How pairs lie in memory: packed end to end, without padding, each prompt once however many answers go on from it.
+
+A recurrent model reads a sequence from whatever state it is given, so sequences of any lengths can stand one after the
+other in a single row of tokens, and several can go on from where one ended. Knows nothing of texts or models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Pairs laid out for one forward pass: R prompts, then the 2 B answers chosen 0, reject 0, chosen 1 and so on.
+
+    A prompt's inputs are all its tokens, an answer's all but its last one. A position is an index into the T_total inputs.
+    """
+
+    tokens: Tensor  # [T_total] int64, inputs
+    cu_seqlens: Tensor  # [R + 2 B + 1] int32, always on the CPU: start of each sequence, then T_total
+    parents: Tensor  # [2 B] int64: the prompt that each answer goes on from
+    answer_positions: Tensor  # [A] int64: for each token of an answer, where it is predicted
+    answer_targets: Tensor  # [A] int64: that token
+    answer_of: Tensor  # [A] int64: the answer, 0 .. 2 B - 1, that it belongs to
+    prompt_positions: Tensor  # [P] int64: likewise for the prompts' tokens, but for the first of each
+    prompt_targets: Tensor  # [P] int64
+    prompt_of: Tensor  # [P] int64, 0 .. R - 1
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self.cu_seqlens) - 1 - len(self.parents)
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same batch with everything but `cu_seqlens` on `device`."""
+        moved = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if name != "cu_seqlens"}
+        return replace(self, **moved)
+
+
+def pack_pairs(pairs: Sequence[tuple], share_prompts: bool = True) -> PackedBatch:
+    """Pack pairs whose first three entries are prompt, chosen and reject tokens; answers must not be empty.
+
+    Where a prompt is empty, end-of-text (0) stands in its place, as before any document's first token, so that all tokens
+    of the answer are predicted; nothing predicts the first token of a prompt.
+
+    Args:
+        share_prompts: False gives each answer a prompt of its own, for comparison: the numbers are the same.
+    """
+    prompts: dict[tuple, int] = {}
+    parents, answers = [], []
+    for number, (prompt, chosen, reject, *_) in enumerate(pairs):
+        prompt = tuple(prompt) or (0,)
+        for which, answer in enumerate((chosen, reject)):
+            key = prompt if share_prompts else (2 * number + which, prompt)
+            parents.append(prompts.setdefault(key, len(prompts)))
+            answers.append(answer)
+    prompts = list(prompts if share_prompts else (prompt for _, prompt in prompts))
+
+    n_prompt, n_answer = (np.array([len(x) for x in group]) for group in (prompts, answers))
+    cu_seqlens = np.concatenate([[0], np.cumsum(np.concatenate([n_prompt, n_answer - 1]))])
+    prompt_tokens = np.fromiter(chain.from_iterable(prompts), np.int64, count=n_prompt.sum())
+    answer_tokens = np.fromiter(chain.from_iterable(answers), np.int64, count=n_answer.sum())
+
+    # An answer's first token is predicted where its prompt ends, each other one where the token before it stands.
+    answer_of = np.repeat(np.arange(len(answers)), n_answer)
+    place = np.arange(len(answer_tokens)) - np.repeat(np.cumsum(n_answer) - n_answer, n_answer)
+    starts, ends = cu_seqlens[len(prompts):-1], cu_seqlens[1:len(prompts) + 1] - 1
+    positions = np.where(place > 0, starts[answer_of] + place - 1, ends[np.array(parents)][answer_of])
+    is_input = np.ones(len(answer_tokens), bool)
+    is_input[np.cumsum(n_answer) - 1] = False
+    prompt_positions = np.delete(np.arange(len(prompt_tokens)), ends)
+    return PackedBatch(
+        tokens=torch.from_numpy(np.concatenate([prompt_tokens, answer_tokens[is_input]])),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        parents=torch.tensor(parents, dtype=torch.int64),
+        answer_positions=torch.from_numpy(positions),
+        answer_targets=torch.from_numpy(answer_tokens),
+        answer_of=torch.from_numpy(answer_of),
+        prompt_positions=torch.from_numpy(prompt_positions),
+        prompt_targets=torch.from_numpy(prompt_tokens[prompt_positions + 1]),
+        prompt_of=torch.from_numpy(np.delete(np.repeat(np.arange(len(prompts)), n_prompt), ends)),
+    )
+
+
+def packed_length(pair: tuple, shared: bool = False) -> int:
+    """How many input tokens a pair takes in a batch; with `shared`, in one that has its prompt already."""
+    prompt, chosen, reject, *_ = pair
+    return len(chosen) + len(reject) - 2 + (0 if shared else max(len(prompt), 1))

@@ -1,0 +1,137 @@
+"""log softmax(hidden W^T) at one target a row, without ever holding the logits.
+
+The head's product is made in tiles of some rows by some of the vocabulary, whose maxima and sums are carried along (the
+online softmax of Milakov and Gimelshein 2018, arXiv:1805.02867). Where the head is frozen its gradient is made on the way:
+d log p(t) / d hidden = W_t - sum_v p_v W_v, and the backward only scales it, so that a step costs two products, not three.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.adapters.linear import Linear
+from src.adapters.lora import LoRALinear
+from src.quantization.linear import QuantizedLinear
+
+ROWS = 1024
+# Elements of a tile: of its three copies at most (product, float32, back in the products' dtype) 12 and 48 MB.
+TILE = {"cpu": 1 << 20, "cuda": 1 << 22}
+# Quantized weights come in blocks of so many elements, which a border between tiles must not cut.
+ALIGNED = 64
+
+
+def target_log_probs(head: Linear | QuantizedLinear | LoRALinear, hidden: Tensor, targets: Tensor) -> Tensor:
+    """log p(target) of each row, in nats.
+
+    Args:
+        head: frozen, quantized, in training, or with a LoRA.
+        hidden: [A, n_embd]. targets: int64 [A].
+
+    Returns:
+        [A] in float32 (float64 for float64 inputs), differentiable in hidden and in whatever of the head trains.
+    """
+    thin, wide = (head.thin(hidden), head.lora_B) if isinstance(head, LoRALinear) else (None, None)
+    weight = head.weight if isinstance(head, Linear) else None
+    return _TargetLogProbs.apply(hidden, thin, weight, wide, head, targets)
+
+
+class _TargetLogProbs(torch.autograd.Function):
+    """The logits are hidden W^T + thin wide^T, with thin [A, r] and wide [V, r] of a LoRA, or None."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, thin: Tensor | None, weight: Tensor | None, wide: Tensor | None, head: torch.nn.Module,
+                targets: Tensor) -> Tensor:
+        ctx.head = head
+        only_hidden = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:4])
+        full = torch.promote_types(hidden.dtype, torch.float32)
+        log_probs = torch.empty(len(hidden), dtype=full, device=hidden.device)
+        log_sums = torch.empty_like(log_probs)
+        direction = torch.empty_like(hidden) if only_hidden else None
+        for rows in _rows(len(hidden)):
+            x, z, t = hidden[rows], None if thin is None else thin[rows], targets[rows]
+            highest = torch.full((len(x), 1), -math.inf, dtype=full, device=x.device)
+            total, at_target = torch.zeros_like(highest), torch.zeros_like(highest)
+            mean = torch.zeros(len(x), x.shape[1], dtype=full, device=x.device) if only_hidden else None
+            for first, last in _columns(head, len(x), x.device):
+                w = head.rows(first, last, x.dtype)
+                logits = _logits(x, z, w, wide, first, last).to(full)
+                at = (t - first)[:, None]
+                inside = (at >= 0) & (at < last - first)
+                at_target = torch.where(inside, logits.gather(1, at.clamp(0, last - first - 1)), at_target)
+                higher = torch.maximum(highest, logits.amax(1, keepdim=True))
+                shrink = (highest - higher).exp_()
+                likely = logits.sub_(higher).exp_()
+                total = total.mul_(shrink).add_(likely.sum(1, keepdim=True))
+                if only_hidden:
+                    mean.mul_(shrink)
+                    likely = likely.to(x.dtype)
+                    mean = mean.addmm_(likely, w) if mean.dtype == x.dtype else mean.add_(likely @ w)
+                highest = higher
+            log_sum = highest + total.log()
+            log_sums[rows], log_probs[rows] = log_sum.squeeze(1), (at_target - log_sum).squeeze(1)
+            if only_hidden:
+                direction[rows] = _at_rows(head, t, x.dtype).to(full) - mean / total
+        ctx.save_for_backward(*((direction,) if only_hidden else (hidden, thin, wide, targets, log_sums)))
+        return log_probs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if len(ctx.saved_tensors) == 1:
+            (direction,) = ctx.saved_tensors
+            return (direction * gradient[:, None]).to(direction.dtype), None, None, None, None, None
+        hidden, thin, wide, targets, log_sums = ctx.saved_tensors
+        inputs = hidden, thin, ctx.head.weight if ctx.needs_input_grad[2] else None, wide
+        d_hidden, d_thin, d_weight, d_wide = (
+            torch.zeros_like(x, dtype=log_sums.dtype) if needed else None
+            for x, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True))
+        for rows in _rows(len(hidden)):
+            x, z, t = hidden[rows], None if thin is None else thin[rows], targets[rows]
+            for first, last in _columns(ctx.head, len(x), x.device):
+                w = ctx.head.rows(first, last, x.dtype)
+                d_logits = _logits(x, z, w, wide, first, last).to(log_sums.dtype)
+                d_logits.sub_(log_sums[rows, None]).exp_().neg_()
+                at = (t - first)[:, None]
+                inside = ((at >= 0) & (at < last - first)).to(d_logits.dtype)
+                d_logits.scatter_add_(1, at.clamp(0, last - first - 1), inside)
+                d_logits = d_logits.mul_(gradient[rows, None]).to(x.dtype)
+                if d_hidden is not None:
+                    d_hidden[rows] += d_logits @ w
+                if d_weight is not None:
+                    d_weight[first:last] += d_logits.T @ x
+                if d_thin is not None:
+                    d_thin[rows] += d_logits @ wide[first:last].to(x.dtype)
+                if d_wide is not None:
+                    d_wide[first:last] += d_logits.T @ z
+        gradients = (None if d is None else d.to(x.dtype)
+                     for x, d in zip(inputs, (d_hidden, d_thin, d_weight, d_wide), strict=True))
+        return *gradients, None, None
+
+
+def _rows(n: int) -> list[slice]:
+    return [slice(start, start + ROWS) for start in range(0, n, ROWS)]
+
+
+def _columns(head: torch.nn.Module, n_rows: int, device: torch.device) -> list[tuple[int, int]]:
+    """Borders of the vocabulary's tiles for `n_rows` rows."""
+    width = max(1, TILE.get(device.type, TILE["cuda"]) // n_rows // ALIGNED) * ALIGNED
+    return [(first, min(first + width, head.out_features)) for first in range(0, head.out_features, width)]
+
+
+def _logits(x: Tensor, z: Tensor | None, w: Tensor, wide: Tensor | None, first: int, last: int) -> Tensor:
+    logits = F.linear(x, w)
+    return logits if z is None else logits + F.linear(z, wide[first:last].to(z.dtype))
+
+
+def _at_rows(head: torch.nn.Module, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """The targets' rows of the frozen weight."""
+    if isinstance(head, Linear):
+        return head.weight[targets].to(dtype)
+    result = torch.empty(len(targets), head.in_features, dtype=dtype, device=targets.device)
+    for first, last in _columns(head, head.in_features, targets.device):
+        inside = (targets >= first) & (targets < last)
+        rows = head.rows(first, last, dtype)[(targets - first).clamp(0, last - first - 1)]
+        result = torch.where(inside[:, None], rows, result)
+    return result
