@@ -1,7 +1,7 @@
 """What RWKV-6 and RWKV-7 share: packed token shift, norms, and parameters seen at the activations' precision."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,52 @@ def token_shift(x: Tensor, before: Tensor, packing: Packing) -> tuple[Tensor, Te
         before = torch.cat((before, ends[packing.parents]))
     previous = torch.cat((x[:1], x[:-1])).index_copy(0, packing.first, before[packing.rows])
     return previous, before.index_copy(0, packing.rows, x[packing.last])
+
+
+def mix_tokens(x: Tensor, previous: Tensor, mixes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """x + (previous - x) * mix for each mix [D] or [T_total, D]: x, previous [T_total, D] -> as many of the same shape."""
+    return _Mix.apply(x, previous, *(like(mix, x) for mix in mixes))
+
+
+class _Mix(torch.autograd.Function):
+    """One pass over memory for each mix and direction, and nothing kept for the backward where the mixes are frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, previous: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
+        delta = previous - x
+        ctx.save_for_backward(delta if any(ctx.needs_input_grad[2:]) else None, *mixes)
+        return tuple(torch.addcmul(x, delta, mix) for mix in mixes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        delta, *mixes = ctx.saved_tensors
+        d_x, d_previous = gradients[0].clone(), gradients[0] * mixes[0]
+        for gradient, mix in zip(gradients[1:], mixes[1:], strict=True):
+            d_x.add_(gradient)
+            d_previous.addcmul_(gradient, mix)
+        d_mixes = ((gradient * delta).sum_to_size(mix.shape) if needed else None
+                   for gradient, mix, needed in zip(gradients, mixes, ctx.needs_input_grad[2:], strict=True))
+        return d_x.sub_(d_previous), d_previous, *d_mixes
+
+
+def relu_square(x: Tensor) -> Tensor:
+    """max(x, 0)^2, of any shape."""
+    return _ReluSquare.apply(x)
+
+
+class _ReluSquare(torch.autograd.Function):
+    """2 max(x, 0) is the derivative: no mask is needed, and one tensor is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = torch.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (gradient * positive).mul_(2)
 
 
 def recur(wkv: Callable[..., tuple[Tensor, Tensor]], by_token: Sequence[Tensor], state: Tensor,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from src.adapters.linear import Linear
 from src.checkpoint.dimensions import Dimensions
-from src.model.layers import Packing, head_norm, layer_norm, like, matrix, recur, token_shift, vector
+from src.model.layers import Packing, head_norm, layer_norm, like, matrix, mix_tokens, recur, relu_square, token_shift, vector
 from src.wkv import wkv6
 
 # The official constant (1e-5 * 8^2), not a function of the head size.
@@ -39,11 +39,11 @@ class TimeMixing(nn.Module):
     def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
         """x [T_total, D], shift [R, D], wkv [R, H, N, N] -> the same three, moved on."""
         previous, shift = token_shift(x, shift, packing)
-        delta = previous - x
-        mixed = torch.tanh((x + delta * like(self.time_maa_x, x)) @ like(self.time_maa_w1, x))
-        mixed = mixed.unflatten(-1, (5, -1)).transpose(0, 1) @ self.time_maa_w2.to(x.dtype)
+        (x_x,) = mix_tokens(x, previous, (self.time_maa_x,))
+        mixed = torch.tanh(x_x @ like(self.time_maa_w1, x)).unflatten(-1, (5, -1)).transpose(0, 1)
         mixes = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
-        x_w, x_k, x_v, x_r, x_g = (x + delta * (like(mix, x) + m) for m, mix in zip(mixed.unbind(0), mixes, strict=True))
+        moved = torch.baddbmm(torch.stack([like(mix, x) for mix in mixes])[:, None], mixed, self.time_maa_w2.to(x.dtype))
+        x_w, x_k, x_v, x_r, x_g = mix_tokens(x, previous, moved.unbind(0))
 
         r, k, v = self._heads(self.receptance(x_r)), self._heads(self.key(x_k)), self._heads(self.value(x_v))
         g = F.silu(self.gate(x_g))
@@ -67,9 +67,8 @@ class ChannelMixing(nn.Module):
     def forward(self, x: Tensor, shift: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """x [T_total, D], shift [R, D] -> the same two, moved on."""
         previous, shift = token_shift(x, shift, packing)
-        delta = previous - x
-        k = torch.relu(self.key(x + delta * like(self.time_maa_k, x))).square()
-        return torch.sigmoid(self.receptance(x + delta * like(self.time_maa_r, x))) * self.value(k), shift
+        x_k, x_r = mix_tokens(x, previous, (self.time_maa_k, self.time_maa_r))
+        return torch.sigmoid(self.receptance(x_r)) * self.value(relu_square(self.key(x_k))), shift
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from src.adapters.linear import Linear
 from src.checkpoint.dimensions import Dimensions
-from src.model.layers import Packing, head_norm, layer_norm, like, matrix, recur, token_shift, vector
+from src.model.layers import Packing, head_norm, layer_norm, like, matrix, mix_tokens, recur, relu_square, token_shift, vector
 from src.wkv import wkv7
 
 # The official constant, not a function of the head size.
@@ -41,9 +41,8 @@ class TimeMixing(nn.Module):
                 packing: Packing) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [T_total, D], shift [R, D], wkv [R, H, N, N], v_first [T_total, D] of block 0 -> the same four, moved on."""
         previous, shift = token_shift(x, shift, packing)
-        delta = previous - x
         mixes = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
-        x_r, x_w, x_k, x_v, x_a, x_g = (x + delta * like(mix, x) for mix in mixes)
+        x_r, x_w, x_k, x_v, x_a, x_g = mix_tokens(x, previous, mixes)
 
         r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
         decay = like(self.w0, x) + torch.tanh(x_w @ like(self.w1, x)) @ like(self.w2, x)
@@ -76,8 +75,8 @@ class ChannelMixing(nn.Module):
     def forward(self, x: Tensor, shift: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """x [T_total, D], shift [R, D] -> the same two, moved on."""
         previous, shift = token_shift(x, shift, packing)
-        k = torch.relu(self.key(x + (previous - x) * like(self.x_k, x))).square()
-        return self.value(k), shift
+        (x_k,) = mix_tokens(x, previous, (self.x_k,))
+        return self.value(relu_square(self.key(x_k))), shift
 
 
 class Block(nn.Module):
