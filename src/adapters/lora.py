@@ -61,9 +61,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features], in x's dtype."""
-        # In place: the product's output is a fresh tensor that nothing else has kept.
-        y, thin = self.base_forward(x).view(-1, self.out_features), self.thin(x).view(-1, self.lora_A.shape[0])
-        return y.addmm_(thin, self.lora_B.to(x.dtype).T).view(*x.shape[:-1], self.out_features)
+        y, thin = self.base_forward(x).flatten(0, -2), self.thin(x).flatten(0, -2)
+        return torch.addmm(y, thin, self.lora_B.to(x.dtype).T).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return (f"in_features={self.in_features}, out_features={self.out_features}, rank={self.lora_A.shape[0]}, "

@@ -45,12 +45,14 @@ def parser() -> Parser:
     loss("--infctx", type=zero_or_one, default="0", help="not served yet; 0")
 
     steps = parser.add_argument_group("steps and rates").add_argument
-    steps("--epoch_steps", type=positive, default=200, help="micro-batches an epoch")
+    steps("--epoch_steps", type=not_negative, default=200, help="micro-batches an epoch; 0: as many as see every pair once")
     steps("--epoch_count", type=positive, default=1, help="epochs to train")
     steps("--epoch_begin", type=not_negative, default=0,
           help="number of epochs done before: file names and the order of pairs go on from it")
     steps("--epoch_save", type=positive, default=1, help="save the adapter every so many epochs, and at the end")
     steps("--micro_bsz", type=positive, default=1, help="pairs in a micro-batch")
+    steps("--batch_tokens", type=not_negative, default=0,
+          help="instead of --micro_bsz: tokens in a micro-batch, which takes as many pairs of like lengths as they hold")
     steps("--accumulate_grad_batches", type=positive, default=1, help="micro-batches an optimizer step")
     steps("--lr_init", type=float, default=1e-5, help="first learning rate, where the layer profile does not rule")
     steps("--lr_final", type=float, default=1e-6, help="last learning rate, likewise")
@@ -60,8 +62,10 @@ def parser() -> Parser:
     steps("--beta1", type=float, default=0.9, help="AdamW")
     steps("--beta2", type=float, default=0.999, help="AdamW")
     steps("--adam_eps", type=float, default=1e-8, help="AdamW")
+    steps("--optim", choices=("adamw", "adamw_8bit"), default="adamw",
+          help="adamw_8bit holds its averages in 8 bits (bitsandbytes): a quarter of their memory")
     steps("--gradient_clip_val", type=float, default=1.0, help="largest gradient norm; 0 does not clip")
-    steps("--grad_cp", type=zero_or_one, default="0", help="1: gradient checkpointing, less memory for about a third more time")
+    steps("--grad_cp", type=zero_or_one, default="0", help="1: gradient checkpointing, much less memory for somewhat more time")
 
     machine = parser.add_argument_group("machine").add_argument
     machine("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="auto: gpu where there is one")

@@ -5,12 +5,12 @@ from collections.abc import Container, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from src.adapters.linear import Linear
 from src.checkpoint.dimensions import Dimensions
 from src.model import rwkv6, rwkv7
 from src.model.layers import layer_norm, read_packing
+from src.model.recompute import recomputed
 from src.model.state import State
 from src.quantization.linear import quantize_linear
 
@@ -43,7 +43,7 @@ class RWKV(nn.Module):
             state: of the sequences before their first tokens; zeros where None. It is not changed.
             parents: int64 [F], for the last F sequences: which of those before them, the R roots, each goes on from, its
                 gradient flowing back into it. `state` is that of the roots alone then.
-            grad_cp: recompute each block in the backward instead of keeping its activations.
+            grad_cp: recompute most of each block in the backward instead of keeping it.
 
         Returns:
             hidden [T_total, n_embd] in `dtype`, and the State of all S sequences after their last tokens.
@@ -59,7 +59,7 @@ class RWKV(nn.Module):
         v_first, layers = None, []
         for block, *before in zip(self.blocks, state.att_shift, state.wkv, state.ffn_shift, strict=True):
             arguments = (x, v_first, *before, packing, self.dtype)
-            x, v_first, *after = checkpoint(block, *arguments, use_reentrant=False) if grad_cp else block(*arguments)
+            x, v_first, *after = recomputed(block, *arguments) if grad_cp else block(*arguments)
             layers.append(after)
         return layer_norm(x, self.ln_out, self.dtype), State(*map(list, zip(*layers, strict=True)))
 

@@ -1,5 +1,7 @@
 """From a CSV of preferences to a `.save` file: tokenize, compute the references, write."""
 
+import hashlib
+import json
 import sys
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from src.files import check_output
 from src.model import build_model
 from src.preference.config import PrepareConfig
 from src.preference.csv import read_pairs_csv
+from src.preference.journal import open_journal
 from src.preference.pairs import save_pairs
 from src.preference.reference import with_references
 from src.preference.tokenize import tokenize_pairs
@@ -23,8 +26,10 @@ from src.tokenizer import load_tokenizer
 def prepare(config: PrepareConfig) -> None:
     """Write `config.output_save` and its sidecar; what was made is told on stderr.
 
+    What is finished stands in a `.partial` file beside it meanwhile, from which an interrupted run goes on.
+
     Raises:
-        UserError: whatever the user can mend; nothing has been written then.
+        UserError: whatever the user can mend; the output has not been written then.
     """
     check_output(config.output_save, {"--input_csv": config.input_csv, "--load_model": config.load_model})
     rows = read_pairs_csv(config.input_csv, require_reject=True)
@@ -40,17 +45,21 @@ def prepare(config: PrepareConfig) -> None:
         blocks = blocks_to_quantize(read_layer_profile(config.layer_profile, dimensions.n_layer))
     base = fingerprint(weights)
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization, blocks)
+    unquantized = sorted(set(range(dimensions.n_layer)) - blocks) if config.quantization else []
+    computed = [base, config.precision, config.quantization, unquantized, config.batch_tokens, pairs]
+    digest = hashlib.sha256(json.dumps(computed).encode()).hexdigest()
     started = time.monotonic()
-    with progress_bar("pairs", len(pairs)) as advance:
-        pairs = with_references(model, pairs, config.batch_tokens, advance)
-
-    save_pairs(config.output_save, pairs, {
-        "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
-        "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
-        "max_len": config.rlhf_max_corpus_len, "precision": config.precision, "quantization": config.quantization,
-        "unquantized_blocks": sorted(set(range(dimensions.n_layer)) - blocks) if config.quantization else [],
-        "cut": report.cut, "dropped": report.dropped,
-    })
+    with open_journal(Path(f"{config.output_save}.partial"), digest) as journal:
+        if journal.done:
+            print(f"{journal.path}: going on after {len(journal.done)} finished batches", file=sys.stderr)
+        with progress_bar("pairs", len(pairs)) as advance:
+            pairs = with_references(model, pairs, config.batch_tokens, advance, journal)
+        save_pairs(config.output_save, pairs, {
+            "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
+            "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
+            "max_len": config.rlhf_max_corpus_len, "precision": config.precision, "quantization": config.quantization,
+            "unquantized_blocks": unquantized, "cut": report.cut, "dropped": report.dropped,
+        })
     templates = ", ".join(f"{name} {count}" for name, count in report.template_counts.items())
     print(f"{config.output_save}: {len(pairs)} pairs from {len(rows)} rows in {time.monotonic() - started:.1f} s; "
           f"{report.cut} prompts cut and {report.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "

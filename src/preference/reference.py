@@ -7,6 +7,7 @@ import torch
 from src.errors import UserError
 from src.model import RWKV
 from src.preference.batching import batches_by_tokens
+from src.preference.journal import Journal
 from src.preference.log_probs import answer_log_probs
 from src.preference.packing import pack_pairs
 from src.preference.pairs import Pair
@@ -14,13 +15,15 @@ from src.preference.tokenize import TokenPair
 
 
 @torch.no_grad()
-def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, advance: Callable[[int], None]) -> list[Pair]:
+def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, advance: Callable[[int], None],
+                    journal: Journal | None = None) -> list[Pair]:
     """Append log ref(chosen | prompt) and log ref(reject | prompt), in nats, to each pair; the order stays.
 
     Args:
         pairs: (prompt, chosen, reject) tokens, already cut to their final length. Equal pairs are computed once.
         batch_tokens: most tokens in one forward pass; a longer pair goes alone.
         advance: told how many pairs are done after each pass.
+        journal: has what an interrupted run finished, and gets what this one does; without it all is computed.
 
     Raises:
         UserError: a log-probability that is not finite; the precision is too low for the model, or its file is damaged.
@@ -31,14 +34,23 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
         members.setdefault(tuple(map(tuple, pair)), []).append(index)
     groups = list(members.values())
     result: list[Pair | None] = [None] * len(pairs)
-    for batch in batches_by_tokens([pairs[group[0]] for group in groups], batch_tokens):
-        packed = pack_pairs([pairs[groups[at][0]] for at in batch]).to(model.device)
-        sums = answer_log_probs(model, packed).answer
-        if not torch.isfinite(sums).all():
-            raise UserError("the base model gives log-probabilities that are not finite; take --strategy with bf16 or fp32, "
-                            "or check the checkpoint")
-        for at, (chosen, reject) in zip(batch, sums.view(-1, 2).tolist(), strict=True):
+    done = journal.done if journal is not None else {}
+    for number, batch in enumerate(batches_by_tokens([pairs[group[0]] for group in groups], batch_tokens)):
+        values = done.get(number)
+        if values is None:
+            values = _references(model, [pairs[groups[at][0]] for at in batch])
+            if journal is not None:
+                journal.append(number, values)
+        for at, (chosen, reject) in zip(batch, values, strict=True):
             for index in groups[at]:
                 result[index] = (*pairs[index], chosen, reject)
         advance(sum(len(groups[at]) for at in batch))
     return result
+
+
+def _references(model: RWKV, pairs: Sequence[TokenPair]) -> list[list[float]]:
+    sums = answer_log_probs(model, pack_pairs(pairs).to(model.device)).answer
+    if not torch.isfinite(sums).all():
+        raise UserError("the base model gives log-probabilities that are not finite; take --strategy with bf16 or fp32, "
+                        "or check the checkpoint")
+    return sums.view(-1, 2).tolist()

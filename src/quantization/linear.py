@@ -41,7 +41,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features], in x's dtype."""
-        return _QuantizedProduct.apply(x, self)
+        return quantized_product(x, self.codes, self.scales, self.out_features, self.mode)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.mode}"
@@ -55,17 +55,31 @@ class QuantizedLinear(nn.Module):
         return self
 
 
-class _QuantizedProduct(torch.autograd.Function):
-    """x W^T whose backward dequantizes W again, so that no full-size copy lives between forward and backward."""
+@torch.library.custom_op("rwkv::quantized_product", mutates_args=())
+def _quantized_product(x: Tensor, codes: Tensor, scales: Tensor, out_features: int, mode: str) -> Tensor:
+    """x W^T. One operator to torch, so that no full-size copy of W lives on, and checkpointing may keep what it returns."""
+    return F.linear(x, SCHEMES[mode].dequantize(codes, scales, (out_features, x.shape[-1]), x.dtype))
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
-        ctx.layer = layer
-        return F.linear(x, layer.dequantize(x.dtype))
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.dequantize(gradient.dtype), None
+@_quantized_product.register_fake
+def _(x: Tensor, codes: Tensor, scales: Tensor, out_features: int, mode: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, codes, scales, _, ctx.mode = inputs
+    ctx.in_features = x.shape[-1]
+    ctx.save_for_backward(codes, scales)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    codes, scales = ctx.saved_tensors
+    shape = (gradient.shape[-1], ctx.in_features)
+    return gradient @ SCHEMES[ctx.mode].dequantize(codes, scales, shape, gradient.dtype), None, None, None, None
+
+
+_quantized_product.register_autograd(_backward, setup_context=_keep)
+quantized_product = torch.ops.rwkv.quantized_product.default
 
 
 def quantize_linear(weight: Tensor, mode: str) -> QuantizedLinear:

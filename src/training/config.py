@@ -20,6 +20,7 @@ class TrainConfig:
     epoch_begin: int
     epoch_save: int
     micro_bsz: int
+    batch_tokens: int
     accumulate_grad_batches: int
     lr_init: float
     lr_final: float
@@ -28,6 +29,7 @@ class TrainConfig:
     beta1: float
     beta2: float
     adam_eps: float
+    optim: str
     gradient_clip_val: float
     dpo_alpha: float
     dpo_beta: float

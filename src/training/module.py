@@ -73,10 +73,14 @@ class PreferenceModule(pl.LightningModule):
 
 
 def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; on the CPU's side of DeepSpeed's offload, its own."""
+    """AdamW: torch's fused one, bitsandbytes' 8-bit one, or on the CPU's side of DeepSpeed's offload its own."""
     arguments = {"lr": 1.0, "betas": (config.beta1, config.beta2), "eps": config.adam_eps}
     if config.strategy.startswith("deepspeed") and "offload" in config.strategy:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)
+    if config.optim == "adamw_8bit":
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(groups, **arguments)
     return torch.optim.AdamW(groups, fused=True, **arguments)

@@ -34,7 +34,7 @@ from src.training.callbacks import (
     StepMetrics,
 )
 from src.training.config import TrainConfig
-from src.training.data import PairSampler, train_loader
+from src.training.data import PairBatches, train_loader
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
 
@@ -78,7 +78,10 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
     checkpoint = prepare_folder(folder, config, {
         "base_fingerprint": base, "rlhf_train_sha256": hashlib.sha256(Path(config.rlhf_train_file).read_bytes()).hexdigest(),
         "layer_profile_rows": [asdict(setting) for setting in settings]})
-    total_steps = config.epoch_count * -(-config.epoch_steps // config.accumulate_grad_batches)
+    # Of each process its own share, known once Lightning has told which it is.
+    batches = PairBatches(pairs, config.epoch_steps, config.micro_bsz, config.batch_tokens, config.seed, config.epoch_begin, 0,
+                          config.devices)
+    total_steps = batches.total_steps(config.epoch_count, config.accumulate_grad_batches)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
     print(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, {len(pairs)} pairs, "
@@ -96,10 +99,9 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         use_distributed_sampler=False, log_every_n_steps=1, default_root_dir=str(folder),
     )
-    sampler = PairSampler(len(pairs), config.epoch_steps * config.micro_bsz, config.seed, config.epoch_begin,
-                          trainer.global_rank, trainer.world_size)
+    batches.rank = trainer.global_rank
     try:
-        trainer.fit(module, train_loader(pairs, sampler, config.micro_bsz), ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, train_loader(pairs, batches), ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     if trainer.is_global_zero:
