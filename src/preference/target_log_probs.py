@@ -18,7 +18,7 @@ from src.quantization.linear import QuantizedLinear
 
 ROWS = 1024
 # Elements of a tile: of its three copies at most (product, float32, back in the products' dtype) 12 and 48 MB.
-TILE = {"cpu": 1 << 20, "cuda": 1 << 22}
+TILE_ON_CPU, TILE_ON_GPU = 1 << 20, 1 << 22
 # Quantized weights come in blocks of so many elements, which a border between tiles must not cut.
 ALIGNED = 64
 
@@ -116,7 +116,8 @@ def _rows(n: int) -> list[slice]:
 
 def _columns(head: torch.nn.Module, n_rows: int, device: torch.device) -> list[tuple[int, int]]:
     """Borders of the vocabulary's tiles for `n_rows` rows."""
-    width = max(1, TILE.get(device.type, TILE["cuda"]) // n_rows // ALIGNED) * ALIGNED
+    tile = TILE_ON_CPU if device.type == "cpu" else TILE_ON_GPU
+    width = max(1, tile // n_rows // ALIGNED) * ALIGNED
     return [(first, min(first + width, head.out_features)) for first in range(0, head.out_features, width)]
 
 

@@ -1,71 +1,60 @@
-"""Packing against one pair at a time in plain Python; grouping and sampling against what they promise."""
+"""Grouping and order against what they promise."""
 
-from itertools import pairwise
+from itertools import islice
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.preference.batching import batches_by_tokens, epoch_order, pack_pairs, packed_length
+from src.preference.batching import batches_by_tokens, batches_from, epoch_order, pass_by_tokens
+from src.preference.packing import pack_pairs, packed_length
 
-tokens = st.integers(0, 65535)
-answers = st.lists(tokens, min_size=1, max_size=6)
-pair_lists = st.lists(st.tuples(st.lists(tokens, max_size=6), answers, answers), min_size=1, max_size=5)
-
-
-@given(pairs=pair_lists)
-def test_packing_against_one_sequence_at_a_time(pairs):
-    inputs, targets, starts = [], [], [0]
-    answer_positions, answer_segment, prompt_positions, prompt_segment = [], [], [], []
-    for number, (prompt, chosen, reject) in enumerate(pairs):
-        for which, answer in enumerate((chosen, reject)):
-            full = prompt + answer if prompt else [0, *answer]
-            for place in range(len(full) - 1):
-                is_answer = place + 1 >= len(full) - len(answer)
-                if is_answer:
-                    answer_positions.append(len(inputs))
-                    answer_segment.append(2 * number + which)
-                elif which == 0:
-                    prompt_positions.append(len(inputs))
-                    prompt_segment.append(2 * number)
-                inputs.append(full[place])
-                targets.append(full[place + 1])
-            starts.append(len(inputs))
-    batch = pack_pairs([(*pair, -1.0, -2.0) for pair in pairs])
-    assert batch.tokens.tolist() == inputs and batch.targets.tolist() == targets
-    assert batch.cu_seqlens.tolist() == starts and batch.cu_seqlens.dtype == torch.int32
-    assert batch.answer_positions.tolist() == answer_positions and batch.answer_segment.tolist() == answer_segment
-    assert batch.prompt_positions.tolist() == prompt_positions and batch.prompt_segment.tolist() == prompt_segment
-    assert batch.n_sequences == 2 * len(pairs) == len(starts) - 1
-    for name in ("tokens", "targets", "answer_positions", "answer_segment", "prompt_positions", "prompt_segment"):
-        assert getattr(batch, name).dtype == torch.int64
-    assert sum(map(packed_length, pairs)) == len(inputs)
+# Few prompts, so that many pairs share theirs.
+prompts = st.sampled_from([[], [1], [2] * 7, [3] * 20])
+answers = st.integers(1, 30).map(lambda length: [4] * length)
+pair_lists = st.lists(st.tuples(prompts, answers, answers), max_size=30)
 
 
-def test_an_answer_is_predicted_whole_even_after_an_empty_prompt():
-    batch = pack_pairs([([], [7, 8], [9])])
-    assert batch.tokens.tolist() == [0, 7, 0] and batch.targets.tolist() == [7, 8, 9]
-    assert batch.answer_segment.tolist() == [0, 0, 1] and batch.prompt_positions.tolist() == []
+def size(pairs: list[tuple], group: list[int]) -> int:
+    return len(pack_pairs([pairs[index] for index in group]).tokens)
 
 
-def test_moving_keeps_the_sequence_starts_on_the_cpu():
-    moved = pack_pairs([([1], [2], [3])]).to("meta")
-    assert moved.tokens.device.type == moved.answer_segment.device.type == moved.prompt_positions.device.type == "meta"
-    assert moved.cu_seqlens.device.type == "cpu" and moved.n_sequences == 2
-
-
-@given(lengths=st.lists(st.integers(1, 50), max_size=30), limit=st.integers(1, 120))
-def test_groups_hold_every_index_once_and_keep_the_limit(lengths, limit):
-    groups = batches_by_tokens(lengths, limit)
+@given(pairs=pair_lists, limit=st.integers(1, 200))
+def test_groups_hold_every_index_once_and_keep_the_limit(pairs, limit):
+    groups = batches_by_tokens(pairs, limit)
     flat = [index for group in groups for index in group]
-    assert sorted(flat) == list(range(len(lengths)))
+    assert sorted(flat) == list(range(len(pairs)))
     assert all(groups)
-    assert all(sum(lengths[index] for index in group) <= limit or len(group) == 1 for group in groups)
-    assert [lengths[index] for index in flat] == sorted(lengths, reverse=True)
+    assert all(size(pairs, group) <= limit or len(group) == 1 for group in groups)
     # No group could have taken in the first of the next: the limit is used up.
-    for group, following in pairwise(groups):
-        assert sum(lengths[index] for index in group) + lengths[following[0]] > limit
+    assert all(size(pairs, [*group, following[0]]) > limit for group, following in zip(groups, groups[1:], strict=False))
+    if flat:
+        assert packed_length(pairs[flat[0]]) == max(map(packed_length, pairs))
+
+
+def test_pairs_of_one_prompt_come_together():
+    pairs = [([1, 2, 3], [4] * n, [5]) for n in range(1, 6)] + [([6, 7], [8] * n, [9]) for n in range(1, 6)]
+    assert [sorted(index // 5 for index in group) for group in batches_by_tokens(pairs, 18)] == [[0] * 5, [1] * 5]
+
+
+@given(pairs=pair_lists.filter(len), seed=st.integers(0, 1000), number=st.integers(0, 9), limit=st.integers(1, 200))
+def test_a_pass_by_tokens_sees_every_pair_once(pairs, seed, number, limit):
+    batches = pass_by_tokens(pairs, seed, number, limit)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(pairs)))
+    assert all(size(pairs, batch) <= limit or len(batch) == 1 for batch in batches)
+
+
+@given(pairs=pair_lists.filter(len), seed=st.integers(0, 1000), start=st.integers(0, 40))
+def test_batches_by_tokens_are_the_same_from_any_start(pairs, seed, start):
+    passes = [batch for number in range(60) for batch in pass_by_tokens(pairs, seed, number, 50)]
+    assert list(islice(batches_from(pairs, seed, 50, start), 5)) == passes[start:start + 5]
+
+
+def test_batches_hold_like_lengths_and_come_in_no_order_of_length():
+    pairs = [([number], [0] * (1 + number * 37 % 101), [0]) for number in range(300)]
+    lengths = [[packed_length(pairs[index]) for index in batch] for batch in pass_by_tokens(pairs, 0, 0, 400)]
+    assert max(max(batch) - min(batch) for batch in lengths) < 20
+    assert [max(batch) for batch in lengths] != sorted((max(batch) for batch in lengths), reverse=True)
 
 
 @given(n_pairs=st.integers(1, 20), seed=st.integers(0, 2**40), start=st.integers(0, 100), count=st.integers(0, 50),

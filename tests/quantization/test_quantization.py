@@ -123,7 +123,8 @@ def test_nothing_of_full_size_is_kept_for_the_backward(mode):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         layer(random_weight(2, 128, seed=1).requires_grad_())
-    assert not kept
+    # The backward finds the layer's own buffers, and no copy.
+    assert {x.data_ptr() for x in kept} == {layer.codes.data_ptr(), layer.scales.data_ptr()}
 
 
 @pytest.mark.parametrize("mode", ["nf4", "int8"])

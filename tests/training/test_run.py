@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import src.training.data as data
 import src.training.module as module
 from src.adapters.files import merge_adapter, read_adapter
 from src.checkpoint.dimensions import read_dimensions
@@ -187,3 +188,27 @@ def test_wandb_works_with_no_account(config, monkeypatch, tmp_path):
     run = config(epoch_count=1, wandb="a project")
     train(run, {})
     assert list(Path(run.proj_dir).glob("wandb/offline-run-*"))
+
+
+@pytest.mark.parametrize("optim", ["adamw", "adamw_8bit"])
+def test_batches_by_tokens_see_every_pair_once_an_epoch_and_resume(config, tmp_path, optim):
+    unbroken = config(epoch_steps=0, batch_tokens=300, epoch_count=2, optim=optim, proj_dir=str(tmp_path / "unbroken"))
+    train(unbroken, {})
+    metrics = lines(tmp_path / "unbroken" / "metrics.jsonl")
+    assert metrics[-1]["margin"] > metrics[0]["margin"] and abs(metrics[0]["margin"]) < 1e-4
+    seen, collate = [], data.collate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "collate", lambda pairs: seen.append(pairs) or collate(pairs))
+        broken = replace(unbroken, proj_dir=str(tmp_path / "broken"))
+        patch.setattr("src.training.callbacks.SaveAdapters.on_train_batch_end", stop_in_the_second_epoch, raising=False)
+        with pytest.raises(ConnectionError):
+            train(broken, {})
+    first_epoch = [tuple(pair[1] + pair[2]) for batch in seen for pair in batch][:12]
+    assert len(set(first_epoch)) == 12 and len(seen[0]) > 1
+    train(replace(broken, resume=True), {})
+    assert numbers(tmp_path / "broken" / "metrics.jsonl") == numbers(tmp_path / "unbroken" / "metrics.jsonl")
+
+
+def stop_in_the_second_epoch(self, trainer, *_):
+    if trainer.current_epoch == 1:
+        raise ConnectionError("the plug was pulled")

@@ -1,0 +1,112 @@
+"""Log-probabilities without logits against log_softmax of the whole logits, values and gradients, for every kind of head."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.adapters.linear import Linear
+from src.adapters.lora import LoRALinear
+from src.preference import target_log_probs as module
+from src.preference.target_log_probs import target_log_probs
+from src.quantization.linear import quantize_linear
+
+WIDTH, VOCABULARY = 64, 300
+# Rounding alone: float64 sums of 300 terms; float32 the same; NF4 and int8 are exact functions of their codes.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """So that even these few rows take several tiles either way, the last ones partial."""
+    monkeypatch.setattr(module, "ROWS", 7)
+    monkeypatch.setattr(module, "TILE_ON_CPU", 7 * 64)
+
+
+def make_head(kind: str, dtype: torch.dtype) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
+    if kind in ("nf4", "int8"):
+        return quantize_linear(weight, kind)
+    head = Linear(WIDTH, VOCABULARY, dtype=dtype)
+    head.weight.data = weight.to(dtype)
+    head.weight.requires_grad_(kind == "full")
+    if kind.startswith("lora"):
+        base = quantize_linear(weight, "nf4") if kind == "lora on nf4" else head
+        head = LoRALinear(base, 4, 8.0, 0.0, generator)
+        head.lora_B.data = torch.randn(VOCABULARY, 4, generator=generator) * 0.1
+        head = head.double() if dtype == torch.float64 else head
+    return head
+
+
+def plain(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = head(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("kind", ["frozen", "full", "nf4", "int8", "lora", "lora on nf4"])
+def test_value_and_gradients_are_those_of_the_whole_logits(kind, dtype):
+    head = make_head(kind, dtype)
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.randint(VOCABULARY, (25,), generator=generator)
+    weights = torch.randn(25, generator=generator).to(torch.promote_types(dtype, torch.float32))
+    results = []
+    for form in (target_log_probs, plain):
+        hidden = torch.randn(25, WIDTH, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_()
+        leaves = [hidden, *(p for p in head.parameters() if p.requires_grad)]
+        log_probs = form(head, hidden, targets)
+        assert log_probs.dtype == weights.dtype
+        results.append([log_probs, *torch.autograd.grad(log_probs @ weights, leaves)])
+        with torch.no_grad():
+            assert torch.equal(form(head, hidden, targets), log_probs)
+    assert len(results[0]) == {"full": 3, "lora": 4, "lora on nf4": 4}.get(kind, 2)
+    for ours, theirs in zip(*results, strict=True):
+        assert theirs.norm() > 0 and (ours - theirs).norm() < TOLERANCE[dtype] * theirs.norm()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(rows=st.integers(0, 30), vocabulary=st.integers(1, 200), size=st.sampled_from([0.0, 1.0, 1e3, 1e5]),
+       seed=st.integers(0, 99))
+def test_any_shape_and_any_size_of_logits(rows, vocabulary, size, seed):
+    """At 1e5 all but one probability is 0, and the maxima of later tiles dwarf those before."""
+    generator = torch.Generator().manual_seed(seed)
+    head = Linear(8, vocabulary, dtype=torch.float64)
+    head.weight.data = size * torch.randn(vocabulary, 8, generator=generator, dtype=torch.float64)
+    head.weight.requires_grad_(False)
+    hidden = torch.randn(rows, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(vocabulary, (rows,), generator=generator)
+    results = []
+    for form in (target_log_probs, plain):
+        log_probs = form(head, hidden, targets)
+        results.append((log_probs, torch.autograd.grad(log_probs.sum(), hidden)[0]))
+    for ours, theirs in zip(*results, strict=True):
+        # Relative to the logits' own size, whose rounding both have.
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12 * max(1.0, size) ** 2)
+
+
+MEMORY = """
+import resource, sys, torch
+from src.adapters.linear import Linear
+from src.preference.target_log_probs import target_log_probs
+head = Linear(64, 65536); head.weight.data.normal_(); head.weight.requires_grad_(sys.argv[1] == "full")
+hidden = torch.randn(8192, 64, requires_grad=True)
+targets = torch.randint(65536, (8192,))
+target_log_probs(head, hidden[:64], targets[:64]).sum().backward()
+head.weight.grad = torch.zeros_like(head.weight)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+target_log_probs(head, hidden, targets).sum().backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
+@pytest.mark.parametrize("kind", ["frozen", "full"])
+def test_peak_memory(kind):
+    """8192 rows of 65536 logits would be 2 GB; hidden's gradient is 2 MB, and a full head's own 16 MB."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, kind], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 64 + (16 if kind == "full" else 0)
