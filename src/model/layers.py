@@ -74,18 +74,18 @@ def relu_square(x: Tensor) -> Tensor:
 
 
 class _ReluSquare(torch.autograd.Function):
-    """2 max(x, 0) is the derivative: no mask is needed, and one tensor is kept."""
+    """2 max(x, 0) is the derivative, and the root of the result, which an adapter on the next product keeps anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = torch.relu(x)
-        ctx.save_for_backward(positive)
-        return positive * positive
+        result = torch.relu(x).square_()
+        ctx.save_for_backward(result)
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return (gradient * positive).mul_(2)
+        (result,) = ctx.saved_tensors
+        return result.sqrt().mul_(gradient).mul_(2)
 
 
 def recur(wkv: Callable[..., tuple[Tensor, Tensor]], by_token: Sequence[Tensor], state: Tensor,

@@ -5,14 +5,10 @@ quotient becomes the nearest of 16 fixed values, the quantiles of a normal distr
 of the block's float32 scale a sixteenth of a byte more.
 """
 
-import functools
-import logging
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from src.errors import UserError
+from src.quantization.bitsandbytes import load_bitsandbytes
 
 BLOCK_SIZE = 64
 
@@ -31,7 +27,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         weight = weight.float()
-    codes, state = _bitsandbytes().quantize_4bit(weight, blocksize=BLOCK_SIZE, quant_type="nf4")
+    codes, state = load_bitsandbytes("nf4").functional.quantize_4bit(weight, blocksize=BLOCK_SIZE, quant_type="nf4")
     return codes.flatten(), state.absmax
 
 
@@ -43,25 +39,8 @@ def rows(codes: Tensor, scales: Tensor, first: int, last: int, in_features: int)
 
 def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Undo `quantize`: the weight in `dtype`, of the given shape."""
-    library = _bitsandbytes()
+    library = load_bitsandbytes("nf4").functional
     kernel_dtype = dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
     state = library.QuantState(absmax=scales, shape=torch.Size(shape), dtype=kernel_dtype, blocksize=BLOCK_SIZE, quant_type="nf4")
     # bitsandbytes takes codes with a first side of 1 for a transposed weight; a column of codes of a tiny weight has that too.
     return library.dequantize_4bit(codes[:, None], state).reshape(shape).to(dtype)
-
-
-@functools.cache
-def _bitsandbytes() -> ModuleType:
-    """Import bitsandbytes at first use: it takes seconds, and who does not ask for NF4 need not have it."""
-    # On some CPUs the import warns that an optional package with a faster 4-bit product is missing, which is not used here.
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        import bitsandbytes.functional as functional
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(f"nf4 needs the package bitsandbytes, which cannot be loaded ({error}); "
-                        f"install requirements.txt or choose int8") from error
-    finally:
-        logger.setLevel(level)
-    return functional

@@ -10,6 +10,7 @@ from src.adapters.apply import parameter_groups
 from src.adapters.layer_profile import LayerSetting
 from src.errors import UserError
 from src.model import RWKV
+from src.quantization.bitsandbytes import load_bitsandbytes
 from src.training.config import TrainConfig
 from src.training.objective import Objective, pair_losses
 from src.training.schedule import learning_rate
@@ -80,7 +81,5 @@ def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)
     if config.optim == "adamw_8bit":
-        import bitsandbytes
-
-        return bitsandbytes.optim.AdamW8bit(groups, **arguments)
+        return load_bitsandbytes("--optim adamw_8bit").optim.AdamW8bit(groups, **arguments)
     return torch.optim.AdamW(groups, fused=True, **arguments)
