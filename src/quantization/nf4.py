@@ -27,7 +27,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         weight = weight.float()
-    codes, state = load_bitsandbytes("nf4").functional.quantize_4bit(weight, blocksize=BLOCK_SIZE, quant_type="nf4")
+    codes, state = load_bitsandbytes("nf4", "int8").functional.quantize_4bit(weight, blocksize=BLOCK_SIZE, quant_type="nf4")
     return codes.flatten(), state.absmax
 
 
@@ -39,7 +39,7 @@ def rows(codes: Tensor, scales: Tensor, first: int, last: int, in_features: int)
 
 def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Undo `quantize`: the weight in `dtype`, of the given shape."""
-    library = load_bitsandbytes("nf4").functional
+    library = load_bitsandbytes("nf4", "int8").functional
     kernel_dtype = dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
     state = library.QuantState(absmax=scales, shape=torch.Size(shape), dtype=kernel_dtype, blocksize=BLOCK_SIZE, quant_type="nf4")
     # bitsandbytes takes codes with a first side of 1 for a transposed weight; a column of codes of a tiny weight has that too.

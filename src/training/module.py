@@ -81,5 +81,5 @@ def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)
     if config.optim == "adamw_8bit":
-        return load_bitsandbytes("--optim adamw_8bit").optim.AdamW8bit(groups, **arguments)
+        return load_bitsandbytes("--optim adamw_8bit", "--optim adamw").optim.AdamW8bit(groups, **arguments)
     return torch.optim.AdamW(groups, fused=True, **arguments)

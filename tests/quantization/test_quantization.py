@@ -181,10 +181,10 @@ def test_the_logger_is_left_as_it_was():
 
 
 def test_a_missing_bitsandbytes_is_told(monkeypatch):
-    from src.quantization import nf4
+    from src.quantization.bitsandbytes import load_bitsandbytes
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
-    nf4._bitsandbytes.cache_clear()
+    load_bitsandbytes.cache_clear()
     with pytest.raises(UserError, match="bitsandbytes.*int8"):
         quantize_linear(random_weight(2, 2), "nf4")
