@@ -48,6 +48,7 @@ from src.preference.packing import PackedBatch, pack_pairs  # noqa: E402
 from src.preference.tokenize import tokenize_pairs  # noqa: E402
 from src.tokenizer import load_tokenizer  # noqa: E402
 from src.training.objective import Objective, pair_losses  # noqa: E402
+from src.wkv.native import recycle_memory  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VOCABULARY, RANK = 65536, 16
@@ -141,6 +142,8 @@ def now() -> float:
 def worker(name: str, pairs: list[tuple], options: argparse.Namespace, connection) -> None:
     """Our step, without what the variant leaves out."""
     without, grad_cp = VARIANTS[name], bool(options.grad_cp) or "c" in VARIANTS[name]
+    if device() == "cpu":
+        recycle_memory()  # as train.py does
     dimensions = make_dimensions(options.version, options.n_layer, options.n_embd, 64, VOCABULARY)
     model = build_model(random_weights(dimensions), dimensions, DTYPES[options.precision], device(), options.quant)
     apply_layer_profile(model, auto_layer_profile(options.n_layer, 1e-4, 1e-5, rank=RANK), seed=0)

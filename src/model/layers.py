@@ -88,6 +88,7 @@ class _ReluSquare(torch.autograd.Function):
         return result.sqrt().mul_(gradient).mul_(2)
 
 
+@torch.compiler.disable
 def recur(wkv: Callable[..., tuple[Tensor, Tensor]], by_token: Sequence[Tensor], state: Tensor,
           packing: Packing) -> tuple[Tensor, Tensor]:
     """A recurrence over roots, then over what goes on from them.

@@ -26,7 +26,7 @@ class TimeMixing(nn.Module):
     def __init__(self, dimensions: Dimensions, layer: int):
         super().__init__()
         width, n_head = dimensions.n_embd, dimensions.n_head
-        self.layer, self.n_head = layer, n_head
+        self.n_head = n_head
         self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g = (vector(width) for _ in range(6))
         self.w0, self.w1, self.w2 = vector(width), matrix(width, dimensions.rank("w")), matrix(dimensions.rank("w"), width)
         self.a0, self.a1, self.a2 = vector(width), matrix(width, dimensions.rank("a")), matrix(dimensions.rank("a"), width)
@@ -49,7 +49,7 @@ class TimeMixing(nn.Module):
         log_w = -math.exp(-0.5) * torch.sigmoid(decay.float() if x.dtype != torch.float64 else decay)
         a = torch.sigmoid(like(self.a0, x) + (x_a @ like(self.a1, x)) @ like(self.a2, x))
         g = torch.sigmoid(x_g @ like(self.g1, x)) @ like(self.g2, x)
-        if self.layer == 0:
+        if v_first is None:
             v_first = v
         else:
             v = v + (v_first - v) * torch.sigmoid(like(self.v0, x) + (x_v @ like(self.v1, x)) @ like(self.v2, x))

@@ -21,6 +21,7 @@ from src.preference.reference import with_references
 from src.preference.tokenize import tokenize_pairs
 from src.progress import progress_bar
 from src.tokenizer import load_tokenizer
+from src.wkv.native import recycle_memory
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -44,6 +45,8 @@ def prepare(config: PrepareConfig) -> None:
     if config.layer_profile not in (None, "auto"):
         blocks = blocks_to_quantize(read_layer_profile(config.layer_profile, dimensions.n_layer))
     base = fingerprint(weights)
+    if config.device.type == "cpu":
+        recycle_memory()
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization, blocks)
     unquantized = sorted(set(range(dimensions.n_layer)) - blocks) if config.quantization else []
     computed = [base, config.precision, config.quantization, unquantized, config.batch_tokens, pairs]

@@ -1,4 +1,4 @@
-"""The package bitsandbytes, imported when it is first needed: that takes seconds, and who asks for none of it need not have it."""
+"""The package bitsandbytes, imported when it is first needed: that takes seconds, and who needs none of it need not have it."""
 
 import functools
 import logging

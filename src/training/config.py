@@ -39,6 +39,7 @@ class TrainConfig:
     precision: str
     strategy: str
     grad_cp: bool
+    compile: bool
     quantization: str | None
     wandb: str
     seed: int

@@ -37,14 +37,15 @@ from src.training.config import TrainConfig
 from src.training.data import PairBatches, train_loader
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
+from src.wkv.native import recycle_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CONFIG_FILE = "config.json"
 CURVES_FILE = "curves.png"
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
 # moved; that they are the same is told by fingerprint and sha256.
-FREE_ON_RESUME = ("accelerator", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume", "rlhf_train_file",
-                  "strategy", "wandb")
+FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
+                  "rlhf_train_file", "strategy", "wandb")
 
 
 def train(config: TrainConfig, expected: dict[str, Any]) -> None:
@@ -70,9 +71,15 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
     on_gpu = config.accelerator == "gpu"
     # With several devices each process moves its own copy; with one the weights go there straight.
     device = "cuda" if on_gpu and config.devices == 1 else "cpu"
+    if not on_gpu:
+        recycle_memory()
     model = build_model(weights, dimensions, DTYPES[config.precision], device, config.quantization, blocks_to_quantize(settings))
     del weights
     apply_layer_profile(model, settings, config.seed)
+    if config.compile:
+        for block in model.blocks:
+            block.att.compile(dynamic=True)
+            block.ffn.compile(dynamic=True)
 
     folder = Path(config.proj_dir)
     checkpoint = prepare_folder(folder, config, {

@@ -64,6 +64,7 @@ def test_a_gpu_that_is_not_there(fails):
 
 def test_values_that_contradict_one_another(fails):
     fails(TRAIN, {"--rlhf_max_corpus_len": 1024}, "--rlhf_max_corpus_len 1024", "--ctx_len 512")
+    fails(TRAIN, {"--compile": 1, "--grad_cp": 1}, "--compile 1", "--grad_cp 1")
     for flag, value, found in (("--n_layer", 24, 2), ("--n_embd", 2048, 64), ("--vocab_size", 65536, 256), ("--my_testing",
         "x060", "x070")):
         fails(TRAIN, {flag: value}, f"{flag} says {value}", f"has {found}")
