@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint. Each does its own set-up.
+# make setup | demo | test | test-all | bench | lint. Each does its own set-up.
 #
 # PYTHON may name the interpreter; without it the first of these that runs and is 3.11 to 3.13 is taken.
 CANDIDATES := python3 python3.12 python3.11 python3.13 python
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUPPORTED)' >/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint base clean
+.PHONY: setup demo test test-all bench lint base clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,10 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
+
 # The three scripts in order on the embedded example, then the table and the picture.
 demo: setup
 	$(BIN)/python example/DPO/demo.py
@@ -34,6 +38,10 @@ test: $(VENV)/.installed-dev
 # Slow tests too.
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# Every benchmark, a quarter of an hour on 2 cores; the results are in benchmarks/results.
+bench: $(VENV)/.installed-bench
+	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit; done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
