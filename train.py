@@ -9,9 +9,10 @@ from src.cli.train import parse
 def main(arguments: Sequence[str]) -> None:
     config, expected = parse(arguments)
     # Lightning takes seconds to import, which a wrong flag need not wait for.
+    from src.generation.greedy import likeliest_answers
     from src.training.run import train
 
-    train(config, expected)
+    train(config, expected, likeliest_answers)
 
 
 if __name__ == "__main__":

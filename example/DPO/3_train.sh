@@ -13,5 +13,5 @@ PYTHON=${PYTHON:-.venv/bin/python}
     --accelerator cpu --precision fp32 --strategy auto \
     --layer_profile auto --lr_init 2e-4 --lr_final 2e-5 --warmup_steps 5 \
     --epoch_steps 50 --epoch_count 3 --micro_bsz 4 \
-    --dpo 1 --dpo_alpha 0.5 --dpo_beta 0.1
+    --dpo 1 --dpo_alpha 0.5 --dpo_beta 0.1 --sample_tokens 160
 "$PYTHON" merge.py --base example/DPO/base_model.pth --adapter "$OUT/run/rwkv-final.safetensors" --output "$OUT/merged.pth"

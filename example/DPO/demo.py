@@ -94,6 +94,7 @@ def files() -> Table:
     table = Table("in " + str(OUTPUT), "bytes", "what it is")
     for name, what in (("rlhf_example_dataset_withreject.csv", "pairs with the model's own rejects"),
                        ("rlhf_example_dataset.save", "tokens and references"),
+                       ("run/report.html", "the run on one page, for a browser: curves, settings, answers before and after"),
                        ("run/metrics.jsonl", "a line for each optimizer step"),
                        ("run/eval.jsonl", "held-out numbers after each epoch"),
                        ("run/curves.png", "picture: pref-percentage, losses, rewards"),

@@ -1,5 +1,6 @@
 """The flags of train.py."""
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
@@ -80,8 +81,13 @@ def parser() -> Parser:
     machine("--gpu_arch", choices=("cuda", "rocm"), default="cuda",
             help="kind of GPU that torch was built for; rocm was never tried")
 
-    add("--proj_dir", required=True, help="folder of the run: adapters, metrics.jsonl, eval.jsonl, config.json, last.ckpt")
+    add("--proj_dir", required=True, help="folder of the run: report.html, adapters, metrics.jsonl, and what else it writes")
     add("--wandb", default="", help="wandb project; offline where nobody is logged in; empty: none")
+    add("--tensorboard", type=zero_or_one, default="0", help="1: the same for TensorBoard, in the run's folder tensorboard")
+    add("--samples", type=not_negative, default=3,
+        help="held-out prompts (of the training pairs without --eval_file) answered before the first step and after each epoch, "
+             "for the report; 0: none")
+    add("--sample_tokens", type=positive, default=100, help="longest such answer, in tokens")
     add("--resume", type=zero_or_one, default="0", help="1: go on where the run in --proj_dir was broken off")
     add("--seed", type=seed, default=0, help="order of pairs, LoRA's start, dropout")
     add("--allow_reference_mismatch", type=zero_or_one, default="0",
@@ -115,6 +121,8 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
         raise UserError("--compile 1 and --grad_cp 1 do not go together: checkpointing can't look into compiled blocks; drop one")
     if flags["compile"] and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise UserError("--compile 1 needs a C++ compiler, and none was found; install g++, or leave it at 0")
+    if flags["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard 1: tensorboard is not installed; run pip install tensorboard, or leave the flag out")
     quant, mode = flags.pop("quant"), flags.pop("quant_mode")
     if mode not in QUANT_MODES:
         raise UserError(f"--quant_mode {mode} is not served; take {' or '.join(QUANT_MODES)}")

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import Progress
+from rich.text import Text
 
 from src.adapters.files import save_adapter
 from src.errors import UserError
@@ -27,6 +29,8 @@ RESUME_FILE = "last.ckpt"
 METRICS_FILE = "metrics.jsonl"
 EVAL_FILE = "eval.jsonl"
 FINAL_FILE = "rwkv-final.safetensors"
+# Seconds between the lines of a run whose stderr is no terminal: rarer than elsewhere, since runs take hours.
+LINE_EVERY = 30.0
 AVERAGED = ("loss", "dpo_loss", "sft_loss", "reward_chosen", "reward_rejected", "margin")
 
 
@@ -36,7 +40,7 @@ class StepMetrics(pl.Callback):
     def __init__(self, folder: Path):
         self.path = folder / METRICS_FILE
         self.pref_percentage = 0.5
-        self.before, self.losses, self.tokens = 0.0, [], 0
+        self.before, self.losses, self.tokens, self.pairs = 0.0, [], 0, 0
         self.grad_norm, self.lr = 0.0, 0.0
         self.last: dict[str, float] = {}
 
@@ -50,6 +54,9 @@ class StepMetrics(pl.Callback):
         self.started = self.step_started = time.monotonic()
         self.step = trainer.global_step
         keep_lines(self.path, lambda line: line["step"] <= trainer.global_step)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        self.step_started = time.monotonic()  # what was evaluated and saved meanwhile is no part of a step
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: PreferenceModule,
                                  optimizer: torch.optim.Optimizer) -> None:
@@ -65,6 +72,7 @@ class StepMetrics(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule, *_: Any) -> None:
         self.losses.append(pl_module.last_losses)
         self.tokens += pl_module.last_tokens
+        self.pairs += len(pl_module.last_losses["loss"])
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
@@ -78,10 +86,10 @@ class StepMetrics(pl.Callback):
             "step": self.step, "loss": means["loss"], "dpo_loss": means["dpo_loss"], "sft_loss": means["sft_loss"],
             "pref_percentage": self.pref_percentage, "pref_accuracy": accuracy, "reward_chosen": means["reward_chosen"],
             "reward_rejected": means["reward_rejected"], "margin": means["margin"], "lr": self.lr, "grad_norm": self.grad_norm,
-            "tokens_per_s": self.tokens / (now - self.step_started), "peak_memory_bytes": peak_memory(pl_module.device),
-            "elapsed_s": self.before + now - self.started,
+            "tokens_per_s": self.tokens / (now - self.step_started), "pairs_per_s": self.pairs / (now - self.step_started),
+            "peak_memory_bytes": peak_memory(pl_module.device), "elapsed_s": self.before + now - self.started,
         }
-        self.losses, self.tokens, self.step_started = [], 0, now
+        self.losses, self.tokens, self.pairs, self.step_started = [], 0, 0, now
         if trainer.is_global_zero:
             append_line(self.path, self.last)
             for logger in trainer.loggers:
@@ -96,7 +104,8 @@ class HeldOut(pl.Callback):
         self.last: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        keep_lines(self.path, lambda line: line["step"] <= trainer.global_step)
+        # A run that begins anew, since it was broken off before its first checkpoint, evaluates step 0 anew too.
+        keep_lines(self.path, lambda line: line["step"] <= trainer.global_step > 0)
         if trainer.global_step == 0:
             self._evaluate(trainer, pl_module)
 
@@ -146,21 +155,33 @@ class SaveAdapters(pl.Callback):
 
 
 class ProgressBar(pl.Callback):
-    """One bar over the whole run on stderr, with what one watches; plain lines, one an epoch, where it is no terminal."""
+    """A bar over the whole run on stderr, below it what one watches; where stderr is no terminal, plain lines now and then."""
 
     def __init__(self, metrics: StepMetrics, held_out: HeldOut | None, total_steps: int):
         self.metrics, self.held_out, self.total_steps = metrics, held_out, total_steps
-        self.bar: Progress | None = None
+        # Steps may take minutes, and the time left is to be told all the same.
+        self.bar = Progress(*COLUMNS, speed_estimate_period=3600)
+        self.live: Live | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        if trainer.is_global_zero and sys.stderr.isatty():
-            self.bar = Progress(*COLUMNS, console=Console(stderr=True))
-            self.task = self.bar.add_task("training", total=self.total_steps, completed=trainer.global_step)
-            self.bar.start()
+        if not trainer.is_global_zero:
+            return
+        self.first_step, self.started = trainer.global_step, time.monotonic()
+        self.line_at = self.started
+        self.task = self.bar.add_task("training", total=self.total_steps, completed=trainer.global_step)
+        if sys.stderr.isatty():
+            self.live = Live(console=Console(stderr=True), get_renderable=lambda: Group(self.bar, Text(self._words())))
+            self.live.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=trainer.global_step, description=self._words())
+        if not trainer.is_global_zero:
+            return
+        self.bar.update(self.task, completed=trainer.global_step)
+        now, done = time.monotonic(), trainer.global_step - self.first_step
+        if self.live is None and done and now - self.line_at >= LINE_EVERY:
+            self.line_at = now
+            left = (now - self.started) / done * (self.total_steps - trainer.global_step)
+            self._print(f"step {trainer.global_step}/{self.total_steps}, {left:.0f} s left: {self._words()}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if not trainer.is_global_zero:
@@ -169,10 +190,7 @@ class ProgressBar(pl.Callback):
         line = f"epoch {epoch}, step {trainer.global_step}/{self.total_steps}: {self._words()}"
         if self.held_out is not None and self.held_out.last:
             line += f"; held out: accuracy {self.held_out.last['accuracy']:.3f}, margin {self.held_out.last['margin']:+.4f}"
-        if self.bar is not None:
-            self.bar.console.print(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        self._print(line)
 
     def on_train_end(self, *_: Any) -> None:
         self._stop()
@@ -180,16 +198,22 @@ class ProgressBar(pl.Callback):
     def on_exception(self, *_: Any) -> None:
         self._stop()
 
+    def _print(self, line: str) -> None:
+        if self.live is not None:
+            self.live.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     def _stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        if self.live is not None:
+            self.live.stop()
 
     def _words(self) -> str:
         last = self.metrics.last
         if not last:
-            return "training"
+            return ""
         return (f"loss {last['loss']:.4f} pref {last['pref_percentage']:.0%} margin {last['margin']:+.4f} "
-                f"{last['tokens_per_s']:.0f} tok/s {last['peak_memory_bytes'] / 2**30:.1f} GiB")
+                f"{last['pairs_per_s']:.3g} pairs/s {last['tokens_per_s']:.0f} tok/s {last['peak_memory_bytes'] / 2**30:.1f} GiB")
 
 
 def peak_memory(device: torch.device) -> int:

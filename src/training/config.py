@@ -42,6 +42,9 @@ class TrainConfig:
     compile: bool
     quantization: str | None
     wandb: str
+    tensorboard: bool
+    samples: int
+    sample_tokens: int
     seed: int
     resume: bool
     allow_reference_mismatch: bool

@@ -1,10 +1,32 @@
-"""The curves of a run as one PNG: pref-percentage, losses and rewards over the optimizer steps."""
+"""The curves of a run over its optimizer steps, as one PNG and as SVGs for its report."""
 
+import io
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 from src.errors import UserError
 from src.files import atomic_write
+
+# Each picture: its title, then what is drawn in it where the run has it: column, label, colour, dots for held-out pairs.
+PANELS = (
+    ("preferred: share of pairs with margin > 0",
+     ("pref_accuracy", "each step", "#a5c8e4", False), ("pref_percentage", "pref-percentage", "tab:blue", False),
+     ("accuracy", "held out", "black", True)),
+    ("losses (nats)",
+     ("dpo_loss", "DPO", "tab:red", False), ("sft_loss", "SFT, per token of chosen", "tab:green", False),
+     ("dpo_loss", "DPO, held out", "tab:red", True), ("sft_loss", "SFT, held out", "tab:green", True)),
+    ("rewards (β · nats)",
+     ("reward_chosen", "chosen", "tab:green", False), ("reward_rejected", "rejected", "tab:red", False),
+     ("margin", "margin", "tab:purple", False), ("margin", "margin, held out", "black", True)),
+    ("learning rate", ("lr", "highest of the layers", "tab:orange", False)),
+    ("gradient norm, before clipping", ("grad_norm", "gradient norm", "tab:brown", False)),
+    ("speed", ("tokens_per_s", "tokens a second", "tab:gray", False)),
+)
+CURVES = 3  # of them are in the PNG
+# More points than a screen has columns are drawn as the means of so many groups.
+MOST_POINTS = 1000
 
 
 def draw_curves(metrics_file: Path, eval_file: Path, output: Path) -> None:
@@ -12,38 +34,71 @@ def draw_curves(metrics_file: Path, eval_file: Path, output: Path) -> None:
     # Takes a second to import, and the scripts that never draw need not wait for it.
     from matplotlib.figure import Figure
 
-    steps = _columns(metrics_file)
-    held_out = _columns(eval_file) if eval_file.exists() else {}
-    figure = Figure(figsize=(13, 3.8), layout="constrained", dpi=110)
-    share, losses, rewards = figure.subplots(1, 3)
-
-    share.set_title("preferred: share of pairs with margin > 0")
-    share.plot(steps["step"], steps["pref_accuracy"], color="tab:blue", alpha=0.25, label="each step")
-    share.plot(steps["step"], steps["pref_percentage"], color="tab:blue", label="pref-percentage")
-    share.set_ylim(-0.02, 1.02)
-    losses.set_title("losses (nats)")
-    losses.plot(steps["step"], steps["dpo_loss"], color="tab:red", label="DPO")
-    losses.plot(steps["step"], steps["sft_loss"], color="tab:green", label="SFT, per token of chosen")
-    rewards.set_title("rewards (β · nats)")
-    rewards.plot(steps["step"], steps["reward_chosen"], color="tab:green", label="chosen")
-    rewards.plot(steps["step"], steps["reward_rejected"], color="tab:red", label="rejected")
-    rewards.plot(steps["step"], steps["margin"], color="tab:purple", label="margin")
-    if held_out:
-        share.plot(held_out["step"], held_out["accuracy"], "o--", color="black", label="held out")
-        losses.plot(held_out["step"], held_out["dpo_loss"], "o--", color="tab:red", label="DPO, held out")
-        losses.plot(held_out["step"], held_out["sft_loss"], "o--", color="tab:green", label="SFT, held out")
-        rewards.plot(held_out["step"], held_out["margin"], "o--", color="black", label="margin, held out")
-    for axes in (share, losses, rewards):
-        axes.set_xlabel("optimizer step")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    steps, held_out = columns(metrics_file), columns(eval_file)
+    panels = [panel for panel in PANELS[:CURVES] if _drawn(panel, steps, held_out)]
+    figure = Figure(figsize=(13 / 3 * len(panels), 3.8), layout="constrained", dpi=110)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw(axes, panel, steps, held_out)
     with atomic_write(output) as file:
         figure.savefig(file, format="png")
 
 
-def _columns(path: Path) -> dict[str, list[float]]:
+def curve_svgs(metrics_file: Path, eval_file: Path) -> list[str]:
+    """The same curves and a few more, each an `<svg>` element that stands in HTML without naming anything outside of it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    steps, held_out = columns(metrics_file), columns(eval_file)
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    svgs = []
+    for number, panel in enumerate(PANELS):
+        if not _drawn(panel, steps, held_out):
+            continue
+        # Text stays text; a salt of its own keeps the ids of one drawing apart from another's and every report the same.
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": str(number), "svg.id": f"curve-{number}"}):
+            figure = Figure(figsize=(5, 3.3), layout="constrained")
+            _draw(figure.subplots(), panel, steps, held_out)
+            drawing = io.StringIO()
+            figure.savefig(drawing, format="svg", metadata=nothing, transparent=True)
+        svg = drawing.getvalue()
+        svgs.append(re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", svg[svg.index("<svg"):]))
+    return svgs
+
+
+def _drawn(panel: tuple, steps: dict, held_out: dict) -> bool:
+    return any(column in (held_out if dots else steps) for column, _, _, dots in panel[1:])
+
+
+def _draw(axes: Any, panel: tuple, steps: dict[str, list[float]], held_out: dict[str, list[float]]) -> None:
+    axes.set_title(panel[0], fontsize=10)
+    for column, label, colour, dots in panel[1:]:
+        values = held_out if dots else steps
+        if column in values:
+            axes.plot(_thinned(values["step"]), _thinned(values[column]), "o--" if dots else "-", color=colour, label=label,
+                      linewidth=1.2, markersize=4)
+    if "share" in panel[0]:
+        axes.set_ylim(-0.02, 1.02)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 5))
+    axes.set_xlabel("optimizer step")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, framealpha=0.5)
+
+
+def _thinned(values: list[float]) -> list[float]:
+    size = -(-len(values) // MOST_POINTS)
+    groups = [values[start:start + size] for start in range(0, len(values), size)]
+    return [sum(group) / len(group) for group in groups]
+
+
+def columns(path: Path) -> dict[str, list[float]]:
+    """A .jsonl of numbers by name, as many of them as its first line has; nothing where it does not exist.
+
+    Raises UserError where it is damaged.
+    """
+    if not path.exists():
+        return {}
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+        return {name: [float(row[name]) for row in rows] for name in rows[0]}
     except (ValueError, LookupError, TypeError):
         raise UserError(f"{path}: is damaged, so its curves can't be drawn; choose another --proj_dir") from None

@@ -37,22 +37,26 @@ from src.training.config import TrainConfig
 from src.training.data import PairBatches, train_loader
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
+from src.training.report import CONFIG_FILE, REPORT_FILE, Report
+from src.training.samples import Answer, Samples, read_questions
 from src.wkv.native import recycle_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CONFIG_FILE = "config.json"
 CURVES_FILE = "curves.png"
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
 # moved; that they are the same is told by fingerprint and sha256.
 FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
-                  "rlhf_train_file", "strategy", "wandb")
+                  "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "wandb")
 
 
-def train(config: TrainConfig, expected: dict[str, Any]) -> None:
-    """Run it. Writes into `config.proj_dir`: config.json, metrics.jsonl, eval.jsonl, adapters, last.ckpt, curves.png.
+def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None = None) -> None:
+    """Run it. Writes into `config.proj_dir`: config.json, metrics.jsonl, eval.jsonl, samples.jsonl, adapters, last.ckpt,
+    curves.png, report.html.
 
     Args:
         expected: dimensions that the flags state, by flag, to be compared with the checkpoint's.
+        answer: writes the answers of `config.samples` prompts; there are none without it. Handed in, since generation stands
+            beside training and not below it.
 
     Raises:
         UserError: whatever the user can mend; nothing has been written then, or what was written is good.
@@ -65,8 +69,10 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
     settings = layer_settings(config, dimensions.n_layer)
     base = fingerprint(weights)
 
-    pairs = training_pairs(config.rlhf_train_file, config, dimensions, base, settings)
-    held_out = training_pairs(config.eval_file, config, dimensions, base, settings) if config.eval_file else None
+    pairs, train_data = training_pairs(config.rlhf_train_file, config, dimensions, base, settings)
+    held_out, eval_data = None, None
+    if config.eval_file:
+        held_out, eval_data = training_pairs(config.eval_file, config, dimensions, base, settings)
 
     on_gpu = config.accelerator == "gpu"
     # With several devices each process moves its own copy; with one the weights go there straight.
@@ -81,15 +87,17 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
             block.att.compile(dynamic=True)
             block.ffn.compile(dynamic=True)
 
-    folder = Path(config.proj_dir)
-    checkpoint = prepare_folder(folder, config, {
-        "base_fingerprint": base, "rlhf_train_sha256": hashlib.sha256(Path(config.rlhf_train_file).read_bytes()).hexdigest(),
-        "layer_profile_rows": [asdict(setting) for setting in settings]})
     # Of each process its own share, known once Lightning has told which it is.
     batches = PairBatches(pairs, config.epoch_steps, config.micro_bsz, config.batch_tokens, config.seed, config.epoch_begin, 0,
                           config.devices)
     total_steps = batches.total_steps(config.epoch_count, config.accumulate_grad_batches)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    folder = Path(config.proj_dir)
+    checkpoint = prepare_folder(folder, config, {
+        "base_fingerprint": base, "rlhf_train_sha256": hashlib.sha256(Path(config.rlhf_train_file).read_bytes()).hexdigest(),
+        "layer_profile_rows": [asdict(setting) for setting in settings]}, {
+        "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
+        "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data})
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
     print(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, {len(pairs)} pairs, "
           f"{total_steps} optimizer steps, {held_in}", file=sys.stderr)
@@ -98,11 +106,16 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
     metrics = StepMetrics(folder)
     evaluation = HeldOut(folder, held_out) if held_out else None
     save = SaveAdapters(folder, base, {"version": dimensions.version, "dpo_beta": config.dpo_beta, "dpo_alpha": config.dpo_alpha})
-    callbacks = [metrics, *([evaluation] if evaluation else []), ProgressBar(metrics, evaluation, total_steps), save]
+    samples = None
+    if answer is not None and config.samples:
+        asked, data = (held_out, eval_data) if held_out else (pairs, train_data)
+        questions = read_questions(asked, config.samples, data["sidecar"], dimensions.vocab_size)
+        samples = questions and Samples(folder, questions, answer, config.sample_tokens)
+    callbacks = [metrics, evaluation, samples, ProgressBar(metrics, evaluation, total_steps), save, Report(folder)]
     trainer = pl.Trainer(
         accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
         max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
-        gradient_clip_val=config.gradient_clip_val or None, logger=loggers(config), callbacks=callbacks,
+        gradient_clip_val=config.gradient_clip_val or None, logger=loggers(config), callbacks=list(filter(None, callbacks)),
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         use_distributed_sampler=False, log_every_n_steps=1, default_root_dir=str(folder),
     )
@@ -113,7 +126,7 @@ def train(config: TrainConfig, expected: dict[str, Any]) -> None:
         raise KeyboardInterrupt from None
     if trainer.is_global_zero:
         draw_curves(folder / METRICS_FILE, folder / EVAL_FILE, folder / CURVES_FILE)
-        print(f"done: {folder / FINAL_FILE}, {folder / METRICS_FILE}, {folder / CURVES_FILE}", file=sys.stderr)
+        print(f"done: {folder / FINAL_FILE}, {folder / METRICS_FILE}, {folder / REPORT_FILE}", file=sys.stderr)
 
 
 def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> None:
@@ -133,16 +146,20 @@ def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
 
 
 def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str,
-                   settings: list[LayerSetting]) -> list[Pair]:
-    """Load a `.save`, whose references must come from this base, at this precision and quantization: margins start at 0."""
+                   settings: list[LayerSetting]) -> tuple[list[Pair], dict[str, Any]]:
+    """Load a `.save`, whose references must come from this base, at this precision and quantization: margins start at 0.
+
+    Returns the pairs, and what config.json and the report tell of them.
+    """
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
+    facts = {"pairs": len(pairs), **left_out, "sidecar": sidecar}
     if left_out["too_long"] or left_out["empty_answer"]:
         print(f"{path}: left out {left_out['too_long']} pairs longer than {config.rlhf_max_corpus_len} tokens and "
               f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain", file=sys.stderr)
     if sidecar is None:
         print(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come from "
               f"{config.load_model} at {config.precision}", file=sys.stderr)
-        return pairs
+        return pairs, facts
     if check_sidecar(sidecar, {"base_fingerprint": base}):
         raise UserError(f"{path}: its references were computed with another base model ({sidecar.get('base_model', 'unnamed')}) "
                         f"than {config.load_model}; run rlhf_dpo_generate_save.py with this one")
@@ -157,11 +174,15 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
                         f"--strategy '{device} {config.precision}{suffix}'{profile}, or train with --allow_reference_mismatch 1")
     for difference in differences:
         print(f"warning: {path}: {difference}", file=sys.stderr)
-    return pairs
+    return pairs, facts
 
 
-def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> Path | None:
+def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], told: dict[str, Any]) -> Path | None:
     """Write config.json, or check it on a resume; returns the checkpoint to go on from, None for a fresh start.
+
+    Args:
+        facts: what a resumed run must have in common with the run before it, as the flags that are not free.
+        told: what follows from those, for the reader.
 
     Raises:
         UserError: the folder already holds a run and --resume is not 1, or the run that it holds was another.
@@ -183,7 +204,7 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> 
         _check_resume_file(checkpoint)
         return checkpoint
     with atomic_write(path, "w", encoding="utf-8") as file:
-        json.dump(known, file, indent=2)
+        json.dump(known | told, file, indent=2)
     return None
 
 
@@ -220,13 +241,22 @@ def lightning_strategy(config: TrainConfig) -> Any:
     return strategy
 
 
-def loggers(config: TrainConfig) -> list[Logger] | bool:
-    """wandb where `--wandb` names a project; offline where nobody is logged in, so that it works with no account."""
-    if not config.wandb:
-        return False
-    import wandb
-    from pytorch_lightning.loggers import WandbLogger
+def loggers(config: TrainConfig) -> list[Logger]:
+    """wandb where `--wandb` names a project, offline where nobody is logged in, so that it works with no account; TensorBoard
+    where it is asked for."""
+    found: list[Logger] = []
+    if config.wandb:
+        import wandb
+        from pytorch_lightning.loggers import WandbLogger
 
-    Path(config.proj_dir).mkdir(parents=True, exist_ok=True)
-    mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-    return [WandbLogger(project=config.wandb, save_dir=config.proj_dir, mode=mode, config=asdict(config))]
+        Path(config.proj_dir).mkdir(parents=True, exist_ok=True)
+        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+        logger = WandbLogger(project=config.wandb, save_dir=config.proj_dir, mode=mode, config=asdict(config))
+        # Lightning passes it unasked, and wandb then warns at each run that it means nothing any more.
+        logger._wandb_init.pop("anonymous", None)
+        found.append(logger)
+    if config.tensorboard:
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        found.append(TensorBoardLogger(config.proj_dir, name="tensorboard", version="", default_hp_metric=False))
+    return found

@@ -18,7 +18,8 @@ def config(material, prepared, tmp_path):
             accumulate_grad_batches=1, lr_init=1e-3, lr_final=1e-4, lr_advanced=True,
             warmup_steps=2, beta1=0.9, beta2=0.999, adam_eps=1e-8, gradient_clip_val=1.0, dpo_alpha=0.1, dpo_beta=0.1,
             sft_on_prompt=False, accelerator="cpu", devices=1, precision="fp32", strategy="auto", grad_cp=False,
-            compile=False, quantization=None, wandb="", seed=0, resume=False, allow_reference_mismatch=False,
+            compile=False, quantization=None, wandb="", tensorboard=False, samples=0, sample_tokens=8,
+            seed=0, resume=False, allow_reference_mismatch=False,
         )
         return TrainConfig(**values | changes)
 

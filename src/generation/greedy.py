@@ -1,0 +1,29 @@
+"""The likeliest answers of a model to a few prompts: what a run shows of itself before and after."""
+
+from collections.abc import Sequence
+
+from src.generation.batch import MAX_TOKENS, generate
+from src.generation.config import Sampling
+from src.model import RWKV
+from src.tokenizer import Tokenizer
+
+
+def likeliest_answers(model: RWKV, tokenizer: Tokenizer, prompts: Sequence[list[int]],
+                      max_tokens: int) -> list[tuple[str, bool]]:
+    """Answer each prompt by the likeliest token at each place, all of them together; the model's training mode is left as it was.
+
+    No random number is drawn, so a run that asks for it goes on as one that does not.
+
+    Args:
+        prompts: tokens; where there is none, end-of-text stands in their place, as in training.
+
+    Returns:
+        for each prompt the answer's text, and whether it came to its end within `max_tokens`.
+    """
+    was_training = model.training
+    model.eval()
+    numbered = [(row, tokens or [tokenizer.end_of_text]) for row, tokens in enumerate(prompts)]
+    sampling = Sampling(temperature=0, frequency=0, max_tokens=max_tokens)
+    answers = sorted(generate(model, tokenizer, numbered, sampling, seed=0, batch_size=len(prompts)))
+    model.train(was_training)
+    return [(answer.text, answer.reason != MAX_TOKENS) for answer in answers]

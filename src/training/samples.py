@@ -1,0 +1,71 @@
+"""What the model answers to a few of the pairs' prompts, before the first step and after each epoch."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+
+from src.errors import UserError
+from src.model import RWKV
+from src.preference.pairs import Pair
+from src.tokenizer import Tokenizer, load_tokenizer
+from src.training.callbacks import append_line, keep_lines
+from src.training.module import PreferenceModule
+
+SAMPLES_FILE = "samples.jsonl"
+# (model, tokenizer, prompts' tokens, most tokens of an answer) -> each answer's text, and whether it came to its end.
+Answer = Callable[[RWKV, Tokenizer, Sequence[list[int]], int], list[tuple[str, bool]]]
+
+
+class Questions(NamedTuple):
+    """Prompts to be answered, as tokens and with their own and the chosen answers' texts."""
+
+    tokenizer: Tokenizer
+    tokens: list[list[int]]
+    texts: list[dict[str, str]]  # "prompt" and "chosen"
+
+
+def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | None, vocab_size: int) -> Questions | None:
+    """The first `count` pairs whose prompts differ, by the tokenizer that the sidecar names, or else the vocabulary's.
+
+    None, and a line that says so, where that tokenizer is not to be had or is not that of the pairs.
+    """
+    first: dict[tuple[int, ...], Pair] = {}
+    for pair in pairs:
+        if len(first) < count:
+            first.setdefault(tuple(pair[0]), pair)
+    name = (sidecar or {}).get("tokenizer")
+    try:
+        tokenizer = load_tokenizer(name if isinstance(name, str) else None, vocab_size)
+        texts = [{"prompt": tokenizer.decode(pair[0]).strip(), "chosen": tokenizer.decode(pair[1]).strip()}
+                 for pair in first.values()]
+    except UserError as error:
+        print(f"warning: no samples in the report, for want of the pairs' tokenizer: {error}", file=sys.stderr)
+        return None
+    return Questions(tokenizer, [pair[0] for pair in first.values()], texts)
+
+
+class Samples(pl.Callback):
+    """A line each time in samples.jsonl: the step, and for each prompt its text, the chosen answer and the model's."""
+
+    def __init__(self, folder: Path, questions: Questions, answer: Answer, max_tokens: int):
+        self.path, self.questions, self.answer, self.max_tokens = folder / SAMPLES_FILE, questions, answer, max_tokens
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        keep_lines(self.path, lambda line: line["step"] <= trainer.global_step > 0)
+        if trainer.global_step == 0:
+            self._write(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        if trainer.is_global_zero:
+            tokenizer, tokens, texts = self.questions
+            answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
+            samples = [{**text, "answer": answer, "complete": complete}
+                       for text, (answer, complete) in zip(texts, answers, strict=True)]
+            append_line(self.path, {"step": trainer.global_step, "samples": samples})
+        trainer.strategy.barrier()
