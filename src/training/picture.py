@@ -74,7 +74,7 @@ def _draw(axes: Any, panel: tuple, steps: dict[str, list[float]], held_out: dict
     for column, label, colour, dots in panel[1:]:
         values = held_out if dots else steps
         if column in values:
-            axes.plot(_thinned(values["step"]), _thinned(values[column]), "o--" if dots else "-", color=colour, label=label,
+            axes.plot(thinned(values["step"]), thinned(values[column]), "o--" if dots else "-", color=colour, label=label,
                       linewidth=1.2, markersize=4)
     if "share" in panel[0]:
         axes.set_ylim(-0.02, 1.02)
@@ -84,7 +84,8 @@ def _draw(axes: Any, panel: tuple, steps: dict[str, list[float]], held_out: dict
     axes.legend(fontsize=8, framealpha=0.5)
 
 
-def _thinned(values: list[float]) -> list[float]:
+def thinned(values: list[float]) -> list[float]:
+    """At most MOST_POINTS means of neighbours."""
     size = -(-len(values) // MOST_POINTS)
     groups = [values[start:start + size] for start in range(0, len(values), size)]
     return [sum(group) / len(group) for group in groups]

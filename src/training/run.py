@@ -107,7 +107,9 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     evaluation = HeldOut(folder, held_out) if held_out else None
     save = SaveAdapters(folder, base, {"version": dimensions.version, "dpo_beta": config.dpo_beta, "dpo_alpha": config.dpo_alpha})
     samples = None
-    if answer is not None and config.samples:
+    if answer is not None and config.samples and config.strategy.startswith("deepspeed_stage_3"):
+        print("warning: no samples in the report, since stage 3 leaves no device a whole model to write them", file=sys.stderr)
+    elif answer is not None and config.samples:
         asked, data = (held_out, eval_data) if held_out else (pairs, train_data)
         questions = read_questions(asked, config.samples, data["sidecar"], dimensions.vocab_size)
         samples = questions and Samples(folder, questions, answer, config.sample_tokens)

@@ -17,8 +17,8 @@ from src.model import build_model
 from src.training.run import train
 
 KEYS = {"step", "loss", "dpo_loss", "sft_loss", "pref_percentage", "pref_accuracy", "reward_chosen", "reward_rejected", "margin",
-        "lr", "grad_norm", "tokens_per_s", "peak_memory_bytes", "elapsed_s"}
-TIMES = {"tokens_per_s", "peak_memory_bytes", "elapsed_s"}
+        "lr", "grad_norm", "tokens_per_s", "pairs_per_s", "peak_memory_bytes", "elapsed_s"}
+TIMES = {"tokens_per_s", "pairs_per_s", "peak_memory_bytes", "elapsed_s"}
 
 
 def lines(path: Path) -> list[dict]:

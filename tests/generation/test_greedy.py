@@ -1,0 +1,37 @@
+"""The likeliest answers beside a loop that reads the whole text for each byte, and that asking for them leaves no trace."""
+
+import torch
+
+from src.checkpoint.base import load_base
+from src.generation.greedy import likeliest_answers
+from src.model import build_model
+from src.tokenizer.byte import ByteTokenizer
+from tests.tiny import COLOURS
+
+PROMPTS = [list(f"\0User: What colour is {thing}?\n\nAssistant:".encode()) for thing in COLOURS]
+
+
+def test_answers_take_the_likeliest_byte_each_time_and_come_in_the_prompts_order(tiny_checkpoints):
+    model = build_model(*load_base(tiny_checkpoints("x070", "trained", 16)))
+    written = likeliest_answers(model, ByteTokenizer(), PROMPTS, 40)
+    for prompt, (text, complete) in zip(PROMPTS, written, strict=True):
+        answer = b""
+        while b"\n\n" not in answer and len(answer) < 40:  # the whole text read anew for each byte
+            hidden, _ = model(torch.tensor([*prompt, *answer]))
+            answer += bytes([1 + int(model.logits(hidden[-1])[1:].argmax())])
+        assert text == answer.decode(errors="replace").partition("\n\n")[0].strip()
+        assert complete == (b"\n\n" in answer)
+    assert any(complete for _, complete in written) and len(set(written)) > 1
+
+
+def test_an_answer_that_is_cut_off_says_so_and_an_empty_prompt_has_one(tiny_checkpoints):
+    model = build_model(*load_base(tiny_checkpoints("x060", "trained", 16)))
+    (text, complete), (begun, _) = likeliest_answers(model, ByteTokenizer(), [PROMPTS[0], []], 4)
+    assert not complete and len(text) <= 4 and begun
+
+
+def test_training_goes_on_as_if_it_had_not_been_asked(tiny_checkpoints):
+    model = build_model(*load_base(tiny_checkpoints("x070", "trained", 16))).train()
+    random = torch.get_rng_state()
+    likeliest_answers(model, ByteTokenizer(), PROMPTS[:1], 4)
+    assert model.training and torch.equal(torch.get_rng_state(), random)
