@@ -1,6 +1,6 @@
 """Flags that are wrong, contradict something, or are not served: told in one line before anything is written."""
 
-import importlib
+import importlib.util
 
 import pytest
 import torch
@@ -50,9 +50,16 @@ def test_help_tells_every_flag(capsys, script):
     (TRAIN, "--adam_eps", "0"), (TRAIN, "--dpo_beta", "0"), (TRAIN, "--dpo_beta", "nan"), (TRAIN, "--dpo_alpha", "-1"),
     (TRAIN, "--gradient_clip_val", "-1"), (TRAIN, "--lora_r", "0"), (TRAIN, "--lora_alpha", "0"), (TRAIN, "--warmup_steps", "-1"),
     (TRAIN, "--devices", "0"), (TRAIN, "--seed", "99999999999999999999"), (TRAIN, "--rlhf_max_corpus_len", "0"),
+    (TRAIN, "--samples", "-1"), (TRAIN, "--sample_tokens", "0"), (TRAIN, "--tensorboard", "out"),
 ])
 def test_a_value_that_is_out_of_range_or_not_served(fails, script, flag, value):
     fails(script, {flag: value}, flag)
+
+
+def test_tensorboard_that_is_not_installed(fails, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "tensorboard" else find_spec(name, *more))
+    fails(TRAIN, {"--tensorboard": 1}, "--tensorboard 1", "pip install tensorboard")
 
 
 @NO_GPU

@@ -200,8 +200,8 @@ def test_pairs_without_a_sidecar_are_reported_as_such(config, prepared, tmp_path
 
 
 def test_equal_layers_share_a_row_and_what_none_uses_is_left_out():
-    rows = [{"layer": name, "mode": mode, "rank": rank, "alpha": 0.0}
-            for name, mode, rank in (("emb", "freeze", 0), ("0", "lora", 8), ("1", "lora", 8), ("2", "lora", 4), ("head", "freeze", 0))]
+    layers = (("emb", "freeze", 0), ("0", "lora", 8), ("1", "lora", 8), ("2", "lora", 4), ("head", "freeze", 0))
+    rows = [{"layer": name, "mode": mode, "rank": rank, "alpha": 0.0} for name, mode, rank in layers]
     assert profile_rows(rows) == [
         {"layer": "emb", "mode": "freeze", "rank": 0}, {"layer": "0 – 1", "mode": "lora", "rank": 8},
         {"layer": "2", "mode": "lora", "rank": 4}, {"layer": "head", "mode": "freeze", "rank": 0}]

@@ -1,0 +1,127 @@
+"""What one watches while a run trains: the bar on a terminal, lines elsewhere, TensorBoard, wandb."""
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import src.training.callbacks as callbacks
+from src.training.run import train
+from tests.training.test_run import lines
+
+NUMBERS = (r"loss \d\.\d{4} pref \d+% margin [+-]\d\.\d{4} [\d.e+]+ pairs/s \d+ tok/s \d+\.\d GiB")
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Make stderr a pseudo-terminal of so many columns; `terminal(columns)` -> a function that gives what it showed."""
+    master, slave = os.openpty()
+    stderr, shown = os.fdopen(slave, "w"), []
+
+    def read() -> None:
+        try:
+            while data := os.read(master, 65536):
+                shown.append(data)
+        except OSError:  # what Linux makes of the other end's closing
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
+
+    def start(columns: int):
+        for name, value in {"COLUMNS": str(columns), "LINES": "24", "TERM": "xterm-256color"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.stderr", stderr)
+        reader.start()
+
+        def text() -> str:
+            stderr.close()
+            reader.join(10)
+            return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(shown).decode()).replace("\r", "\n")
+
+        return text
+
+    yield start
+    os.close(master)
+
+
+@pytest.mark.parametrize("columns", [100, 80, 50])
+def test_a_terminal_shows_everything_with_the_time_left(config, prepared, terminal, monkeypatch, columns):
+    text = terminal(columns)
+    # Steps long enough for the bar, drawn ten times a second, to be seen between them.
+    monkeypatch.setattr(callbacks.StepMetrics, "on_train_batch_start", lambda *_: time.sleep(0.15), raising=False)
+    run = config(eval_file=str(prepared("x070")))
+    train(run, {})
+    shown = " ".join(text().split())
+    assert re.search(NUMBERS, shown)
+    steps = [int(step) for step in re.findall(r"training \S+ +(\d)/8 \d:\d\d:\d\d", shown)]
+    assert steps == sorted(steps) and len(set(steps)) > 3
+    assert re.search(r"[2-6]/8 0:00:0\d 0:00:0[0-3]", shown)  # elapsed, left
+    last = lines(Path(run.proj_dir) / "metrics.jsonl")[-1]
+    final = (f"epoch 2, step 8/8: loss {last['loss']:.4f} pref {last['pref_percentage']:.0%} margin {last['margin']:+.4f} "
+             f"{last['pairs_per_s']:.3g} pairs/s {last['tokens_per_s']:.0f} tok/s {last['peak_memory_bytes'] / 2**30:.1f} GiB; "
+             f"held out: accuracy 1.000")
+    assert final in shown
+
+
+def test_the_time_left_is_told_of_steps_that_take_minutes(config, monkeypatch):
+    clock = [0.0]
+    bar = callbacks.ProgressBar(callbacks.StepMetrics(Path("nowhere")), None, 10)
+    monkeypatch.setattr(bar.bar, "get_time", lambda: clock[0])
+    task = bar.bar.add_task("training", total=10)
+    for step in range(1, 5):
+        clock[0] += 240.0
+        bar.bar.update(task, completed=step)
+    assert bar.bar.tasks[0].time_remaining == 6 * 240
+
+
+def test_elsewhere_there_are_plain_lines(config, capsys, monkeypatch):
+    monkeypatch.setattr(callbacks, "LINE_EVERY", 0.0)
+    train(config(), {})
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and "\r" not in err
+    found = re.findall(rf"^step (\d)/8, (\d+) s left: {NUMBERS}$", err, re.MULTILINE)
+    assert [int(step) for step, _ in found] == [1, 2, 3, 4, 5, 6, 7, 8] and found[-1][1] == "0"
+    assert len(re.findall(rf"^epoch \d, step \d/8: {NUMBERS}$", err, re.MULTILINE)) == 2
+    monkeypatch.undo()
+
+
+def test_lines_are_rare(config, capsys):
+    train(config(), {})
+    assert "s left" not in capsys.readouterr().err
+
+
+def test_pairs_and_tokens_a_second_are_those_of_the_steps_alone(config, prepared, monkeypatch):
+    evaluate = callbacks.evaluate
+    monkeypatch.setattr(callbacks, "evaluate", lambda *given: time.sleep(2) or evaluate(*given))
+    run = config(eval_file=str(prepared("x070")), accumulate_grad_batches=2, epoch_steps=8)
+    train(run, {})
+    metrics = lines(Path(run.proj_dir) / "metrics.jsonl")
+    for before, line in zip(metrics, metrics[1:], strict=False):
+        if line["step"] != 5:  # the first of an epoch, with what was evaluated before it
+            # Two micro-batches of two pairs; the clock is read at another moment.
+            assert line["pairs_per_s"] * (line["elapsed_s"] - before["elapsed_s"]) == pytest.approx(4, rel=1e-6)
+    assert metrics[4]["elapsed_s"] - metrics[3]["elapsed_s"] > 2
+    assert all(line["pairs_per_s"] > 4 / 2 for line in metrics)
+    assert all(line["tokens_per_s"] > line["pairs_per_s"] * 20 for line in metrics)  # a pair has more tokens than that
+
+
+def test_tensorboard_and_wandb_at_once(config, prepared, monkeypatch, tmp_path, capfd):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    run = config(eval_file=str(prepared("x070")), tensorboard=True, wandb="a project")
+    train(run, {})
+    folder = Path(run.proj_dir)
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    metrics, held_out = lines(folder / "metrics.jsonl"), lines(folder / "eval.jsonl")
+    for name in ("margin", "pref_percentage", "loss", "pairs_per_s"):
+        seen = [(event.step, event.value) for event in events.Scalars(name)]
+        assert seen == [(line["step"], pytest.approx(line[name])) for line in metrics]
+    assert [(event.step, event.value) for event in events.Scalars("eval/accuracy")] == \
+        [(line["step"], line["accuracy"]) for line in held_out]
+    assert list(folder.glob("wandb/offline-run-*"))
+    assert "anonymous" not in capfd.readouterr().err
