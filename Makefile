@@ -28,7 +28,7 @@ $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
 
-# The three scripts in order on the embedded example, then the table and the picture.
+# The three scripts in order on the embedded example, then the table; example/DPO/demo_output/run/report.html tells the training.
 demo: setup
 	$(BIN)/python example/DPO/demo.py
 

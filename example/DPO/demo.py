@@ -1,7 +1,8 @@
 """`make demo`: the three scripts in order on the embedded example, then what came of it.
 
 Runs 1_generate_reject.sh, 2_prepare.sh and 3_train.sh, and prints held-out numbers before and after, a question answered by
-both models, and the files written. Everything lands in example/DPO/demo_output, which each run makes anew.
+both models, and the files written; of these run/report.html is the training on one page. Everything lands in
+example/DPO/demo_output, which each run makes anew.
 """
 
 import argparse
