@@ -62,7 +62,8 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         UserError: whatever the user can mend; nothing has been written then, or what was written is good.
     """
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     pl.seed_everything(config.seed, verbose=False)
     weights, dimensions = load_base(config.load_model)
     check_flags(dimensions, expected, config.load_model)
