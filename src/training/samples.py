@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+import torch
 
 from src.errors import UserError
 from src.model import RWKV
@@ -64,7 +65,9 @@ class Samples(pl.Callback):
     def _write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if trainer.is_global_zero:
             tokenizer, tokens, texts = self.questions
-            answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
+            # A few steps token by token are not worth what compiling them (--compile 1) takes.
+            with torch.compiler.set_stance("force_eager" if pl_module.config.compile else "default"):
+                answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
             samples = [{**text, "answer": answer, "complete": complete}
                        for text, (answer, complete) in zip(texts, answers, strict=True)]
             append_line(self.path, {"step": trainer.global_step, "samples": samples})
