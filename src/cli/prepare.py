@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.cli.run import Parser, positive, seed
+from src.cli.run import Parser, positive, seed, zero_or_one
 from src.cli.strategy import HELP, parse_strategy
 from src.preference.config import PrepareConfig
 
@@ -23,6 +23,8 @@ def parse(arguments: Sequence[str]) -> PrepareConfig:
     add("--layer_profile", help="with i8 or nf4 weights: the profile to train with, whose blocks in mode full stay unquantized")
     add("--seed", type=seed, default=0, help="which template each pair gets")
     add("--batch_tokens", type=positive, default=8192, help="most tokens in one forward pass")
+    add("--reference", type=zero_or_one, default="1",
+        help="0: compute none and store 0.0, for the losses that have no reference (simpo, orpo, cpo)")
     flags = vars(parser.parse_args(arguments))
     strategy = parse_strategy(flags.pop("strategy"))
     return PrepareConfig(**flags, device=strategy.device, precision=strategy.precision, dtype=strategy.dtype,

@@ -10,15 +10,22 @@ import torch
 
 from src.cli.run import Parser, not_negative, positive, seed, zero_or_one
 from src.errors import UserError
+from src.preference.loss import LOSSES, takes
 from src.training.config import TrainConfig
 
 STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload", "deepspeed_stage_3",
               "deepspeed_stage_3_offload")
 QUANT_MODES = ("nf4", "int8")
+# `--orpo 1` for `--loss orpo`.
+SWITCHES = ("dpo", "orpo", "simpo")
+ON_DPOS_MARGIN = ("dpo", "ipo", "hinge", "robust")
+TAKEN_BY = {"dpo_beta": ON_DPOS_MARGIN, "dpo_alpha": ON_DPOS_MARGIN, "orpo_alpha": ("orpo",), "simpo_beta": ("simpo",),
+            "simpo_gamma": ("simpo",), "simpo_alpha": ("simpo",), "cpo_beta": ("cpo",), "cpo_alpha": ("cpo",),
+            "label_smoothing": tuple(loss for loss in LOSSES if takes(loss, "label_smoothing"))}
 
 
 def parser() -> Parser:
-    parser = Parser("Preference training of an RWKV v6 or v7 model through adapters: DPO with a share of SFT.")
+    parser = Parser("Preference training of an RWKV v6 or v7 model through adapters: DPO or another loss, with a share of SFT.")
     add = parser.add_argument
     model = parser.add_argument_group("model").add_argument
     model("--load_model", required=True, help="base checkpoint, the official .pth or .safetensors")
@@ -41,9 +48,19 @@ def parser() -> Parser:
          help="pairs longer than this many tokens are left out, with the count told (--ctx_len where not given)")
 
     loss = parser.add_argument_group("objective").add_argument
-    loss("--dpo", type=zero_or_one, default="1", help="1: direct preference optimization")
-    loss("--dpo_beta", type=float, default=0.01, help="strength of the pull towards the reference")
-    loss("--dpo_alpha", type=float, default=0.1, help="share of the SFT loss on the chosen answers")
+    loss("--loss", choices=tuple(LOSSES), help="dpo where not given; simpo, orpo and cpo have no reference")
+    for name in SWITCHES:
+        loss(f"--{name}", type=zero_or_one, help=f"1: the same as --loss {name}")
+    loss("--dpo_beta", type=float, default=0.01, help="dpo, ipo, hinge, robust: strength of the pull towards the reference")
+    loss("--dpo_alpha", type=float, default=0.1, help="dpo, ipo, hinge, robust: share of the SFT loss on the chosen answers")
+    loss("--label_smoothing", type=float, default=0.0,
+         help="dpo, robust, simpo, cpo: chance that a pair's labels are swapped, below 0.5")
+    loss("--orpo_alpha", type=float, default=0.1, help="orpo: weight of the odds ratio beside the SFT loss, the paper's lambda")
+    loss("--simpo_beta", type=float, default=2.0, help="simpo: scale of the answers' mean log-probabilities")
+    loss("--simpo_gamma", type=float, default=1.0, help="simpo: margin to be reached")
+    loss("--simpo_alpha", type=float, default=0.0, help="simpo: share of the SFT loss on the chosen answers")
+    loss("--cpo_beta", type=float, default=0.1, help="cpo: scale of the answers' log-probabilities")
+    loss("--cpo_alpha", type=float, default=1.0, help="cpo: share of the SFT loss on the chosen answers")
     loss("--sft_on_prompt", type=zero_or_one, default="0", help="1: the SFT loss is over prompt and answer")
     loss("--infctx", type=zero_or_one, default="0", help="not served yet; 0")
 
@@ -105,12 +122,11 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
     if flags.pop("infctx"):
         raise UserError("--infctx 1: training on texts longer than the context in pieces (infctx) is not served yet; "
                         "leave it at 0")
-    if not flags.pop("dpo"):
-        raise UserError("--dpo 0: DPO is the only objective served yet; use --dpo 1")
-    for name in ("lr_init", "lr_final", "gradient_clip_val", "dpo_alpha"):
+    _settle_loss(flags, arguments)
+    for name in ("lr_init", "lr_final", "gradient_clip_val", "dpo_alpha", "simpo_alpha", "simpo_gamma", "cpo_alpha"):
         if not 0 <= flags[name] < float("inf"):
             raise UserError(f"--{name} must be a finite number from 0 on, not {flags[name]}")
-    for name in ("dpo_beta", "adam_eps", "lora_alpha"):
+    for name in ("dpo_beta", "orpo_alpha", "simpo_beta", "cpo_beta", "adam_eps", "lora_alpha"):
         if not 0 < flags[name] < float("inf"):
             raise UserError(f"--{name} must be a finite number over 0, not {flags[name]}")
     for name in ("beta1", "beta2"):
@@ -133,6 +149,26 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
     flags["rlhf_max_corpus_len"] = limit
     expected = {f"--{name}": flags.pop(name) for name in ("n_layer", "n_embd", "vocab_size", "my_testing")}
     return TrainConfig(quantization=mode if quant else None, **flags), expected
+
+
+def _settle_loss(flags: dict[str, Any], arguments: Sequence[str]) -> None:
+    """One loss, named by --loss or by its switch, and no flag that it does not take."""
+    switches = {name: flags.pop(name) for name in SWITCHES}
+    named = [name for name, value in switches.items() if value]
+    if len({*named, flags["loss"] or (named or ["dpo"])[0]}) > 1:
+        told = [f"--loss {flags['loss']}"] * bool(flags["loss"]) + [f"--{name} 1" for name in named]
+        raise UserError(f"{' and '.join(told)} contradict each other; a run has one objective")
+    loss = flags["loss"] = flags["loss"] or (named or ["dpo"])[0]
+    if switches.get(loss) is False:
+        raise UserError(f"--{loss} 0: no objective is left; name one by --loss {', '.join(LOSSES)}")
+    given = {word.partition("=")[0] for word in arguments}
+    for name, losses in TAKEN_BY.items():
+        if f"--{name}" in given and loss not in losses:
+            raise UserError(f"--{name} has no say in --loss {loss}, only in {', '.join(losses)}; leave it out")
+    if not 0 <= flags["label_smoothing"] < 0.5:
+        raise UserError(f"--label_smoothing must be from 0 up to, not including, 0.5, not {flags['label_smoothing']}")
+    if loss == "robust" and not flags["label_smoothing"]:
+        raise UserError("--loss robust needs --label_smoothing over 0, the chance that a pair's labels are swapped")
 
 
 def _check_machine(flags: dict[str, Any]) -> None:

@@ -22,3 +22,4 @@ class PrepareConfig:
     precision: str
     dtype: torch.dtype
     quantization: str | None
+    reference: bool = True

@@ -1,33 +1,141 @@
-"""The preference loss as pure functions over vectors of summed log-probabilities: no model, no trainer.
+"""The preference losses as pure functions over vectors of summed log-probabilities: no model, no trainer.
 
 Log-probabilities are in nats, one number an answer: the sum over its tokens. Half-precision inputs are
 raised to float32; float64 stays float64.
+
+Every loss takes what it needs, by these names, and gives back the same four vectors:
+
+    policy_chosen, policy_reject        [B], log-probability of each answer under the model in training
+    reference_chosen, reference_reject  [B], the same under the frozen base model; no gradient is asked of them
+    chosen_tokens, reject_tokens        [B], how many tokens each sum is over
+    beta, gamma, label_smoothing        numbers
+
+    -> losses [B], reward_chosen [B], reward_rejected [B], margin [B]
+
+The margin is the first reward minus the second, and what the loss compares before a target is taken off it. A reward is beta
+times the log-probability of the answer, relative to the reference where the loss has one, and a mean over its tokens where the
+loss divides by length. `LOSSES` names them all; which settings a loss takes is told by its own parameters.
 """
+
+from inspect import signature
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+Losses = tuple[Tensor, Tensor, Tensor, Tensor]
 
-def dpo_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Tensor, reference_reject: Tensor,
-             beta: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
+
+def dpo_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Tensor, reference_reject: Tensor, beta: float,
+             label_smoothing: float = 0.0) -> Losses:
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, equation 7): `-log sigmoid(margin)`.
+
+    With label smoothing, the chance that a pair's labels are swapped, the conservative DPO of Mitchell 2023 ("A note on DPO with
+    noisy preferences & relationship to IPO", cdpo): both cases' losses, each with its chance.
 
     Args:
-        policy_chosen, policy_reject: [B], log-probability of each answer under the model in training.
-        reference_chosen, reference_reject: [B], the same under the frozen base model; no gradient is asked of them.
+        policy_chosen ... reference_reject: [B], see above.
         beta: strength of the pull towards the reference, over 0.
+        label_smoothing: from 0 up to, not including, 0.5.
 
     Returns:
-        losses [B], `-log sigmoid(margin)`; reward_chosen [B] and reward_rejected [B], beta times how far the
-        policy has moved from the reference on each answer (the paper's implicit reward); margin [B], the
-        first reward minus the second. Where the policy is the reference, margins are exactly 0.
+        [B] each: losses, reward_chosen and reward_rejected (the paper's implicit rewards, beta times how far the policy has moved
+        from the reference), margin. Where the policy is the reference, margins are exactly 0.
     """
-    # Policy minus reference comes first: the two are close, so that the difference of these large sums is exact.
-    reward_chosen = beta * (_full(policy_chosen) - _full(reference_chosen))
-    reward_rejected = beta * (_full(policy_reject) - _full(reference_reject))
+    rewards = _rewards(policy_chosen, policy_reject, reference_chosen, reference_reject, beta)
+    return _smoothed(rewards[2], label_smoothing), *rewards
+
+
+def robust_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Tensor, reference_reject: Tensor, beta: float,
+                label_smoothing: float) -> Losses:
+    """Provably robust DPO (Chowdhury et al. 2024, arXiv:2403.00409, rDPO): unbiased where labels are swapped at this rate.
+
+    `((1 - e) * -log sigmoid(margin) - e * -log sigmoid(-margin)) / (1 - 2 e)`, e being label_smoothing, over 0 and below 0.5.
+    Shapes and margin as in `dpo_loss`.
+    """
+    rewards = _rewards(policy_chosen, policy_reject, reference_chosen, reference_reject, beta)
+    margin = rewards[2]
+    losses = (label_smoothing * logsigmoid(-margin) - (1 - label_smoothing) * logsigmoid(margin)) / (1 - 2 * label_smoothing)
+    return losses, *rewards
+
+
+def hinge_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Tensor, reference_reject: Tensor,
+               beta: float) -> Losses:
+    """The calibration loss of SLiC (Zhao et al. 2023, arXiv:2305.10425, section 2) on DPO's margin: `max(0, 1 - margin)`.
+
+    In this form, relative to the reference and with beta, it is the hinge of RSO (Liu et al. 2023, arXiv:2309.06657, section 3).
+    Shapes and margin as in `dpo_loss`.
+    """
+    rewards = _rewards(policy_chosen, policy_reject, reference_chosen, reference_reject, beta)
+    return torch.relu(1 - rewards[2]), *rewards
+
+
+def ipo_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Tensor, reference_reject: Tensor,
+             chosen_tokens: Tensor, reject_tokens: Tensor, beta: float) -> Losses:
+    """Identity preference optimization (Azar et al. 2023, arXiv:2310.12036, equation 17): `(h - 1 / (2 beta))^2`.
+
+    beta is the paper's tau. h is the difference of the two answers' log-ratios, each a mean over the answer's tokens, as TRL has
+    it on its authors' word, so that the target does not depend on length. The margin is `beta h`, and its target 0.5.
+    """
+    chosen, reject = (_full(policy) - _full(reference) for policy, reference in
+                      ((policy_chosen, reference_chosen), (policy_reject, reference_reject)))
+    chosen, reject = chosen / chosen_tokens, reject / reject_tokens
+    return (chosen - reject - 1 / (2 * beta)) ** 2, beta * chosen, beta * reject, beta * (chosen - reject)
+
+
+def simpo_loss(policy_chosen: Tensor, policy_reject: Tensor, chosen_tokens: Tensor, reject_tokens: Tensor, beta: float,
+               gamma: float, label_smoothing: float = 0.0) -> Losses:
+    """SimPO (Meng et al. 2024, arXiv:2405.14734, equation 6): `-log sigmoid(margin - gamma)`, without a reference.
+
+    Rewards are beta times an answer's mean log-probability of a token. gamma, 0 or above, is the margin to be reached; the margin
+    returned is before it is taken off. Label smoothing as in `dpo_loss`.
+    """
+    reward_chosen = beta * _full(policy_chosen) / chosen_tokens
+    reward_rejected = beta * _full(policy_reject) / reject_tokens
     margin = reward_chosen - reward_rejected
-    return -logsigmoid(margin), reward_chosen, reward_rejected, margin
+    return _smoothed(margin - gamma, label_smoothing), reward_chosen, reward_rejected, margin
+
+
+def cpo_loss(policy_chosen: Tensor, policy_reject: Tensor, beta: float, label_smoothing: float = 0.0) -> Losses:
+    """Contrastive preference optimization (Xu et al. 2024, arXiv:2401.08417, equation 3): DPO with a uniform reference.
+
+    `-log sigmoid(margin)`, rewards being beta times an answer's log-probability. The paper adds the chosen answer's
+    log-likelihood (section 3), which is the SFT share of every objective here. Label smoothing as in `dpo_loss`.
+    """
+    reward_chosen, reward_rejected = beta * _full(policy_chosen), beta * _full(policy_reject)
+    margin = beta * (_full(policy_chosen) - _full(policy_reject))
+    return _smoothed(margin, label_smoothing), reward_chosen, reward_rejected, margin
+
+
+def orpo_loss(policy_chosen: Tensor, policy_reject: Tensor, chosen_tokens: Tensor, reject_tokens: Tensor, beta: float) -> Losses:
+    """The odds ratio part of ORPO (Hong, Lee and Thorne 2024, arXiv:2403.07691, equations 4 and 7), beta being its lambda.
+
+    `-beta log sigmoid(log(odds(chosen) / odds(reject)))`, odds being P / (1 - P) and log P an answer's mean log-probability of a
+    token (equation 3). ORPO is this plus the whole SFT loss (equation 6). Rewards are beta log P, as in TRL; the margin has the
+    sign of the log odds ratio.
+    """
+    chosen, reject = _full(policy_chosen) / chosen_tokens, _full(policy_reject) / reject_tokens
+    # log odds(chosen) - log odds(reject), the two large terms first.
+    log_odds = (chosen - reject) - (_log1mexp(chosen) - _log1mexp(reject))
+    return -beta * logsigmoid(log_odds), beta * chosen, beta * reject, beta * (chosen - reject)
+
+
+LOSSES = {"dpo": dpo_loss, "ipo": ipo_loss, "hinge": hinge_loss, "robust": robust_loss, "simpo": simpo_loss, "orpo": orpo_loss,
+          "cpo": cpo_loss}
+
+
+def takes(loss: str, name: str) -> bool:
+    """Whether the loss of this name has a parameter `name`."""
+    return name in signature(LOSSES[loss]).parameters
+
+
+def needs_reference(loss: str) -> bool:
+    return takes(loss, "reference_chosen")
+
+
+def preference_loss(loss: str, **values: Tensor | float) -> Losses:
+    """The loss of this name on those of `values` that it takes, which are named as in the module's docstring."""
+    return LOSSES[loss](**{name: value for name, value in values.items() if takes(loss, name)})
 
 
 def sft_loss(chosen_log_prob: Tensor, chosen_token_count: Tensor) -> Tensor:
@@ -41,6 +149,25 @@ def sft_loss(chosen_log_prob: Tensor, chosen_token_count: Tensor) -> Tensor:
 def pref_percentage(previous: float, accuracy: float) -> float:
     """The running share of pairs whose margin is over 0: an exponential average, starting from 0.5."""
     return 0.9 * previous + 0.1 * accuracy
+
+
+def _rewards(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Tensor, reference_reject: Tensor,
+             beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    # Policy minus reference comes first: the two are close, so that the difference of these large sums is exact.
+    reward_chosen = beta * (_full(policy_chosen) - _full(reference_chosen))
+    reward_rejected = beta * (_full(policy_reject) - _full(reference_reject))
+    return reward_chosen, reward_rejected, reward_chosen - reward_rejected
+
+
+def _smoothed(margin: Tensor, label_smoothing: float) -> Tensor:
+    if not label_smoothing:
+        return -logsigmoid(margin)
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+
+
+def _log1mexp(log_p: Tensor) -> Tensor:
+    """log(1 - p). An answer known by heart has log p = 0 in float32, where this and its gradient would be infinite."""
+    return torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
 
 
 def _full(values: Tensor) -> Tensor:

@@ -122,6 +122,19 @@ def check_sidecar(sidecar: dict[str, Any], expected: dict[str, Any]) -> list[str
     return lines
 
 
+def has_references(pairs: Sequence[Pair], sidecar: dict[str, Any] | None) -> bool:
+    """Whether the references were computed at all.
+
+    They were not by `rlhf_dpo_generate_save.py --reference 0`, which stores 0.0 and says so in the sidecar, nor by tools of this
+    family that prepare for reference-free losses, which store 0.5. A sum of log-probabilities is never over 0 beyond rounding,
+    and not 0 in every pair.
+    """
+    if sidecar is not None and not sidecar.get("references", True):
+        return False
+    references = [value for pair in pairs for value in pair[3:]]
+    return max(references) < 1e-3 and any(references)
+
+
 def _worded(value: Any) -> str:
     return "none" if value is None else str(value)
 

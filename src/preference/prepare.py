@@ -1,4 +1,4 @@
-"""From a CSV of preferences to a `.save` file: tokenize, compute the references, write."""
+"""From a CSV of preferences to a `.save` file: tokenize, compute the references (unless told not to), write."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from src.preference.csv import read_pairs_csv
 from src.preference.journal import open_journal
 from src.preference.pairs import save_pairs
 from src.preference.reference import with_references
-from src.preference.tokenize import tokenize_pairs
+from src.preference.tokenize import Report, tokenize_pairs
 from src.progress import progress_bar
 from src.tokenizer import load_tokenizer
 from src.wkv.native import recycle_memory
@@ -41,29 +41,40 @@ def prepare(config: PrepareConfig) -> None:
                         f"{dimensions.vocab_size}; take the tokenizer that the model was trained with")
     pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed)
 
+    base = fingerprint(weights)
+    sidecar = {
+        "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
+        "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
+        "max_len": config.rlhf_max_corpus_len, "cut": report.cut, "dropped": report.dropped, "references": config.reference,
+    }
+    started = time.monotonic()
+    if not config.reference:
+        save_pairs(config.output_save, [(*pair, 0.0, 0.0) for pair in pairs], sidecar)
+        _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
+        return
+
     blocks = set(range(dimensions.n_layer))
     if config.layer_profile not in (None, "auto"):
         blocks = blocks_to_quantize(read_layer_profile(config.layer_profile, dimensions.n_layer))
-    base = fingerprint(weights)
     if config.device.type == "cpu":
         recycle_memory()
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization, blocks)
     unquantized = sorted(set(range(dimensions.n_layer)) - blocks) if config.quantization else []
     computed = [base, config.precision, config.quantization, unquantized, config.batch_tokens, pairs]
     digest = hashlib.sha256(json.dumps(computed).encode()).hexdigest()
-    started = time.monotonic()
     with open_journal(Path(f"{config.output_save}.partial"), digest) as journal:
         if journal.done:
             print(f"{journal.path}: going on after {len(journal.done)} finished batches", file=sys.stderr)
         with progress_bar("pairs", len(pairs)) as advance:
             pairs = with_references(model, pairs, config.batch_tokens, advance, journal)
-        save_pairs(config.output_save, pairs, {
-            "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
-            "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
-            "max_len": config.rlhf_max_corpus_len, "precision": config.precision, "quantization": config.quantization,
-            "unquantized_blocks": unquantized, "cut": report.cut, "dropped": report.dropped,
-        })
+        save_pairs(config.output_save, pairs, sidecar | {
+            "precision": config.precision, "quantization": config.quantization, "unquantized_blocks": unquantized})
+    _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
+
+
+def _tell(config: PrepareConfig, n_rows: int, n_pairs: int, report: Report, seconds: float) -> None:
     templates = ", ".join(f"{name} {count}" for name, count in report.template_counts.items())
-    print(f"{config.output_save}: {len(pairs)} pairs from {len(rows)} rows in {time.monotonic() - started:.1f} s; "
+    print(f"{config.output_save}: {n_pairs} pairs from {n_rows} rows in {seconds:.1f} s; "
           f"{report.cut} prompts cut and {report.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "
-          f"{report.equal} with equal answers; longest {report.longest} tokens; templates {templates}", file=sys.stderr)
+          f"{report.equal} with equal answers; longest {report.longest} tokens; templates {templates}"
+          f"{'' if config.reference else '; no references'}", file=sys.stderr)

@@ -31,7 +31,7 @@ EVAL_FILE = "eval.jsonl"
 FINAL_FILE = "rwkv-final.safetensors"
 # Seconds between the lines of a run whose stderr is no terminal: rarer than elsewhere, since runs take hours.
 LINE_EVERY = 30.0
-AVERAGED = ("loss", "dpo_loss", "sft_loss", "reward_chosen", "reward_rejected", "margin")
+AVERAGED = ("sft_loss", "reward_chosen", "reward_rejected", "margin")
 
 
 class StepMetrics(pl.Callback):
@@ -79,13 +79,13 @@ class StepMetrics(pl.Callback):
         if isinstance(trainer.strategy, pl.strategies.DeepSpeedStrategy):
             self.grad_norm = float(trainer.strategy.deepspeed_engine.get_global_grad_norm() or 0.0)
         now = time.monotonic()
-        means = {name: torch.cat([losses[name] for losses in self.losses]).mean().item() for name in AVERAGED}
+        averaged = ("loss", pl_module.objective.loss_name, *AVERAGED)
+        means = {name: torch.cat([losses[name] for losses in self.losses]).mean().item() for name in averaged}
         accuracy = (torch.cat([losses["margin"] for losses in self.losses]) > 0).float().mean().item()
         self.pref_percentage = pref_percentage(self.pref_percentage, accuracy)
         self.last = {
-            "step": self.step, "loss": means["loss"], "dpo_loss": means["dpo_loss"], "sft_loss": means["sft_loss"],
-            "pref_percentage": self.pref_percentage, "pref_accuracy": accuracy, "reward_chosen": means["reward_chosen"],
-            "reward_rejected": means["reward_rejected"], "margin": means["margin"], "lr": self.lr, "grad_norm": self.grad_norm,
+            "step": self.step, **means, "pref_percentage": self.pref_percentage, "pref_accuracy": accuracy,
+            "lr": self.lr, "grad_norm": self.grad_norm,
             "tokens_per_s": self.tokens / (now - self.step_started), "pairs_per_s": self.pairs / (now - self.step_started),
             "peak_memory_bytes": peak_memory(pl_module.device), "elapsed_s": self.before + now - self.started,
         }

@@ -48,3 +48,12 @@ class TrainConfig:
     seed: int
     resume: bool
     allow_reference_mismatch: bool
+    # The objective; beta, alpha and gamma are each loss's own (src.training.objective).
+    loss: str = "dpo"
+    label_smoothing: float = 0.0
+    orpo_alpha: float = 0.1
+    simpo_beta: float = 2.0
+    simpo_gamma: float = 1.0
+    simpo_alpha: float = 0.0
+    cpo_beta: float = 0.1
+    cpo_alpha: float = 1.0

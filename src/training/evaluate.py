@@ -1,4 +1,4 @@
-"""Held-out numbers of a model on pairs with cached references."""
+"""Held-out numbers of a model on pairs, by the objective that it trains on."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 
 from src.model import RWKV
 from src.preference.batching import batches_by_tokens
+from src.preference.loss import takes
 from src.preference.packing import pack_pairs
 from src.preference.pairs import Pair
 from src.training.objective import Objective, pair_losses
@@ -20,7 +21,7 @@ def evaluate(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> dict[s
     """Means over the pairs; the model's training mode is left as it was.
 
     Returns:
-        loss, dpo_loss, sft_loss, reward_chosen, reward_rejected, margin: means.
+        loss, dpo_loss (preference_loss for another than DPO), sft_loss, reward_chosen, reward_rejected, margin: means.
         accuracy: share of pairs with margin > 0. A tie up to rounding counts one half, so that the untrained policy,
             which is the reference and ties on every pair, has 0.5.
         policy_accuracy: share of pairs whose chosen answer the policy itself finds likelier than the rejected one.
@@ -32,7 +33,9 @@ def evaluate(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> dict[s
     for batch in batches_by_tokens(pairs, BATCH_TOKENS):
         chosen_pairs = [pairs[at] for at in batch]
         losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), [pair[3:] for pair in chosen_pairs], objective)
-        tie = (losses["margin"] / objective.beta).abs() <= TIE * losses["answer_tokens"]
+        # Two means over tokens differ by rounding as one token does, two sums as all of them do.
+        tokens = 2 if takes(objective.loss, "chosen_tokens") else losses["answer_tokens"]
+        tie = (losses["margin"] / objective.beta).abs() <= TIE * tokens
         losses["accuracy"] = torch.where(tie, 0.5, (losses["margin"] > 0).float())
         losses["policy_accuracy"] = (losses["log_prob_chosen"] > losses["log_prob_reject"]).float()
         for name, values in losses.items():

@@ -12,7 +12,7 @@ from src.errors import UserError
 from src.model import RWKV
 from src.quantization.bitsandbytes import load_bitsandbytes
 from src.training.config import TrainConfig
-from src.training.objective import Objective, pair_losses
+from src.training.objective import objective_of, pair_losses
 from src.training.schedule import learning_rate
 
 
@@ -25,7 +25,7 @@ class PreferenceModule(pl.LightningModule):
     def __init__(self, model: RWKV, settings: list[LayerSetting], config: TrainConfig, total_steps: int):
         super().__init__()
         self.model, self.settings, self.config, self.total_steps = model, settings, config, total_steps
-        self.objective = Objective(config.dpo_beta, config.dpo_alpha, config.sft_on_prompt)
+        self.objective = objective_of(config)
         self.last_losses: dict[str, Tensor] = {}
         self.last_tokens = 0
         self._random_state: dict[str, Any] | None = None

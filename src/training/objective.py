@@ -1,4 +1,4 @@
-"""DPO with a share of SFT on one packed batch: the step that training and evaluation have in common."""
+"""A preference loss with a share of SFT on one packed batch: the step that training and evaluation have in common."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,26 @@ from torch import Tensor
 
 from src.model import RWKV
 from src.preference.log_probs import answer_log_probs
-from src.preference.loss import dpo_loss, sft_loss
+from src.preference.loss import preference_loss, sft_loss
 from src.preference.packing import PackedBatch
+from src.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Objective:
-    """loss = -log sigmoid(margin) + alpha * NLL(chosen), the mean over pairs."""
+    """preference loss + alpha * NLL(chosen), the mean over pairs; for DPO the first is -log sigmoid(margin)."""
 
-    beta: float  # strength of the pull towards the reference
+    beta: float  # strength of the pull towards the reference; what else each loss takes it for, src/preference/loss.py tells
     alpha: float  # share of the SFT loss
     sft_on_prompt: bool = False  # the NLL's mean is over prompt and answer, not the answer alone
+    loss: str = "dpo"  # one of src.preference.loss.LOSSES
+    gamma: float = 0.0  # SimPO's margin to be reached
+    label_smoothing: float = 0.0  # chance that a pair's labels are swapped
+
+    @property
+    def loss_name(self) -> str:
+        """What the preference loss is called among the numbers of a step."""
+        return "dpo_loss" if self.loss == "dpo" else "preference_loss"
 
 
 def pair_losses(model: RWKV, batch: PackedBatch, references: Sequence[tuple[float, float]], objective: Objective,
@@ -27,17 +36,32 @@ def pair_losses(model: RWKV, batch: PackedBatch, references: Sequence[tuple[floa
 
     Args:
         batch: the pairs, packed, on the model's device.
-        references: cached log ref(chosen | prompt) and log ref(reject | prompt) of each pair, in nats.
+        references: cached log ref(chosen | prompt) and log ref(reject | prompt) of each pair, in nats; any numbers where the loss
+            has no reference.
 
     Returns:
-        [B] float32 each: loss, dpo_loss, sft_loss, reward_chosen, reward_rejected, margin, and log_prob_chosen,
-        log_prob_reject (nats), answer_tokens (of both answers).
+        [B] float32 each: loss, dpo_loss (preference_loss for another than DPO), sft_loss, reward_chosen, reward_rejected,
+        margin, and log_prob_chosen, log_prob_reject (nats), answer_tokens (of both answers).
     """
     sums = answer_log_probs(model, batch, with_prompt=objective.sft_on_prompt, grad_cp=grad_cp)
     chosen, reject = sums.answer.view(-1, 2).unbind(1)
     reference = torch.tensor(references, dtype=chosen.dtype, device=chosen.device)
-    dpo, reward_chosen, reward_rejected, margin = dpo_loss(chosen, reject, reference[:, 0], reference[:, 1], objective.beta)
+    chosen_tokens, reject_tokens = sums.answer_tokens.view(-1, 2).unbind(1)
+    preference, reward_chosen, reward_rejected, margin = preference_loss(
+        objective.loss, policy_chosen=chosen, policy_reject=reject, reference_chosen=reference[:, 0],
+        reference_reject=reference[:, 1], chosen_tokens=chosen_tokens, reject_tokens=reject_tokens, beta=objective.beta,
+        gamma=objective.gamma, label_smoothing=objective.label_smoothing)
     sft = sft_loss(chosen + sums.prompt.view(-1, 2)[:, 0], (sums.answer_tokens + sums.prompt_tokens).view(-1, 2)[:, 0])
-    return {"loss": dpo + objective.alpha * sft, "dpo_loss": dpo, "sft_loss": sft, "reward_chosen": reward_chosen,
-            "reward_rejected": reward_rejected, "margin": margin, "log_prob_chosen": chosen, "log_prob_reject": reject,
-            "answer_tokens": sums.answer_tokens.view(-1, 2).sum(1)}
+    return {"loss": preference + objective.alpha * sft, objective.loss_name: preference, "sft_loss": sft,
+            "reward_chosen": reward_chosen, "reward_rejected": reward_rejected, "margin": margin,
+            "log_prob_chosen": chosen, "log_prob_reject": reject, "answer_tokens": sums.answer_tokens.view(-1, 2).sum(1)}
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """The objective that a run's flags describe: each loss by its own, the losses on DPO's margin by DPO's."""
+    beta, alpha, gamma = {
+        "orpo": (config.orpo_alpha, 1.0, 0.0),
+        "simpo": (config.simpo_beta, config.simpo_alpha, config.simpo_gamma),
+        "cpo": (config.cpo_beta, config.cpo_alpha, 0.0),
+    }.get(config.loss, (config.dpo_beta, config.dpo_alpha, 0.0))
+    return Objective(beta, alpha, config.sft_on_prompt, config.loss, gamma, config.label_smoothing)

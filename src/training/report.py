@@ -29,7 +29,8 @@ TEMPLATE = Path(__file__).with_name("report.template.html")
 MEASURES = {
     "accuracy": "preference accuracy (margin > 0; ties count half)", "margin": "mean margin",
     "policy_accuracy": "the model itself finds the good answer likelier", "sft_loss": "nats a token of the good answers",
-    "dpo_loss": "DPO loss", "loss": "loss, all of it", "reward_chosen": "reward, chosen", "reward_rejected": "reward, rejected",
+    "dpo_loss": "DPO loss", "preference_loss": "preference loss", "loss": "loss, all of it",
+    "reward_chosen": "reward, chosen", "reward_rejected": "reward, rejected",
 }
 UNMEASURED = ("step", "pairs")
 FILES = {

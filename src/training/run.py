@@ -21,7 +21,8 @@ from src.checkpoint.io import fingerprint
 from src.errors import UserError
 from src.files import atomic_write
 from src.model import build_model
-from src.preference.pairs import Pair, check_sidecar, load_pairs
+from src.preference.loss import needs_reference
+from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
 from src.quantization.linear import STRATEGY_SUFFIXES
 from src.training.callbacks import (
     EVAL_FILE,
@@ -106,7 +107,8 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     module = PreferenceModule(model, settings, config, total_steps)
     metrics = StepMetrics(folder)
     evaluation = HeldOut(folder, held_out) if held_out else None
-    save = SaveAdapters(folder, base, {"version": dimensions.version, "dpo_beta": config.dpo_beta, "dpo_alpha": config.dpo_alpha})
+    save = SaveAdapters(folder, base, {"version": dimensions.version, "loss": config.loss, "dpo_beta": config.dpo_beta,
+                                        "dpo_alpha": config.dpo_alpha})
     samples = None
     if answer is not None and config.samples and config.strategy.startswith("deepspeed_stage_3"):
         print("warning: no samples in the report, since stage 3 leaves no device a whole model to write them", file=sys.stderr)
@@ -152,13 +154,19 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
                    settings: list[LayerSetting]) -> tuple[list[Pair], dict[str, Any]]:
     """Load a `.save`, whose references must come from this base, at this precision and quantization: margins start at 0.
 
-    Returns the pairs, and what config.json and the report tell of them.
+    For a loss without a reference they are neither used nor checked. Returns the pairs, and what config.json and the report tell
+    of them.
     """
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"pairs": len(pairs), **left_out, "sidecar": sidecar}
     if left_out["too_long"] or left_out["empty_answer"]:
         print(f"{path}: left out {left_out['too_long']} pairs longer than {config.rlhf_max_corpus_len} tokens and "
               f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain", file=sys.stderr)
+    if not needs_reference(config.loss):
+        return pairs, facts
+    if not has_references(pairs, sidecar):
+        raise UserError(f"{path}: it was made without references, which --loss {config.loss} needs; "
+                        "run rlhf_dpo_generate_save.py with --reference 1, or take a loss without one: --loss simpo, orpo or cpo")
     if sidecar is None:
         print(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come from "
               f"{config.load_model} at {config.precision}", file=sys.stderr)
