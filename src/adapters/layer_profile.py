@@ -43,6 +43,8 @@ class LayerSetting:
 
 COLUMNS = ("Layer", "Mode", "Rank", "Alpha", "Dropout", "Weight_lr_init", "Weight_lr_final", "Weight_decay",
            "State_lr_init", "State_lr_final", "RejectParts")
+# Columns of the profiles of RWKV-LM-RLHF for v6, which have no rates; accepted and left unread, as they are there.
+OLD_COLUMNS = ("LISAProb", "LoRAProb", "LRScale")
 # What a mode cannot do without; every other cell may be empty and then counts as 0.
 NEEDED = {"freeze": (), "full": ("Weight_lr_init", "Weight_lr_final"),
           "lora": ("Rank", "Alpha", "Weight_lr_init", "Weight_lr_final")}
@@ -59,10 +61,13 @@ def layer_of(name: str) -> tuple[str, str]:
     return ("emb" if name.startswith("emb.") else "head"), name
 
 
-def read_layer_profile(path: str | Path, n_layer: int) -> list[LayerSetting]:
+def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float] = (0.0, 0.0)) -> list[LayerSetting]:
     """Read a profile for a model of `n_layer` blocks.
 
     Columns may stand in any order and case, RejectParts may be absent, blank lines are skipped.
+
+    Args:
+        rates: lr_init and lr_final of every layer where the profile is an old one (`OLD_COLUMNS`) without columns for them.
 
     Returns:
         A setting for emb, 0 ... n_layer - 1 and head, in this order whatever the file's.
@@ -81,6 +86,8 @@ def read_layer_profile(path: str | Path, n_layer: int) -> list[LayerSetting]:
         raise UserError(f"layer profile {path}: the file is empty; its first line names the columns")
     (_, header), *rows = rows
     header = _read_header(header, path)
+    without_rates = set(OLD_COLUMNS) & set(header) and not {"Weight_lr_init", "Weight_lr_final"} & set(header)
+    unread = dict(zip(("Weight_lr_init", "Weight_lr_final"), map(str, rates), strict=True)) if without_rates else {}
 
     settings: dict[str, LayerSetting] = {}
     for line, row in rows:
@@ -88,7 +95,7 @@ def read_layer_profile(path: str | Path, n_layer: int) -> list[LayerSetting]:
         if any(row[len(header):]):
             raise UserError(f"{where}: {len(row)} cells for {len(header)} columns; "
                             f"put RejectParts in quotes where it names several parts")
-        setting = _read_row(dict(zip(header, row, strict=False)), n_layer, where)
+        setting = _read_row(unread | dict(zip(header, row, strict=False)), n_layer, where)
         if setting.layer in settings:
             raise UserError(f"{where}: layer {setting.layer} is there twice")
         settings[setting.layer] = setting
@@ -118,7 +125,7 @@ def _layers(n_layer: int) -> list[str]:
 
 def _read_header(titles: list[str], path: Path) -> list[str]:
     """The columns' names as in COLUMNS; a title that is empty, as spreadsheets leave them at the right, stays empty."""
-    spelling = {column.lower(): column for column in COLUMNS} | {"": ""}
+    spelling = {column.lower(): column for column in COLUMNS + OLD_COLUMNS} | {"": ""}
     for title in titles:
         if title.lower() not in spelling:
             raise UserError(f"layer profile {path}: unknown column {title!r}; the columns are {', '.join(COLUMNS)}")

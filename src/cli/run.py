@@ -24,6 +24,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str):
         super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
 
+    def flags(self) -> set[str]:
+        return {flag for action in self._actions for flag in action.option_strings}
+
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see --help)")
 

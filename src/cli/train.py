@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from src.cli.run import Parser, not_negative, positive, seed, zero_or_one
+from src.cli.spellings import EPILOG, translate
 from src.errors import UserError
 from src.preference.loss import LOSSES, takes
 from src.training.config import TrainConfig
@@ -26,6 +27,7 @@ TAKEN_BY = {"dpo_beta": ON_DPOS_MARGIN, "dpo_alpha": ON_DPOS_MARGIN, "orpo_alpha
 
 def parser() -> Parser:
     parser = Parser("Preference training of an RWKV v6 or v7 model through adapters: DPO or another loss, with a share of SFT.")
+    parser.epilog = EPILOG
     add = parser.add_argument
     model = parser.add_argument_group("model").add_argument
     model("--load_model", required=True, help="base checkpoint, the official .pth or .safetensors")
@@ -118,7 +120,9 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
     Raises:
         UserError: a flag that is unknown, not served yet, or out of its range.
     """
-    flags = vars(parser().parse_args(arguments))
+    own = parser()
+    arguments = translate(arguments, own.flags())
+    flags = vars(own.parse_args(arguments))
     if flags.pop("infctx"):
         raise UserError("--infctx 1: training on texts longer than the context in pieces (infctx) is not served yet; "
                         "leave it at 0")

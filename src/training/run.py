@@ -146,7 +146,7 @@ def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> 
 def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
     if config.layer_profile == "auto":
         return auto_layer_profile(n_layer, config.lr_init, config.lr_final, config.lora_r, config.lora_alpha)
-    settings = read_layer_profile(config.layer_profile, n_layer)
+    settings = read_layer_profile(config.layer_profile, n_layer, (config.lr_init, config.lr_final))
     return settings if config.lr_advanced else with_rates(settings, config.lr_init, config.lr_final)
 
 

@@ -95,9 +95,9 @@ def test_gradients_against_central_differences(loss, beta, gamma, smoothing):
             above, below = list(pair), list(pair)
             above[which] += step
             below[which] -= step
-            difference = (formula(loss, *above, beta, gamma, smoothing) - formula(loss, *below, beta, gamma, smoothing)) / (2 * step)
+            rise = formula(loss, *above, beta, gamma, smoothing) - formula(loss, *below, beta, gamma, smoothing)
             # Differences err by step^2 times the third derivative and by rounding, 1e-16 * loss / step: under 1e-8 here.
-            assert policy.grad[which, number].item() == pytest.approx(difference, rel=1e-6, abs=1e-8)
+            assert policy.grad[which, number].item() == pytest.approx(rise / (2 * step), rel=1e-6, abs=1e-8)
 
 
 @pytest.mark.parametrize(("loss", "beta", "gamma", "smoothing"), SETTINGS)
@@ -173,8 +173,8 @@ def trl_dpo(loss_type, columns, beta, smoothing):
     model = Model(columns[:2])
     stand_in = SimpleNamespace(
         model=model, ref_model=None, aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=True, beta=beta,
-        f_divergence_type="reverse_kl", loss_types=[loss_type], loss_weights=[1.0], label_smoothing=smoothing, use_weighting=False,
-        _metrics={"train": Metrics()}, _total_train_tokens=0, _tp_size=1,
+        f_divergence_type="reverse_kl", loss_types=[loss_type], loss_weights=[1.0], label_smoothing=smoothing,
+        use_weighting=False, _metrics={"train": Metrics()}, _total_train_tokens=0, _tp_size=1,
         accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x))
     loss = trainer._compute_loss(stand_in, model, {
         "input_ids": torch.zeros_like(completion, dtype=torch.int64), "attention_mask": torch.ones_like(completion),

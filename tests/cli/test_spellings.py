@@ -1,0 +1,180 @@
+"""Commands, profiles and .save files as the older tools of this family have them."""
+
+import random
+
+import pytest
+import torch
+
+from src.adapters.layer_profile import read_layer_profile
+from src.cli.spellings import ABSENT, IGNORED, RENAMED, SERVED, translate
+from src.cli.train import parse, parser
+from src.errors import UserError
+from src.preference.pairs import has_references, load_pairs
+from src.training.objective import objective_of
+from tests.cli.conftest import words_of
+
+NEEDED = ["--load_model", "m.pth", "--rlhf_train_file", "p.save", "--proj_dir", "out", "--accelerator", "cpu"]
+
+
+def config(*words, needed=NEEDED):
+    return parse([*needed, *map(str, words)])[0]
+
+
+def refusal(*words) -> str:
+    with pytest.raises(UserError) as caught:
+        config(*words)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_an_orpo_command_of_rwkv_lm_rlhf():
+    # Its x070 example, but for the GPU and what needs one.
+    flags = """--load_model m.pth --wandb test --proj_dir out --infctx 0 --vocab_size 65536 --ctx_len 1024 --epoch_steps 100
+        --epoch_count 1000 --epoch_begin 0 --epoch_save 1 --micro_bsz 1 --n_layer 24 --n_embd 2048 --lr_init 5e-6 --lr_final 1e-7
+        --warmup_steps 100 --beta1 0.9 --beta2 0.999 --adam_eps 1e-8 --accelerator cpu --devices 1 --precision bf16 --grad_cp 1
+        --my_testing x070 --strategy auto --layer_profile p.csv --quant 1 --quant_mode nf4 --gpu_arch cuda --orpo 1
+        --orpo_alpha 0.006 --rlhf_train_file p.save --rlhf_max_corpus_len 512"""
+    made = config(needed=flags.split())
+    assert made.loss == "orpo" and made.orpo_alpha == 0.006 and made.quantization == "nf4" and made.rlhf_max_corpus_len == 512
+    assert objective_of(made).alpha == 1.0
+
+
+def test_everything_that_its_parser_knows_at_its_default(capsys):
+    flags = """--load_adapter_pissa_init --random_seed -1 --vocab_size 0 --ctx_len 2048 --infctx 0 --infctx_dataset_multiplier 100
+        --chunk_ctx 512 --state 0 --state_output_mode 1 --fla 0 --moe 0 --moe_experts 8 --moe_active 2 --moe_shared 1
+        --moe_balance_alpha 0.01 --zerocot 0 --grpo 0 --grpo_gen_count 4 --grpo_gen_length 1024 --grpo_gen_temperature 1.0
+        --grpo_gen_topp 0.7 --grpo_kl_beta 0.1 --epoch_steps 1000 --epoch_count 500 --epoch_begin 0 --epoch_save 5 --micro_bsz 1
+        --dim_att 0 --dim_ffn 0 --pre_ffn 0 --head_qk 0 --tiny_att_dim 0 --tiny_att_layer -999 --lr_init 1e-4 --lr_final 1e-5
+        --lr_advanced 1 --warmup_steps -1 --beta1 0.9 --beta2 0.99 --adam_eps 1e-8 --grad_cp 1 --dropout 0 --weight_decay_final -1
+        --my_pile_edecay 0 --layerwise_lr 1 --ds_bucket_mb 64 --head_size_a 64 --head_size_divisor 8 --magic_prime 0
+        --my_random_steps 0 --my_testing x060 --my_exit 99999999 --my_exit_tokens 0 --gpu_arch cuda --quant 1 --quant_mode nf4
+        --svd_niter 4 --dpo 0 --simpo 1 --simpo_alpha 0.3 --simpo_beta 0.01 --simpo_gamma 0.00 --orpo 0 --wpo 0 --wpo_alpha 0.3
+        --wpo_beta 0.01 --rlhf_max_corpus_len 1024 --distillation 0 --temperature 2.0 --alpha 0.5 --smoothing 0.001 --top_k 100
+        --random_mode 1 --optim  --strategy auto --devices 1 --num_nodes 1 --precision fp32 --accumulate_grad_batches 1"""
+    made = config(*flags.split())
+    assert made.loss == "simpo" and made.simpo_alpha == 0.3 and made.warmup_steps == 0 and made.seed == 0
+    err = capsys.readouterr().err
+    assert err.startswith("note: ignored: ") and err.count("\n") == 1
+    for flag in ("--magic_prime", "--my_exit_tokens", "--head_size_a", "--fla", "--ds_bucket_mb"):
+        assert flag in err
+
+
+def test_a_lora_command_of_rwkv_peft():
+    made = config("--peft", "lora", "--lora_config", '{"lora_load":"","lora_r":8,"lora_alpha":16,"lora_dropout":0}',
+                  "--quant", "nf4", "--precision", "bf16-true", "--random_seed", 7, "--train_type", "none", "--fla", "--data_type=binidx",
+                  "--dataload", "pad", "--grad_clip", 0.5)
+    assert (made.lora_r, made.lora_alpha, made.quantization, made.precision) == (8, 16.0, "nf4", "bf16")
+    assert made.seed == 7 and made.gradient_clip_val == 0.5
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (("--lora_config", '{"lora_dropout": 0.01}'), ("lora_dropout 0.01", "Dropout")),
+    (("--lora_config", "r=8"), ("--lora_config", "--lora_r")),
+    (("--lora_config", '{"rank": 8}'), ("rank is unknown", "--lora_r")),
+    (("--peft", "bone"), ("--peft bone", "layer profile")), (("--state_tune",), ("--state_tune is", "layer profile")),
+    (("--state", "1"), ("--state 1", "layer profile")), (("--wpo", "1"), ("--wpo 1", "--loss")),
+    (("--grpo", "1"), ("--grpo 1",)), (("--distillation", "1"), ("--distillation 1",)), (("--moe", "1"), ("--moe 1",)),
+    (("--dropout", "0.1"), ("--dropout 0.1", "Dropout")), (("--weight_decay", "0.1"), ("--weight_decay 0.1", "Weight_decay")),
+    (("--limited_lora", "0"), ("--limited_lora 0",)), (("--orpo_mode", "0"), ("--orpo_mode 0", "mode 1")),
+    (("--num_nodes", "2"), ("--num_nodes 2",)), (("--train_stage", "1"), ("--train_stage 1",)),
+    (("--quant", "4bit"), ("--quant", "takes 0 or 1")), (("--no_such_flag", "1"), ("--no_such_flag",)),
+])
+def test_what_would_change_the_result_is_refused(words, told):
+    message = refusal(*words)
+    for word in told:
+        assert word in message
+
+
+def test_harmless_values_pass_and_numbers_are_compared_by_value(capsys):
+    config("--lora", "--dropout", "0.0", "--limited_lora", "1", "--orpo_mode=1", "--my_pos_emb", "0", "--lora_load", "")
+    assert capsys.readouterr().err == ""
+
+
+def test_flags_that_train_has_are_its_own_whatever_the_tables_say():
+    assert translate(["--state", "1", "--fla=1"], {"--state", "--fla"}) == ["--state", "1", "--fla=1"]
+    own = parser().flags()
+    assert set(RENAMED.values()) - {"--train_data_file"} <= own
+    flags = [flag for group in IGNORED.values() for flag in group]
+    assert len(flags) == len(set(flags)) and not set(flags) & (own | set(SERVED) | set(RENAMED) | set(ABSENT))
+    assert not set(SERVED) & own
+
+
+def test_loss_and_switches():
+    assert config().loss == config("--dpo", 1).loss == config("--loss", "dpo", "--dpo", 1).loss == "dpo"
+    assert config("--dpo", 0, "--orpo", 1).loss == config("--loss", "orpo").loss == "orpo"
+    assert "contradict" in refusal("--dpo", 1, "--orpo", 1) and "contradict" in refusal("--loss", "ipo", "--dpo", 1)
+    assert "--dpo 0" in refusal("--dpo", 0) and "--loss" in refusal("--loss", "kto")
+    assert "--simpo_gamma has no say in --loss dpo" in refusal("--simpo_gamma", 1)
+    assert "--label_smoothing has no say in --loss hinge" in refusal("--loss", "hinge", "--label_smoothing=0.1")
+    assert "needs --label_smoothing" in refusal("--loss", "robust")
+    for value in (0.5, -0.1, "nan"):
+        assert "--label_smoothing" in refusal("--label_smoothing", value)
+    for flag, value in (("--orpo_alpha", 0), ("--simpo_gamma", -1), ("--simpo_beta", "inf"), ("--cpo_alpha", "nan")):
+        assert flag in refusal("--loss", flag[2:].partition("_")[0], flag, value)
+    made = objective_of(config("--loss", "robust", "--dpo_beta", 0.2, "--dpo_alpha", 0, "--label_smoothing", 0.1))
+    assert (made.beta, made.alpha, made.label_smoothing, made.loss) == (0.2, 0.0, 0.1, "robust")
+    made = objective_of(config("--simpo", 1, "--simpo_beta", 3, "--simpo_gamma", 0.5))
+    assert (made.beta, made.alpha, made.gamma) == (3.0, 0.0, 0.5)
+
+
+V6_PROFILE = """Layer,Mode,Rank,Alpha,Dropout,LISAProb,LoRAProb,LRScale
+emb,freeze,0,0,,1,,1
+0,lora,64,128,0.01,1,,1
+1,freeze,64,,,,,
+head,lora,64,128,0.01,1,,1
+"""
+V7_PROFILE = """Layer,Mode,Rank,Alpha,Dropout,Weight_lr_init,Weight_lr_final,Weight_decay,State_lr_init,State_lr_final,RejectParts
+emb,freeze,0,0,0.01,0.00001,0.000001,0,0.05,0.01,
+0,lora,32,64,0.01,1.00E-05,1.00E-06,0,0.05,0.01,
+1,full,16,32,0.01,3.00E-05,1.00E-05,0,0.05,0.01,"ln,x_r,ffn.x_k"
+head,lora,64,128,0.01,1.00E-05,1.00E-06,0,0.05,0.01,
+"""
+
+
+def test_profiles_of_rwkv_lm_rlhf(tmp_path):
+    (tmp_path / "v7.csv").write_text(V7_PROFILE)
+    settings = read_layer_profile(tmp_path / "v7.csv", 2, (1.0, 2.0))
+    assert [setting.mode for setting in settings] == ["freeze", "lora", "full", "lora"]
+    assert (settings[1].rank, settings[1].alpha, settings[1].weight_lr_init, settings[1].weight_lr_final) == (32, 64, 1e-5, 1e-6)
+    assert settings[2].reject_parts == ("ln", "x_r", "ffn.x_k") and settings[1].state_lr_init == 0.05
+    # Those for v6 have no rates: the flags' rule.
+    (tmp_path / "v6.csv").write_text(V6_PROFILE)
+    settings = read_layer_profile(tmp_path / "v6.csv", 2, (1e-4, 1e-5))
+    assert [setting.mode for setting in settings] == ["freeze", "lora", "freeze", "lora"]
+    assert (settings[3].rank, settings[3].alpha, settings[3].dropout) == (64, 128, 0.01)
+    assert {(setting.weight_lr_init, setting.weight_lr_final) for setting in settings} == {(1e-4, 1e-5)}
+    (tmp_path / "none.csv").write_text(V6_PROFILE.replace(",LISAProb,LoRAProb,LRScale", ",,,"))
+    with pytest.raises(UserError, match="Weight_lr_init is empty"):
+        read_layer_profile(tmp_path / "none.csv", 2)
+
+
+def as_upstream_writes(path, reference):
+    """Its loop: tuples of the tokenizer's lists and Python floats, shuffled, torch.save."""
+    trainset = []
+    for number in range(20):
+        prompt, chosen, reject = [85, 115, number], [32, 65 + number, 10, 10], [32, 66, 10, 10]
+        trainset.append((prompt, chosen, reject, reference(number), reference(number + 1)))
+    random.Random(100).shuffle(trainset)
+    torch.save(trainset, path)
+    return trainset
+
+
+def test_saves_of_rwkv_lm_rlhf(call, good, tmp_path):
+    path = tmp_path / "theirs.save"
+    trainset = as_upstream_writes(path, lambda number: -1.5 - number)
+    pairs, sidecar, _ = load_pairs(path, 256, 512)
+    assert pairs == trainset and sidecar is None and has_references(pairs, None)
+    code, err = call("train", words_of(good("train") | {"--rlhf_train_file": str(path)}))
+    assert code == 0 and err.startswith("warning: ")
+
+
+def test_its_saves_for_orpo_have_no_references(call, good, tmp_path):
+    path = tmp_path / "orpo.save"
+    pairs = as_upstream_writes(path, lambda _: 0.5)
+    assert not has_references(pairs, None)
+    flags = good("train") | {"--rlhf_train_file": str(path)}
+    code, err = call("train", words_of(flags))
+    assert code == 2 and "made without references" in err and "--loss dpo needs" in err
+    code, err = call("train", words_of(flags | {"--orpo": "1"}))
+    assert code == 0 and "warning" not in err
