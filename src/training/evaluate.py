@@ -7,13 +7,12 @@ import torch
 from src.model import RWKV
 from src.preference.batching import batches_by_tokens
 from src.preference.loss import takes
+from src.preference.measures import TIE
 from src.preference.packing import pack_pairs
 from src.preference.pairs import Pair
 from src.training.objective import Objective, pair_losses
 
 BATCH_TOKENS = 8192
-# Log-ratios closer than this, in nats a token, are rounding: references are held to the same accuracy.
-TIE = 1e-4
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 
 from src.cli.run import run
 
-SCRIPTS = ("rlhf_generate_reject_csv", "rlhf_dpo_generate_save", "train", "merge")
+SCRIPTS = ("rlhf_generate_reject_csv", "rlhf_dpo_generate_save", "train", "merge", "evaluate")
 
 
 @pytest.fixture
@@ -44,6 +44,8 @@ def good(material, prepared, adapter, tmp_path) -> Callable[[str], dict[str, str
             "train": {"--load_model": model, "--rlhf_train_file": str(prepared("x070")), "--proj_dir": str(out / "run"),
                       "--accelerator": "cpu", "--precision": "fp32", "--epoch_steps": "2", "--ctx_len": "512", "--lora_r": "4"},
             "merge": {"--base": model, "--adapter": str(adapter), "--output": str(out / "o.pth")},
+            "evaluate": {"--load_model": model, "--adapter": str(adapter), "--pairs": str(prepared("x070")),
+                         "--output_json": str(out / "o.json"), "--strategy": "cpu fp32"},
         }[script]
 
     return good

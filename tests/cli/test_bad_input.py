@@ -11,14 +11,15 @@ from src.checkpoint.io import load_checkpoint, save_checkpoint
 from tests.cli.conftest import SCRIPTS, check_told, snapshot, words_of
 
 MODEL_FLAG = {"rlhf_generate_reject_csv": "--load_model", "rlhf_dpo_generate_save": "--load_model", "train": "--load_model",
-              "merge": "--base"}
+              "merge": "--base", "evaluate": "--load_model"}
 INPUTS = [(script, flag) for script, flag in MODEL_FLAG.items()] + [
     ("rlhf_generate_reject_csv", "--input_csv"), ("rlhf_dpo_generate_save", "--input_csv"), ("train", "--rlhf_train_file"),
     ("train", "--eval_file"), ("train", "--layer_profile"), ("rlhf_dpo_generate_save", "--layer_profile"), ("merge", "--adapter"),
+    ("evaluate", "--adapter"), ("evaluate", "--pairs"),
 ]
 WITH_CODE = [(script, flag) for script, flag in INPUTS if flag not in ("--input_csv", "--layer_profile")]
 OUTPUT_FLAG = {"rlhf_generate_reject_csv": "--output_csv", "rlhf_dpo_generate_save": "--output_save", "train": "--proj_dir",
-               "merge": "--output"}
+               "merge": "--output", "evaluate": "--output_json"}
 CSV_SCRIPTS = ("rlhf_generate_reject_csv", "rlhf_dpo_generate_save")
 
 
@@ -169,6 +170,7 @@ def test_a_tokenizer_that_is_none_or_does_not_fit(fails, tmp_path, script):
 
 def test_an_adapter_of_another_base_and_a_file_that_is_none(fails, tmp_path, material):
     fails("merge", {"--base": material / "x060.pth"}, "trained on the base model")
+    fails("evaluate", {"--load_model": material / "x060.pth"}, "trained on another base model")
     save_checkpoint(load_checkpoint(material / "x070.pth"), tmp_path / "model.safetensors")
     fails("merge", {"--adapter": tmp_path / "model.safetensors"}, "not an adapter file")
 
@@ -187,7 +189,8 @@ def test_a_place_that_cannot_be_written(fails, tmp_path, script):
     "--load_model"),
                                                 ("rlhf_dpo_generate_save", "--input_csv"), ("rlhf_dpo_generate_save",
                                                 "--load_model"),
-                                                ("merge", "--base"), ("merge", "--adapter")])
+                                                ("merge", "--base"), ("merge", "--adapter"), ("evaluate", "--load_model"),
+                                                ("evaluate", "--adapter"), ("evaluate", "--pairs")])
 def test_an_output_that_is_an_input(fails, good, tmp_path, script, source):
     copy = tmp_path / Path(good(script)[source]).name
     shutil.copy(good(script)[source], copy)

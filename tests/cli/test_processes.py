@@ -16,7 +16,7 @@ from tests.cli.conftest import SCRIPTS, check_told, snapshot, words_of
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = {"rlhf_generate_reject_csv": "--output_csv", "rlhf_dpo_generate_save": "--output_save", "train": "--proj_dir",
-    "merge": "--output"}
+    "merge": "--output", "evaluate": "--output_json"}
 
 
 def start(script: str, flags: dict[str, str], largest_file: int | None = None) -> subprocess.Popen:
@@ -35,7 +35,8 @@ def start(script: str, flags: dict[str, str], largest_file: int | None = None) -
 @pytest.mark.parametrize(("script", "largest_file", "name"), [
     ("rlhf_generate_reject_csv", 100, "o.csv.json"), ("rlhf_generate_reject_csv", 900, "o.csv"), ("rlhf_dpo_generate_save",
     2000, "o.save"),
-    ("merge", 20_000, "o.pth"), pytest.param("train", 1000, "config.json", marks=pytest.mark.slow),
+    ("merge", 20_000, "o.pth"), pytest.param("evaluate", 500, "o.json", marks=pytest.mark.slow),
+    pytest.param("train", 1000, "config.json", marks=pytest.mark.slow),
     pytest.param("train", 20_000, "rwkv-1.safetensors", marks=pytest.mark.slow), ("train", 60_000, "last.ckpt"),
 ])
 def test_a_disk_that_fills_up(good, tmp_path, script, largest_file, name):

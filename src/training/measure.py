@@ -1,0 +1,174 @@
+"""evaluate.py's work: what a model, or a model with an adapter, prefers on a file of pairs."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from src.adapters.apply import apply_layer_profile, blocks_to_quantize
+from src.adapters.files import Adapter, load_adapter, read_adapter
+from src.checkpoint.base import load_base
+from src.checkpoint.dimensions import Dimensions
+from src.checkpoint.io import fingerprint
+from src.errors import UserError
+from src.files import atomic_write, check_output
+from src.model import RWKV, build_model
+from src.preference.csv import read_pairs_csv
+from src.preference.measures import preference_measures
+from src.preference.pairs import check_sidecar, has_references, load_pairs
+from src.preference.reference import with_references
+from src.preference.tokenize import TokenPair, tokenize_pairs
+from src.progress import progress_bar
+from src.tokenizer import load_tokenizer
+
+DEFAULT_BETA = 0.01
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Names are those of the flags; device, precision, dtype and quantization are what `--strategy` says."""
+
+    load_model: str
+    adapter: str | None
+    pairs: str
+    reference_model: str | None
+    output_json: str | None
+    dpo_beta: float | None
+    rlhf_max_corpus_len: int
+    tokenizer: str | None
+    seed: int
+    batch_tokens: int
+    device: torch.device
+    precision: str
+    dtype: torch.dtype
+    quantization: str | None
+
+
+def measure(config: EvaluateConfig) -> None:
+    """Print the table, and write the same numbers to `config.output_json` where it is given.
+
+    Raises:
+        UserError: whatever the user can mend; nothing has been written then.
+    """
+    if config.output_json:
+        check_output(config.output_json, {"--load_model": config.load_model, "--pairs": config.pairs,
+                                          **({"--adapter": config.adapter} if config.adapter else {})})
+    weights, dimensions = load_base(config.load_model)
+    base = fingerprint(weights)
+    adapter = read_adapter(config.adapter) if config.adapter else None
+    if adapter is not None and adapter.base_fingerprint != base:
+        raise UserError(f"{config.adapter}: it was trained on another base model than {config.load_model}; give that one")
+    blocks = blocks_to_quantize(adapter.settings) if adapter is not None else None
+    exact = sorted(set(range(dimensions.n_layer)) - blocks) if config.quantization and blocks is not None else []
+    made_with = {"precision": config.precision, "quantization": config.quantization, "unquantized_blocks": exact}
+    pairs, references, facts = _pairs(config, dimensions, base, made_with)
+
+    if references is None and config.reference_model:
+        references = _log_probs(_reference_model(config, dimensions), pairs, config, "reference")
+        facts["references"] = config.reference_model
+    model = build_model(weights, dimensions, config.dtype, config.device, config.quantization, blocks)
+    del weights
+    if references is None and adapter is not None:
+        references = _log_probs(model, pairs, config, "reference")
+        facts["references"] = config.load_model
+    if adapter is not None:
+        apply_layer_profile(model, adapter.settings, seed=0)
+        load_adapter(model, config.adapter, base)
+
+    beta = config.dpo_beta or _beta_of(adapter)
+    tokens = np.array([[len(chosen), len(reject)] for _, chosen, reject in pairs])
+    numbers = preference_measures(_log_probs(model, pairs, config, "pairs"), references, tokens, beta)
+    if config.output_json:
+        report = {"model": config.load_model, "base_fingerprint": base, "adapter": config.adapter, "pairs_file": config.pairs,
+                  **facts, "dpo_beta": beta, **made_with, **numbers}
+        with atomic_write(config.output_json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=2, allow_nan=False)
+    console = Console()
+    for table in tables(numbers, beta, facts["references"]):
+        console.print(table)
+
+
+def tables(numbers: dict[str, Any], beta: float, references: str | None) -> list[Table]:
+    """The numbers of `preference_measures` as people read them."""
+    main = Table("", f"{numbers['pairs']} pairs")
+    for name, words, form in (
+            ("accuracy", "preference accuracy (margin > 0)", "{:.1%}"), ("margin", f"mean margin, beta {beta:g}", "{:+.4f}"),
+            ("margin_std", "its standard deviation", "{:.4f}"), ("margin_median", "median margin", "{:+.4f}"),
+            ("reward_chosen", "reward, chosen", "{:+.4f}"), ("reward_rejected", "reward, rejected", "{:+.4f}"),
+            ("policy_accuracy", "the model itself finds the chosen answer likelier", "{:.1%}"),
+            ("policy_accuracy_per_token", "likelier by the mean of its tokens", "{:.1%}"),
+            ("log_prob_chosen", "log-probability, chosen (nats)", "{:.2f}"),
+            ("log_prob_reject", "log-probability, rejected (nats)", "{:.2f}"),
+            ("nats_per_token_chosen", "nats a token, chosen", "{:.4f}"),
+            ("nats_per_token_reject", "nats a token, rejected", "{:.4f}")):
+        main.add_row(words, _shown(numbers[name], form))
+    main.add_row("references", references or "none, so no margins")
+
+    bias = Table("length", "pairs", "accuracy", "likelier", "likelier, per token")
+    for name, words in (("chosen_longer", "chosen longer"), ("chosen_shorter", "chosen shorter"), ("same_length", "same length")):
+        group = numbers["by_length"][name]
+        accuracies = (group[what] for what in ("accuracy", "policy_accuracy", "policy_accuracy_per_token"))
+        bias.add_row(words, str(group["pairs"]), *(_shown(value, "{:.1%}") for value in accuracies))
+    correlation = numbers["length_correlation"]
+    bias.add_row("correlation with length", "", *(_shown(correlation[what], "{:+.3f}") for what in (
+        "margin", "log_prob_difference", "log_prob_difference_per_token")))
+    bias.caption = f"mean length: chosen {numbers['tokens_chosen']:.1f} tokens, rejected {numbers['tokens_reject']:.1f}"
+    return [main, bias]
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
+           made_with: dict[str, Any]) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
+    """The pairs, their cached references where the file has them, and what is to be told of both."""
+    path = config.pairs
+    if not path.endswith(".save"):
+        rows = read_pairs_csv(path, require_reject=True)
+        tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
+        pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed)
+        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped}
+    loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
+    facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "left_out": sum(left_out.values())}
+    pairs = [(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]
+    if not has_references(loaded, sidecar):
+        return pairs, None, facts
+    if config.reference_model:
+        raise UserError(f"--reference_model: {path} has references of its own; leave the flag out, or give the CSV")
+    # A merged model on its base's references is what one asks for; other differences disturb the margins.
+    if sidecar is None:
+        print(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked what its references come from",
+              file=sys.stderr)
+    for difference in check_sidecar(sidecar, made_with) if sidecar is not None else []:
+        print(f"warning: {path}: {difference}; margins have its rounding", file=sys.stderr)
+    name = sidecar.get("base_model", "unnamed") if sidecar is not None else "unknown"
+    facts["references"] = f"cached, of {name}"
+    facts["references_of_this_model"] = None if sidecar is None else sidecar.get("base_fingerprint") == base
+    return pairs, np.array([pair[3:] for pair in loaded]), facts
+
+
+def _reference_model(config: EvaluateConfig, dimensions: Dimensions) -> RWKV:
+    weights, found = load_base(config.reference_model)
+    if found.vocab_size != dimensions.vocab_size:
+        raise UserError(f"--reference_model {config.reference_model} has a vocabulary of {found.vocab_size}, {config.load_model} "
+                        f"one of {dimensions.vocab_size}; give a model that reads the same tokens")
+    return build_model(weights, found, config.dtype, config.device, config.quantization)
+
+
+def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, what: str) -> np.ndarray:
+    """[n, 2]: sums over the chosen and the rejected answers, nats."""
+    with progress_bar(what, len(pairs)) as advance:
+        return np.array([pair[3:] for pair in with_references(model, pairs, config.batch_tokens, advance)])
+
+
+def _beta_of(adapter: Adapter | None) -> float:
+    beta = adapter.extra.get("dpo_beta") if adapter is not None else None
+    return beta if isinstance(beta, float) and beta > 0 else DEFAULT_BETA
