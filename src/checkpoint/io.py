@@ -34,7 +34,8 @@ SAFETENSORS_TYPES = {
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Load the tensors of a checkpoint onto the CPU, mapped from the file where its format allows.
 
-    `path` may leave out `.pth`, as users of the `rwkv` package do. Changing a loaded tensor never changes the file.
+    `path` may leave out `.pth`, as users of the `rwkv` package do. Changing a loaded tensor never changes the file. The prefix
+    `_forward_module.`, which DeepSpeed puts before every name in the checkpoints of this family's trainers, is taken off.
 
     Raises:
         UserError: the file is missing, empty, cut short, of an unknown ending, holds code or objects, or is not a
@@ -49,7 +50,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if path.suffix.lower() not in TORCH_ENDINGS:
         raise UserError(f"checkpoint: {path} ends in none of {', '.join((*TORCH_ENDINGS, SAFETENSORS_ENDING))}; "
                         "rename it to what it is")
-    return _tensors_only(_load_torch(path), path)
+    return {name.removeprefix("_forward_module."): tensor for name, tensor in _tensors_only(_load_torch(path), path).items()}
 
 
 def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

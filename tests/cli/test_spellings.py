@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from src.adapters.layer_profile import read_layer_profile
+from src.checkpoint.base import load_base
+from src.checkpoint.io import fingerprint
 from src.cli.spellings import ABSENT, IGNORED, RENAMED, SERVED, translate
 from src.cli.train import parse, parser
 from src.errors import UserError
@@ -178,3 +180,10 @@ def test_its_saves_for_orpo_have_no_references(call, good, tmp_path):
     assert code == 2 and "made without references" in err and "--loss dpo needs" in err
     code, err = call("train", words_of(flags | {"--orpo": "1"}))
     assert code == 0 and "warning" not in err
+
+
+def test_checkpoints_of_its_trainer_under_deepspeed(material, tmp_path):
+    weights = torch.load(material / "x070.pth", weights_only=True)
+    torch.save({f"_forward_module.{name}": tensor for name, tensor in weights.items()}, tmp_path / "rwkv-5.pth")
+    loaded, dimensions = load_base(tmp_path / "rwkv-5.pth")
+    assert dimensions == load_base(material / "x070.pth")[1] and fingerprint(loaded) == fingerprint(weights)
