@@ -48,7 +48,7 @@ def test_help_tells_every_flag(capsys, script):
     "-1e-5"),
     (TRAIN, "--lr_final", "inf"), (TRAIN, "--lr_init", "fast"), (TRAIN, "--beta1", "1"), (TRAIN, "--beta2", "-0.1"),
     (TRAIN, "--adam_eps", "0"), (TRAIN, "--dpo_beta", "0"), (TRAIN, "--dpo_beta", "nan"), (TRAIN, "--dpo_alpha", "-1"),
-    (TRAIN, "--gradient_clip_val", "-1"), (TRAIN, "--lora_r", "0"), (TRAIN, "--lora_alpha", "0"), (TRAIN, "--warmup_steps", "-1"),
+    (TRAIN, "--gradient_clip_val", "-1"), (TRAIN, "--lora_r", "0"), (TRAIN, "--lora_alpha", "0"), (TRAIN, "--warmup_steps", "-2"),
     (TRAIN, "--devices", "0"), (TRAIN, "--seed", "99999999999999999999"), (TRAIN, "--rlhf_max_corpus_len", "0"),
     (TRAIN, "--samples", "-1"), (TRAIN, "--sample_tokens", "0"), (TRAIN, "--tensorboard", "out"),
 ])
