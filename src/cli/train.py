@@ -11,7 +11,7 @@ import torch
 from src.cli.run import Parser, not_negative, positive, seed, zero_or_one
 from src.cli.spellings import EPILOG, translate
 from src.errors import UserError
-from src.preference.loss import LOSSES, takes
+from src.preference.loss import LOSSES, needs_reference, takes
 from src.training.config import TrainConfig
 
 STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload", "deepspeed_stage_3",
@@ -19,7 +19,7 @@ STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspee
 QUANT_MODES = ("nf4", "int8")
 # `--orpo 1` for `--loss orpo`.
 SWITCHES = ("dpo", "orpo", "simpo")
-ON_DPOS_MARGIN = ("dpo", "ipo", "hinge", "robust")
+ON_DPOS_MARGIN = tuple(loss for loss in LOSSES if needs_reference(loss))
 TAKEN_BY = {"dpo_beta": ON_DPOS_MARGIN, "dpo_alpha": ON_DPOS_MARGIN, "orpo_alpha": ("orpo",), "simpo_beta": ("simpo",),
             "simpo_gamma": ("simpo",), "simpo_alpha": ("simpo",), "cpo_beta": ("cpo",), "cpo_alpha": ("cpo",),
             "label_smoothing": tuple(loss for loss in LOSSES if takes(loss, "label_smoothing"))}

@@ -41,6 +41,9 @@ def prepare(config: PrepareConfig) -> None:
                         f"{dimensions.vocab_size}; take the tokenizer that the model was trained with")
     pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed)
 
+    blocks = set(range(dimensions.n_layer))
+    if config.layer_profile not in (None, "auto"):
+        blocks = blocks_to_quantize(read_layer_profile(config.layer_profile, dimensions.n_layer))
     base = fingerprint(weights)
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
@@ -53,9 +56,6 @@ def prepare(config: PrepareConfig) -> None:
         _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
         return
 
-    blocks = set(range(dimensions.n_layer))
-    if config.layer_profile not in (None, "auto"):
-        blocks = blocks_to_quantize(read_layer_profile(config.layer_profile, dimensions.n_layer))
     if config.device.type == "cpu":
         recycle_memory()
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization, blocks)
