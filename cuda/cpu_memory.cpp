@@ -47,11 +47,14 @@ struct Pages {
         return at;
     }
 
-    void put(void* at) {
+    // Whether they are pages of its own.
+    bool put(void* at) {
         const std::lock_guard<std::mutex> guard(mutex);
-        const size_t bytes = sizes.at(at);
-        idle.emplace(bytes, at);
-        idle_bytes += bytes;
+        const auto found = sizes.find(at);
+        if (found == sizes.end()) return false;
+        idle.emplace(found->second, at);
+        idle_bytes += found->second;
+        return true;
     }
 
     // The largest first, until at most so many bytes are idle.
@@ -72,13 +75,19 @@ Pages& pages() {
     return only;
 }
 
+void give_back(void* at) {
+    if (!pages().put(at)) c10::GetDefaultCPUAllocator()->raw_deallocate(at);
+}
+
 struct Recycler final : c10::Allocator {
     c10::DataPtr allocate(size_t bytes) override {
         void* at = bytes < LEAST ? nullptr : pages().take(bytes);
         // Torch's own also tells of memory that is full.
         if (at == nullptr) return c10::GetDefaultCPUAllocator()->allocate(bytes);
-        return {at, at, [](void* freed) { pages().put(freed); }, c10::Device(c10::kCPU)};
+        return {at, at, give_back, c10::Device(c10::kCPU)};
     }
+    // Torch's matrix products ask for scratch memory without a tensor around it, and give it back by this.
+    c10::DeleterFnPtr raw_deleter() const override { return give_back; }
     void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 

@@ -46,6 +46,19 @@ for size in range(1 << 20, 1 << 24, 1 << 16):  # 240 sizes, 8.6 GB in all, none 
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
+# Matrix products, some of which take scratch memory, small or large, that is no tensor's.
+PRODUCTS = """
+import torch
+from src.wkv.native import recycle_memory
+recycle_memory()
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for rows in (1, 60, 4000):
+        for columns in (64, 4096):
+            left, right = torch.ones(5, rows, 512, dtype=dtype), torch.ones(columns, 512, dtype=dtype)
+            assert bool((torch.nn.functional.linear(left[0], right) == 512).all())
+            assert bool((left @ right[:64].T.expand(5, 512, 64) == 512).all())
+"""
+
 
 def run(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -53,6 +66,10 @@ def run(program: str) -> str:
 
 def test_tensors_keep_their_contents():
     run(CONTENTS)
+
+
+def test_matrix_products_find_their_scratch_memory():
+    run(PRODUCTS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
