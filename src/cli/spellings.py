@@ -23,7 +23,7 @@ REWORDED = {
     ("--precision", "bf16-true"): ("--precision", "bf16"), ("--precision", "bf16-mixed"): ("--precision", "bf16"),
     ("--precision", "32"): ("--precision", "fp32"), ("--precision", "32-true"): ("--precision", "fp32"),
     ("--quant", "none"): ("--quant", "0"), ("--quant", "nf4"): ("--quant", "1", "--quant_mode", "nf4"),
-    ("--quant", "int8"): ("--quant", "1", "--quant_mode", "int8"),
+    ("--quant", "int8"): ("--quant", "1", "--quant_mode", "int8"), ("--compile", ""): ("--compile", "1"),
 }
 
 IGNORED = {
@@ -32,7 +32,7 @@ IGNORED = {
         ("--magic_prime", "--my_random_steps", "--my_exit", "--my_exit_tokens", "--my_sample_len", "--data_type", "--dataload",
          "--random_mode", "--my_pile_version", "--my_pile_shift", "--infctx_dataset_multiplier", "--chunk_ctx"),
     "the layer profile has the learning rates": ("--layerwise_lr", "--my_pile_edecay"),
-    "the kernels are chosen by themselves": ("--fla", "--compile", "--l2warp_sparse"),
+    "the kernels are chosen by themselves": ("--fla", "--l2warp_sparse"),
     "Lightning and DeepSpeed are left at their own": ("--ds_bucket_mb", "--enable_progress_bar", "--avg_loss"),
     "it belongs to what is not switched on":
         ("--state_output_mode", "--moe_experts", "--moe_active", "--moe_shared", "--moe_balance_alpha", "--grpo_gen_count",

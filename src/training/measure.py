@@ -27,6 +27,7 @@ from src.preference.reference import with_references
 from src.preference.tokenize import TokenPair, tokenize_pairs
 from src.progress import progress_bar
 from src.tokenizer import load_tokenizer
+from src.wkv.native import recycle_memory
 
 DEFAULT_BETA = 0.01
 
@@ -70,6 +71,8 @@ def measure(config: EvaluateConfig) -> None:
     made_with = {"precision": config.precision, "quantization": config.quantization, "unquantized_blocks": exact}
     pairs, references, facts = _pairs(config, dimensions, base, made_with)
 
+    if config.device.type == "cpu":
+        recycle_memory()
     if references is None and config.reference_model:
         references = _log_probs(_reference_model(config, dimensions), pairs, config, "reference")
         facts["references"] = config.reference_model

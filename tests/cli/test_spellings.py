@@ -65,9 +65,9 @@ def test_everything_that_its_parser_knows_at_its_default(capsys):
 def test_a_lora_command_of_rwkv_peft():
     made = config("--peft", "lora", "--lora_config", '{"lora_load":"","lora_r":8,"lora_alpha":16,"lora_dropout":0}',
                   "--quant", "nf4", "--precision", "bf16-true", "--random_seed", 7, "--train_type", "none", "--fla",
-                  "--data_type=binidx", "--dataload", "pad", "--grad_clip", 0.5)
+                  "--compile", "--data_type=binidx", "--dataload", "pad", "--grad_clip", 0.5)
     assert (made.lora_r, made.lora_alpha, made.quantization, made.precision) == (8, 16.0, "nf4", "bf16")
-    assert made.seed == 7 and made.gradient_clip_val == 0.5
+    assert made.compile and made.seed == 7 and made.gradient_clip_val == 0.5
 
 
 @pytest.mark.parametrize(("words", "told"), [
