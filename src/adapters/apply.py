@@ -2,85 +2,144 @@
 
 It knows of the model only the official names: `emb`, `blocks` with linear layers under `att` and `ffn`, `ln_out`, `head`.
 
-What trains, less the parts that a layer rejects: mode `freeze`, nothing; mode `full`, every parameter of the layer, block 0's ln0
-and head's ln_out among them; mode `lora`, a LoRA beside each linear weight of the layer (att.receptance, att.key, att.value,
-att.output and v6's att.gate; ffn.key, ffn.value and v6's ffn.receptance; or head), while its vectors, low-rank matrices and norms
-stay as they are.
+What trains, less the parts that a layer rejects: in mode `full`, every parameter of the layer, block 0's ln0 and head's ln_out
+among them; in an adapter's mode, the adapter of each linear weight of the layer (att.receptance, att.key, att.value, att.output
+and v6's att.gate; ffn.key, ffn.value and v6's ffn.receptance; or head), while its vectors, low-rank matrices and norms stay as
+they are; in mode `state`, the block's initial state. In any mode the parameters that FullParts names train themselves.
 """
 
-import torch
-from torch import nn
+from collections.abc import Callable, Iterable, Iterator
 
+import torch
+from torch import Tensor, nn
+
+from src.adapters.adapted import AdaptedLinear
 from src.adapters.layer_profile import LayerSetting, layer_of
 from src.adapters.linear import Linear
-from src.adapters.lora import LoRALinear
+from src.adapters.state import LEAF, add_state
 from src.errors import UserError
-from src.quantization.linear import QuantizedLinear
+from src.quantization.linear import QuantizedLinear, quantize_linear
 
 
 def blocks_to_quantize(settings: list[LayerSetting]) -> set[int]:
-    """The blocks whose linear weights may be quantized; a block that trains in full needs them exact."""
+    """The blocks that may be quantized; one in mode full needs its weights exact."""
     return {int(setting.layer) for setting in settings if setting.layer.isdigit() and setting.mode != "full"}
 
 
+def quantized_linears(settings: list[LayerSetting], scheme: str) -> Callable[[str, Tensor], nn.Module | None]:
+    """How a model that will train by this profile holds its blocks' linear weights, quantized; for `build_model`.
+
+    Returns:
+        a function of a linear layer's name and its weight [out, in]: the layer, or None where it has to stay plain, as what
+        trains in full has.
+
+    Raises (the function):
+        UserError: a rank above the smaller side of a weight that its adapter splits.
+    """
+    by_layer = {setting.layer: setting for setting in settings}
+
+    def hold(name: str, weight: Tensor) -> nn.Module | None:
+        layer, local_name = layer_of(f"{name}.weight")
+        setting = by_layer[layer]
+        adapter = setting.adapter(local_name)
+        if setting.mode == "full" or setting.in_full(local_name):
+            return None
+        if adapter is None or not adapter.splits_base:
+            return quantize_linear(weight, scheme)
+        _check_rank(name, adapter, *weight.shape, setting)
+        return adapter.quantized(weight, scheme, setting.rank)
+
+    return hold
+
+
+def quantized_otherwise(settings: list[LayerSetting], names: Iterable[str]) -> dict[str, str]:
+    """Which linear weights of a quantized model the profile has held otherwise than just quantized, blocks in mode full aside.
+
+    Args:
+        names: of the checkpoint's tensors.
+
+    Returns:
+        name of the weight -> how: "full", or an adapter that splits it, with its rank ("pissa 16").
+    """
+    by_layer, found = {setting.layer: setting for setting in settings}, {}
+    for name in sorted(names):
+        layer, local_name = layer_of(name)
+        setting = by_layer[layer]
+        if not (layer.isdigit() and name.endswith(".weight")) or ".ln" in f".{local_name}" or setting.mode == "full":
+            continue
+        adapter = setting.adapter(local_name)
+        if setting.in_full(local_name):
+            found[name] = "full"
+        elif adapter is not None and adapter.splits_base:
+            found[name] = f"{setting.mode} {setting.rank}"
+    return found
+
+
 def apply_layer_profile(model: nn.Module, settings: list[LayerSetting], seed: int) -> None:
-    """Wrap linear layers in LoRA where the profile says so and set `requires_grad` on every parameter; to be called once.
+    """Put the adapters on and set `requires_grad` on every parameter; to be called once.
 
     A base weight that trains becomes a float32 copy, apart from the checkpoint's tensor, so that small steps are not rounded
-    away; frozen weights stay as they are. The LoRA matrices depend on the profile and `seed` alone.
+    away; frozen weights stay as they are. What is random in an adapter depends on the profile and `seed` alone.
 
     Raises:
-        UserError: a rejected part that no parameter has, a LoRA rank above a weight's smaller side, or nothing left to train.
-        ValueError: a profile for another depth, or a quantized layer in mode full (see `blocks_to_quantize`).
+        UserError: a part that no parameter has, a rank above a weight's smaller side, or nothing left to train.
+        ValueError: a profile for another depth, or a quantized weight that this profile needs otherwise (`quantized_linears`).
     """
     n_layer = len(model.blocks)
     if [setting.layer for setting in settings] != ["emb", *map(str, range(n_layer)), "head"]:
         raise ValueError(f"the profile has rows for {len(settings) - 2} blocks, the model has {n_layer}")
-    _check_reject_parts(model, settings)
+    _check_parts(model, settings)
     model.requires_grad_(False)
     by_layer = {setting.layer: setting for setting in settings}
     generator = torch.Generator().manual_seed(seed)
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, Linear | QuantizedLinear):
-            continue
+    for name, module in _linears(model):
         layer, local_name = layer_of(f"{name}.weight")
         setting = by_layer[layer]
-        if isinstance(module, QuantizedLinear) and setting.mode == "full":
+        if isinstance(module, QuantizedLinear) and setting.in_full(local_name):
             raise ValueError(f"{name} is quantized and cannot be trained in full")
-        if setting.mode == "lora" and not setting.rejects(local_name):
-            _check_rank(name, module, setting)
-            model.set_submodule(name, LoRALinear(module, setting.rank, setting.alpha, setting.dropout, generator))
+        adapter = setting.adapter(local_name)
+        if adapter is None:
+            continue
+        shape = module.out_features, module.in_features
+        if not isinstance(module, adapter):
+            _check_rank(name, adapter, *shape, setting)
+            module = adapter(module, setting.rank, setting.alpha, setting.dropout, generator)
+            model.set_submodule(name, module)
+        for leaf in adapter.shapes(*shape, setting.rank).keys() - set(adapter.keeps):
+            module.get_parameter(leaf).requires_grad_(True)
+    for setting in settings:
+        if setting.mode == "state" and not setting.rejects(f"att.{LEAF}"):
+            add_state(model.blocks[int(setting.layer)])
 
+    adapted = {name for name, module in _linears(model) if isinstance(module, AdaptedLinear)}
     for name, parameter in model.named_parameters():
         layer, local_name = layer_of(name)
-        setting = by_layer[layer]
-        if setting.mode == "full" and not setting.rejects(local_name):
+        if by_layer[layer].in_full(local_name) and name.rpartition(".")[0] not in adapted:
             parameter.data = parameter.data.to(torch.float32, copy=True)
             parameter.requires_grad_(True)
-        elif name.endswith((".lora_A", ".lora_B")):
-            parameter.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("the layer profile leaves nothing to train; give at least one layer mode lora or full")
+        raise UserError("the layer profile leaves nothing to train; give at least one layer a mode other than freeze")
 
 
 def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dict]:
     """Groups for the optimizer: one for each set of layers and parameters that share rates and weight decay.
 
-    Weight decay reaches the large matrices: linear weights, the embedding, the head, and LoRA's. Vectors, norms and the low-rank
-    matrices of the official layout (x_*, time_*, w0 ... g2, k_k, k_a, r_k, ln*) have none.
+    Weight decay reaches the large matrices: linear weights, the embedding, the head, and the adapters'. Vectors, norms, states
+    and the low-rank matrices of the official layout (x_*, time_*, w0 ... g2, k_k, k_a, r_k, ln*) have none.
 
     Returns:
         dicts of params, names (as in `model.named_parameters()`, which gives the order), lr_init, lr_final, weight_decay.
     """
     by_layer = {setting.layer: setting for setting in settings}
-    matrices = {f"{name}.{leaf}" for name, module in model.named_modules() if isinstance(module, Linear | LoRALinear)
-                for leaf, _ in module.named_parameters(recurse=False)} | {"emb.weight"}
+    matrices = {f"{name}.{leaf}" for name, module in _linears(model)
+                for leaf, parameter in module.named_parameters(recurse=False) if parameter.dim() == 2} | {"emb.weight"}
     groups: dict[tuple[float, float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        setting = by_layer[layer_of(name)[0]]
-        key = (setting.weight_lr_init, setting.weight_lr_final, setting.weight_decay if name in matrices else 0.0)
+        layer, local_name = layer_of(name)
+        setting = by_layer[layer]
+        key = (*setting.rates(local_name), setting.weight_decay if name in matrices else 0.0)
         empty = {"params": [], "names": [], "lr_init": key[0], "lr_final": key[1], "weight_decay": key[2]}
         group = groups.setdefault(key, empty)
         group["params"].append(parameter)
@@ -88,19 +147,30 @@ def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dic
     return list(groups.values())
 
 
-def _check_reject_parts(model: nn.Module, settings: list[LayerSetting]) -> None:
+def _linears(model: nn.Module) -> Iterator[tuple[str, Linear | QuantizedLinear | AdaptedLinear]]:
+    """Every linear layer once, by its official name; what lies within an adapter is the adapter's own."""
+    inside = {f"{name}.base" for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear | QuantizedLinear | AdaptedLinear) and name not in inside:
+            yield name, module
+
+
+def _check_parts(model: nn.Module, settings: list[LayerSetting]) -> None:
     """A part may miss in one layer (block 0 of v7 has no v0); one that is nowhere in the model is a slip of the pen."""
-    quantized = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
-    names = {layer_of(name)[1] for name in [*quantized, *dict(model.named_parameters())]}
+    linears = {layer_of(f"{name}.weight")[1] for name, _ in _linears(model)}
+    names = linears | {layer_of(name)[1] for name, _ in model.named_parameters()}
     for setting in settings:
-        for part in setting.reject_parts:
-            if setting.mode != "freeze" and not any(part in name for name in names):
-                raise UserError(f"layer profile, layer {setting.layer}: RejectParts names {part!r}, "
-                                f"which is in no parameter's name; write for example att.receptance, ffn.value or ln1")
+        trains = setting.mode != "freeze" or setting.full_parts
+        rejected = [("RejectParts", part, names | {f"att.{LEAF}"}) for part in setting.reject_parts if trains]
+        for column, part, known in rejected + [("FullParts", part, names) for part in setting.full_parts]:
+            if not any(part in name for name in known):
+                raise UserError(f"layer profile, layer {setting.layer}: {column} names {part!r}, which is in no parameter's "
+                                f"name; write for example att.receptance, ffn.value or ln1")
 
 
-def _check_rank(name: str, module: Linear | QuantizedLinear, setting: LayerSetting) -> None:
-    side = min(module.in_features, module.out_features)
-    if setting.rank > side:
-        raise UserError(f"layer profile, layer {setting.layer}: rank {setting.rank} is above the smaller side of {name} "
-                        f"({module.out_features} x {module.in_features}); choose one up to {side}")
+def _check_rank(name: str, adapter: type[AdaptedLinear], out_features: int, in_features: int,
+                setting: LayerSetting) -> None:
+    largest = adapter.largest_rank(out_features, in_features)
+    if setting.rank > largest:
+        raise UserError(f"layer profile, layer {setting.layer}: rank {setting.rank} is too high for mode {setting.mode} and "
+                        f"{name} ({out_features} x {in_features}); choose one up to {largest}")

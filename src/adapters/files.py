@@ -1,8 +1,9 @@
 """Adapter files: what training changed, as safetensors, and how it goes back into a checkpoint.
 
-A file holds the trained tensors alone, under their official names (`blocks.0.ln1.weight`, ...) and, for LoRA, as
-`blocks.0.att.key.lora_A` and `.lora_B`. Its metadata are strings: `adapter_format`, the base checkpoint's `base_fingerprint`,
-and in JSON the layer `profile` (which has each layer's alpha) and whatever the caller adds as `extra`.
+A file holds the trained tensors, under their official names (`blocks.0.ln1.weight`, ...) or, for an adapter beside a linear
+weight, as `blocks.0.att.key.lora_A` and so on, and what else merging needs of that adapter. Its metadata are strings:
+`adapter_format`, the base checkpoint's `base_fingerprint`, and in JSON the layer `profile` (which has each layer's mode, rank and
+alpha) and whatever the caller adds as `extra`. Trained initial states stand in a file of their own beside it, too, for runtimes.
 """
 
 import json
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.adapters.adapted import AdaptedLinear
 from src.adapters.layer_profile import LayerSetting, layer_of
-from src.adapters.lora import LoRALinear, merge
-from src.checkpoint.io import fingerprint, load_safetensors, save_safetensors
+from src.adapters.modes import ADAPTERS
+from src.adapters.state import states_in
+from src.checkpoint.io import fingerprint, load_safetensors, save_checkpoint, save_safetensors
 from src.errors import UserError
 
 FORMAT = "1"
@@ -31,24 +34,43 @@ class Adapter:
     base_fingerprint: str
     extra: dict[str, Any]
 
-    def alpha(self, name: str) -> float:
-        """The LoRA alpha of the layer that a parameter belongs to."""
+    def setting(self, name: str) -> LayerSetting:
+        """The profile's row of the layer that a parameter belongs to."""
         layer = layer_of(name)[0]
-        return next(setting.alpha for setting in self.settings if setting.layer == layer)
+        return next(setting for setting in self.settings if setting.layer == layer)
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a file holds of a model that `apply_layer_profile` prepared: the parameters that train, and what adapters keep."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = {f"{name}.{leaf}": module.get_buffer(leaf) for name, module in model.named_modules()
+            if isinstance(module, AdaptedLinear) for leaf in module.keeps}
+    return trained | kept
 
 
 def save_adapter(model: nn.Module, path: str | Path, settings: list[LayerSetting], base_fingerprint: str,
                  extra: dict[str, Any]) -> None:
-    """Write the parameters that train, in float32, whole or not at all.
+    """Write the adapter file, in float32, whole or not at all, and before it the states' own file where there are any.
 
     Args:
         settings: the profile that the model was made with (`apply_layer_profile`).
         extra: anything JSON can hold, such as the step and the arguments of the run.
     """
-    weights = {name: parameter.detach().to("cpu", torch.float32).contiguous() for name, parameter in _trained(model).items()}
+    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in adapter_tensors(model).items()}
     metadata = {"adapter_format": FORMAT, "base_fingerprint": base_fingerprint,
                 "profile": json.dumps([asdict(setting) for setting in settings]), "extra": json.dumps(extra)}
+    save_states(weights, path)
     save_safetensors(weights, path, metadata)
+
+
+def save_states(weights: Mapping[str, Tensor], path: str | Path) -> Path | None:
+    """Write the trained initial states among `weights` beside `path`, NAME.state.pth; returns None where there are none."""
+    states = states_in(weights)
+    if not states:
+        return None
+    path = Path(path).with_suffix(".state.pth")
+    save_checkpoint(states, path)
+    return path
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -65,12 +87,13 @@ def read_adapter(path: str | Path) -> Adapter:
         raise UserError(f"{path}: adapter format {version}, but this program reads format {FORMAT}; use the one that wrote it")
     try:
         rows = json.loads(metadata["profile"])
-        settings = [LayerSetting(**row | {"reject_parts": tuple(row["reject_parts"])}) for row in rows]
+        parts = ("reject_parts", "full_parts")
+        settings = [LayerSetting(**row | {name: tuple(row.get(name, ())) for name in parts}) for row in rows]
         unknown = {layer_of(name)[0] for name in weights} - {setting.layer for setting in settings}
         if unknown:
             raise ValueError(f"no profile row for layer {min(unknown)}")
         return Adapter(weights, settings, metadata["base_fingerprint"], json.loads(metadata["extra"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: the adapter's metadata are damaged ({error}); save it anew") from error
 
 
@@ -84,33 +107,41 @@ def load_adapter(model: nn.Module, path: str | Path, base_fingerprint: str | Non
         What the file held, for its `extra`.
 
     Raises:
-        UserError: another base, a tensor that the model or the file lacks, another shape, or another LoRA alpha. The model is
-            unchanged then.
+        UserError: another base, another mode, a tensor that the model or the file lacks, another shape, or another alpha. The
+            model is unchanged then.
     """
     adapter = read_adapter(path)
     if base_fingerprint is not None:
         _check_base(adapter, base_fingerprint, path)
-    trained = _trained(model)
-    for name in sorted(trained.keys() ^ adapter.weights.keys()):
-        holder, other = ("the model trains", "the file") if name in trained else ("the file has", "the model's layer profile")
-        raise UserError(f"{path}: {holder} {name}, which {other} lacks; use the layer profile that the adapter was trained with")
-    for name, parameter in trained.items():
-        _check_shape(name, adapter.weights[name].shape, parameter.shape, path)
+    found = adapter_tensors(model)
     for name, module in model.named_modules():
-        if isinstance(module, LoRALinear) and module.alpha != adapter.alpha(f"{name}.lora_A"):
-            raise UserError(f"{path}: {name} was trained with LoRA alpha {adapter.alpha(f'{name}.lora_A')}, "
-                            f"but the layer profile says {module.alpha}")
+        if isinstance(module, AdaptedLinear):
+            theirs, ours = adapter.setting(f"{name}.weight").mode, _mode(module)
+            if theirs != ours:
+                raise UserError(f"{path}: {name} was trained in mode {theirs}, but the layer profile says {ours}; "
+                                f"use the layer profile that the adapter was trained with")
+    for name in sorted(found.keys() ^ adapter.weights.keys()):
+        holder, other = ("the model trains", "the file") if name in found else ("the file has", "the model's layer profile")
+        raise UserError(f"{path}: {holder} {name}, which {other} lacks; use the layer profile that the adapter was trained with")
+    for name, tensor in found.items():
+        _check_shape(name, adapter.weights[name].shape, tensor.shape, path)
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear) and "Alpha" in module.needs:
+            alpha = adapter.setting(f"{name}.weight").alpha
+            if module.alpha != alpha:
+                raise UserError(f"{path}: {name} was trained with alpha {alpha}, but the layer profile says {module.alpha}")
     with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(adapter.weights[name])
+        for name, tensor in found.items():
+            tensor.copy_(adapter.weights[name])
     return adapter
 
 
-def merge_adapter(base_weights: Mapping[str, Tensor], adapter_path: str | Path) -> dict[str, Tensor]:
-    """The checkpoint that acts as base and adapter together.
+def merge_adapter(base_weights: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The checkpoint that acts as base and adapter together, but for trained initial states, which no weight can express.
 
     Args:
         base_weights: the official-layout checkpoint that the adapter was trained on; it is left as it is.
+        path: the adapter file.
 
     Returns:
         The base's names, shapes and dtypes, in its order; only what the adapter changes is new, computed in float32. The other
@@ -119,39 +150,46 @@ def merge_adapter(base_weights: Mapping[str, Tensor], adapter_path: str | Path) 
     Raises:
         UserError: another base, or an adapter tensor that finds no place in it.
     """
-    adapter = read_adapter(adapter_path)
-    _check_base(adapter, fingerprint(base_weights), adapter_path)
+    adapter = read_adapter(path)
+    _check_base(adapter, fingerprint(base_weights), path)
     merged = dict(base_weights)
+    parts: dict[str, dict[str, Tensor]] = {}
     for name, trained in adapter.weights.items():
-        prefix, _, leaf = name.rpartition(".")
-        if leaf == "lora_B" and f"{prefix}.lora_A" in adapter.weights:
+        if states_in({name: trained}):
             continue
-        target = f"{prefix}.weight" if leaf in ("lora_A", "lora_B") else name
+        prefix, _, leaf = name.rpartition(".")
+        kind = ADAPTERS.get(adapter.setting(name).mode)
+        beside = kind is not None and leaf in kind.shapes(1, 1, 1)
+        target = f"{prefix}.weight" if beside else name
         if target not in base_weights:
-            raise UserError(f"{adapter_path}: the adapter has {name}, but the base has no {target}")
-        weight = base_weights[target]
-        if leaf in ("lora_A", "lora_B"):
-            merged[target] = _merge_lora(weight, prefix, adapter, adapter_path)
+            raise UserError(f"{path}: the adapter has {name}, but the base has no {target}")
+        if beside:
+            parts.setdefault(prefix, {})[leaf] = trained
         else:
-            _check_shape(name, trained.shape, weight.shape, adapter_path)
-            merged[target] = trained.to(weight.dtype)
+            _check_shape(name, trained.shape, base_weights[target].shape, path)
+            merged[target] = trained.to(base_weights[target].dtype)
+    for prefix, tensors in parts.items():
+        target = f"{prefix}.weight"
+        merged[target] = _merge_one(base_weights[target], prefix, tensors, adapter.setting(target), path)
     return merged
 
 
-def _merge_lora(weight: Tensor, prefix: str, adapter: Adapter, path: str | Path) -> Tensor:
-    lora_A, lora_B = (adapter.weights.get(f"{prefix}.{leaf}") for leaf in ("lora_A", "lora_B"))
-    if lora_A is None or lora_B is None:
-        raise UserError(f"{path}: {prefix} has only one of lora_A and lora_B; the file is incomplete")
-    if weight.dim() != 2 or lora_A.dim() != 2 or len(lora_A) == 0:
-        raise UserError(f"{path}: {prefix}.lora_A is no matrix that fits {prefix}.weight of shape {tuple(weight.shape)}")
-    rank = lora_A.shape[0]
-    _check_shape(f"{prefix}.lora_A", lora_A.shape, (rank, weight.shape[1]), path)
-    _check_shape(f"{prefix}.lora_B", lora_B.shape, (weight.shape[0], rank), path)
-    return merge(weight, lora_A, lora_B, adapter.alpha(f"{prefix}.lora_A"))
+def _merge_one(weight: Tensor, prefix: str, tensors: dict[str, Tensor], setting: LayerSetting, path: str | Path) -> Tensor:
+    kind = ADAPTERS[setting.mode]
+    if weight.dim() != 2 or setting.rank < 1:
+        raise UserError(f"{path}: a {setting.mode} of rank {setting.rank} does not fit {prefix}.weight of shape "
+                        f"{tuple(weight.shape)}; the file is damaged")
+    shapes = kind.shapes(*weight.shape, setting.rank)
+    missing = shapes.keys() - tensors.keys()
+    if missing:
+        raise UserError(f"{path}: {prefix} lacks {' and '.join(sorted(missing))}; the file is incomplete")
+    for leaf, shape in shapes.items():
+        _check_shape(f"{prefix}.{leaf}", tensors[leaf].shape, shape, path)
+    return kind.merge(weight, tensors, setting.alpha)
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _mode(module: AdaptedLinear) -> str:
+    return next(mode for mode, adapter in ADAPTERS.items() if adapter is type(module))
 
 
 def _check_base(adapter: Adapter, base_fingerprint: str, path: str | Path) -> None:

@@ -9,12 +9,17 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from src.adapters.adapted import AdaptedLinear
+from src.adapters.modes import ADAPTERS
+from src.adapters.state import LEAF
 from src.errors import UserError
 from src.files import existing_file
 
-MODES = ("freeze", "full", "lora")
-# Known in the field, so that a profile made for another tool gets a fitting answer.
-MODES_NOT_SERVED = ("bone", "dora", "miss", "pissa", "state")
+# What a row may say of a block; which of it serves emb and head, `_modes_of` tells.
+MODES = ("freeze", "full", *ADAPTERS, "state")
+BLOCK_MODES = MODES[1:]
+# Names that Bone had, and has now.
+SYNONYMS = {"disha": "bone", "miss": "bone"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class LayerSetting:
     state_lr_init: float = 0.0
     state_lr_final: float = 0.0
     reject_parts: tuple[str, ...] = ()
+    full_parts: tuple[str, ...] = ()
 
     def rejects(self, local_name: str) -> bool:
         """Whether a parameter, named as after `blocks.N.`, stays untrained: one of the parts occurs in its name.
@@ -40,14 +46,30 @@ class LayerSetting:
         """
         return any(part in local_name for part in self.reject_parts)
 
+    def in_full(self, local_name: str) -> bool:
+        """Whether a parameter of the model itself trains, named as after `blocks.N.`."""
+        named = self.mode == "full" or any(part in local_name for part in self.full_parts)
+        return named and not self.rejects(local_name)
+
+    def adapter(self, local_name: str) -> type[AdaptedLinear] | None:
+        """What trains beside a linear weight, named likewise; None where nothing does."""
+        return None if self.rejects(local_name) or self.in_full(local_name) else ADAPTERS.get(self.mode)
+
+    def rates(self, local_name: str) -> tuple[float, float]:
+        """First and last learning rate of a parameter."""
+        state = local_name == f"att.{LEAF}"
+        return (self.state_lr_init, self.state_lr_final) if state else (self.weight_lr_init, self.weight_lr_final)
+
 
 COLUMNS = ("Layer", "Mode", "Rank", "Alpha", "Dropout", "Weight_lr_init", "Weight_lr_final", "Weight_decay",
-           "State_lr_init", "State_lr_final", "RejectParts")
+           "State_lr_init", "State_lr_final", "RejectParts", "FullParts")
+NUMBERS = COLUMNS[2:10]
+WEIGHT_RATES = ("Weight_lr_init", "Weight_lr_final")
 # Columns of the profiles of RWKV-LM-RLHF for v6, which have no rates; accepted and left unread, as they are there.
 OLD_COLUMNS = ("LISAProb", "LoRAProb", "LRScale")
 # What a mode cannot do without; every other cell may be empty and then counts as 0.
-NEEDED = {"freeze": (), "full": ("Weight_lr_init", "Weight_lr_final"),
-          "lora": ("Rank", "Alpha", "Weight_lr_init", "Weight_lr_final")}
+NEEDED = {"freeze": (), "full": WEIGHT_RATES, "state": ("State_lr_init", "State_lr_final"),
+          **{mode: (*adapter.needs, *WEIGHT_RATES) for mode, adapter in ADAPTERS.items()}}
 
 
 def layer_of(name: str) -> tuple[str, str]:
@@ -64,7 +86,7 @@ def layer_of(name: str) -> tuple[str, str]:
 def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float] = (0.0, 0.0)) -> list[LayerSetting]:
     """Read a profile for a model of `n_layer` blocks.
 
-    Columns may stand in any order and case, RejectParts may be absent, blank lines are skipped.
+    Columns may stand in any order and case, RejectParts and FullParts may be absent, blank lines are skipped.
 
     Args:
         rates: lr_init and lr_final of every layer where the profile is an old one (`OLD_COLUMNS`) without columns for them.
@@ -94,7 +116,7 @@ def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float
         where = f"layer profile {path}, line {line}"
         if any(row[len(header):]):
             raise UserError(f"{where}: {len(row)} cells for {len(header)} columns; "
-                            f"put RejectParts in quotes where it names several parts")
+                            f"put RejectParts and FullParts in quotes where they name several parts")
         setting = _read_row(unread | dict(zip(header, row, strict=False)), n_layer, where)
         if setting.layer in settings:
             raise UserError(f"{where}: layer {setting.layer} is there twice")
@@ -107,16 +129,19 @@ def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float
     return [settings[layer] for layer in layers]
 
 
-def auto_layer_profile(n_layer: int, lr_init: float, lr_final: float, rank: int = 16, alpha: float = 32.0) -> list[LayerSetting]:
-    """A profile for any depth: LoRA without dropout in every block, emb and head frozen, weight decay 0.01."""
-    lora = LayerSetting("", "lora", rank, alpha, weight_lr_init=lr_init, weight_lr_final=lr_final, weight_decay=0.01)
-    blocks = [replace(lora, layer=str(layer)) for layer in range(n_layer)]
+def auto_layer_profile(n_layer: int, lr_init: float, lr_final: float, rank: int = 16, alpha: float = 32.0,
+                       mode: str = "lora") -> list[LayerSetting]:
+    """A profile for any depth: one mode without dropout in every block, emb and head frozen, weight decay 0.01."""
+    first, last = NEEDED[mode][-2:]
+    block = LayerSetting("", mode, rank, alpha, weight_decay=0.01, **{first.lower(): lr_init, last.lower(): lr_final})
+    blocks = [replace(block, layer=str(layer)) for layer in range(n_layer)]
     return [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
 
 
 def with_rates(settings: list[LayerSetting], lr_init: float, lr_final: float) -> list[LayerSetting]:
-    """The same profile with these two learning rates for the weights of every layer."""
-    return [replace(setting, weight_lr_init=lr_init, weight_lr_final=lr_final) for setting in settings]
+    """The same profile with these two learning rates for the weights and states of every layer."""
+    rates = {"weight_lr_init": lr_init, "weight_lr_final": lr_final, "state_lr_init": lr_init, "state_lr_final": lr_final}
+    return [replace(setting, **rates) for setting in settings]
 
 
 def _layers(n_layer: int) -> list[str]:
@@ -142,26 +167,34 @@ def _read_row(cells: dict[str, str], n_layer: int, where: str) -> LayerSetting:
     layer = _read_layer(cells.get("Layer", ""), n_layer, where)
     where = f"{where} (layer {layer})"
     mode = cells.get("Mode", "").lower()
-    if mode in MODES_NOT_SERVED:
-        raise UserError(f"{where}: mode {mode!r} is not served yet; choose one of {', '.join(MODES)}")
+    mode = SYNONYMS.get(mode, mode)
     if mode not in MODES:
         raise UserError(f"{where}: unknown mode {mode!r}; choose one of {', '.join(MODES)}")
-    if layer == "emb" and mode == "lora":
-        raise UserError(f"{where}: the embedding is a lookup, which LoRA does not apply to; choose freeze or full")
-    for column in NEEDED[mode]:
+    if mode not in _modes_of(layer):
+        raise UserError(f"{where}: mode {mode} is not for {layer}; choose one of {', '.join(_modes_of(layer))}")
+    parts = {column: tuple(part for cell in cells.get(column, "").split(",") if (part := cell.strip()))
+             for column in ("RejectParts", "FullParts")}
+    for column in (*NEEDED[mode], *(WEIGHT_RATES if parts["FullParts"] else ())):
         if not cells.get(column):
-            raise UserError(f"{where}: {column} is empty, and mode {mode} needs it")
+            what = f"mode {mode}" if column in NEEDED[mode] else "FullParts"
+            raise UserError(f"{where}: {column} is empty, and {what} needs it")
 
-    numbers = {column.lower(): _read_number(cells.get(column), column, where) for column in COLUMNS[2:-1]}
-    if numbers["rank"] != int(numbers["rank"]):
+    numbers = {column: _read_number(cells.get(column), column, where) for column in NUMBERS}
+    if numbers["Rank"] != int(numbers["Rank"]):
         raise UserError(f"{where}: Rank is {cells['Rank']}; it must be a whole number")
-    if mode == "lora" and not (numbers["rank"] and numbers["alpha"]):
-        raise UserError(f"{where}: Rank and Alpha must be above 0 in mode lora")
-    if numbers["dropout"] >= 1:
+    for column in NEEDED[mode]:
+        if column in ("Rank", "Alpha") and not numbers[column]:
+            raise UserError(f"{where}: {column} must be above 0 in mode {mode}")
+    if numbers["Dropout"] >= 1:
         raise UserError(f"{where}: Dropout is {cells['Dropout']}; it must be below 1")
-    parts = (part.strip() for part in cells.get("RejectParts", "").split(","))
-    numbers |= {"rank": int(numbers["rank"]), "reject_parts": tuple(part for part in parts if part)}
-    return LayerSetting(layer, mode, **numbers)
+    values = {column.lower(): number for column, number in numbers.items()} | {"rank": int(numbers["Rank"])}
+    return LayerSetting(layer, mode, **values, reject_parts=parts["RejectParts"], full_parts=parts["FullParts"])
+
+
+def _modes_of(layer: str) -> tuple[str, ...]:
+    if layer == "emb":
+        return ("freeze", "full")
+    return ("freeze", "full", *(mode for mode, adapter in ADAPTERS.items() if adapter.serves_head)) if layer == "head" else MODES
 
 
 def _read_layer(cell: str, n_layer: int, where: str) -> str:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.adapters.files import merge_adapter
+from src.adapters.files import merge_adapter, read_adapter, save_states
 from src.checkpoint.base import load_base
 from src.checkpoint.io import save_checkpoint
 from src.cli.run import Parser
@@ -33,3 +33,6 @@ def merge(flags: MergeFlags) -> None:
     changed = sum(merged[name] is not base[name] for name in base)
     save_checkpoint(merged, flags.output)
     print(f"{flags.output}: {changed} of {len(base)} tensors changed", file=sys.stderr)
+    states = save_states(read_adapter(flags.adapter).weights, flags.output)
+    if states:
+        print(f"{states}: the trained initial states, which no weight can express; load it beside the model", file=sys.stderr)

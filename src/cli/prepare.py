@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from src.adapters.layer_profile import BLOCK_MODES
 from src.cli.run import Parser, positive, seed, zero_or_one
 from src.cli.strategy import HELP, parse_strategy
 from src.preference.config import PrepareConfig
@@ -20,7 +21,11 @@ def parse(arguments: Sequence[str]) -> PrepareConfig:
         help="longest pair, in tokens: a longer prompt loses its beginning, an answer longer by itself drops the pair")
     add("--tokenizer",
         help="world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not given (65536 world, 256 bytes)")
-    add("--layer_profile", help="with i8 or nf4 weights: the profile to train with, whose blocks in mode full stay unquantized")
+    add("--layer_profile", default="auto",
+        help="with i8 or nf4 weights: the profile to train with, since what trains in full stays unquantized and PiSSA quantizes "
+             "what its split leaves")
+    add("--peft", choices=BLOCK_MODES, default="lora", help="with --layer_profile auto: as in the training to come")
+    add("--lora_r", type=positive, default=16, help="likewise")
     add("--seed", type=seed, default=0, help="which template each pair gets")
     add("--batch_tokens", type=positive, default=8192, help="most tokens in one forward pass")
     add("--reference", type=zero_or_one, default="1",

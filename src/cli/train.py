@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from src.adapters.layer_profile import BLOCK_MODES
 from src.cli.run import Parser, not_negative, positive, seed, zero_or_one
 from src.cli.spellings import EPILOG, translate
 from src.errors import UserError
@@ -38,9 +39,11 @@ def parser() -> Parser:
     model("--quant", type=zero_or_one, default="0", help="1 holds the frozen blocks' linear weights quantized")
     model("--quant_mode", default="nf4", help=f"with --quant 1: {' or '.join(QUANT_MODES)}")
     model("--layer_profile", default="auto",
-          help="CSV that says which layer trains and how (layerprofile/readme.md), or auto: LoRA in every block")
+          help="CSV that says which layer trains and how (layerprofile/readme.md), or auto: every block alike, by the next three")
+    model("--peft", choices=BLOCK_MODES, default="lora", help="with --layer_profile auto: mode of every block")
     model("--lora_r", type=positive, default=16, help="with --layer_profile auto: rank")
     model("--lora_alpha", type=float, default=32.0, help="with --layer_profile auto: alpha")
+    model("--load_adapter", help="adapter file to go on from, of the same base and layer profile; the references stay the base's")
 
     data = parser.add_argument_group("data").add_argument
     data("--rlhf_train_file", required=True, help=".save file of rlhf_dpo_generate_save.py")

@@ -121,7 +121,7 @@ def prefill(model: RWKV, prompts: Sequence[Sequence[int]], budget: int = PREFILL
         tokens = torch.tensor([token for i, start, end in piece for token in prompts[i][start:end]], device=model.device)
         borders = torch.tensor([0] + [end - start for _, start, end in piece]).cumsum(0).to(torch.int32)
         fresh = [carried] if piece[0][1] else []
-        fresh.append(State.zeros(model.dimensions, len(piece) - len(fresh), model.dtype, model.device))
+        fresh.append(model.initial_state(len(piece) - len(fresh)))
         out, after = model(tokens, borders, State.cat(fresh))
         last, _, end = piece[-1]
         complete = torch.arange(len(piece) - (end < len(prompts[last])), device=model.device)

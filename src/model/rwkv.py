@@ -1,6 +1,6 @@
 """The whole model around the blocks of rwkv6.py or rwkv7.py, and how it is built from a checkpoint's tensors."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class RWKV(nn.Module):
         Args:
             tokens: int64 [T_total], sequences packed end to end, no padding.
             cu_seqlens: int32 [S + 1] on the CPU, their borders; one sequence where None.
-            state: of the sequences before their first tokens; zeros where None. It is not changed.
+            state: of the sequences before their first tokens; `initial_state` where None. It is not changed.
             parents: int64 [F], for the last F sequences: which of those before them, the R roots, each goes on from, its
                 gradient flowing back into it. `state` is that of the roots alone then.
             grad_cp: recompute most of each block in the backward instead of keeping it.
@@ -52,7 +52,7 @@ class RWKV(nn.Module):
             cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32)
         if state is None:
             n_roots = len(cu_seqlens) - 1 - (0 if parents is None else len(parents))
-            state = State.zeros(self.dimensions, n_roots, self.dtype, self.device)
+            state = self.initial_state(n_roots)
         packing = read_packing(cu_seqlens, parents, self.device)
         x = F.embedding(tokens, self.emb.weight).to(self.residual_dtype)
         x = layer_norm(x, self.blocks[0].ln0, self.residual_dtype)
@@ -63,6 +63,15 @@ class RWKV(nn.Module):
             layers.append(after)
         return layer_norm(x, self.ln_out, self.dtype), State(*map(list, zip(*layers, strict=True)))
 
+    def initial_state(self, n_sequences: int) -> State:
+        """The state before any token: zeros, or where a block has a trained `att.time_state` [H, value, key], that."""
+        state = State.zeros(self.dimensions, n_sequences, self.dtype, self.device)
+        for layer, block in enumerate(self.blocks):
+            if block.att.time_state is not None:
+                wkv = block.att.time_state.mT if self.dimensions.version == "x060" else block.att.time_state
+                state.wkv[layer] = wkv.to(state.wkv[layer].dtype).expand_as(state.wkv[layer])
+        return state
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden vectors [..., n_embd] -> float32 logits [..., vocab_size] (float64 in a float64 model)."""
         logits = self.head(hidden)
@@ -71,7 +80,8 @@ class RWKV(nn.Module):
 
 def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: torch.dtype = torch.float32,
                 device: torch.device | str = "cpu", quantize: str | None = None,
-                quantized_blocks: Container[int] | None = None) -> RWKV:
+                quantized_blocks: Container[int] | None = None,
+                hold: Callable[[str, Tensor], nn.Module | None] | None = None) -> RWKV:
     """Build the model from an official-layout checkpoint; every parameter is frozen.
 
     Args:
@@ -79,6 +89,8 @@ def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: to
         dtype: precision of the computation and of the weights held.
         quantize: "nf4" or "int8" to hold the blocks' linear weights quantized, straight from the checkpoint's values.
         quantized_blocks: the blocks to quantize; all where None. The embedding and the head never are.
+        hold: makes the layer that holds the weight of a name in a quantized block, or None to leave it plain; just quantized
+            where not given.
     """
     with torch.device("meta"):
         model = RWKV(dimensions, dtype)
@@ -86,8 +98,11 @@ def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: to
         for leaf, _ in list(module.named_parameters(recurse=False)):
             weight = weights[f"{name}.{leaf}"].to(device)
             in_block = name.startswith("blocks.") and (quantized_blocks is None or int(name.split(".")[1]) in quantized_blocks)
+            held = None
             if quantize and in_block and isinstance(module, Linear):
-                model.set_submodule(name, quantize_linear(weight, quantize))
+                held = hold(name, weight) if hold else quantize_linear(weight, quantize)
+            if held is not None:
+                model.set_submodule(name, held)
             else:
                 setattr(module, leaf, nn.Parameter(weight.to(dtype), requires_grad=False))
     return model

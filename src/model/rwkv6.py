@@ -35,6 +35,7 @@ class TimeMixing(nn.Module):
         self.time_faaaa = matrix(n_head, dimensions.head_size)
         self.receptance, self.key, self.value, self.output, self.gate = (Linear(width, width) for _ in range(5))
         self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
+        self.register_parameter("time_state", None)  # the state before the first token, where state tuning adds one
 
     def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
         """x [T_total, D], shift [R, D], wkv [R, H, N, N] -> the same three, moved on."""

@@ -36,6 +36,7 @@ class TimeMixing(nn.Module):
         self.k_k, self.k_a, self.r_k = vector(width), vector(width), matrix(n_head, dimensions.head_size)
         self.receptance, self.key, self.value, self.output = (Linear(width, width) for _ in range(4))
         self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
+        self.register_parameter("time_state", None)  # the state before the first token, where state tuning adds one
 
     def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, v_first: Tensor | None,
                 packing: Packing) -> tuple[Tensor, Tensor, Tensor, Tensor]:

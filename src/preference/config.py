@@ -23,3 +23,5 @@ class PrepareConfig:
     dtype: torch.dtype
     quantization: str | None
     reference: bool = True
+    peft: str = "lora"
+    lora_r: int = 16

@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from src.adapters.apply import blocks_to_quantize
-from src.adapters.layer_profile import read_layer_profile
+from src.adapters.apply import blocks_to_quantize, quantized_linears, quantized_otherwise
+from src.adapters.layer_profile import auto_layer_profile, read_layer_profile
 from src.checkpoint.base import load_base
 from src.checkpoint.io import fingerprint
 from src.errors import UserError
@@ -41,9 +41,14 @@ def prepare(config: PrepareConfig) -> None:
                         f"{dimensions.vocab_size}; take the tokenizer that the model was trained with")
     pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed)
 
-    blocks = set(range(dimensions.n_layer))
-    if config.layer_profile not in (None, "auto"):
-        blocks = blocks_to_quantize(read_layer_profile(config.layer_profile, dimensions.n_layer))
+    if config.layer_profile in (None, "auto"):
+        settings = auto_layer_profile(dimensions.n_layer, 0.0, 0.0, config.lora_r, mode=config.peft)
+    else:
+        settings = read_layer_profile(config.layer_profile, dimensions.n_layer)
+    unquantized, otherwise = [], {}
+    if config.quantization:
+        unquantized = sorted(set(range(dimensions.n_layer)) - blocks_to_quantize(settings))
+        otherwise = quantized_otherwise(settings, weights)
     base = fingerprint(weights)
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
@@ -58,9 +63,10 @@ def prepare(config: PrepareConfig) -> None:
 
     if config.device.type == "cpu":
         recycle_memory()
-    model = build_model(weights, dimensions, config.dtype, config.device, config.quantization, blocks)
-    unquantized = sorted(set(range(dimensions.n_layer)) - blocks) if config.quantization else []
-    computed = [base, config.precision, config.quantization, unquantized, config.batch_tokens, pairs]
+    # What training adds to this starts as the identity, and leaves the references as they are.
+    model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
+                        hold=quantized_linears(settings, config.quantization))
+    computed = [base, config.precision, config.quantization, unquantized, otherwise, config.batch_tokens, pairs]
     digest = hashlib.sha256(json.dumps(computed).encode()).hexdigest()
     with open_journal(Path(f"{config.output_save}.partial"), digest) as journal:
         if journal.done:
@@ -68,7 +74,8 @@ def prepare(config: PrepareConfig) -> None:
         with progress_bar("pairs", len(pairs)) as advance:
             pairs = with_references(model, pairs, config.batch_tokens, advance, journal)
         save_pairs(config.output_save, pairs, sidecar | {
-            "precision": config.precision, "quantization": config.quantization, "unquantized_blocks": unquantized})
+            "precision": config.precision, "quantization": config.quantization, "unquantized_blocks": unquantized,
+            "quantized_otherwise": otherwise})
     _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
 
 

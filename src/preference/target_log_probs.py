@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.adapters.adapted import AdaptedLinear
 from src.adapters.linear import Linear
-from src.adapters.lora import LoRALinear
 from src.quantization.linear import QuantizedLinear
 
 ROWS = 1024
@@ -23,23 +23,23 @@ TILE_ON_CPU, TILE_ON_GPU = 1 << 20, 1 << 22
 ALIGNED = 64
 
 
-def target_log_probs(head: Linear | QuantizedLinear | LoRALinear, hidden: Tensor, targets: Tensor) -> Tensor:
+def target_log_probs(head: Linear | QuantizedLinear | AdaptedLinear, hidden: Tensor, targets: Tensor) -> Tensor:
     """log p(target) of each row, in nats.
 
     Args:
-        head: frozen, quantized, in training, or with a LoRA.
+        head: frozen, quantized, in training, or with an adapter that `serves_head`.
         hidden: [A, n_embd]. targets: int64 [A].
 
     Returns:
         [A] in float32 (float64 for float64 inputs), differentiable in hidden and in whatever of the head trains.
     """
-    thin, wide = (head.thin(hidden), head.lora_B) if isinstance(head, LoRALinear) else (None, None)
+    thin, wide = (head.thin(hidden), head.wide) if isinstance(head, AdaptedLinear) else (None, None)
     weight = head.weight if isinstance(head, Linear) else None
     return _TargetLogProbs.apply(hidden, thin, weight, wide, head, targets)
 
 
 class _TargetLogProbs(torch.autograd.Function):
-    """The logits are hidden W^T + thin wide^T, with thin [A, r] and wide [V, r] of a LoRA, or None."""
+    """The logits are hidden W^T + thin wide^T, with thin [A, r] and wide [V, r] of an adapter, or None."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, thin: Tensor | None, weight: Tensor | None, wide: Tensor | None, head: torch.nn.Module,

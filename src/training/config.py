@@ -13,6 +13,8 @@ class TrainConfig:
     rlhf_max_corpus_len: int
     eval_file: str | None
     layer_profile: str
+    peft: str
+    load_adapter: str | None
     lora_r: int
     lora_alpha: float
     epoch_steps: int

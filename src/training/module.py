@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from src.adapters.apply import parameter_groups
+from src.adapters.files import adapter_tensors
 from src.adapters.layer_profile import LayerSetting
 from src.errors import UserError
 from src.model import RWKV
@@ -17,7 +18,7 @@ from src.training.schedule import learning_rate
 
 
 class PreferenceModule(pl.LightningModule):
-    """Trains whatever parameters of `model` require gradients; only they are in its checkpoints."""
+    """Trains whatever parameters of `model` require gradients; its checkpoints hold what an adapter file does."""
 
     # The frozen base is not in a checkpoint, so loading one leaves it as it is.
     strict_loading = False
@@ -57,8 +58,8 @@ class PreferenceModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {f"model.{name}" for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        kept = {f"model.{name}" for name in adapter_tensors(self.model)}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(),
                                       "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 

@@ -13,7 +13,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 
-from src.adapters.apply import apply_layer_profile, blocks_to_quantize
+from src.adapters.apply import apply_layer_profile, blocks_to_quantize, quantized_linears, quantized_otherwise
+from src.adapters.files import load_adapter
 from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_layer_profile, with_rates
 from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
@@ -71,19 +72,23 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     settings = layer_settings(config, dimensions.n_layer)
     base = fingerprint(weights)
 
-    pairs, train_data = training_pairs(config.rlhf_train_file, config, dimensions, base, settings)
+    otherwise = quantized_otherwise(settings, weights) if config.quantization else {}
+    pairs, train_data = training_pairs(config.rlhf_train_file, config, dimensions, base, settings, otherwise)
     held_out, eval_data = None, None
     if config.eval_file:
-        held_out, eval_data = training_pairs(config.eval_file, config, dimensions, base, settings)
+        held_out, eval_data = training_pairs(config.eval_file, config, dimensions, base, settings, otherwise)
 
     on_gpu = config.accelerator == "gpu"
     # With several devices each process moves its own copy; with one the weights go there straight.
     device = "cuda" if on_gpu and config.devices == 1 else "cpu"
     if not on_gpu:
         recycle_memory()
-    model = build_model(weights, dimensions, DTYPES[config.precision], device, config.quantization, blocks_to_quantize(settings))
+    model = build_model(weights, dimensions, DTYPES[config.precision], device, config.quantization,
+                        hold=quantized_linears(settings, config.quantization))
     del weights
     apply_layer_profile(model, settings, config.seed)
+    if config.load_adapter:
+        load_adapter(model, config.load_adapter, base)
     if config.compile:
         for block in model.blocks:
             block.att.compile(dynamic=True)
@@ -145,17 +150,21 @@ def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> 
 
 def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
     if config.layer_profile == "auto":
-        return auto_layer_profile(n_layer, config.lr_init, config.lr_final, config.lora_r, config.lora_alpha)
+        return auto_layer_profile(n_layer, config.lr_init, config.lr_final, config.lora_r, config.lora_alpha, config.peft)
     settings = read_layer_profile(config.layer_profile, n_layer, (config.lr_init, config.lr_final))
     return settings if config.lr_advanced else with_rates(settings, config.lr_init, config.lr_final)
 
 
-def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str,
-                   settings: list[LayerSetting]) -> tuple[list[Pair], dict[str, Any]]:
+def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str, settings: list[LayerSetting],
+                   otherwise: dict[str, str]) -> tuple[list[Pair], dict[str, Any]]:
     """Load a `.save`, whose references must come from this base, at this precision and quantization: margins start at 0.
 
-    For a loss without a reference they are neither used nor checked. Returns the pairs, and what config.json and the report tell
-    of them.
+    For a loss without a reference they are neither used nor checked.
+
+    Args:
+        otherwise: the weights that are not just quantized, as `quantized_otherwise` tells them.
+
+    Returns the pairs, and what config.json and the report tell of them.
     """
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"pairs": len(pairs), **left_out, "sidecar": sidecar}
@@ -177,10 +186,14 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     exact = sorted(set(range(dimensions.n_layer)) - blocks_to_quantize(settings)) if config.quantization else []
     made_with = {"precision": config.precision, "quantization": config.quantization, "unquantized_blocks": exact}
     differences = check_sidecar(sidecar, made_with)
+    if sidecar.get("quantized_otherwise", {}) != otherwise:
+        differences.append(f"quantized_otherwise: {_short(sidecar.get('quantized_otherwise', {}))} for the references, "
+                           f"{_short(otherwise)} here")
     if differences and not config.allow_reference_mismatch:
         suffix = STRATEGY_SUFFIXES[config.quantization]
         device = "cuda" if config.accelerator == "gpu" else "cpu"
-        profile = f" --layer_profile {config.layer_profile}" if exact else ""
+        auto = f" --peft {config.peft} --lora_r {config.lora_r}" if config.layer_profile == "auto" else ""
+        profile = f" --layer_profile {config.layer_profile}{auto}" if exact or otherwise else ""
         raise UserError(f"{path}: {'; '.join(differences)}; margins would not start at 0. Run rlhf_dpo_generate_save.py with "
                         f"--strategy '{device} {config.precision}{suffix}'{profile}, or train with --allow_reference_mismatch 1")
     for difference in differences:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.adapters.layer_profile import (
+    BLOCK_MODES,
     COLUMNS,
     LayerSetting,
     auto_layer_profile,
@@ -43,10 +44,12 @@ rates = st.floats(0, 10, allow_subnormal=False)
 @st.composite
 def profiles(draw) -> list[LayerSetting]:
     def setting(layer: str) -> LayerSetting:
-        mode = draw(st.sampled_from(["freeze", "full"] if layer == "emb" else ["freeze", "full", "lora"]))
-        parts = draw(st.lists(st.sampled_from(["att.receptance", "ffn.value", "time_maa", "ln1"]), max_size=3))
+        modes = ["freeze", "full", *([] if layer == "emb" else ["lora", "pissa", "bone"])]
+        mode = draw(st.sampled_from([*modes, *(["dora", "state"] if layer.isdigit() else [])]))
+        parts, full = (tuple(draw(st.lists(st.sampled_from(["att.receptance", "ffn.value", "time_maa", "ln1"]), max_size=3)))
+                       for _ in range(2))
         return LayerSetting(layer, mode, draw(st.integers(1, 512)), draw(st.floats(0.5, 64)), draw(st.floats(0, 0.99)),
-                            *(draw(rates) for _ in range(5)), reject_parts=tuple(parts))
+                            *(draw(rates) for _ in range(5)), reject_parts=parts, full_parts=full)
 
     return [setting(layer) for layer in ("emb", *map(str, range(draw(st.integers(1, 4)))), "head")]
 
@@ -57,7 +60,8 @@ def test_round_trip_in_any_order_case_and_line_end(tmp_path_factory, profile, da
     order = data.draw(st.permutations(range(len(COLUMNS))))
     header = [data.draw(st.sampled_from([str.lower, str.upper, str]))(COLUMNS[i]) for i in order]
     values = [[s.layer, s.mode, s.rank, repr(s.alpha), repr(s.dropout), repr(s.weight_lr_init), repr(s.weight_lr_final),
-               repr(s.weight_decay), repr(s.state_lr_init), repr(s.state_lr_final), ",".join(s.reject_parts)] for s in profile]
+               repr(s.weight_decay), repr(s.state_lr_init), repr(s.state_lr_final), ",".join(s.reject_parts), ",".join(s.full_parts)]
+              for s in profile]
     path = tmp_path_factory.mktemp("profile") / "profile.csv"
     with path.open("w", encoding=data.draw(st.sampled_from(["utf-8", "utf-8-sig"])), newline="") as file:
         writer = csv.writer(file, lineterminator=data.draw(st.sampled_from(["\n", "\r\n"])))
@@ -115,16 +119,17 @@ def test_a_part_rejects_the_names_it_occurs_in():
     (profile_text([*GOOD, f"-1,{LORA}"]), 2, ["line 6", "'-1'"]),
     (profile_text([*GOOD, f"{'9' * 5000},{LORA}"]), 2, ["line 6"]),
     (profile_text([*GOOD, f"tail,{LORA}"]), 2, ["line 6", "'tail'"]),
-    (profile_text([f"emb,{LORA}", *GOOD[1:]]), 2, ["line 2", "layer emb", "freeze or full"]),
+    (profile_text([f"emb,{LORA}", *GOOD[1:]]), 2, ["line 2", "layer emb", "mode lora", "one of freeze, full"]),
     (profile_text([*GOOD[:3], "head,lora,16,32,0,1e-4,1e-5,0,0,0,att.key,ffn.key"]), 2, ["line 5", "quotes"]),
     (profile_text([*GOOD, "nothing"]).encode() + b"\xff\n", 2, ["UTF-8"]),
 ] + [
     (profile_text([GOOD[0], f"0,{cells}", *GOOD[2:]]), 2, ["line 3", "layer 0", *said]) for cells, said in [
-        ("dora,16,32,0,1e-4,1e-5,0,0,0,", ["'dora'", "not served yet", "freeze, full, lora"]),
-        ("bone,16,,0,1e-4,1e-5,0,0,0,", ["'bone'", "not served yet"]),
-        ("pissa,16,32,0,1e-4,1e-5,0,0,0,", ["'pissa'", "not served yet"]),
-        ("state,16,32,0,1e-4,1e-5,0,0,0,", ["'state'", "not served yet"]),
-        ("lara,16,32,0,1e-4,1e-5,0,0,0,", ["unknown mode 'lara'", "freeze, full, lora"]),
+        ("dora,16,,0,1e-4,1e-5,0,0,0,", ["Alpha is empty", "mode dora"]),
+        ("bone,,32,0,1e-4,1e-5,0,0,0,", ["Rank is empty", "mode bone"]),
+        ("miss,0,,0,1e-4,1e-5,0,0,0,", ["Rank must be above 0", "mode bone"]),
+        ("pissa,16,,0,,1e-5,0,0,0,", ["Weight_lr_init is empty"]),
+        ("state,,,,,,,,1e-3,", ["State_lr_init is empty", "mode state"]),
+        ("lara,16,32,0,1e-4,1e-5,0,0,0,", ["unknown mode 'lara'", "freeze, full, lora, dora, pissa, bone, state"]),
         (",16,32,0,1e-4,1e-5,0,0,0,", ["unknown mode ''"]),
         ("lora,,32,0,1e-4,1e-5,0,0,0,", ["Rank", "empty"]),
         ("lora,16,,0,1e-4,1e-5,0,0,0,", ["Alpha", "empty"]),
@@ -150,6 +155,36 @@ def test_every_slip_is_named(tmp_path, text, n_layer, said):
     assert all(part in str(caught.value) for part in [str(path), *said]), str(caught.value)
 
 
+@pytest.mark.parametrize("mode", ["dora", "state"])
+def test_modes_that_do_not_serve_the_head(tmp_path, mode):
+    path = write(tmp_path, profile_text([*GOOD[:3], f"head,{mode},16,32,0,1e-4,1e-5,0,1e-3,1e-4,"]))
+    with pytest.raises(UserError, match=f"line 5 .layer head.: mode {mode} is not for head; choose one of freeze, full, lora"):
+        read_layer_profile(path, 2)
+
+
+def test_the_names_that_bone_has_had(tmp_path):
+    path = write(tmp_path, profile_text([GOOD[0], "0,MiSS,16,,0,1e-4,1e-5,0,,,", "1,disha,16,,0,1e-4,1e-5,0,,,", GOOD[3]]))
+    assert [setting.mode for setting in read_layer_profile(path, 2)] == ["freeze", "bone", "bone", "freeze"]
+
+
+def test_full_parts_need_the_weights_rates_in_any_mode(tmp_path):
+    header = f"{HEADER},FullParts"
+    good = [f"emb,{FREEZE},", '0,freeze,,,,1e-5,1e-6,,,,,"ln, att.w0"', "1,state,,,,1e-5,1e-6,,1,0.1,,ln", f"head,{FREEZE},"]
+    settings = read_layer_profile(write(tmp_path, profile_text(good, header)), 2)
+    assert settings[1].full_parts == ("ln", "att.w0") and settings[2].rates("att.time_state") == (1, 0.1)
+    assert settings[1].in_full("ln1.weight") and not settings[1].in_full("att.key.weight")
+    for row, said in (("1,freeze,,,,,1e-6,,,,,ln", "Weight_lr_init"), ("1,state,,,,1e-5,,,1,0.1,,ln", "Weight_lr_final")):
+        with pytest.raises(UserError, match=f"line 4 .layer 1.: {said} is empty, and FullParts needs it"):
+            read_layer_profile(write(tmp_path, profile_text([*good[:2], row, good[3]], header)), 2)
+
+
+def test_a_rejected_part_rules_over_a_full_one():
+    setting = LayerSetting("0", "lora", 4, 8.0, reject_parts=("att.key", "ln_x"), full_parts=("ln", "ffn.value", "att.key"))
+    assert [setting.in_full(name) for name in ("ln1.bias", "att.ln_x.bias", "ffn.value.weight", "att.key.weight")] == [
+        True, False, True, False]
+    assert setting.adapter("ffn.key.weight") and not setting.adapter("ffn.value.weight") and not setting.adapter("att.key.weight")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.csv does not exist"):
         read_layer_profile(tmp_path / "nowhere.csv", 2)
@@ -163,18 +198,25 @@ def test_the_automatic_profile(n_layer):
     assert {(s.rank, s.alpha, s.weight_lr_init, s.weight_lr_final) for s in profile[1:-1]} == {(8, 4.0, 3e-4, 2e-4)}
 
 
+@pytest.mark.parametrize("mode", BLOCK_MODES)
+def test_the_automatic_profile_has_the_rates_of_its_mode(mode):
+    profile = auto_layer_profile(2, 3e-4, 2e-4, mode=mode)
+    assert [s.mode for s in profile] == ["freeze", mode, mode, "freeze"]
+    assert profile[1].rates("att.time_state" if mode == "state" else "att.key.weight") == (3e-4, 2e-4)
+
+
 @pytest.mark.parametrize("n_layer", [12, 24, 32])
 def test_the_shipped_profiles_are_the_automatic_one_at_ten_times_the_usual_rates(n_layer):
     profile = read_layer_profile(SHIPPED / f"{n_layer}_TEST.csv", n_layer)
     assert profile == auto_layer_profile(n_layer, 5e-5, 1e-5)
 
 
-def test_with_rates_changes_the_two_rates_alone():
+def test_with_rates_changes_the_rates_alone():
     before = [replace(s, weight_decay=0.5) for s in auto_layer_profile(2, 1.0, 1.0)]
     after = with_rates(before, 5e-6, 1e-6)
-    assert {(s.weight_lr_init, s.weight_lr_final) for s in after} == {(5e-6, 1e-6)}
-    assert [replace(s, weight_lr_init=0, weight_lr_final=0) for s in after] == [
-        replace(s, weight_lr_init=0, weight_lr_final=0) for s in before]
+    assert {s.rates(name) for s in after for name in ("att.time_state", "ln1.weight")} == {(5e-6, 1e-6)}
+    none = dict.fromkeys(("weight_lr_init", "weight_lr_final", "state_lr_init", "state_lr_final"), 0)
+    assert [replace(s, **none) for s in after] == [replace(s, **none) for s in before]
 
 
 @pytest.mark.parametrize(("name", "layer", "local_name"), [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from src.adapters.linear import Linear
-from src.adapters.lora import LoRALinear, merge
+from src.adapters.lora import LoRALinear
 from src.quantization.linear import quantize_linear
 
 
@@ -102,7 +102,7 @@ def test_float32_masters_get_float32_gradients_from_bfloat16_activations():
 @pytest.mark.parametrize("alpha", [1.0, 6.0, 32.0])
 def test_a_merged_weight_gives_the_adapters_output(alpha):
     layer, x = lora(plain(), alpha=alpha), inputs()
-    merged = merge(layer.weight, layer.lora_A, layer.lora_B, alpha)
+    merged = LoRALinear.merge(layer.weight, dict(layer.named_parameters()), alpha)
     # Sums of 13 terms in float32, in another order; outputs grow with alpha to about 100.
     torch.testing.assert_close(x @ merged.T, layer(x), atol=1e-4, rtol=1e-5)
 
@@ -110,7 +110,7 @@ def test_a_merged_weight_gives_the_adapters_output(alpha):
 def test_merging_rounds_once_to_the_weights_precision():
     layer = lora(plain(dtype=torch.bfloat16))
     before = layer.weight.detach().clone()
-    merged = merge(layer.weight, layer.lora_A, layer.lora_B, 6.0)
+    merged = LoRALinear.merge(layer.weight, dict(layer.named_parameters()), 6.0)
     exact = layer.weight.double() + 2.0 * layer.lora_B.double() @ layer.lora_A.double()
     assert merged.dtype == torch.bfloat16 and torch.equal(layer.weight, before)
     # Half a unit in the last of bf16's 8 places, and float32's rounding before it.

@@ -1,0 +1,94 @@
+"""What the adapters of linear layers have in common: a frozen weight, beside which something small trains.
+
+Most of them are y = W x + wide thin(x), with thin(x) of some r numbers and wide [out, r]. The frozen weight keeps its official
+name; what the adapter adds are parameters of the same module.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.adapters.linear import Linear
+from src.quantization.linear import QuantizedLinear
+
+
+class AdaptedLinear(nn.Module):
+    """A `Linear` or `QuantizedLinear` with an adapter; each adapter is a subclass in a file of its own, and a row of `ADAPTERS`.
+
+    Over a `Linear` the base's own parameter is `weight`, so that the weight of `blocks.0.att.key` is still
+    `blocks.0.att.key.weight`; a quantized base stays a submodule, `base`. The adapter's tensors are float32 and take part in
+    products in the activations' dtype.
+
+    A subclass has `shapes`, `merge`, and `thin` and `wide` or a `forward` of its own.
+    """
+
+    # The columns that a row of a layer profile can't do without, beside the rates.
+    needs: ClassVar[tuple[str, ...]] = ("Rank",)
+    # Those of its tensors that do not train, but without which an adapter file could not be merged.
+    keeps: ClassVar[tuple[str, ...]] = ()
+    # Whether logits are a product with frozen rows plus wide thin(x), as the log-probabilities without logits need it.
+    serves_head: ClassVar[bool] = True
+    # Whether a quantized base has other values under it than without it; `quantized` then makes both from the exact weight.
+    splits_base: ClassVar[bool] = False
+
+    def __init__(self, base: Linear | QuantizedLinear):
+        super().__init__()
+        self.in_features = base.in_features
+        self.out_features = base.out_features
+        if isinstance(base, QuantizedLinear):
+            self.base = base
+        else:
+            self.weight = base.weight
+
+    @staticmethod
+    def shapes(out_features: int, in_features: int, rank: int) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each tensor that the adapter adds, those in `keeps` last."""
+        raise NotImplementedError
+
+    @staticmethod
+    def largest_rank(out_features: int, in_features: int) -> int:
+        return min(out_features, in_features)
+
+    @staticmethod
+    def merge(weight: Tensor, tensors: dict[str, Tensor], alpha: float) -> Tensor:
+        """The one weight that acts as the base's `weight` [out, in] and the adapter's `tensors` (named as in `shapes`) together.
+
+        Returns:
+            A new tensor [out, in] in the weight's dtype, computed in float32.
+        """
+        raise NotImplementedError
+
+    @property
+    def quantized_base(self) -> bool:
+        return "base" in self._modules
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.codes.device if self.quantized_base else self.weight.device
+
+    @property
+    def wide(self) -> Tensor:
+        """[out_features, r]"""
+        raise NotImplementedError
+
+    def thin(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., r], in x's dtype."""
+        raise NotImplementedError
+
+    def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Rows first .. last - 1 of the frozen weight, [last - first, in_features], in `dtype`."""
+        return self.base.rows(first, last, dtype) if self.quantized_base else self.weight[first:last].to(dtype)
+
+    def base_forward(self, x: Tensor) -> Tensor:
+        """The product with the frozen weight alone."""
+        return self.base(x) if self.quantized_base else F.linear(x, self.weight.to(x.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features], in x's dtype."""
+        y, thin = self.base_forward(x).flatten(0, -2), self.thin(x).flatten(0, -2)
+        return torch.addmm(y, thin, self.wide.to(x.dtype).T).view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"

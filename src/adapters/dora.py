@@ -1,0 +1,70 @@
+"""DoRA (Liu et al. 2024, arXiv:2402.09353): LoRA changes a weight's direction alone, its magnitudes train beside it.
+
+W' = m * V / ||V|| with V = W + (alpha / r) B A (equation 5), A and B as in LoRA, and m = ||W|| at the start, so that training
+begins at the base model. For the gradient the norm is a constant (section 4.3). What trains: `lora_A`, `lora_B` and the
+magnitudes `lora_M` [out]. Merged: W' itself.
+
+The paper writes one magnitude for each column of its W, an input. The authors' code, and peft and torchtune after it, take one
+for each output, the norm of a row of `weight` [out, in]; so does this one. RWKV-LM-RLHF takes inputs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from src.adapters.linear import Linear
+from src.adapters.lora import LoRALinear, changed_weight
+from src.quantization.linear import QuantizedLinear
+
+# Rows that are smaller count as 0, and so have magnitude 0 and stay 0.
+SMALLEST_NORM = 1e-12
+ROWS = 4096
+
+
+class DoRALinear(LoRALinear):
+    """A LoRA with `lora_M` [out], all of float32.
+
+    The norm of V's rows comes from ||W_i||^2, known since the start, and products with A: a quantized weight is dequantized once
+    for the forward as in LoRA, never as a whole in float32.
+    """
+
+    serves_head = False  # its logits are scaled by what trains
+
+    def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
+        super().__init__(base, rank, alpha, dropout, generator)
+        with torch.no_grad():
+            exact = torch.float32 if self.quantized_base else torch.promote_types(self.weight.dtype, torch.float32)
+            starts = range(0, self.out_features, ROWS)
+            rows = (self.rows(start, min(start + ROWS, self.out_features), exact) for start in starts)
+            squares = torch.cat([part.square().sum(1) for part in rows])
+        self.register_buffer("squares", squares, persistent=False)  # ||W_i||^2 [out]
+        self.lora_M = nn.Parameter(_root(squares))
+
+    @staticmethod
+    def shapes(out_features: int, in_features: int, rank: int) -> dict[str, tuple[int, ...]]:
+        return LoRALinear.shapes(out_features, in_features, rank) | {"lora_M": (out_features,)}
+
+    @staticmethod
+    def merge(weight: Tensor, tensors: dict[str, Tensor], alpha: float) -> Tensor:
+        changed = changed_weight(weight, tensors, alpha)
+        scale = tensors["lora_M"].float() / _root(changed.square().sum(1))
+        return (scale[:, None] * changed).to(weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)
+        # A's rows go through the frozen product with the tokens, since the norm needs A W^T.
+        products = self.base_forward(torch.cat((tokens, self.lora_A.detach().to(x.dtype))))
+        y, across = products.tensor_split((len(tokens),))
+        y = torch.addmm(y, self.thin(tokens), self.wide.to(x.dtype).T)
+        factor = self.lora_M / self._norms(across.detach().T)
+        return (y * factor.to(x.dtype)).view(*x.shape[:-1], self.out_features)
+
+    @torch.no_grad()
+    def _norms(self, across: Tensor) -> Tensor:
+        """||V_i|| [out] from across = W A^T [out, r]: ||W_i||^2 + 2 s B_i (W A^T)_i + s^2 B_i A A^T B_i^T."""
+        step = self.scale * self.lora_B
+        gram = self.lora_A @ self.lora_A.T
+        return _root(self.squares + (step * (2 * across.to(step.dtype) + step @ gram)).sum(1))
+
+
+def _root(squares: Tensor) -> Tensor:
+    return squares.clamp_min(SMALLEST_NORM**2).sqrt()

@@ -1,0 +1,86 @@
+"""PiSSA (Meng et al. 2024, arXiv:2404.02948): what trains starts as the weight's principal part, what is left stays frozen.
+
+W = U S V^T, of which the r largest singular values become B = U sqrt(S) [out, r] and A = sqrt(S) V^T [r, in], found by a fast
+randomized SVD (Halko et al. 2009, arXiv:0909.4061) that is the same at every call. With A0 and B0 these starts,
+y = (W - B0 A0) x + B A x, which is W x at the start. What trains: `lora_A` and `lora_B`. The file keeps `start_A` and `start_B`
+too, so that it merges into the base itself: W + B A - B0 A0.
+
+Over a plain weight the frozen part is computed as W x - B0 A0 x, which loses nothing to rounding where a residual held in
+bfloat16 would. Over a quantized one it is the residual that is quantized (the paper's QPiSSA), which leaves a smaller error than
+quantizing W; the model at the start is then another than the plainly quantized one, and references must come from it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.adapters.adapted import AdaptedLinear
+from src.adapters.linear import Linear
+from src.quantization.linear import QuantizedLinear, quantize_linear
+
+# Vectors beyond the rank and rounds of the randomized SVD: singular values right to about a thousandth on weights like noise,
+# whose spectrum is the flattest there is.
+OVERSAMPLING, ROUNDS = 16, 8
+
+
+class PiSSALinear(AdaptedLinear):
+    """A linear layer with `lora_A` [rank, in] and `lora_B` [out, rank] and their frozen starts `start_A` and `start_B`.
+
+    Alpha and dropout have no say: the product is not scaled, and dropout would drop part of W itself.
+
+    Raises:
+        ValueError: over a base that is quantized already; `quantized` makes that one.
+    """
+
+    keeps = ("start_A", "start_B")
+    splits_base = True
+
+    def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
+        if isinstance(base, QuantizedLinear):
+            raise ValueError("PiSSA splits a weight before it is quantized: build the model with `quantized_linears`")
+        self._add(base, *principal_part(base.weight.detach(), rank))
+
+    @classmethod
+    def quantized(cls, weight: Tensor, scheme: str, rank: int) -> "PiSSALinear":
+        """The whole adapted layer, over the quantized residual; nothing of it trains yet."""
+        start_A, start_B = principal_part(weight, rank)
+        layer = cls.__new__(cls)
+        layer._add(quantize_linear(weight.float() - start_B @ start_A, scheme), start_A, start_B)
+        return layer.requires_grad_(False)
+
+    def _add(self, base: Linear | QuantizedLinear, start_A: Tensor, start_B: Tensor) -> None:
+        super().__init__(base)
+        self.lora_A, self.lora_B = nn.Parameter(start_A.clone()), nn.Parameter(start_B.clone())
+        self.register_buffer("start_A", start_A)
+        self.register_buffer("start_B", start_B)
+
+    @staticmethod
+    def shapes(out_features: int, in_features: int, rank: int) -> dict[str, tuple[int, ...]]:
+        thin, wide = (rank, in_features), (out_features, rank)
+        return {"lora_A": thin, "lora_B": wide, "start_A": thin, "start_B": wide}
+
+    @staticmethod
+    def merge(weight: Tensor, tensors: dict[str, Tensor], alpha: float) -> Tensor:
+        lora_A, lora_B, start_A, start_B = (tensors[name].float() for name in ("lora_A", "lora_B", "start_A", "start_B"))
+        return (weight.float() + (lora_B @ lora_A - start_B @ start_A)).to(weight.dtype)
+
+    @property
+    def wide(self) -> Tensor:
+        return self.lora_B if self.quantized_base else torch.cat((self.lora_B, -self.start_B), 1)
+
+    def thin(self, x: Tensor) -> Tensor:
+        down = self.lora_A if self.quantized_base else torch.cat((self.lora_A, self.start_A))
+        return F.linear(x, down.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.lora_A.shape[0]}"
+
+
+@torch.no_grad()
+def principal_part(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A [rank, in] and B [out, rank] in float32 whose product is about the best of that rank: weight [out, in]."""
+    with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(weight.float(), min(rank + OVERSAMPLING, *weight.shape), ROUNDS)
+    root = s[:rank].sqrt()
+    return root[:, None] * v.T[:rank], u[:, :rank] * root

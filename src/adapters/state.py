@@ -1,0 +1,28 @@
+"""State tuning: the recurrence's state before the first token is what trains, one matrix a head, and nothing else.
+
+S_0 [H, N, N] instead of zeros, zero at the start, so that training begins at the base model. What trains: `att.time_state`, the
+name it has in BlinkDL/RWKV-LM and RWKV-PEFT. It is laid out [head, value, key] in v6 and v7 alike, as RWKV-PEFT trains it and
+runtimes read it: the `rwkv` package transposes it for v6, whose state it holds as [key, value]; its v7 holds [value, key] itself.
+Token-shift states stay zero, as they do there.
+
+No weight can express a state, so nothing is merged: a file of the states alone is what runtimes take.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+LEAF = "time_state"
+
+
+def add_state(block: nn.Module) -> None:
+    """Give a model's block an initial state of zeros."""
+    heads, width = block.att.ln_x.num_groups, block.att.ln_x.num_channels
+    size = width // heads
+    block.att.time_state = nn.Parameter(torch.zeros(heads, size, size, device=block.att.ln_x.weight.device))
+
+
+def states_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The states among named tensors, `blocks.N.att.time_state`."""
+    return {name: tensor for name, tensor in weights.items() if name.endswith(f".att.{LEAF}")}
