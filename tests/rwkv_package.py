@@ -18,6 +18,11 @@ def package_logits(model: Path, version: str, sequences: list[list[int]], strate
     return package_logits_of_many([(model, sequences)], version, strategy)[0]
 
 
+def package_logits_from_state(model: Path, version: str, states: Path, tokens: list[int]):
+    """Logits [T, vocab_size] after every token, begun from a file of tuned states; the model is v7 (v6 reads them from its own)."""
+    return _ask([{"model": str(model), "sequences": [tokens], "states": str(states)}], version, "cpu fp32")[0][0]
+
+
 def package_logits_of_many(requests: list[tuple[Path, list[list[int]]]], version: str, strategy: str = "cpu fp32") -> list[list]:
     """`package_logits` of each (model, sequences), all models of one version."""
     return _ask([{"model": str(model), "sequences": sequences} for model, sequences in requests], version, strategy)
@@ -53,12 +58,19 @@ def main() -> None:
         if "prompts" in request:
             found.append([_generate(network, prompt, request) for prompt in request["prompts"]])
         else:
-            found.append([_logits(network, tokens) for tokens in request["sequences"]])
+            found.append([_logits(network, tokens, request.get("states")) for tokens in request["sequences"]])
     torch.save(found, answers)
 
 
-def _logits(network, tokens: list[int]):
-    out, _ = network.forward(tokens, None, full_output=True) if len(tokens) > 1 else network.forward(tokens, None)
+def _logits(network, tokens: list[int], states: str | None = None):
+    import torch
+
+    state = None
+    if states:
+        state, tuned = network.generate_zero_state(), torch.load(states, weights_only=True)
+        for layer in range(len(tuned)):
+            state[3 * layer + 1] = tuned[f"blocks.{layer}.att.time_state"]
+    out, _ = network.forward(tokens, state, full_output=True) if len(tokens) > 1 else network.forward(tokens, state)
     return out.float().reshape(len(tokens), -1)
 
 

@@ -55,11 +55,11 @@ class DoRALinear(LoRALinear):
         products = self.base_forward(torch.cat((tokens, self.lora_A.detach().to(x.dtype))))
         y, across = products.tensor_split((len(tokens),))
         y = torch.addmm(y, self.thin(tokens), self.wide.to(x.dtype).T)
-        factor = self.lora_M / self._norms(across.detach().T)
+        factor = self.lora_M / self.norms(across.detach().T)
         return (y * factor.to(x.dtype)).view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
-    def _norms(self, across: Tensor) -> Tensor:
+    def norms(self, across: Tensor) -> Tensor:
         """||V_i|| [out] from across = W A^T [out, r]: ||W_i||^2 + 2 s B_i (W A^T)_i + s^2 B_i A A^T B_i^T."""
         step = self.scale * self.lora_B
         gram = self.lora_A @ self.lora_A.T

@@ -60,8 +60,8 @@ def test_round_trip_in_any_order_case_and_line_end(tmp_path_factory, profile, da
     order = data.draw(st.permutations(range(len(COLUMNS))))
     header = [data.draw(st.sampled_from([str.lower, str.upper, str]))(COLUMNS[i]) for i in order]
     values = [[s.layer, s.mode, s.rank, repr(s.alpha), repr(s.dropout), repr(s.weight_lr_init), repr(s.weight_lr_final),
-               repr(s.weight_decay), repr(s.state_lr_init), repr(s.state_lr_final), ",".join(s.reject_parts), ",".join(s.full_parts)]
-              for s in profile]
+               repr(s.weight_decay), repr(s.state_lr_init), repr(s.state_lr_final), ",".join(s.reject_parts),
+               ",".join(s.full_parts)] for s in profile]
     path = tmp_path_factory.mktemp("profile") / "profile.csv"
     with path.open("w", encoding=data.draw(st.sampled_from(["utf-8", "utf-8-sig"])), newline="") as file:
         writer = csv.writer(file, lineterminator=data.draw(st.sampled_from(["\n", "\r\n"])))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.adapters.apply import apply_layer_profile, blocks_to_quantize, parameter_groups
+from src.adapters.apply import apply_layer_profile, parameter_groups, quantized_linears
 from src.adapters.files import load_adapter, merge_adapter, save_adapter
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
@@ -28,7 +28,7 @@ def logits(model) -> torch.Tensor:
 
 
 def adapted(weights, dimensions, settings, dtype=torch.float32, quantize=None, step: float = 0.0, seed: int = 0):
-    model = build_model(weights, dimensions, dtype, quantize=quantize, quantized_blocks=blocks_to_quantize(settings))
+    model = build_model(weights, dimensions, dtype, quantize=quantize, hold=quantized_linears(settings, quantize))
     apply_layer_profile(model, settings, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_the_adapted_model_starts_as_the_base(version, dtype, quantize):
     weights, dimensions = random_checkpoint(version)
     for modes in [("freeze", "lora", "lora", "lora"), ("full", "full", "lora", "full")]:
         settings = profile(*modes, dropout=0.2)
-        base = build_model(weights, dimensions, dtype, quantize=quantize, quantized_blocks=blocks_to_quantize(settings))
+        base = build_model(weights, dimensions, dtype, quantize=quantize, hold=quantized_linears(settings, quantize))
         assert torch.equal(logits(adapted(weights, dimensions, settings, dtype, quantize).train()), logits(base))
 
 

@@ -1,0 +1,68 @@
+"""DoRA against its formula, and the gradient that the paper gives it."""
+
+import torch
+
+from src.adapters.dora import DoRALinear
+from src.adapters.linear import Linear
+from tests.adapters.layers import ALPHA, OUT, RANK, adapted, inputs
+
+SCALE = ALPHA / RANK
+
+
+def formula(layer: DoRALinear, weight: torch.Tensor, detached: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """W' = m V / ||V||, a norm for each output, applied to the inputs; and leaves (A, B, m), all in float64."""
+    leaves = [layer.get_parameter(name).detach().double().requires_grad_() for name in ("lora_A", "lora_B", "lora_M")]
+    v = weight.double() + SCALE * leaves[1] @ leaves[0]
+    norm = torch.linalg.norm(v, dim=1, keepdim=True)
+    return torch.einsum("oi,bti->bto", leaves[2][:, None] * v / (norm.detach() if detached else norm), inputs().double()), leaves
+
+
+def test_forward_is_equation_5_with_a_magnitude_for_each_output():
+    for scheme in (None, "nf4", "int8"):
+        layer, base = adapted("dora", scheme, moved=0.5)
+        weight = base.weight if scheme is None else base.dequantize(torch.float32)
+        # float32 sums of 13 terms of size 10.
+        torch.testing.assert_close(layer(inputs()).double(), formula(layer, weight, False)[0], atol=2e-5, rtol=1e-5)
+
+
+def test_magnitudes_start_as_the_norms_of_the_weights_rows():
+    layer, base = adapted("dora")
+    torch.testing.assert_close(layer.lora_M, base.weight.norm(dim=1))
+    layer, base = adapted("dora", "nf4")
+    torch.testing.assert_close(layer.lora_M, base.dequantize(torch.float32).norm(dim=1))
+
+
+def test_the_norm_is_a_constant_for_the_gradient():
+    """Section 4.3: the gradient is autograd's with the norm detached, and another than with it."""
+    layer, base = adapted("dora", moved=0.5)
+    direction = torch.randn(2, 5, OUT, generator=torch.Generator().manual_seed(4))
+    ours = torch.autograd.grad((layer(inputs()) * direction).sum(), [layer.lora_A, layer.lora_B, layer.lora_M])
+    theirs, through = (torch.autograd.grad((y * direction).sum(), leaves)
+                       for y, leaves in (formula(layer, base.weight, True), formula(layer, base.weight, False)))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() < 1e-5 * b.norm()
+    assert (ours[1] - through[1]).norm() > 0.1 * through[1].norm()
+
+
+def test_a_row_of_zeros_stays_zero_and_its_gradients_finite():
+    base = Linear(5, 2)
+    base.weight.data = torch.zeros(2, 5)
+    layer = DoRALinear(base, 2, 4.0, 0.0, torch.Generator().manual_seed(0))
+    y = layer(torch.randn(3, 5))
+    y.sum().backward()
+    assert (y == 0).all() and all(layer.get_parameter(name).grad.isfinite().all() for name in ("lora_A", "lora_B", "lora_M"))
+
+
+def test_dropout_is_the_loras():
+    layer, _ = adapted("dora", moved=0.3, dropout=0.5)
+    torch.manual_seed(0)
+    assert not torch.equal(layer.train()(inputs()), layer(inputs()))
+    assert torch.equal(layer.eval()(inputs()), layer(inputs()))
+
+
+def test_one_quantized_product_a_forward(monkeypatch):
+    layer, _ = adapted("dora", "int8", moved=0.3)
+    calls, forward = [], layer.base.forward
+    monkeypatch.setattr(layer.base, "forward", lambda x: calls.append(len(x)) or forward(x))
+    layer(inputs())
+    assert calls == [10 + RANK]

@@ -1,0 +1,67 @@
+"""PiSSA's split against the exact SVD, and its way back into the base."""
+
+import pytest
+import torch
+
+from src.adapters.pissa import PiSSALinear, principal_part
+from src.quantization.linear import quantize_linear
+from tests.adapters.layers import ALPHA, RANK, adapted, inputs, tensors_of
+
+
+def decaying(out: int, width: int, seed: int = 0) -> torch.Tensor:
+    """A weight whose singular values fall like 1/i."""
+    u, s, v = torch.linalg.svd(torch.randn(out, width, generator=torch.Generator().manual_seed(seed)), full_matrices=False)
+    return u @ torch.diag(1 / torch.arange(1, len(s) + 1.0)) @ v
+
+
+@pytest.mark.parametrize(("out", "width", "rank"), [(40, 90, 8), (90, 40, 8), (64, 64, 64), (5, 7, 1), (3, 64, 3)])
+def test_the_start_is_the_principal_part_as_equation_2_and_3_split_it(out, width, rank):
+    weight = decaying(out, width)
+    lora_A, lora_B = principal_part(weight, rank)
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    best = u[:, :rank] @ torch.diag(s[:rank]) @ v[:rank]
+    assert lora_A.shape == (rank, width) and lora_B.shape == (out, rank)
+    # The fast SVD's own error, with singular values that fall like 1/i.
+    assert (lora_B @ lora_A - best).norm() < 1e-4 * best.norm()
+    # Both factors carry the root of each singular value.
+    for norms in (lora_A.norm(dim=1), lora_B.norm(dim=0)):
+        torch.testing.assert_close(norms, s[:rank].sqrt(), rtol=1e-3, atol=0)
+
+
+def test_the_start_is_the_same_at_every_call():
+    weight = decaying(20, 30)
+    first = principal_part(weight, 4)
+    torch.manual_seed(7)
+    assert all(torch.equal(a, b) for a, b in zip(first, principal_part(weight, 4), strict=True))
+
+
+def test_the_output_is_the_residual_plus_what_trains():
+    layer, base = adapted("pissa", moved=0.3)
+    a, b, start_a, start_b = (tensors_of(layer)[name].double() for name in ("lora_A", "lora_B", "start_A", "start_B"))
+    expected = inputs().double() @ (base.weight.double() - start_b @ start_a).T + inputs().double() @ (b @ a).T
+    torch.testing.assert_close(layer(inputs()).double(), expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_quantized_layer_holds_the_quantized_residual(scheme):
+    weight = decaying(96, 64)
+    layer = PiSSALinear.quantized(weight, scheme, 16)
+    residual = weight - layer.start_B @ layer.start_A
+    expected = quantize_linear(residual, scheme)
+    assert torch.equal(layer.base.codes, expected.codes) and torch.equal(layer.base.scales, expected.scales)
+    # QPiSSA's point: what is left is smaller, and so is its error.
+    whole = weight - quantize_linear(weight, scheme).dequantize(torch.float32)
+    assert (residual - layer.base.dequantize(torch.float32)).norm() < 0.7 * whole.norm()
+
+
+def test_merged_at_the_start_it_is_the_base_itself():
+    for scheme in (None, "nf4"):
+        layer, _ = adapted("pissa", scheme)
+        weight = adapted("pissa")[1].weight
+        assert torch.equal(PiSSALinear.merge(weight, tensors_of(layer), ALPHA), weight)
+
+
+def test_a_base_quantized_beforehand_is_refused():
+    base = quantize_linear(decaying(8, 8), "int8")
+    with pytest.raises(ValueError, match="quantized_linears"):
+        PiSSALinear(base, RANK, ALPHA, 0.0, torch.Generator())
