@@ -18,12 +18,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def prepare_csv(model: Path, pairs: Path, output: Path, precision: str = "fp32", quantization: str | None = None,
-                profile: str | None = None, reference: bool = True) -> None:
+                profile: str | None = None, **more) -> None:
     """The preprocessing script's work on the CPU, every row once."""
     prepare(PrepareConfig(
         load_model=str(model), input_csv=str(pairs), output_save=str(output), target_pair_count=None, rlhf_max_corpus_len=512,
         tokenizer=None, layer_profile=profile, seed=0, batch_tokens=4096, device=torch.device("cpu"), precision=precision,
-        dtype=DTYPES[precision], quantization=quantization, reference=reference))
+        dtype=DTYPES[precision], quantization=quantization, **more))
 
 
 @pytest.fixture(scope="session")

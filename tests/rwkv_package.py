@@ -19,7 +19,7 @@ def package_logits(model: Path, version: str, sequences: list[list[int]], strate
 
 
 def package_logits_from_state(model: Path, version: str, states: Path, tokens: list[int]):
-    """Logits [T, vocab_size] after every token, begun from a file of tuned states; the model is v7 (v6 reads them from its own)."""
+    """Logits [T, vocab_size] after every token, begun from a file of tuned states; for v7, since v6 reads them from its model."""
     return _ask([{"model": str(model), "sequences": [tokens], "states": str(states)}], version, "cpu fp32")[0][0]
 
 
