@@ -111,7 +111,7 @@ def parser() -> Parser:
              "for the report; 0: none")
     add("--sample_tokens", type=positive, default=100, help="longest such answer, in tokens")
     add("--resume", type=zero_or_one, default="0", help="1: go on where the run in --proj_dir was broken off")
-    add("--seed", type=seed, default=0, help="order of pairs, LoRA's start, dropout")
+    add("--seed", type=seed, default=0, help="order of pairs, adapters' random starts, dropout")
     add("--allow_reference_mismatch", type=zero_or_one, default="0",
         help="1: train even where the references were computed at another precision or quantization")
     return parser

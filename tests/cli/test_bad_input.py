@@ -14,8 +14,8 @@ MODEL_FLAG = {"rlhf_generate_reject_csv": "--load_model", "rlhf_dpo_generate_sav
               "merge": "--base", "evaluate": "--load_model"}
 INPUTS = [(script, flag) for script, flag in MODEL_FLAG.items()] + [
     ("rlhf_generate_reject_csv", "--input_csv"), ("rlhf_dpo_generate_save", "--input_csv"), ("train", "--rlhf_train_file"),
-    ("train", "--eval_file"), ("train", "--layer_profile"), ("rlhf_dpo_generate_save", "--layer_profile"), ("merge", "--adapter"),
-    ("evaluate", "--adapter"), ("evaluate", "--pairs"),
+    ("train", "--eval_file"), ("train", "--load_adapter"), ("train", "--layer_profile"),
+    ("rlhf_dpo_generate_save", "--layer_profile"), ("merge", "--adapter"), ("evaluate", "--adapter"), ("evaluate", "--pairs"),
 ]
 WITH_CODE = [(script, flag) for script, flag in INPUTS if flag not in ("--input_csv", "--layer_profile")]
 OUTPUT_FLAG = {"rlhf_generate_reject_csv": "--output_csv", "rlhf_dpo_generate_save": "--output_save", "train": "--proj_dir",
@@ -144,7 +144,9 @@ def test_a_save_without_a_sidecar_trains_with_a_warning(call, good, tmp_path, pr
 @pytest.mark.parametrize(("text", "words"), [
     ("Layer,Mode\nemb,freeze\n0,freeze\nhead,freeze\n", ("layer 1", "2 layers")),
     ("Layer,Mode\nemb,freeze\n0,boom\n1,freeze\nhead,freeze\n", ("line 3", "unknown mode 'boom'")),
-    ("Layer,Mode\nemb,freeze\n0,bone\n1,freeze\nhead,freeze\n", ("line 3", "'bone'", "not served")),
+    ("Layer,Mode\nemb,freeze\n0,bone\n1,freeze\nhead,freeze\n", ("line 3", "Rank", "mode bone")),
+    ("Layer,Mode\nemb,freeze\n0,state\n1,freeze\nhead,freeze\n", ("line 3", "State_lr_init", "mode state")),
+    ("Layer,Mode\nemb,freeze\n0,freeze\n1,freeze\nhead,dora\n", ("line 5", "dora is not for head")),
     ("Layer,Mode\nemb,freeze\n0,lora\n1,freeze\nhead,freeze\n", ("line 3", "Rank")),
     ("Layer,Mode\nemb,freeze\n0,freeze\n1,freeze\n2,freeze\nhead,freeze\n", ("line 5", "layer 2")),
     ("Schicht,Mode\nemb,freeze\n", ("'Schicht'",)),
@@ -158,6 +160,9 @@ def test_a_profile_that_trains_nothing_or_too_much(fails, tmp_path):
     (tmp_path / "a.csv").write_text("Layer,Mode\nemb,freeze\n0,freeze\n1,freeze\nhead,freeze\n")
     fails("train", {"--layer_profile": tmp_path / "a.csv"}, "nothing to train")
     fails("train", {"--lora_r": 65}, "rank 65")
+    (tmp_path / "b.csv").write_text("Layer,Mode,Weight_lr_init,Weight_lr_final,FullParts\nemb,freeze\n0,freeze,1,1,att.kay\n"
+                                    "1,freeze\nhead,freeze\n")
+    fails("train", {"--layer_profile": tmp_path / "b.csv"}, "layer 0", "FullParts names 'att.kay'")
 
 
 @pytest.mark.parametrize("script", CSV_SCRIPTS)
@@ -173,6 +178,13 @@ def test_an_adapter_of_another_base_and_a_file_that_is_none(fails, tmp_path, mat
     fails("evaluate", {"--load_model": material / "x060.pth"}, "trained on another base model")
     save_checkpoint(load_checkpoint(material / "x070.pth"), tmp_path / "model.safetensors")
     fails("merge", {"--adapter": tmp_path / "model.safetensors"}, "not an adapter file")
+    fails("train", {"--load_adapter": tmp_path / "model.safetensors"}, "not an adapter file")
+
+
+def test_an_adapter_that_the_run_cannot_go_on_from(fails, adapter):
+    for flags, words in (({"--peft": "pissa"}, ("mode lora", "says pissa")), ({"--lora_r": 5}, ("lora_A", "(5, 64)")),
+                         ({"--lora_alpha": 5}, ("alpha 32.0", "says 5.0"))):
+        fails("train", flags | {"--load_adapter": adapter}, adapter, *words)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -38,6 +38,7 @@ def test_help_tells_every_flag(capsys, script):
     (GENERATE, "--seed", "99999999999999999999"), (GENERATE, "--batch_size", "0"), (GENERATE, "--overwrite", "yes"),
     (PREPARE, "--strategy", "tpu bf16"), (PREPARE, "--strategy", "cpu fp32i4"), (PREPARE, "--target_pair_count", "0"),
     (PREPARE, "--target_pair_count", "many"), (PREPARE, "--rlhf_max_corpus_len", "0"), (PREPARE, "--rlhf_max_corpus_len", "3"),
+    (PREPARE, "--peft", "boat"), (PREPARE, "--lora_r", "0"), (TRAIN, "--peft", "boat"), (TRAIN, "--peft", "freeze"),
     (PREPARE, "--batch_tokens", "-5"), (PREPARE, "--seed", "1.5"),
     (TRAIN, "--infctx", "1"), (TRAIN, "--dpo", "0"), (TRAIN, "--quant_mode", "fp8"), (TRAIN, "--precision", "fp16"),
     (TRAIN, "--strategy", "deepspeed_stage_2_offload"), (TRAIN, "--strategy", "fsdp"), (TRAIN, "--my_testing", "x052"),
