@@ -9,6 +9,7 @@ they are; in mode `state`, the block's initial state. In any mode the parameters
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,17 @@ from src.quantization.linear import QuantizedLinear, quantize_linear
 def blocks_to_quantize(settings: list[LayerSetting]) -> set[int]:
     """The blocks that may be quantized; one in mode full needs its weights exact."""
     return {int(setting.layer) for setting in settings if setting.layer.isdigit() and setting.mode != "full"}
+
+
+def how_quantized(settings: list[LayerSetting], names: Iterable[str], scheme: str | None) -> dict[str, Any]:
+    """How a model that will train by this profile holds its linear weights, as a `.save`'s sidecar records it.
+
+    Args:
+        names: of the checkpoint's tensors. scheme: "nf4", "int8", or None for a plain model.
+    """
+    blocks = {int(setting.layer) for setting in settings if setting.layer.isdigit()}
+    return {"quantization": scheme, "unquantized_blocks": sorted(blocks - blocks_to_quantize(settings)) if scheme else [],
+            "quantized_otherwise": quantized_otherwise(settings, names) if scheme else {}}
 
 
 def quantized_linears(settings: list[LayerSetting], scheme: str) -> Callable[[str, Tensor], nn.Module | None]:

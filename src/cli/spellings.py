@@ -48,7 +48,6 @@ SERVED = {
     "--lora_load": (("",), "give the adapter by --load_adapter"),
     "--lora_parts": (("",), "write a layer profile with the column RejectParts"),
     "--limited_lora": (("1",), "mode lora trains the LoRA matrices alone; other parameters train in mode full"),
-    "--peft": (("lora",), "write a layer profile with that mode"),
     "--train_parts": (("",), "write a layer profile with the column RejectParts"),
     "--train_type": (("", "none", "finetune"), "state tuning is a mode of the layer profile"),
     "--load_cold_adapter": (("",), "merge that adapter into the base with merge.py"),

@@ -1,6 +1,6 @@
 """The whole model around the blocks of rwkv6.py or rwkv7.py, and how it is built from a checkpoint's tensors."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,6 @@ class RWKV(nn.Module):
 
 def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: torch.dtype = torch.float32,
                 device: torch.device | str = "cpu", quantize: str | None = None,
-                quantized_blocks: Container[int] | None = None,
                 hold: Callable[[str, Tensor], nn.Module | None] | None = None) -> RWKV:
     """Build the model from an official-layout checkpoint; every parameter is frozen.
 
@@ -88,18 +87,16 @@ def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: to
         weights: parameter name -> tensor, checked against `dimensions` beforehand (`check_weights`).
         dtype: precision of the computation and of the weights held.
         quantize: "nf4" or "int8" to hold the blocks' linear weights quantized, straight from the checkpoint's values.
-        quantized_blocks: the blocks to quantize; all where None. The embedding and the head never are.
-        hold: makes the layer that holds the weight of a name in a quantized block, or None to leave it plain; just quantized
-            where not given.
+            The embedding and the head never are.
+        hold: then makes the layer that holds the weight of such a name, or None to leave it plain; just quantized where not given.
     """
     with torch.device("meta"):
         model = RWKV(dimensions, dtype)
     for name, module in list(model.named_modules()):
         for leaf, _ in list(module.named_parameters(recurse=False)):
             weight = weights[f"{name}.{leaf}"].to(device)
-            in_block = name.startswith("blocks.") and (quantized_blocks is None or int(name.split(".")[1]) in quantized_blocks)
             held = None
-            if quantize and in_block and isinstance(module, Linear):
+            if quantize and name.startswith("blocks.") and isinstance(module, Linear):
                 held = hold(name, weight) if hold else quantize_linear(weight, quantize)
             if held is not None:
                 model.set_submodule(name, held)

@@ -136,7 +136,8 @@ def has_references(pairs: Sequence[Pair], sidecar: dict[str, Any] | None) -> boo
 
 
 def _worded(value: Any) -> str:
-    return "none" if value is None else str(value)
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _sidecar_path(path: str | Path) -> Path:
@@ -156,7 +157,8 @@ def _read_sidecar(path: Path, data: bytes) -> dict[str, Any] | None:
         raise UserError(f"{sidecar_path}: lacks the sha256 of the file it belongs to; {again}")
     if sidecar["sha256"] != hashlib.sha256(data).hexdigest():
         raise UserError(f"{sidecar_path}: belongs to another {path.name} than the one beside it (the sha256 differs); {again}")
-    return sidecar
+    # Files from before there were adapters that split weights had none held otherwise.
+    return {"quantized_otherwise": {}} | sidecar
 
 
 def _unpickle(data: bytes, path: Path) -> Any:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from src.adapters.apply import blocks_to_quantize, quantized_linears, quantized_otherwise
+from src.adapters.apply import how_quantized, quantized_linears
 from src.adapters.layer_profile import auto_layer_profile, read_layer_profile
 from src.checkpoint.base import load_base
 from src.checkpoint.io import fingerprint
@@ -45,10 +45,7 @@ def prepare(config: PrepareConfig) -> None:
         settings = auto_layer_profile(dimensions.n_layer, 0.0, 0.0, config.lora_r, mode=config.peft)
     else:
         settings = read_layer_profile(config.layer_profile, dimensions.n_layer)
-    unquantized, otherwise = [], {}
-    if config.quantization:
-        unquantized = sorted(set(range(dimensions.n_layer)) - blocks_to_quantize(settings))
-        otherwise = quantized_otherwise(settings, weights)
+    held = how_quantized(settings, weights, config.quantization)
     base = fingerprint(weights)
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
@@ -66,16 +63,14 @@ def prepare(config: PrepareConfig) -> None:
     # What training adds to this starts as the identity, and leaves the references as they are.
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                         hold=quantized_linears(settings, config.quantization))
-    computed = [base, config.precision, config.quantization, unquantized, otherwise, config.batch_tokens, pairs]
+    computed = [base, config.precision, held, config.batch_tokens, pairs]
     digest = hashlib.sha256(json.dumps(computed).encode()).hexdigest()
     with open_journal(Path(f"{config.output_save}.partial"), digest) as journal:
         if journal.done:
             print(f"{journal.path}: going on after {len(journal.done)} finished batches", file=sys.stderr)
         with progress_bar("pairs", len(pairs)) as advance:
             pairs = with_references(model, pairs, config.batch_tokens, advance, journal)
-        save_pairs(config.output_save, pairs, sidecar | {
-            "precision": config.precision, "quantization": config.quantization, "unquantized_blocks": unquantized,
-            "quantized_otherwise": otherwise})
+        save_pairs(config.output_save, pairs, sidecar | {"precision": config.precision, **held})
     _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
 
 

@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from src.adapters.apply import apply_layer_profile, blocks_to_quantize
+from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import Adapter, load_adapter, read_adapter
+from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
@@ -66,9 +67,8 @@ def measure(config: EvaluateConfig) -> None:
     adapter = read_adapter(config.adapter) if config.adapter else None
     if adapter is not None and adapter.base_fingerprint != base:
         raise UserError(f"{config.adapter}: it was trained on another base model than {config.load_model}; give that one")
-    blocks = blocks_to_quantize(adapter.settings) if adapter is not None else None
-    exact = sorted(set(range(dimensions.n_layer)) - blocks) if config.quantization and blocks is not None else []
-    made_with = {"precision": config.precision, "quantization": config.quantization, "unquantized_blocks": exact}
+    settings = adapter.settings if adapter is not None else auto_layer_profile(dimensions.n_layer, 0.0, 0.0)
+    made_with = {"precision": config.precision, **how_quantized(settings, weights, config.quantization)}
     pairs, references, facts = _pairs(config, dimensions, base, made_with)
 
     if config.device.type == "cpu":
@@ -76,13 +76,14 @@ def measure(config: EvaluateConfig) -> None:
     if references is None and config.reference_model:
         references = _log_probs(_reference_model(config, dimensions), pairs, config, "reference")
         facts["references"] = config.reference_model
-    model = build_model(weights, dimensions, config.dtype, config.device, config.quantization, blocks)
+    model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
+                        hold=quantized_linears(settings, config.quantization))
     del weights
     if references is None and adapter is not None:
         references = _log_probs(model, pairs, config, "reference")
         facts["references"] = config.load_model
     if adapter is not None:
-        apply_layer_profile(model, adapter.settings, seed=0)
+        apply_layer_profile(model, settings, seed=0)
         load_adapter(model, config.adapter, base)
 
     beta = config.dpo_beta or _beta_of(adapter)

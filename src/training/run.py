@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 
-from src.adapters.apply import apply_layer_profile, blocks_to_quantize, quantized_linears, quantized_otherwise
+from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import load_adapter
 from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_layer_profile, with_rates
 from src.checkpoint.base import load_base
@@ -72,11 +72,11 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     settings = layer_settings(config, dimensions.n_layer)
     base = fingerprint(weights)
 
-    otherwise = quantized_otherwise(settings, weights) if config.quantization else {}
-    pairs, train_data = training_pairs(config.rlhf_train_file, config, dimensions, base, settings, otherwise)
+    held = how_quantized(settings, weights, config.quantization)
+    pairs, train_data = training_pairs(config.rlhf_train_file, config, dimensions, base, held)
     held_out, eval_data = None, None
     if config.eval_file:
-        held_out, eval_data = training_pairs(config.eval_file, config, dimensions, base, settings, otherwise)
+        held_out, eval_data = training_pairs(config.eval_file, config, dimensions, base, held)
 
     on_gpu = config.accelerator == "gpu"
     # With several devices each process moves its own copy; with one the weights go there straight.
@@ -155,14 +155,14 @@ def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
     return settings if config.lr_advanced else with_rates(settings, config.lr_init, config.lr_final)
 
 
-def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str, settings: list[LayerSetting],
-                   otherwise: dict[str, str]) -> tuple[list[Pair], dict[str, Any]]:
+def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str,
+                   held: dict[str, Any]) -> tuple[list[Pair], dict[str, Any]]:
     """Load a `.save`, whose references must come from this base, at this precision and quantization: margins start at 0.
 
     For a loss without a reference they are neither used nor checked.
 
     Args:
-        otherwise: the weights that are not just quantized, as `quantized_otherwise` tells them.
+        held: how the model holds its weights, as `how_quantized` tells.
 
     Returns the pairs, and what config.json and the report tell of them.
     """
@@ -183,17 +183,13 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     if check_sidecar(sidecar, {"base_fingerprint": base}):
         raise UserError(f"{path}: its references were computed with another base model ({sidecar.get('base_model', 'unnamed')}) "
                         f"than {config.load_model}; run rlhf_dpo_generate_save.py with this one")
-    exact = sorted(set(range(dimensions.n_layer)) - blocks_to_quantize(settings)) if config.quantization else []
-    made_with = {"precision": config.precision, "quantization": config.quantization, "unquantized_blocks": exact}
-    differences = check_sidecar(sidecar, made_with)
-    if sidecar.get("quantized_otherwise", {}) != otherwise:
-        differences.append(f"quantized_otherwise: {_short(sidecar.get('quantized_otherwise', {}))} for the references, "
-                           f"{_short(otherwise)} here")
+    differences = check_sidecar(sidecar, {"precision": config.precision, **held})
     if differences and not config.allow_reference_mismatch:
         suffix = STRATEGY_SUFFIXES[config.quantization]
         device = "cuda" if config.accelerator == "gpu" else "cpu"
         auto = f" --peft {config.peft} --lora_r {config.lora_r}" if config.layer_profile == "auto" else ""
-        profile = f" --layer_profile {config.layer_profile}{auto}" if exact or otherwise else ""
+        needed = held["unquantized_blocks"] or held["quantized_otherwise"]
+        profile = f" --layer_profile {config.layer_profile}{auto}" if needed else ""
         raise UserError(f"{path}: {'; '.join(differences)}; margins would not start at 0. Run rlhf_dpo_generate_save.py with "
                         f"--strategy '{device} {config.precision}{suffix}'{profile}, or train with --allow_reference_mismatch 1")
     for difference in differences:

@@ -14,7 +14,7 @@ from src.adapters.state import states_in
 from src.checkpoint.io import fingerprint
 from src.checkpoint.random import make_dimensions, random_weights
 from src.model import build_model
-from src.quantization.linear import QuantizedLinear
+from src.quantization.linear import QuantizedLinear, quantize_linear
 from tests.adapters.test_with_the_model import LINEARS, RANKS, TOKENS, logits
 
 VERSIONS, SCHEMES = ["x060", "x070"], [None, "nf4", "int8"]
@@ -156,9 +156,12 @@ def test_a_quantized_model_keeps_plain_what_trains_in_full_and_splits_what_pissa
 
 def test_a_model_quantized_without_the_profile_is_refused():
     weights, dimensions = checkpoint("x070")
+    def hold(name, weight):
+        return quantize_linear(weight, "int8") if name.startswith(("blocks.2.", "blocks.5.")) else None
+
     for settings, said in ((mixed(), "quantized_linears"), ([replace(s, mode="freeze") for s in mixed()], "cannot be trained")):
         with pytest.raises(ValueError, match=said):
-            apply_layer_profile(build_model(weights, dimensions, quantize="int8", quantized_blocks={2, 5}), settings, 0)
+            apply_layer_profile(build_model(weights, dimensions, quantize="int8", hold=hold), settings, 0)
 
 
 def test_weight_decay_reaches_the_adapters_matrices_and_not_magnitudes_or_states():

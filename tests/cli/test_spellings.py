@@ -74,7 +74,7 @@ def test_a_lora_command_of_rwkv_peft():
     (("--lora_config", '{"lora_dropout": 0.01}'), ("lora_dropout 0.01", "Dropout")),
     (("--lora_config", "r=8"), ("--lora_config", "--lora_r")),
     (("--lora_config", '{"rank": 8}'), ("rank is unknown", "--lora_r")),
-    (("--peft", "bone"), ("--peft bone", "layer profile")), (("--state_tune",), ("--state_tune is", "layer profile")),
+    (("--state_tune",), ("--state_tune is", "layer profile")),
     (("--state", "1"), ("--state 1", "layer profile")), (("--wpo", "1"), ("--wpo 1", "--loss")),
     (("--grpo", "1"), ("--grpo 1",)), (("--distillation", "1"), ("--distillation 1",)), (("--moe", "1"), ("--moe 1",)),
     (("--dropout", "0.1"), ("--dropout 0.1", "Dropout")), (("--weight_decay", "0.1"), ("--weight_decay 0.1", "Weight_decay")),

@@ -12,6 +12,7 @@ from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.random import make_dimensions, random_weights
 from src.model import State, build_model
 from src.preference.packing import pack_pairs
+from src.quantization.linear import quantize_linear
 from src.training.objective import Objective, pair_losses
 from tests.model.test_packed import MODELS, pack, same, tokens
 from tests.tiny import VERSIONS
@@ -52,7 +53,8 @@ REFERENCES = [(-30.0, -40.0), (-6.0, -50.0), (-160.0, -6.0), (-20.0, -5.0), (-44
 def trained_model(version: str, quantization: str | None = None):
     """LoRA in block 0 and the head, block 1 and the embedding in full; away from the start, where LoRA has no gradient."""
     dimensions = make_dimensions(version, n_layer=2, n_embd=64, head_size=16, vocab_size=256)
-    model = build_model(random_weights(dimensions), dimensions, torch.float64, quantize=quantization, quantized_blocks={0})
+    model = build_model(random_weights(dimensions), dimensions, torch.float64, quantize=quantization,
+                        hold=lambda name, weight: quantize_linear(weight, "nf4") if name.startswith("blocks.0.") else None)
     settings = auto_layer_profile(2, 1e-3, 1e-4, rank=4, alpha=8.0)
     modes = {"emb": "full", "0": "lora", "1": "full", "head": "lora"}
     rank = {"rank": 4, "alpha": 8.0}

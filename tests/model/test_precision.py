@@ -7,7 +7,7 @@ from src.adapters.linear import Linear
 from src.checkpoint.io import load_checkpoint
 from src.checkpoint.random import random_weights
 from src.model import build_model
-from src.quantization.linear import QuantizedLinear
+from src.quantization.linear import QuantizedLinear, quantize_linear
 from tests.tiny import VERSIONS, tiny_dimensions, tiny_text
 
 TOKENS = torch.tensor(tiny_text("What colour is the sky?", "It is blue.") + tiny_text("2 plus 3?", "5."))
@@ -60,7 +60,10 @@ def test_a_quantized_model_is_the_model_of_its_dequantized_weights(version, mode
     weights = random_weights(dimensions)
     plain = build_model(weights, dimensions)
     for blocks in (None, {1}, set()):
-        model = build_model(weights, dimensions, quantize=mode, quantized_blocks=blocks)
+        def hold(name, weight, blocks=blocks):
+            return quantize_linear(weight, mode) if int(name.split(".")[1]) in blocks else None
+
+        model = build_model(weights, dimensions, quantize=mode, hold=hold if blocks is not None else None)
         linears = {name for name, module in plain.named_modules() if isinstance(module, Linear) and name.startswith("blocks.")}
         expected = {name for name in linears if blocks is None or int(name.split(".")[1]) in blocks}
         quantized = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
