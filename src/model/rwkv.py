@@ -88,7 +88,7 @@ def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: to
         dtype: precision of the computation and of the weights held.
         quantize: "nf4" or "int8" to hold the blocks' linear weights quantized, straight from the checkpoint's values.
             The embedding and the head never are.
-        hold: then makes the layer that holds the weight of such a name, or None to leave it plain; just quantized where not given.
+        hold: then makes the layer that holds the weight of a name, or None to leave it plain; just quantized where not given.
     """
     with torch.device("meta"):
         model = RWKV(dimensions, dtype)
