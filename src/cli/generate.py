@@ -16,7 +16,7 @@ def parser() -> Parser:
                     "interruption, it continues where it stopped.")
     add = parser.add_argument
     add("--load_model", required=True, help="base checkpoint, the official .pth or .safetensors")
-    add("--input_csv", required=True, help="CSV with the columns prompt, chosen and, if there is one, reject")
+    add("--input_csv", required=True, help="prompts and chosen answers: CSV, JSONL or Parquet, by its ending")
     add("--output_csv", required=True, help="CSV to write, or to continue; a .json of its name beside it says how it was made")
     add("--strategy", help=HELP)
     add("--tokenizer", help="world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not given (65536 world, "

@@ -5,15 +5,19 @@ from collections.abc import Sequence
 from src.adapters.layer_profile import BLOCK_MODES
 from src.cli.run import Parser, positive, seed, zero_or_one
 from src.cli.strategy import HELP, parse_strategy
+from src.errors import UserError
 from src.preference.config import PrepareConfig
 
 
 def parse(arguments: Sequence[str]) -> PrepareConfig:
     parser = Parser("Tokenize preference pairs and cache the base model's log-probabilities of their answers.")
     add = parser.add_argument
-    add("--load_model", required=True, help="base checkpoint, the very one that training will start from")
-    add("--input_csv", required=True, help="CSV with the columns prompt, chosen, reject")
-    add("--output_save", required=True, help=".save file to write; a .save.json beside it says how it was made")
+    add("--load_model", help="base checkpoint, the very one that training will start from; needed")
+    add("--input_csv", required=True, help="prompts with chosen and rejected answers: CSV, JSONL or Parquet, by its ending")
+    add("--output_save", help=".save file to write; a .save.json beside it says how it was made; needed")
+    add("--check_data", type=zero_or_one, default="0",
+        help="1: only tell what --input_csv holds (a table on stderr, JSON on stdout) and write nothing; --output_save is not "
+             "needed then, nor is --load_model where --tokenizer is given")
     add("--target_pair_count", type=positive,
         help="pairs to make, walking the rows round and round; every row once where not given")
     add("--strategy", help=f"{HELP}; precision and quantization must be those of the training to come")
@@ -31,6 +35,10 @@ def parse(arguments: Sequence[str]) -> PrepareConfig:
     add("--reference", type=zero_or_one, default="1",
         help="0: compute none and store 0.0, for the losses that have no reference (simpo, orpo, cpo)")
     flags = vars(parser.parse_args(arguments))
+    if not flags["load_model"] and not (flags["check_data"] and flags["tokenizer"]):
+        raise UserError("--load_model is needed: the base checkpoint (see --help)")
+    if not flags["output_save"] and not flags["check_data"]:
+        raise UserError("--output_save is needed: the file to write (see --help)")
     strategy = parse_strategy(flags.pop("strategy"))
     return PrepareConfig(**flags, device=strategy.device, precision=strategy.precision, dtype=strategy.dtype,
                          quantization=strategy.quantization)

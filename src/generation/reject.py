@@ -15,7 +15,8 @@ from src.generation.batch import generate
 from src.generation.config import GenerateConfig
 from src.generation.output import Output, open_output, write_summary
 from src.model import RWKV, build_model
-from src.preference.csv import Row, read_pairs_csv
+from src.preference.read import read_pairs
+from src.preference.rows import Row
 from src.preference.templates import format_prompt
 from src.progress import progress_bar
 from src.tokenizer import Tokenizer, load_tokenizer
@@ -27,7 +28,7 @@ def generate_rejects(config: GenerateConfig) -> None:
     Raises:
         UserError: whatever the user can mend; the rows finished until then are saved.
     """
-    rows = read_pairs_csv(config.input_csv, require_reject=False)
+    rows = read_pairs(config.input_csv, require_reject=False)
     if Path(config.input_csv).resolve() == Path(config.output_csv).resolve():
         raise UserError(f"--output_csv {config.output_csv} is the input itself; choose another name")
     weights, dimensions = load_base(config.load_model)

@@ -9,9 +9,9 @@ import torch
 class PrepareConfig:
     """Names are those of the flags; device, precision, dtype and quantization are what `--strategy` says."""
 
-    load_model: str
+    load_model: str | None  # None only with check_data, where the tokenizer is named
     input_csv: str
-    output_save: str
+    output_save: str | None  # None only with check_data
     target_pair_count: int | None
     rlhf_max_corpus_len: int
     tokenizer: str | None
@@ -25,3 +25,4 @@ class PrepareConfig:
     reference: bool = True
     peft: str = "lora"
     lora_r: int = 16
+    check_data: bool = False

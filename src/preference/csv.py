@@ -12,21 +12,12 @@ import csv
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from src.errors import UserError
 from src.files import atomic_write, existing_file
+from src.preference.rows import Row, Table, to_pairs
 
 HEADER = "prompt,chosen,reject\n"
-_GENERATE = "run rlhf_generate_reject_csv.py to have the base model write it"
-
-
-class Row(NamedTuple):
-    """One data row, its texts just as they stand in the file; `reject` is "" where the file has none."""
-
-    prompt: str
-    chosen: str
-    reject: str
 
 
 def read_pairs_csv(path: str | Path, require_reject: bool) -> list[Row]:
@@ -38,32 +29,29 @@ def read_pairs_csv(path: str | Path, require_reject: bool) -> list[Row]:
             empty or absent, as it is before reject generation.
 
     Raises:
-        UserError: the file is missing, empty, without data rows or not UTF-8; a column is missing; a row has
-            more or fewer fields than the header, an unclosed quote, or a prompt or answer of nothing but
-            whitespace. The message names the file and the row.
+        UserError: as `read_csv` and `to_pairs` do; a prompt or answer of nothing but whitespace among it. The message names the
+            file and the row.
+    """
+    return to_pairs(read_csv(path), require_reject)
+
+
+def read_csv(path: str | Path) -> Table:
+    """The header's columns and the texts under them.
+
+    Raises:
+        UserError: the file is missing, empty or not UTF-8; a row has more or fewer fields than the header, or an unclosed
+            quote. The message names the file and the row.
     """
     path = existing_file(path, "CSV file")
     records = _records(_decode(path), path)
     if not records:
         raise UserError(f"{path}: the file is empty; it needs a header (prompt,chosen,reject) and a row for each prompt")
     names = [name.strip() for name in records[0]]
-    columns = _columns(names, require_reject, path)
-    if len(records) == 1:
-        raise UserError(f"{path}: there is no data row under the header")
-
-    rows = []
     for number, fields in enumerate(records[1:], start=1):
         if len(fields) != len(names):
             raise UserError(f"{path}: row {number} has {len(fields)} fields where the header has {len(names)}; "
                             "put texts that hold commas or line breaks in double quotes")
-        row = Row(*(fields[column] if column is not None else "" for column in columns))
-        for name in ("prompt", "chosen"):
-            if not getattr(row, name).strip():
-                raise UserError(f"{path}: row {number} has an empty {name}; fill it in or remove the row")
-        if require_reject and not row.reject.strip():
-            raise UserError(f"{path}: row {number} has no reject; {_GENERATE}")
-        rows.append(row)
-    return rows
+    return Table(path, "the header", names, [dict(zip(names, fields, strict=True)) for fields in records[1:]])
 
 
 def format_row(row: Row) -> str:
@@ -131,19 +119,3 @@ def _place_after(prefix: str) -> str:
 
 def _place(index: int) -> str:
     return f"row {index}" if index else "the header"
-
-
-def _columns(names: list[str], require_reject: bool, path: Path) -> list[int | None]:
-    """Where prompt, chosen and reject stand among the header's names; None for a reject that may be absent."""
-    for name in Row._fields:
-        if names.count(name) > 1:
-            raise UserError(f"{path}: the header has the column {name} more than once")
-    found = " ".join(", ".join(names).split())[:200]  # one line, whatever the file holds
-    required = Row._fields if require_reject else ("prompt", "chosen")
-    missing = [name for name in required if name not in names]
-    if missing == ["reject"]:
-        raise UserError(f"{path}: there is no reject column (found: {found}), so row 1 has no reject; {_GENERATE}")
-    if missing:
-        raise UserError(f"{path}: the header lacks {' and '.join(missing)} (found: {found}); "
-                        "the first line must be prompt,chosen,reject")
-    return [names.index(name) if name in names else None for name in Row._fields]

@@ -1,4 +1,4 @@
-"""From a CSV of preferences to a `.save` file: tokenize, compute the references (unless told not to), write."""
+"""From a file of preferences to a `.save` file: tokenize, compute the references (unless told not to), write."""
 
 import hashlib
 import json
@@ -13,10 +13,11 @@ from src.checkpoint.io import fingerprint
 from src.errors import UserError
 from src.files import check_output
 from src.model import build_model
+from src.preference.check import check_pairs, print_check
 from src.preference.config import PrepareConfig
-from src.preference.csv import read_pairs_csv
 from src.preference.journal import open_journal
 from src.preference.pairs import save_pairs
+from src.preference.read import read_pairs
 from src.preference.reference import with_references
 from src.preference.tokenize import Report, tokenize_pairs
 from src.progress import progress_bar
@@ -25,15 +26,18 @@ from src.wkv.native import recycle_memory
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Write `config.output_save` and its sidecar; what was made is told on stderr.
+    """Write `config.output_save` and its sidecar; what was made is told on stderr. With `check_data` only tell what would be.
 
     What is finished stands in a `.partial` file beside it meanwhile, from which an interrupted run goes on.
 
     Raises:
         UserError: whatever the user can mend; the output has not been written then.
     """
+    if config.check_data:
+        _check(config)
+        return
     check_output(config.output_save, {"--input_csv": config.input_csv, "--load_model": config.load_model})
-    rows = read_pairs_csv(config.input_csv, require_reject=True)
+    rows = read_pairs(config.input_csv, require_reject=True)
     weights, dimensions = load_base(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     if tokenizer.vocab_size > dimensions.vocab_size:
@@ -80,3 +84,10 @@ def _tell(config: PrepareConfig, n_rows: int, n_pairs: int, report: Report, seco
           f"{report.cut} prompts cut and {report.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "
           f"{report.equal} with equal answers; longest {report.longest} tokens; templates {templates}"
           f"{'' if config.reference else '; no references'}", file=sys.stderr)
+
+
+def _check(config: PrepareConfig) -> None:
+    rows = read_pairs(config.input_csv, require_reject=True)
+    vocab_size = load_base(config.load_model)[1].vocab_size if config.load_model else None
+    tokenizer = load_tokenizer(config.tokenizer, vocab_size)
+    print_check(config.input_csv, check_pairs(rows, tokenizer, config.rlhf_max_corpus_len, config.seed))

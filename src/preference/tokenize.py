@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.errors import UserError
-from src.preference.csv import Row
+from src.preference.conversation import is_conversation
+from src.preference.rows import Row
 from src.preference.templates import NAMES, draw_template, format_answer, format_prompt
 from src.tokenizer import Tokenizer
 
@@ -39,6 +40,8 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
                    seed: int) -> tuple[list[TokenPair], Report]:
     """Walk the rows, draw a template for each pair, and turn prompt, chosen and reject into tokens.
 
+    A prompt of several turns has the template "user" whatever is drawn for it, so that other rows' templates don't depend on it.
+
     Where prompt and longer answer together exceed `max_len` tokens, the prompt loses its beginning until they
     don't, down to an empty prompt; where an answer alone exceeds it, the pair is dropped, so that fewer pairs
     than the target come back. A pair whose answers are equal once cleaned is kept: its margin is always 0,
@@ -64,6 +67,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         raise UserError(f"--target_pair_count is {target_pair_count}; it must be at least 1")
     generator = np.random.default_rng(seed)
     answers: dict[int, tuple[list[int], list[int]]] = {}
+    conversations: set[int] = set()
     prompts: dict[tuple[int, int], tuple[list[int], bool]] = {}
     pairs: list[TokenPair] = []
     template_counts = dict.fromkeys(NAMES, 0)
@@ -72,6 +76,10 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         row, template = rows[index], draw_template(generator)
         if index not in answers:
             answers[index] = (tokenizer.encode(format_answer(row.chosen)), tokenizer.encode(format_answer(row.reject)))
+            if is_conversation(row.prompt):
+                conversations.add(index)
+        if index in conversations:
+            template = 0
         chosen, reject = answers[index]
         longer = max(len(chosen), len(reject))
         room = max_len - longer

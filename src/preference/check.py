@@ -1,0 +1,99 @@
+"""What a file of pairs holds, told before anything is made of it: counts, lengths in tokens, a histogram."""
+
+import json
+import sys
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from src.preference.conversation import is_conversation, prompt_turns
+from src.preference.rows import Row
+from src.preference.templates import format_answer, format_prompt
+from src.preference.tokenize import tokenize_pairs
+from src.tokenizer import Tokenizer
+
+BINS = 12
+# Rows named of each kind; the counts are of all.
+NAMED = 20
+BEGINNING = 200  # characters
+# More than any text has tokens: nothing is cut.
+ENDLESS = sys.maxsize
+
+
+def check_pairs(rows: Sequence[Row], tokenizer: Tokenizer, max_len: int, seed: int) -> dict[str, Any]:
+    """What preparing these rows once each would make of them.
+
+    Args:
+        rows: with a reject in each.
+        max_len: `--rlhf_max_corpus_len`, tokens of prompt and longer answer together.
+        seed: of the templates.
+
+    Returns:
+        rows, conversations (rows of several turns, or with a system message), most_turns;
+        tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
+        duplicate_rows (like one before them in all three texts), duplicate_prompts (in the prompt alone), equal_answers, cut,
+        dropped: counts, all of texts as the model gets them; under `..._at` the first rows of each kind, from 1;
+        begins: of the first prompt and its chosen answer; histogram: of the pairs' lengths, `edges` and `counts`.
+    """
+    pairs, _ = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed)
+    prompt, chosen, reject = (np.array([len(pair[part]) for pair in pairs]) for part in range(3))
+    longer = np.maximum(chosen, reject)
+    lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
+    prompts = [format_prompt(0, row.prompt) for row in rows]
+    texts = [(text, format_answer(row.chosen), format_answer(row.reject)) for text, row in zip(prompts, rows, strict=True)]
+    kinds = {
+        "duplicate_rows": _repeated(texts), "duplicate_prompts": _repeated(prompts),
+        "equal_answers": [at for at, (_, one, other) in enumerate(texts) if one == other],
+        "cut": np.flatnonzero((lengths["pair"] > max_len) & (longer <= max_len)).tolist(),
+        "dropped": np.flatnonzero(longer > max_len).tolist(),
+    }
+    counts, edges = np.histogram(lengths["pair"], BINS)
+    return {
+        "rows": len(rows), "conversations": sum(is_conversation(row.prompt) for row in rows),
+        "most_turns": max(len(prompt_turns(row.prompt)) + 1 for row in rows), "max_len": max_len, "tokenizer": tokenizer.name,
+        "tokens": {name: _spread(values) for name, values in lengths.items()},
+        "begins": "".join(texts[0][:2])[:BEGINNING],
+        **{name: len(found) for name, found in kinds.items()},
+        **{f"{name}_at": [at + 1 for at in found[:NAMED]] for name, found in kinds.items()},
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
+
+
+def print_check(path: str, found: dict[str, Any]) -> None:
+    """A table and a histogram on stderr, and the same as one line of JSON on stdout."""
+    console = Console(stderr=True)
+    table = Table("tokens", *(name for name in found["tokens"]["pair"]), title=f"{path}: {found['rows']} rows")
+    for name, spread in found["tokens"].items():
+        table.add_row({"pair": "prompt + longer answer"}.get(name, name), *(f"{value:.5g}" for value in spread.values()))
+    console.print(table)
+    words = {
+        "conversations": f"of several turns or with a system message, up to {found['most_turns']} turns",
+        "duplicate_rows": "repeat a row before them", "duplicate_prompts": "repeat a prompt",
+        "equal_answers": "have equal answers, which have no preference to learn",
+        "cut": f"longer than {found['max_len']} tokens: the prompt would lose its beginning",
+        "dropped": f"have an answer alone longer than {found['max_len']} tokens: they would be dropped",
+    }
+    console.print(f"row 1 begins, as the model reads it: {found['begins']!r}", highlight=False, markup=False, soft_wrap=True)
+    for name, text in words.items():
+        named = ", ".join(map(str, found.get(f"{name}_at", [])))
+        more = ", ..." if found[name] > NAMED else ""
+        console.print(f"{found[name]:8} {text}{f' (rows {named}{more})' if named else ''}", highlight=False, soft_wrap=True)
+    console.print("tokens of a pair (prompt + longer answer):", highlight=False)
+    edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        console.print(f"{low:8.0f} to {high:8.0f} {count:8} {'█' * -(-40 * count // max(counts))}", highlight=False)
+    print(json.dumps({"file": path, **found}))
+
+
+def _repeated(values: Sequence[Hashable]) -> list[int]:
+    """Where a value stands that stood before."""
+    first: dict[Hashable, int] = {}
+    return [at for at, value in enumerate(values) if first.setdefault(value, at) != at]
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    return {"min": int(values.min()), "median": float(np.median(values)), "mean": float(values.mean()),
+            "p95": float(np.percentile(values, 95)), "max": int(values.max())}

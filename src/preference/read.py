@@ -1,0 +1,27 @@
+"""One reader for every format that pairs come in, chosen by the file's ending."""
+
+from pathlib import Path
+
+from src.preference.csv import read_csv
+from src.preference.jsonl import read_jsonl
+from src.preference.parquet import read_parquet
+from src.preference.rows import Row, Table, to_pairs
+
+READERS = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_jsonl, ".parquet": read_parquet}
+
+
+def read_table(path: str | Path) -> Table:
+    """The file's columns and rows, of which nothing is understood yet; a file with another ending is read as CSV."""
+    return READERS.get(Path(path).suffix.lower(), read_csv)(path)
+
+
+def read_pairs(path: str | Path, require_reject: bool) -> list[Row]:
+    """All rows of a file of preferences.
+
+    Args:
+        require_reject: True where every row must have a rejected answer; False where it may be empty or absent.
+
+    Raises:
+        UserError: the file or a row is not as it should be; the message names both.
+    """
+    return to_pairs(read_table(path), require_reject)
