@@ -34,11 +34,14 @@ def parse(arguments: Sequence[str]) -> PrepareConfig:
     add("--batch_tokens", type=positive, default=8192, help="most tokens in one forward pass")
     add("--reference", type=zero_or_one, default="1",
         help="0: compute none and store 0.0, for the losses that have no reference (simpo, orpo, cpo)")
-    flags = vars(parser.parse_args(arguments))
+    known, unknown = parser.parse_known_args(arguments)
+    flags = vars(known)
     if not flags["load_model"] and not (flags["check_data"] and flags["tokenizer"]):
         raise UserError("--load_model is needed: the base checkpoint (see --help)")
     if not flags["output_save"] and not flags["check_data"]:
         raise UserError("--output_save is needed: the file to write (see --help)")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     strategy = parse_strategy(flags.pop("strategy"))
     return PrepareConfig(**flags, device=strategy.device, precision=strategy.precision, dtype=strategy.dtype,
                          quantization=strategy.quantization)

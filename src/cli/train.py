@@ -46,13 +46,20 @@ def parser() -> Parser:
     model("--load_adapter", help="adapter file to go on from, of the same base and layer profile; the references stay the base's")
 
     data = parser.add_argument_group("data").add_argument
-    data("--rlhf_train_file", required=True, help=".save file of rlhf_dpo_generate_save.py")
-    data("--eval_file", help=".save file of held-out pairs, evaluated before the first step and after each epoch")
+    data("--rlhf_train_file", help=".save file of rlhf_dpo_generate_save.py; needed but with --sft 1")
+    data("--train_data_file", help="with --sft 1: prompts and answers, conversations or plain text, as CSV, JSONL or Parquet, or "
+                                   "documents as .txt")
+    data("--tokenizer", help="with --sft 1: world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not given "
+                             "(65536 world, 256 bytes)")
+    data("--eval_file", help="held-out pairs (.save), or with --sft 1 texts like --train_data_file: evaluated before the first "
+                             "step and after each epoch")
     data("--ctx_len", type=positive, default=4096, help="longest sequence, in tokens, that the run is meant for")
     data("--rlhf_max_corpus_len", type=positive,
          help="pairs longer than this many tokens are left out, with the count told (--ctx_len where not given)")
 
     loss = parser.add_argument_group("objective").add_argument
+    loss("--sft", type=zero_or_one, default="0",
+         help="1: no preferences; next-token prediction on --train_data_file, of prompts with answers only the answers")
     loss("--loss", choices=tuple(LOSSES), help="dpo where not given; simpo, orpo and cpo have no reference")
     for name in SWITCHES:
         loss(f"--{name}", type=zero_or_one, help=f"1: the same as --loss {name}")
@@ -66,7 +73,7 @@ def parser() -> Parser:
     loss("--simpo_alpha", type=float, default=0.0, help="simpo: share of the SFT loss on the chosen answers")
     loss("--cpo_beta", type=float, default=0.1, help="cpo: scale of the answers' log-probabilities")
     loss("--cpo_alpha", type=float, default=1.0, help="cpo: share of the SFT loss on the chosen answers")
-    loss("--sft_on_prompt", type=zero_or_one, default="0", help="1: the SFT loss is over prompt and answer")
+    loss("--sft_on_prompt", type=zero_or_one, default="0", help="1: the SFT loss is over prompt and answer, with --sft 1 too")
     loss("--infctx", type=zero_or_one, default="0", help="not served yet; 0")
 
     steps = parser.add_argument_group("steps and rates").add_argument
@@ -129,6 +136,9 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
     if flags.pop("infctx"):
         raise UserError("--infctx 1: training on texts longer than the context in pieces (infctx) is not served yet; "
                         "leave it at 0")
+    for name, needed in (("train_data_file", flags["sft"]), ("rlhf_train_file", not flags["sft"])):
+        if bool(flags[name]) != needed:
+            raise UserError(f"--{name} {'is needed with' if needed else 'has no use with'} --sft {flags['sft']:d} (see --help)")
     _settle_loss(flags, arguments)
     for name in ("lr_init", "lr_final", "gradient_clip_val", "dpo_alpha", "simpo_alpha", "simpo_gamma", "cpo_alpha"):
         if not 0 <= flags[name] < float("inf"):
@@ -162,6 +172,12 @@ def _settle_loss(flags: dict[str, Any], arguments: Sequence[str]) -> None:
     """One loss, named by --loss or by its switch, and no flag that it does not take."""
     switches = {name: flags.pop(name) for name in SWITCHES}
     named = [name for name, value in switches.items() if value]
+    if flags["sft"]:
+        told = [f"--loss {flags['loss']}"] * bool(flags["loss"]) + [f"--{name} 1" for name in named]
+        if told:
+            raise UserError(f"--sft 1 and {' and '.join(told)} contradict each other; a run has one objective")
+        flags["loss"] = "dpo"  # of which nothing is computed
+        return
     if len({*named, flags["loss"] or (named or ["dpo"])[0]}) > 1:
         told = [f"--loss {flags['loss']}"] * bool(flags["loss"]) + [f"--{name} 1" for name in named]
         raise UserError(f"{' and '.join(told)} contradict each other; a run has one objective")

@@ -1,4 +1,4 @@
-"""How pairs lie in memory: packed end to end, without padding, each prompt once however many answers go on from it.
+"""How pairs and texts lie in memory: packed end to end, without padding, each prompt once however many answers go on from it.
 
 A recurrent model reads a sequence from whatever state it is given, so sequences of any lengths can stand one after the
 other in a single row of tokens, and several can go on from where one ended. Knows nothing of texts or models.
@@ -7,6 +7,7 @@ other in a single row of tokens, and several can go on from where one ended. Kno
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +39,38 @@ class PackedBatch:
         """The same batch with everything but `cu_seqlens` on `device`."""
         moved = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if name != "cu_seqlens"}
         return replace(self, **moved)
+
+
+class Text(NamedTuple):
+    """A sequence to be predicted token by token."""
+
+    tokens: list[int]
+    trained: list[bool]  # for each token, whether its prediction has a loss; nothing predicts the first
+
+
+@dataclass(frozen=True, eq=False)
+class TextBatch:
+    """S texts laid out for one forward pass; the inputs of each are all its tokens but the last."""
+
+    tokens: Tensor  # [T_total] int64, inputs
+    cu_seqlens: Tensor  # [S + 1] int32, always on the CPU: start of each text, then T_total
+    positions: Tensor  # [A] int64: for each token that has a loss, where it is predicted
+    targets: Tensor  # [A] int64: that token
+
+    def to(self, device: torch.device | str) -> "TextBatch":
+        """The same batch with everything but `cu_seqlens` on `device`."""
+        moved = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if name != "cu_seqlens"}
+        return replace(self, **moved)
+
+
+def pack_texts(texts: Sequence[Text]) -> TextBatch:
+    """Pack texts of at least one token each."""
+    inputs = np.fromiter(chain.from_iterable(text.tokens[:-1] for text in texts), np.int64)
+    targets = np.fromiter(chain.from_iterable(text.tokens[1:] for text in texts), np.int64)
+    positions = np.flatnonzero(np.fromiter(chain.from_iterable(text.trained[1:] for text in texts), bool))
+    borders = np.cumsum([0, *(len(text.tokens) - 1 for text in texts)])
+    return TextBatch(torch.from_numpy(inputs), torch.from_numpy(borders.astype(np.int32)), torch.from_numpy(positions),
+                     torch.from_numpy(targets[positions]))
 
 
 def pack_pairs(pairs: Sequence[tuple], share_prompts: bool = True) -> PackedBatch:
@@ -86,6 +119,8 @@ def pack_pairs(pairs: Sequence[tuple], share_prompts: bool = True) -> PackedBatc
 
 
 def packed_length(pair: tuple, shared: bool = False) -> int:
-    """How many input tokens a pair takes in a batch; with `shared`, in one that has its prompt already."""
+    """How many input tokens a pair takes in a batch; with `shared`, in one that has its prompt already. A text shares nothing."""
+    if isinstance(pair, Text):
+        return len(pair.tokens) - 1
     prompt, chosen, reject, *_ = pair
     return len(chosen) + len(reject) - 2 + (0 if shared else max(len(prompt), 1))

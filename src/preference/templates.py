@@ -7,15 +7,15 @@ A prompt of one question is put in one of three templates. A conversation of sev
 first of them whatever was drawn: `System: ...`, `User: ...`, `Assistant: ...`, as RWKV's chat models are prompted.
 """
 
+from collections.abc import Sequence
 from random import Random
 
 import numpy as np
 
-from src.preference.conversation import ASSISTANT, HUMAN, SYSTEM, clean, prompt_turns
+from src.preference.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, clean, prompt_turns
 
 NAMES = ("user", "question", "input")
 _PREFIXES = (("User", "Assistant"), ("Question", "Answer"), ("Input", "Response"))
-_CHAT = {HUMAN: "User", ASSISTANT: "Assistant", SYSTEM: "System"}
 
 
 def format_prompt(template_index: int, prompt: str) -> str:
@@ -23,11 +23,27 @@ def format_prompt(template_index: int, prompt: str) -> str:
 
     A transcript (`src/preference/conversation.py`) becomes `User: ...\\n\\nAssistant: ...\\n\\nUser: ...\\n\\nAssistant:`.
     """
-    *before, (_, question) = turns = prompt_turns(prompt)
-    if before:
-        return "".join(f"{_CHAT[speaker]}: {clean(text)}\n\n" for speaker, text in turns) + "Assistant:"
-    asker, answerer = _PREFIXES[template_index]
-    return f"{asker}: {clean(question)}\n\n{answerer}:"
+    turns = [*prompt_turns(prompt), Turn(ASSISTANT, "")]
+    return format_conversation(turns, len(turns) - 1, template_index)[0][0]
+
+
+def format_conversation(turns: Sequence[Turn], first: int, template_index: int) -> list[tuple[str, bool]]:
+    """Whole turns as texts end to end: what comes before an answer, the answer, and so on, each with whether it is an answer.
+
+    Answers are the assistant's turns from number `first` on; one before counts as part of the prompt. The template drawn is for a
+    single question with its answer, as in `format_prompt`.
+    """
+    asker, answerer = _PREFIXES[template_index if [turn.speaker for turn in turns] == [HUMAN, ASSISTANT] else 0]
+    names = {HUMAN: asker, ASSISTANT: answerer, SYSTEM: "System"}
+    pieces, before = [], ""
+    for number, (speaker, text) in enumerate(turns):
+        before += f"{names[speaker]}:"
+        if speaker == ASSISTANT and number >= first:
+            pieces += [(before, False), (format_answer(text), True)]
+            before = ""
+        else:
+            before += format_answer(text)
+    return pieces
 
 
 def format_answer(answer: str) -> str:

@@ -20,10 +20,12 @@ from src.adapters.files import save_adapter
 from src.errors import UserError
 from src.files import atomic_write
 from src.preference.loss import pref_percentage
+from src.preference.packing import Text
 from src.preference.pairs import Pair
 from src.progress import COLUMNS
 from src.training.evaluate import evaluate
 from src.training.module import PreferenceModule
+from src.training.text import evaluate_texts
 
 RESUME_FILE = "last.ckpt"
 METRICS_FILE = "metrics.jsonl"
@@ -80,14 +82,18 @@ class StepMetrics(pl.Callback):
             self.grad_norm = float(trainer.strategy.deepspeed_engine.get_global_grad_norm() or 0.0)
         now = time.monotonic()
         averaged = ("loss", pl_module.objective.loss_name, *AVERAGED)
-        means = {name: torch.cat([losses[name] for losses in self.losses]).mean().item() for name in averaged}
-        accuracy = (torch.cat([losses["margin"] for losses in self.losses]) > 0).float().mean().item()
-        self.pref_percentage = pref_percentage(self.pref_percentage, accuracy)
+        means = {name: torch.cat([losses[name] for losses in self.losses]).mean().item() for name in averaged
+                 if name in self.losses[0]}
+        preferences = {}
+        if "margin" in means:  # which texts have not
+            accuracy = (torch.cat([losses["margin"] for losses in self.losses]) > 0).float().mean().item()
+            self.pref_percentage = pref_percentage(self.pref_percentage, accuracy)
+            preferences = {"pref_percentage": self.pref_percentage, "pref_accuracy": accuracy,
+                           "pairs_per_s": self.pairs / (now - self.step_started)}
         self.last = {
-            "step": self.step, **means, "pref_percentage": self.pref_percentage, "pref_accuracy": accuracy,
-            "lr": self.lr, "grad_norm": self.grad_norm,
-            "tokens_per_s": self.tokens / (now - self.step_started), "pairs_per_s": self.pairs / (now - self.step_started),
-            "peak_memory_bytes": peak_memory(pl_module.device), "elapsed_s": self.before + now - self.started,
+            "step": self.step, **means, **preferences, "lr": self.lr, "grad_norm": self.grad_norm,
+            "tokens_per_s": self.tokens / (now - self.step_started), "peak_memory_bytes": peak_memory(pl_module.device),
+            "elapsed_s": self.before + now - self.started,
         }
         self.losses, self.tokens, self.pairs, self.step_started = [], 0, 0, now
         if trainer.is_global_zero:
@@ -99,7 +105,7 @@ class StepMetrics(pl.Callback):
 class HeldOut(pl.Callback):
     """Held-out numbers before the first step and after each epoch: a line each in eval.jsonl, and to the loggers."""
 
-    def __init__(self, folder: Path, pairs: Sequence[Pair]):
+    def __init__(self, folder: Path, pairs: Sequence[Pair | Text]):
         self.path, self.pairs = folder / EVAL_FILE, pairs
         self.last: dict[str, float] = {}
 
@@ -114,7 +120,11 @@ class HeldOut(pl.Callback):
 
     def _evaluate(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if trainer.is_global_zero:
-            self.last = {"step": trainer.global_step, **evaluate(pl_module.model, self.pairs, pl_module.objective)}
+            if isinstance(self.pairs[0], Text):
+                numbers = evaluate_texts(pl_module.model, self.pairs)
+            else:
+                numbers = evaluate(pl_module.model, self.pairs, pl_module.objective)
+            self.last = {"step": trainer.global_step, **numbers}
             append_line(self.path, self.last)
             for logger in trainer.loggers:
                 logger.log_metrics({f"eval/{name}": value for name, value in self.last.items()}, step=trainer.global_step)
@@ -189,7 +199,9 @@ class ProgressBar(pl.Callback):
         epoch = pl_module.config.epoch_begin + trainer.current_epoch + 1
         line = f"epoch {epoch}, step {trainer.global_step}/{self.total_steps}: {self._words()}"
         if self.held_out is not None and self.held_out.last:
-            line += f"; held out: accuracy {self.held_out.last['accuracy']:.3f}, margin {self.held_out.last['margin']:+.4f}"
+            last = self.held_out.last
+            line += (f"; held out: accuracy {last['accuracy']:.3f}, margin {last['margin']:+.4f}" if "margin" in last
+                     else f"; held out: {last['loss']:.4f} nats a token")
         self._print(line)
 
     def on_train_end(self, *_: Any) -> None:
@@ -212,8 +224,12 @@ class ProgressBar(pl.Callback):
         last = self.metrics.last
         if not last:
             return ""
-        return (f"loss {last['loss']:.4f} pref {last['pref_percentage']:.0%} margin {last['margin']:+.4f} "
-                f"{last['pairs_per_s']:.3g} pairs/s {last['tokens_per_s']:.0f} tok/s {last['peak_memory_bytes'] / 2**30:.1f} GiB")
+        preferences = pairs = ""
+        if "margin" in last:
+            preferences = f" pref {last['pref_percentage']:.0%} margin {last['margin']:+.4f}"
+            pairs = f" {last['pairs_per_s']:.3g} pairs/s"
+        return (f"loss {last['loss']:.4f}{preferences}{pairs} {last['tokens_per_s']:.0f} tok/s "
+                f"{last['peak_memory_bytes'] / 2**30:.1f} GiB")
 
 
 def peak_memory(device: torch.device) -> int:

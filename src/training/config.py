@@ -9,7 +9,7 @@ class TrainConfig:
 
     load_model: str
     proj_dir: str
-    rlhf_train_file: str
+    rlhf_train_file: str | None
     rlhf_max_corpus_len: int
     eval_file: str | None
     layer_profile: str
@@ -59,3 +59,7 @@ class TrainConfig:
     simpo_alpha: float = 0.0
     cpo_beta: float = 0.1
     cpo_alpha: float = 1.0
+    # Texts instead of pairs, of which rlhf_train_file is None then.
+    sft: bool = False
+    train_data_file: str | None = None
+    tokenizer: str | None = None

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from src.preference.batching import batches_from, epoch_order, pass_by_tokens
-from src.preference.packing import PackedBatch, pack_pairs
+from src.preference.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts
 from src.preference.pairs import Pair
 
 
@@ -64,13 +64,15 @@ class PairBatches(Sampler[list[int]]):
         return batches[self.rank::self.world_size]
 
 
-def train_loader(pairs: Sequence[Pair], batches: PairBatches) -> DataLoader:
-    """Micro-batches: the PackedBatch, and each pair's cached references (chosen, reject) in nats."""
+def train_loader(pairs: Sequence[Pair | Text], batches: PairBatches) -> DataLoader:
+    """Micro-batches: the PackedBatch and each pair's cached references (chosen, reject) in nats, or a TextBatch and nothing."""
     # A generator of its own, since a loader draws a seed at each epoch's start, which must not shift dropout's numbers.
     return DataLoader(pairs, batch_sampler=batches, collate_fn=collate, generator=torch.Generator())
 
 
-def collate(pairs: Sequence[Pair]) -> tuple[PackedBatch, list[tuple[float, float]]]:
+def collate(pairs: Sequence[Pair | Text]) -> tuple[PackedBatch | TextBatch, list[tuple[float, float]]]:
+    if isinstance(pairs[0], Text):
+        return pack_texts(pairs), []
     return pack_pairs(pairs), [(chosen, reject) for _, _, _, chosen, reject in pairs]
 
 

@@ -11,10 +11,12 @@ from src.adapters.files import adapter_tensors
 from src.adapters.layer_profile import LayerSetting
 from src.errors import UserError
 from src.model import RWKV
+from src.preference.packing import TextBatch
 from src.quantization.bitsandbytes import load_bitsandbytes
 from src.training.config import TrainConfig
 from src.training.objective import objective_of, pair_losses
 from src.training.schedule import learning_rate
+from src.training.text import text_losses
 
 
 class PreferenceModule(pl.LightningModule):
@@ -33,7 +35,10 @@ class PreferenceModule(pl.LightningModule):
 
     def training_step(self, batch: tuple, _: int) -> Tensor:
         packed, references = batch
-        losses = pair_losses(self.model, packed, references, self.objective, grad_cp=self.config.grad_cp)
+        if isinstance(packed, TextBatch):
+            losses = text_losses(self.model, packed, self.config.grad_cp)
+        else:
+            losses = pair_losses(self.model, packed, references, self.objective, grad_cp=self.config.grad_cp)
         loss = losses["loss"].mean()
         if not torch.isfinite(loss):
             raise UserError(f"step {self.global_step + 1}: the loss is not finite; stopped, and the adapters saved so far in "

@@ -22,9 +22,12 @@ from src.checkpoint.io import fingerprint
 from src.errors import UserError
 from src.files import atomic_write
 from src.model import build_model
+from src.preference.examples import read_texts
 from src.preference.loss import needs_reference
+from src.preference.packing import Text
 from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
 from src.quantization.linear import STRATEGY_SUFFIXES
+from src.tokenizer import load_tokenizer
 from src.training.callbacks import (
     EVAL_FILE,
     FINAL_FILE,
@@ -48,7 +51,7 @@ CURVES_FILE = "curves.png"
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
 # moved; that they are the same is told by fingerprint and sha256.
 FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
-                  "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "wandb")
+                  "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "train_data_file", "wandb")
 
 
 def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None = None) -> None:
@@ -73,10 +76,13 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     base = fingerprint(weights)
 
     held = how_quantized(settings, weights, config.quantization)
-    pairs, train_data = training_pairs(config.rlhf_train_file, config, dimensions, base, held)
-    held_out, eval_data = None, None
-    if config.eval_file:
-        held_out, eval_data = training_pairs(config.eval_file, config, dimensions, base, held)
+    train_file = config.train_data_file if config.sft else config.rlhf_train_file
+
+    def read(path: str) -> tuple[list[Pair] | list[Text], dict[str, Any]]:
+        return training_texts(path, config, dimensions) if config.sft else training_pairs(path, config, dimensions, base, held)
+
+    pairs, train_data = read(train_file)
+    held_out, eval_data = read(config.eval_file) if config.eval_file else (None, None)
 
     on_gpu = config.accelerator == "gpu"
     # With several devices each process moves its own copy; with one the weights go there straight.
@@ -101,12 +107,13 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     folder = Path(config.proj_dir)
     checkpoint = prepare_folder(folder, config, {
-        "base_fingerprint": base, "rlhf_train_sha256": hashlib.sha256(Path(config.rlhf_train_file).read_bytes()).hexdigest(),
+        "base_fingerprint": base, "rlhf_train_sha256": hashlib.sha256(Path(train_file).read_bytes()).hexdigest(),
         "layer_profile_rows": [asdict(setting) for setting in settings]}, {
         "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
         "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data})
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
-    print(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, {len(pairs)} pairs, "
+    print(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
+          f"{len(pairs)} {'texts' if config.sft else 'pairs'}, "
           f"{total_steps} optimizer steps, {held_in}", file=sys.stderr)
 
     module = PreferenceModule(model, settings, config, total_steps)
@@ -117,7 +124,7 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     samples = None
     if answer is not None and config.samples and config.strategy.startswith("deepspeed_stage_3"):
         print("warning: no samples in the report, since stage 3 leaves no device a whole model to write them", file=sys.stderr)
-    elif answer is not None and config.samples:
+    elif answer is not None and config.samples and not config.sft:
         asked, data = (held_out, eval_data) if held_out else (pairs, train_data)
         questions = read_questions(asked, config.samples, data["sidecar"], dimensions.vocab_size)
         samples = questions and Samples(folder, questions, answer, config.sample_tokens)
@@ -195,6 +202,18 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     for difference in differences:
         print(f"warning: {path}: {difference}", file=sys.stderr)
     return pairs, facts
+
+
+def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> tuple[list[Text], dict[str, Any]]:
+    """Read what `--sft 1` trains on or is evaluated on, and tell on stderr what it is.
+
+    Returns the texts, and what config.json and the report tell of them.
+    """
+    tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
+    texts, report = read_texts(path, tokenizer, config.rlhf_max_corpus_len, config.seed, config.sft_on_prompt)
+    print(f"{path}: {report.rows} rows make {len(texts)} texts, {report.trained} tokens of them with a loss; {report.cut} cut "
+          f"and {report.dropped} dropped at {config.rlhf_max_corpus_len} tokens", file=sys.stderr)
+    return texts, {"texts": len(texts), **asdict(report), "tokenizer": tokenizer.name}
 
 
 def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], told: dict[str, Any]) -> Path | None:
