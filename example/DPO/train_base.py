@@ -1,19 +1,19 @@
 """The recipe of the embedded base model: a small RWKV-7 over bytes, trained on Python's own documentation.
 
-    python example/DPO/train_base.py [--output example/DPO/base_model.pth] [--steps 2800]
+    python example/DPO/train_base.py [--output example/DPO/base_model.pth] [--steps 2800] [--folder out/base]
 
-Plain next-byte prediction with AdamW and a cosine schedule, from the official initialization of RWKV-7
-(BlinkDL/RWKV-LM, RWKV-v7/train_temp/src/model.py). Neither the example's answers nor the held-out ones are in the text.
+The official initialization of RWKV-7 (BlinkDL/RWKV-LM, RWKV-v7/train_temp/src/model.py) becomes a checkpoint, which `train.py
+--sft 1` then trains in full on plain text, document by document, and `merge.py` writes the result. Neither the example's answers
+nor the held-out ones are in the text. Broken off and started again, it goes on.
 """
 
-import argparse
 import math
+import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -21,14 +21,16 @@ sys.path.insert(0, str(ROOT))
 from example.DPO.corpus import build_corpus  # noqa: E402
 from src.checkpoint.dimensions import Dimensions  # noqa: E402
 from src.checkpoint.io import save_checkpoint  # noqa: E402
+from src.cli.run import Parser, positive, run  # noqa: E402
+from src.files import atomic_write  # noqa: E402
 from src.model import RWKV  # noqa: E402
-from src.progress import progress_bar  # noqa: E402
 
 DIMENSIONS = Dimensions("x070", n_layer=4, n_embd=192, vocab_size=256, n_head=3, head_size=64, n_ffn=768,
                         ranks=(("a", 32), ("g", 48), ("v", 16), ("w", 32)), dtype=torch.bfloat16)
 CONTEXT, BATCH = 320, 8
 LR_INIT, LR_FINAL, WARMUP, WEIGHT_DECAY = 2e-3, 5e-5, 200, 0.1
 SEED = 0
+EPOCH = 200  # steps, after each of which the held-out text is evaluated and everything is saved
 
 
 def initial_model(dimensions: Dimensions) -> RWKV:
@@ -66,58 +68,43 @@ def initial_model(dimensions: Dimensions) -> RWKV:
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default=str(ROOT / "example" / "DPO" / "base_model.pth"))
-    parser.add_argument("--steps", type=int, default=2800, help=f"batches of {BATCH} x {CONTEXT} bytes")
-    arguments = parser.parse_args()
-
+def write_inputs(folder: Path) -> None:
+    """What train.py reads: initial.pth, train.txt and heldout.txt (the last fiftieth, whole documents), profile.csv."""
     torch.manual_seed(SEED)
-    text = torch.tensor(list(build_corpus().encode()), dtype=torch.uint8)
-    held_out = len(text) // 50
-    train, validation = text[:-held_out], text[-held_out:]
-    model = initial_model(DIMENSIONS)
-    matrices, others = [], []
-    for parameter in model.parameters():
-        (matrices if parameter.dim() == 2 and min(parameter.shape) >= 128 else others).append(parameter)
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-                                  lr=LR_INIT, betas=(0.9, 0.99), eps=1e-10, fused=True)
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, {len(train) / 1e6:.2f} MB of text, "
-          f"{arguments.steps * BATCH * CONTEXT / len(train):.1f} passes over it")
-
-    started, smoothed = time.monotonic(), None
-    with progress_bar("batches", arguments.steps) as advance:
-        for step in range(arguments.steps):
-            rate = LR_FINAL + (LR_INIT - LR_FINAL) * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
-            for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (step + 1) / WARMUP)
-            loss = next_byte_loss(model, train)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
-            advance(1, f"loss {smoothed:.3f}")
-            if (step + 1) % 200 == 0 or step + 1 == arguments.steps:
-                save(model, arguments.output)
-                with torch.no_grad():
-                    checked = sum(next_byte_loss(model, validation).item() for _ in range(8)) / 8
-                print(f"step {step + 1}: training {smoothed:.3f}, validation {checked:.3f} nats a byte, "
-                      f"{time.monotonic() - started:.0f} s", flush=True)
+    weights = initial_model(DIMENSIONS).state_dict()
+    save_checkpoint({name: tensor.to(DIMENSIONS.dtype) for name, tensor in weights.items()}, folder / "initial.pth")
+    text = build_corpus()
+    border = text.index("\0", len(text) - len(text) // 50) + 1
+    layers = ("emb", *range(DIMENSIONS.n_layer), "head")
+    profile = "Layer,Mode,Weight_lr_init,Weight_lr_final,Weight_decay\n" + "".join(
+        f"{layer},full,{LR_INIT},{LR_FINAL},{WEIGHT_DECAY}\n" for layer in layers)
+    for name, content in (("train.txt", text[:border]), ("heldout.txt", text[border:]), ("profile.csv", profile)):
+        with atomic_write(folder / name) as file:
+            file.write(content.encode())
 
 
-def next_byte_loss(model: RWKV, text: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood, in nats a byte, of BATCH windows of CONTEXT bytes drawn anywhere in `text`."""
-    starts = torch.randint(0, len(text) - CONTEXT - 1, (BATCH,))
-    windows = torch.stack([text[s:s + CONTEXT + 1] for s in starts.tolist()]).long()
-    hidden, _ = model(windows[:, :-1].flatten(), torch.arange(0, BATCH * CONTEXT + 1, CONTEXT, dtype=torch.int32))
-    return F.cross_entropy(model.logits(hidden), windows[:, 1:].flatten())
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--output", default=str(ROOT / "example" / "DPO" / "base_model.pth"))
+    parser.add_argument("--steps", type=positive, default=2800, help=f"batches of {BATCH * CONTEXT} bytes, in hundreds of two")
+    parser.add_argument("--folder", default=str(ROOT / "out" / "base"), help="for the run and what it reads")
+    flags = parser.parse_args(arguments)
+    folder = Path(flags.folder)
+    write_inputs(folder)
+    call("train.py", load_model=folder / "initial.pth", sft=1, train_data_file=folder / "train.txt",
+         eval_file=folder / "heldout.txt", proj_dir=folder / "run", resume=1, layer_profile=folder / "profile.csv",
+         ctx_len=CONTEXT, batch_tokens=BATCH * CONTEXT, epoch_steps=EPOCH, epoch_count=math.ceil(flags.steps / EPOCH),
+         warmup_steps=WARMUP, beta1=0.9, beta2=0.99, adam_eps=1e-10, gradient_clip_val=1.0, accelerator="cpu", precision="bf16",
+         seed=SEED)
+    call("merge.py", base=folder / "initial.pth", adapter=folder / "run" / "rwkv-final.safetensors", output=flags.output)
 
 
-def save(model: RWKV, path: str) -> None:
-    save_checkpoint({name: tensor.to(DIMENSIONS.dtype) for name, tensor in model.state_dict().items()}, path)
+def call(script: str, **flags: object) -> None:
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    code = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=ROOT, check=False).returncode
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -102,6 +102,17 @@ def test_a_csv_that_is_not_as_it_should_be(fails, tmp_path, script, content, wor
     fails(script, {"--input_csv": path}, path, *words)
 
 
+@pytest.mark.parametrize("script", CSV_SCRIPTS)
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("bad.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a"', ("row 2", "not JSON")),
+    ("bad.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": [{"role": "tool"}]}', ("row 2", "tool")),
+    ("bad.json", b"", ("empty",)), ("bad.parquet", b"PAR1 or so", ("Parquet",)),
+])
+def test_other_formats_that_are_not_as_they_should_be(fails, tmp_path, script, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    fails(script, {"--input_csv": tmp_path / name}, tmp_path / name, *words)
+
+
 @pytest.mark.parametrize("content", ["prompt,chosen\na,b\n", "prompt,chosen,reject\na,b,\n"])
 def test_preparing_needs_a_reject(fails, tmp_path, content):
     (tmp_path / "bad.csv").write_text(content)

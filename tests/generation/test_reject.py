@@ -14,6 +14,7 @@ from src.checkpoint.io import save_checkpoint
 from src.checkpoint.random import make_dimensions, random_weights
 from src.cli.run import run
 from src.preference.csv import Row, read_pairs_csv, write_pairs_csv
+from src.preference.templates import format_prompt
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "self_instruct_prompts.csv"
@@ -137,6 +138,20 @@ def test_the_script_in_a_process_of_its_own(folder, tmp_path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "begun with max_tokens 300 (now 9)" in done.stderr
     assert (tmp_path / "out.csv").read_bytes() == left
+
+
+def test_conversations_from_jsonl_come_out_as_a_csv_that_reads_back_the_same(folder, tmp_path):
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi\n\nthere"},
+            {"role": "assistant", "content": "ho"}, {"role": "user", "content": "why?"}]
+    records = [{"prompt": said, "chosen": [{"role": "assistant", "content": "so."}]},
+               {"prompt": said[1:], "chosen": 'so, "ok".'}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)))
+    script.main(["--load_model", str(folder / "tiny.pth"), "--input_csv", str(tmp_path / "in.jsonl"), "--max_tokens", "5",
+                 "--output_csv", str(tmp_path / "out.csv"), "--strategy", "cpu fp32"])
+    rows = read_pairs_csv(tmp_path / "out.csv", require_reject=True)
+    asked = "User: hi\nthere\n\nAssistant: ho\n\nUser: why?\n\nAssistant:"
+    assert [format_prompt(1, row.prompt) for row in rows] == [f"System: Be brief.\n\n{asked}", asked]
+    assert [row.chosen for row in rows] == ["so.", 'so, "ok".']
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.preference.packing import pack_pairs, packed_length
+from src.preference.packing import Text, pack_pairs, pack_texts, packed_length
 
 # Few tokens, so that prompts repeat.
 prompts = st.lists(st.integers(0, 2), max_size=3)
@@ -66,3 +66,22 @@ def test_moving_keeps_the_sequence_starts_on_the_cpu():
     moved = pack_pairs([([1], [2], [3])]).to("meta")
     assert moved.tokens.device.type == moved.answer_of.device.type == moved.parents.device.type == "meta"
     assert moved.cu_seqlens.device.type == "cpu" and moved.n_prompts == 1
+
+
+marked = st.lists(st.tuples(st.integers(0, 65535), st.booleans()), min_size=2, max_size=6)
+
+
+@given(texts=st.lists(marked.map(lambda pairs: Text(*map(list, zip(*pairs, strict=True)))), min_size=1, max_size=5))
+def test_marked_tokens_of_a_text_are_predicted_from_all_before_them_in_it(texts):
+    batch = pack_texts(texts)
+    starts = batch.cu_seqlens.tolist()
+    found = []
+    for at, token in zip(batch.positions.tolist(), batch.targets.tolist(), strict=True):
+        start = max(start for start in starts[:-1] if start <= at)
+        found.append((batch.tokens[start:at + 1].tolist(), token))
+    expected = [(text.tokens[:place], text.tokens[place]) for text in texts for place in range(1, len(text.tokens))
+                if text.trained[place]]
+    assert found == expected
+    assert len(batch.tokens) == sum(map(packed_length, texts)) == starts[-1]
+    moved = batch.to("meta")
+    assert moved.tokens.device.type == moved.positions.device.type == "meta" and moved.cu_seqlens.device.type == "cpu"

@@ -1,0 +1,60 @@
+"""`--check_data 1`: what it tells is what preparing would do, and nothing is written."""
+
+import json
+
+import pytest
+
+from src.errors import UserError
+from src.preference.check import check_pairs
+from src.preference.csv import write_pairs_csv
+from src.preference.rows import Row
+from src.preference.tokenize import tokenize_pairs
+from src.tokenizer import load_tokenizer
+from tests.cli.conftest import snapshot
+
+ROWS = [Row("What?" * n, "yes" * (1 + n % 5), "no" * (1 + n % 7)) for n in range(1, 40)]
+ROWS += [ROWS[3], Row(" " + ROWS[5].prompt, "another", "answer"), Row("Why?", "so\n\n.", " so\n."),
+         Row("Human: a\n\nAssistant: b\n\nHuman: c", "d", "e")]
+
+
+@pytest.mark.parametrize("limit", [20, 60, 150, 1000])
+def test_cut_and_dropped_are_those_of_preparing(limit):
+    tokenizer = load_tokenizer("bytes")
+    found = check_pairs(ROWS, tokenizer, limit, seed=3)
+    pairs, report = tokenize_pairs(ROWS, tokenizer, None, limit, seed=3)
+    assert (found["cut"], found["dropped"]) == (report.cut, report.dropped)
+    assert found["rows"] == len(ROWS) == len(pairs) + report.dropped == sum(found["histogram"]["counts"])
+    whole = [(len(p), len(c), len(r)) for p, c, r in tokenize_pairs(ROWS, tokenizer, None, 10**6, seed=3)[0]]
+    assert found["tokens"]["pair"]["max"] == max(p + max(c, r) for p, c, r in whole)
+    assert found["tokens"]["chosen"]["mean"] == pytest.approx(sum(c for _, c, _ in whole) / len(whole))
+    assert found["dropped_at"] == [n for n, (_, c, r) in enumerate(whole, start=1) if max(c, r) > limit][:20]
+
+
+def test_repeats_equal_answers_and_conversations_are_named_by_row():
+    found = check_pairs(ROWS, load_tokenizer("bytes"), 1000, seed=0)
+    assert (found["duplicate_rows_at"], found["duplicate_prompts_at"], found["equal_answers_at"]) == ([40], [40, 41], [42])
+    assert (found["conversations"], found["most_turns"]) == (1, 4)
+    assert found["begins"].startswith("User: What?\n\nAssistant: yesyes")
+
+
+def test_the_script_prints_a_table_and_json_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    import rlhf_dpo_generate_save as script
+
+    write_pairs_csv(tmp_path / "pairs.csv", ROWS)
+    before = snapshot(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    script.main(["--input_csv", "pairs.csv", "--check_data", "1", "--tokenizer", "bytes", "--rlhf_max_corpus_len", "60"])
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert told["rows"] == len(ROWS) and told["max_len"] == 60
+    assert "prompt + longer answer" in err and "longer than 60 tokens" in err and "█" in err
+    assert snapshot(tmp_path) == before
+
+
+def test_without_a_model_it_needs_a_tokenizer_and_without_check_data_an_output():
+    import rlhf_dpo_generate_save as script
+
+    for flags, word in ((["--check_data", "1"], "--load_model"), ([], "--load_model"),
+                        (["--load_model", "x.pth"], "--output_save")):
+        with pytest.raises(UserError, match=word):
+            script.main(["--input_csv", "pairs.csv", *flags])
