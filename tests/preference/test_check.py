@@ -17,7 +17,7 @@ ROWS += [ROWS[3], Row(" " + ROWS[5].prompt, "another", "answer"), Row("Why?", "s
          Row("Human: a\n\nAssistant: b\n\nHuman: c", "d", "e")]
 
 
-@pytest.mark.parametrize("limit", [20, 60, 150, 1000])
+@pytest.mark.parametrize("limit", [14, 18, 20, 21, 60, 61, 62, 150, 1000])  # on and between the rows' own lengths
 def test_cut_and_dropped_are_those_of_preparing(limit):
     tokenizer = load_tokenizer("bytes")
     found = check_pairs(ROWS, tokenizer, limit, seed=3)

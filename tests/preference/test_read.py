@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import UserError
+from src.preference.conversation import clean
 from src.preference.csv import write_pairs_csv
 from src.preference.read import read_pairs
 from src.preference.rows import Row
+from src.preference.templates import format_prompt
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "hh_harmless_pairs.csv"
 
 any_text = st.one_of(
     st.text(st.one_of(st.sampled_from('",;\r\n\'\t \\{}[]'), st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
@@ -92,6 +96,18 @@ HH = "\n\nHuman: hi\n\nAssistant: ho\n\nHuman: why?\n\nAssistant:"
 def test_the_fields_formats(folder, record, row):
     for path in put_all(folder, [record, record]):  # of one kind, as a column of Parquet must be
         assert read_pairs(path, require_reject=True) == [Row(*row)] * 2
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="shared data is not here")
+def test_real_transcripts_are_the_same_with_the_prompt_in_a_column_and_in_the_answers(folder):
+    """1,500 pairs of HH-RLHF as prompt,chosen,reject, and put back into the form that they were published in."""
+    rows = read_pairs(SHARED, require_reject=True)
+    published = [{part: f"\n\nHuman: {row.prompt}\n\nAssistant: {answer}"
+                  for part, answer in (("chosen", row.chosen), ("rejected", row.reject))} for row in rows]
+    again = read_pairs(put_jsonl(folder / "published.jsonl", published), require_reject=True)
+    for row, other in zip(rows, again, strict=True):
+        assert format_prompt(0, row.prompt) == format_prompt(0, other.prompt)
+        assert (clean(row.chosen), clean(row.reject)) == (clean(other.chosen), clean(other.reject))
 
 
 def test_before_generation_the_reject_may_be_null_or_absent(folder):
