@@ -17,17 +17,17 @@ ROWS += [ROWS[3], Row(" " + ROWS[5].prompt, "another", "answer"), Row("Why?", "s
          Row("Human: a\n\nAssistant: b\n\nHuman: c", "d", "e")]
 
 
-@pytest.mark.parametrize("limit", [14, 18, 20, 21, 60, 61, 62, 150, 1000])  # on and between the rows' own lengths
-def test_cut_and_dropped_are_those_of_preparing(limit):
+def test_cut_and_dropped_are_those_of_preparing():
     tokenizer = load_tokenizer("bytes")
-    found = check_pairs(ROWS, tokenizer, limit, seed=3)
-    pairs, report = tokenize_pairs(ROWS, tokenizer, None, limit, seed=3)
-    assert (found["cut"], found["dropped"]) == (report.cut, report.dropped)
-    assert found["rows"] == len(ROWS) == len(pairs) + report.dropped == sum(found["histogram"]["counts"])
     whole = [(len(p), len(c), len(r)) for p, c, r in tokenize_pairs(ROWS, tokenizer, None, 10**6, seed=3)[0]]
+    for limit in [*range(14, 60), *(p + max(c, r) for p, c, r in whole)]:
+        found = check_pairs(ROWS, tokenizer, limit, seed=3)
+        pairs, report = tokenize_pairs(ROWS, tokenizer, None, limit, seed=3)
+        assert (found["cut"], found["dropped"]) == (report.cut, report.dropped)
+        assert found["rows"] == len(ROWS) == len(pairs) + report.dropped == sum(found["histogram"]["counts"])
+        assert found["dropped_at"] == [n for n, (_, c, r) in enumerate(whole, start=1) if max(c, r) > limit][:20]
     assert found["tokens"]["pair"]["max"] == max(p + max(c, r) for p, c, r in whole)
     assert found["tokens"]["chosen"]["mean"] == pytest.approx(sum(c for _, c, _ in whole) / len(whole))
-    assert found["dropped_at"] == [n for n, (_, c, r) in enumerate(whole, start=1) if max(c, r) > limit][:20]
 
 
 def test_repeats_equal_answers_and_conversations_are_named_by_row():
