@@ -13,7 +13,7 @@ from src.errors import UserError
 
 HUMAN, ASSISTANT, SYSTEM = "Human", "Assistant", "System"
 # A system message can only come first; anywhere else "System:" is text.
-_TURN = re.compile(rf"(?:\A\s*({HUMAN}|{ASSISTANT}|{SYSTEM})|\n\s*\n({HUMAN}|{ASSISTANT})):")
+_TURN = re.compile(rf"(?:\A\s*({HUMAN}|{ASSISTANT}|{SYSTEM})|\n\n({HUMAN}|{ASSISTANT})):")
 _SPEAKERS = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT, "system": SYSTEM, "developer": SYSTEM}
 
 
@@ -38,7 +38,8 @@ def read_transcript(text: str) -> list[Turn] | None:
     A text that begins with a speaker is one. So is one that begins without, where "Assistant:" is the first speaker to come: what
     stands before is the human's. Empty turns are left out, and turns of one speaker in a row are one.
     """
-    text = re.sub(r"\r\n?", "\n", text)
+    # Blank lines come first, since a search for any number of them before a speaker would go through long runs again and again.
+    text = re.sub(r"\n\s*\n", "\n\n", re.sub(r"\r\n?", "\n", text))
     marks = list(_TURN.finditer(text))
     speakers = [mark[1] or mark[2] for mark in marks]
     lead = text[:marks[0].start()] if marks else text

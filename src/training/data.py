@@ -1,4 +1,4 @@
-"""The training pairs as a data loader: a stateless order, so that any epoch can be had without those before it."""
+"""The training pairs, or texts, as a data loader: a stateless order, so that any epoch can be had without those before it."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice

@@ -87,6 +87,11 @@ def test_what_counts_as_a_conversation(text, prompt):
     assert format_prompt(1, text) == prompt
 
 
+def test_a_megabyte_of_blank_lines_takes_no_time():
+    turns = prompt_turns("Human: a" + "\n \n" * 300_000 + "b\n\nAssistant: c\n\nHuman: d" + "\n" * 300_000)
+    assert cleaned(turns) == [Turn(HUMAN, "a\nb"), Turn(ASSISTANT, "c"), Turn(HUMAN, "d")]
+
+
 def test_messages_of_trl_and_sharegpt():
     trl = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "user", "content": " b "},
            {"role": "assistant", "content": "c", "tool_calls": None}]

@@ -36,11 +36,13 @@ def put_jsonl(path: Path, records: list, ascii_only: bool = False, newline: str 
 
 
 def put_all(folder: Path, records: list[dict]) -> list[Path]:
-    """The same records as .jsonl, .json and .parquet."""
+    """The same records as .jsonl, .json and .parquet, and as .csv where they are texts."""
     array, parquet = folder / "pairs.json", folder / "pairs.parquet"
     array.write_text(json.dumps(records, indent=1), encoding="utf-8")
     pd.DataFrame(records).to_parquet(parquet)
-    return [put_jsonl(folder / "pairs.jsonl", records), array, parquet]
+    pd.DataFrame(records).to_csv(folder / "pairs.csv", index=False)
+    texts = all(isinstance(value, str | None) for record in records for value in record.values())
+    return [put_jsonl(folder / "pairs.jsonl", records), array, parquet, *([folder / "pairs.csv"] if texts else [])]
 
 
 @settings(deadline=None)
