@@ -20,8 +20,6 @@ from src.adapters.files import save_adapter
 from src.errors import UserError
 from src.files import atomic_write
 from src.preference.loss import pref_percentage
-from src.preference.packing import Text
-from src.preference.pairs import Pair
 from src.progress import COLUMNS
 from src.training.evaluate import evaluate
 from src.training.module import PreferenceModule
@@ -105,7 +103,7 @@ class StepMetrics(pl.Callback):
 class HeldOut(pl.Callback):
     """Held-out numbers before the first step and after each epoch: a line each in eval.jsonl, and to the loggers."""
 
-    def __init__(self, folder: Path, pairs: Sequence[Pair | Text]):
+    def __init__(self, folder: Path, pairs: Sequence[tuple]):
         self.path, self.pairs = folder / EVAL_FILE, pairs
         self.last: dict[str, float] = {}
 
@@ -120,7 +118,7 @@ class HeldOut(pl.Callback):
 
     def _evaluate(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if trainer.is_global_zero:
-            if isinstance(self.pairs[0], Text):
+            if pl_module.config.sft:
                 numbers = evaluate_texts(pl_module.model, self.pairs)
             else:
                 numbers = evaluate(pl_module.model, self.pairs, pl_module.objective)

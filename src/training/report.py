@@ -32,7 +32,7 @@ MEASURES = {
     "dpo_loss": "DPO loss", "preference_loss": "preference loss", "loss": "loss, all of it",
     "reward_chosen": "reward, chosen", "reward_rejected": "reward, rejected",
 }
-UNMEASURED = ("step", "pairs")
+UNMEASURED = ("step", "pairs", "tokens", "texts")
 FILES = {
     CONFIG_FILE: "everything the run was told, and the base's fingerprint", METRICS_FILE: "a line for each optimizer step",
     EVAL_FILE: "held-out numbers before the first step and after each epoch",

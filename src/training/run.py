@@ -79,7 +79,9 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     train_file = config.train_data_file if config.sft else config.rlhf_train_file
 
     def read(path: str) -> tuple[list[Pair] | list[Text], dict[str, Any]]:
-        return training_texts(path, config, dimensions) if config.sft else training_pairs(path, config, dimensions, base, held)
+        if config.sft:
+            return training_texts(path, config, dimensions)
+        return training_pairs(path, config, dimensions, base, held)
 
     pairs, train_data = read(train_file)
     held_out, eval_data = read(config.eval_file) if config.eval_file else (None, None)

@@ -106,6 +106,8 @@ def test_a_run_learns_its_answers_and_merges(sft, answers, tmp_path):
     assert {"loss", "sft_loss", "lr", "grad_norm", "tokens_per_s"} <= set(metrics[0]) and "margin" not in metrics[0]
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"] and held_out[-1]["loss"] < 0.7 * held_out[0]["loss"]
     assert held_out[0]["texts"] == 4 and held_out[0]["tokens"] == sum(len(f" It is {2 * n}.\n\n") for n in range(12, 16))
+    page = (folder / "report.html").read_text()
+    assert "next-token prediction" in page and "12 texts of 12 rows" in page and "Held-out texts" in page and "DPO" not in page
     assert (folder / "curves.png").exists() and read_adapter(folder / "rwkv-final.safetensors").extra["step"] == 10
 
     base = load_checkpoint(run.load_model)
