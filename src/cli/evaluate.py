@@ -14,7 +14,7 @@ def parse(arguments: Sequence[str]) -> EvaluateConfig:
     add = parser.add_argument
     add("--load_model", required=True, help="checkpoint, .pth or .safetensors; with --adapter the base that it was trained on")
     add("--adapter", help="adapter file of train.py, put beside the base as in training")
-    add("--pairs", required=True, help=".save file, whose cached references give margins, or CSV with prompt, chosen, reject")
+    add("--pairs", required=True, help=".save file, whose cached references give margins, or CSV, JSONL or Parquet")
     add("--reference_model", help="with a CSV: checkpoint that margins are measured against; with --adapter its base, else none "
                                   "where not given")
     add("--output_json", help="file for the same numbers and more")

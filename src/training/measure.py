@@ -21,9 +21,9 @@ from src.checkpoint.io import fingerprint
 from src.errors import UserError
 from src.files import atomic_write, check_output
 from src.model import RWKV, build_model
-from src.preference.csv import read_pairs_csv
 from src.preference.measures import preference_measures
 from src.preference.pairs import check_sidecar, has_references, load_pairs
+from src.preference.read import read_pairs
 from src.preference.reference import with_references
 from src.preference.tokenize import TokenPair, tokenize_pairs
 from src.progress import progress_bar
@@ -136,7 +136,7 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
     """The pairs, their cached references where the file has them, and what is to be told of both."""
     path = config.pairs
     if not path.endswith(".save"):
-        rows = read_pairs_csv(path, require_reject=True)
+        rows = read_pairs(path, require_reject=True)
         tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
         pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed)
         return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped}

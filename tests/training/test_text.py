@@ -166,6 +166,7 @@ def test_the_scripts_flags(answers, material, tmp_path):
                            ({"--sft": 0}, "--train_data_file has no use with --sft 0"),
                            ({"--sft": 0, "--train_data_file": None}, "--rlhf_train_file is needed with --sft 0"),
                            ({"--train_data_file": tmp_path / "none.jsonl"}, "none.jsonl does not exist"),
+                           ({"--orpo": 1}, "--sft 1 and --orpo 1 contradict"),
                            ({"--tokenizer": "world"}, "--tokenizer world")):
         given = flags | {"--proj_dir": tmp_path / "other"} | changes
         with pytest.raises(UserError, match=words):
