@@ -10,15 +10,14 @@
 #include "bindings.h"
 #include "cpu_kernels.h"
 
-namespace {
-
-using namespace wkv;
-
-// torch's own reading of the processor, so that its ATEN_CPU_CAPABILITY rules these kernels too.
-const CpuKernels& kernels() {
+const wkv::CpuKernels& wkv::cpu_kernels() {
     static const std::string capability = at::get_cpu_capability();
     return capability == "AVX512" ? AVX512_KERNELS : capability == "AVX2" ? AVX2_KERNELS : PLAIN_KERNELS;
 }
+
+namespace {
+
+using namespace wkv;
 
 // Heads are taken one by one by whichever thread is free: sequences differ in length.
 template <class Arguments>
@@ -34,27 +33,27 @@ void over_heads(void (*kernel)(const Shape&, const Arguments&, int, int), const 
 
 auto wkv6_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state,
                   const Tensor& cu_seqlens, int64_t interval, bool, bool checkpoints) {
-    auto run = [](const Shape& shape, const Forward6& x) { over_heads(kernels().forward6, shape, x); };
+    auto run = [](const Shape& shape, const Forward6& x) { over_heads(cpu_kernels().forward6, shape, x); };
     return forward6(run, r, log_w, k, v, u, state, cu_seqlens, interval, checkpoints);
 }
 
 auto wkv6_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u,
                    const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
                    int64_t interval, bool) {
-    auto run = [](const Shape& shape, const Backward6& x) { over_heads(kernels().backward6, shape, x); };
+    auto run = [](const Shape& shape, const Backward6& x) { over_heads(cpu_kernels().backward6, shape, x); };
     return backward6(run, r, log_w, k, v, u, checkpoints, cu_seqlens, d_y, d_final_state, interval);
 }
 
 auto wkv7_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
                   const Tensor& state, const Tensor& cu_seqlens, int64_t interval, bool, bool checkpoints) {
-    auto run = [](const Shape& shape, const Forward7& x) { over_heads(kernels().forward7, shape, x); };
+    auto run = [](const Shape& shape, const Forward7& x) { over_heads(cpu_kernels().forward7, shape, x); };
     return forward7(run, r, log_w, k, v, kappa, a, state, cu_seqlens, interval, checkpoints);
 }
 
 auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
                    const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
                    int64_t interval, bool) {
-    auto run = [](const Shape& shape, const Backward7& x) { over_heads(kernels().backward7, shape, x); };
+    auto run = [](const Shape& shape, const Backward7& x) { over_heads(cpu_kernels().backward7, shape, x); };
     return backward7(run, r, log_w, k, v, kappa, a, checkpoints, cu_seqlens, d_y, d_final_state, interval);
 }
 

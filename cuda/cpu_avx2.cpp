@@ -6,4 +6,6 @@
 #define WKV_BYTES 32
 #define WKV_NAME "avx2"
 #define WKV_TABLE AVX2_KERNELS
+#define DECODE_TABLE AVX2_DECODE
 #include "cpu_kernels.inl"
+#include "decode_kernels.inl"

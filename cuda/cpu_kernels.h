@@ -18,4 +18,7 @@ struct CpuKernels {
 
 extern const CpuKernels AVX512_KERNELS, AVX2_KERNELS, PLAIN_KERNELS;
 
+// Those for this processor, in torch's own reading of it, so that its ATEN_CPU_CAPABILITY rules them too.
+const CpuKernels& cpu_kernels();
+
 }  // namespace wkv

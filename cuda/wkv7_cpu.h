@@ -58,7 +58,7 @@ void forward7(const Shape& shape, const Forward7& x, int sequence, int head) {
     const long stride = static_cast<long>(shape.n_head) * n, states = static_cast<long>(n) * n;
     C* state = static_cast<C*>(x.final_state) + (static_cast<long>(sequence) * shape.n_head + head) * states;
     const C* initial = static_cast<const C*>(x.state) + (static_cast<long>(sequence) * shape.n_head + head) * states;
-    __builtin_memcpy(state, initial, states * sizeof(C));
+    if (state != initial) __builtin_memcpy(state, initial, states * sizeof(C));
     long checkpoint = first_checkpoint(shape.bounds, CPU_INTERVAL, sequence);
     Token7<C, WIDTH> tokens[CPU_INTERVAL];
     Row<C, WIDTH> y[CPU_INTERVAL];

@@ -37,6 +37,16 @@ class State:
         """The states of sequences `index` [S'] (int64), in that order; repeats fork a sequence."""
         return State(*([x[index] for x in part] for part in (self.att_shift, self.wkv, self.ffn_shift)))
 
+    def rows(self, first: int, last: int) -> "State":
+        """A view of sequences first .. last - 1."""
+        return State(*([x[first:last] for x in part] for part in (self.att_shift, self.wkv, self.ffn_shift)))
+
+    def copy_(self, other: "State") -> None:
+        """Take over the states of as many sequences, or of one for all."""
+        for own, others in zip((self.att_shift, self.wkv, self.ffn_shift), (other.att_shift, other.wkv, other.ffn_shift), strict=True):
+            for to, source in zip(own, others, strict=True):
+                to.copy_(source)
+
     @staticmethod
     def cat(states: "Sequence[State]") -> "State":
         """The sequences of all `states`, at least one of them, one after another."""

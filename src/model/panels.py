@@ -1,0 +1,82 @@
+"""Weights laid out for products on the CPU that read each of them once, in order (the layouts: cuda/decode_kernels.h).
+
+The weights are those of the training's forward to the last bit, quantized ones included; only sums run in another order.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.adapters.linear import Linear
+from src.quantization.linear import QuantizedLinear
+
+PANEL = 64  # outputs
+FLOAT32, BFLOAT16, FLOAT16, INT8, NF4 = range(5)
+KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+INPUT_IN_BFLOAT16 = 16  # added to a kind
+IDENTITY, TANH, SIGMOID, RELU_SQUARE = range(4)
+
+
+class Panels(NamedTuple):
+    """One weight [out, in]."""
+
+    data: Tensor
+    scales: Tensor  # empty where there are none
+    out: int
+    kind: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + self.scales.nbytes
+
+
+class Products:
+    """Products of as many inputs with a weight each, in one call: `activation(x W^T)` for each of them, float32."""
+
+    def __init__(self, weights: Sequence[Panels], activations: Sequence[int] = ()):
+        self.nbytes = sum(weight.nbytes for weight in weights)
+        data, scales, outs, kinds = map(list, zip(*weights, strict=True))
+        self._weights = data, scales, outs, kinds, list(activations) or [IDENTITY] * len(data)
+
+    def __call__(self, *x: Tensor) -> list[Tensor]:
+        """x, each [T, in] -> as many [T, out]."""
+        return torch.ops.rwkv_wkv.decode_products(x, *self._weights)
+
+    def add_to(self, y: Tensor, x: Tensor, gate: Tensor | None = None) -> None:
+        """y += gate * (x W^T), in place, for the one weight."""
+        torch.ops.rwkv_wkv.decode_products([x], *self._weights, y, gate)
+
+
+def lay(weight: Tensor | Linear | QuantizedLinear, dtype: torch.dtype) -> Panels:
+    """Lay out a weight [out, in] of a model that computes in `dtype`."""
+    rounds = INPUT_IN_BFLOAT16 if dtype == torch.bfloat16 else 0
+    if isinstance(weight, QuantizedLinear):
+        if weight.mode == "int8":
+            return Panels(_lay(weight.codes).contiguous(), _lay(weight.scales).flatten(1).contiguous(), weight.out_features,
+                          INT8 + rounds)
+        if weight.mode == "nf4" and weight.in_features % PANEL == 0:
+            return Panels(_lay_nf4(weight), _lay(weight.scales.view(weight.out_features, -1)).contiguous(), weight.out_features,
+                          NF4 + rounds)
+        weight = weight.dequantize(dtype)
+    elif isinstance(weight, Linear):
+        weight = weight.weight
+    weight = weight.detach().to(dtype)
+    laid = _lay(weight if dtype == torch.float32 else F.pad(weight, (0, weight.shape[1] % 2)))
+    if dtype != torch.float32:
+        laid = laid.unflatten(1, (-1, 2)).transpose(2, 3)
+    return Panels(laid.contiguous(), weight.new_empty(0), weight.shape[0], KINDS[dtype] + rounds)
+
+
+def _lay(weight: Tensor) -> Tensor:
+    """[out, in] -> [panels, in, 64]."""
+    return F.pad(weight, (0, 0, 0, -weight.shape[0] % PANEL)).unflatten(0, (-1, PANEL)).transpose(1, 2)
+
+
+def _lay_nf4(weight: QuantizedLinear) -> Tensor:
+    """Codes as bitsandbytes has them, the earlier of two in the high half -> [panels, in, 32]."""
+    codes = torch.stack((weight.codes >> 4, weight.codes & 15), dim=-1).view(weight.out_features, weight.in_features)
+    laid = _lay(codes)
+    return (laid[..., :PANEL // 2] | laid[..., PANEL // 2:] << 4).contiguous()
