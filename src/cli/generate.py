@@ -23,8 +23,12 @@ def parser() -> Parser:
                             "256 bytes)")
     add("--overwrite", type=zero_or_one, default="0", help="1: rows of --input_csv that have a reject get a new one too")
     add("--seed", type=seed, default=0, help="of the random numbers; each row draws its own, by seed and row number")
-    add("--batch_size", type=positive, default=32, help="rows written together; more is faster until the device is busy, and "
-                                                        "takes more memory")
+    add("--batch_size", type=positive_or_auto, default="auto", help="rows written together; auto: as many as memory has room for, "
+                                                                    "up to where more is no faster")
+    add("--num_rejects", type=positive, default=1, help="rejects for each prompt, each in a row of its own")
+    add("--avoid_equal", type=zero_or_one, default="0", help="1: draw again where a reject equals the chosen answer")
+    add("--ctx_len", type=positive, default=4096, help="tokens that the model was trained on at once; longer prompts are told, "
+                                                       "and read whole all the same")
 
     draw = parser.add_argument_group("sampling, as in the rwkv package").add_argument
     draw("--temperature", type=float, default=DEFAULTS.temperature, help="of what top_p and top_k leave; 0: the likeliest token")
@@ -41,6 +45,10 @@ def parser() -> Parser:
     return parser
 
 
+def positive_or_auto(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
+
+
 def parse(arguments: Sequence[str]) -> GenerateConfig:
     """The run's configuration. Raises UserError for a flag that is unknown or out of its range."""
     flags = vars(parser().parse_args(arguments))
@@ -53,6 +61,8 @@ def parse(arguments: Sequence[str]) -> GenerateConfig:
     for name in ("presence", "frequency"):
         if not abs(flags[name]) < float("inf"):
             raise UserError(f"--{name} must be a finite number, not {flags[name]}")
+    if flags["temperature"] == 0 and (flags["num_rejects"] > 1 or flags["avoid_equal"]):
+        raise UserError("--temperature 0 answers a prompt one way only; for --num_rejects and --avoid_equal give a temperature above 0")
     flags["stop"] = flags["stop"].replace(r"\n", "\n")
     strategy = parse_strategy(flags.pop("strategy"))
     sampling = Sampling(**{field.name: flags.pop(field.name) for field in fields(Sampling)})

@@ -30,7 +30,10 @@ class GenerateConfig:
     tokenizer: str | None
     sampling: Sampling
     seed: int
-    batch_size: int
+    batch_size: int | None  # None: what memory has room for
+    num_rejects: int
+    avoid_equal: bool
+    ctx_len: int
     overwrite: bool
     device: torch.device
     precision: str

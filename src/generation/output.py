@@ -53,13 +53,15 @@ class Output:
 
 
 @contextmanager
-def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row], kept: Sequence[bool]) -> Iterator[Output]:
+def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row], kept: Sequence[bool],
+                sources: Sequence[int] | None = None) -> Iterator[Output]:
     """Begin the output, or go on with one that an earlier run left.
 
     Args:
         settings: everything that answers depend on; it must be equal to that of the earlier run.
-        rows: all rows of the input.
+        rows: all rows of the input, each as often as the output has it.
         kept: for each of them, whether its reject is to stand in the output as it is.
+        sources: for each of them, its number in the input, from 0, for messages; where None, they are the input's one to one.
 
     Raises:
         UserError: `path` holds something else than the beginning of this output, or another run is writing it.
@@ -84,7 +86,7 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
             except UserError:
                 path.unlink()
                 raise
-        done, size = read_progress(data, rows, kept, path)
+        done, size = read_progress(data, rows, kept, path, sources)
         if size < len(data):
             os.ftruncate(descriptor, size)
         output = Output(path, descriptor, done, size)
@@ -100,7 +102,8 @@ def write_summary(path: str | Path, settings: dict[str, Any], summary: dict[str,
     _write_sidecar(Path(path), settings | {"summary": summary})
 
 
-def read_progress(data: bytes, rows: Sequence[Row], kept: Sequence[bool], path: Path) -> tuple[int, int]:
+def read_progress(data: bytes, rows: Sequence[Row], kept: Sequence[bool], path: Path,
+                  sources: Sequence[int] | None = None) -> tuple[int, int]:
     """How many rows an output holds, and how many bytes these take with the header; what follows them was torn off.
 
     Raises UserError where `data` is not the beginning of the output for these rows.
@@ -118,23 +121,24 @@ def read_progress(data: bytes, rows: Sequence[Row], kept: Sequence[bool], path: 
         if not data.startswith(expected, size):
             if expected.startswith(data[size:]):
                 return number, size
-            raise _stranger(path, number)
+            raise _stranger(path, number, sources)
         end = size + len(expected)
         if not keep:
             reject = _REJECT.match(data, end)
             if not reject and _TORN.fullmatch(data, end):
                 return number, size
             if not reject or reject[0] == b'""\n':
-                raise _stranger(path, number)
+                raise _stranger(path, number, sources)
             end = reject.end()
         size = end
     if len(data) > size:
-        raise UserError(f"{path}: has more rows than the {len(rows)} of --input_csv; {_ANOTHER}")
+        raise UserError(f"{path}: has more rows than the {len(rows)} that --input_csv makes; {_ANOTHER}")
     return len(rows), size
 
 
-def _stranger(path: Path, number: int) -> UserError:
-    return UserError(f"{path}: its row {number + 1} was not made from row {number + 1} of --input_csv as it is now; {_ANOTHER}")
+def _stranger(path: Path, number: int, sources: Sequence[int] | None) -> UserError:
+    source = (sources[number] if sources else number) + 1
+    return UserError(f"{path}: its row {number + 1} was not made from row {source} of --input_csv as it is now; {_ANOTHER}")
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ from typing import Any
 from src.checkpoint.base import load_base
 from src.checkpoint.io import fingerprint
 from src.errors import UserError
-from src.generation.batch import generate
+from src.generation.batch import Answer, Request, generate
 from src.generation.config import GenerateConfig
+from src.generation.memory import rows_that_fit
 from src.generation.output import Output, open_output, write_summary
-from src.model import RWKV, build_model
+from src.model import build_model
+from src.model.decode import Forward, Kernels, serve
 from src.preference.read import read_pairs
 from src.preference.rows import Row
-from src.preference.templates import format_prompt
+from src.preference.templates import clean, format_prompt
 from src.progress import progress_bar
 from src.tokenizer import Tokenizer, load_tokenizer
 
@@ -35,38 +36,60 @@ def generate_rejects(config: GenerateConfig) -> None:
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     settings = {
         "base_fingerprint": fingerprint(weights), "tokenizer": tokenizer.name, "precision": config.precision,
-        "quantization": config.quantization, "seed": config.seed, "overwrite": config.overwrite, **asdict(config.sampling),
+        "quantization": config.quantization, "seed": config.seed, "overwrite": config.overwrite,
+        "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),
     }
     kept = [bool(row.reject.strip()) and not config.overwrite for row in rows]
-    with open_output(config.output_csv, settings, rows, kept) as output:
-        if output.done == len(rows):
-            print(f"{config.output_csv}: complete with all its {len(rows)} rows; nothing to do", file=sys.stderr)
+    # The output's rows: which of the input's, and which of its rejects.
+    places = [(number, sample) for number in range(len(rows)) for sample in range(1 if kept[number] else config.num_rejects)]
+    sources = [number for number, _ in places]
+    repeated, stands = [rows[number] for number in sources], [kept[number] for number in sources]
+    with open_output(config.output_csv, settings, repeated, stands, sources) as output:
+        if output.done == len(places):
+            print(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do", file=sys.stderr)
             return
         if output.done:
-            print(f"{config.output_csv}: going on behind row {output.done} of {len(rows)}", file=sys.stderr)
-        model = build_model(weights, dimensions, config.dtype, config.device, config.quantization)
-        summary = _write_rows(config, model, tokenizer, rows, kept, output)
+            print(f"{config.output_csv}: going on behind row {output.done} of {len(places)}", file=sys.stderr)
+        requests = _requests(tokenizer, rows, kept, places[output.done:], config.ctx_len)
+        model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
+                            quantize_head=config.quantization == "int8")
+        del weights
+        summary = _write_rows(config, serve(model), tokenizer, rows, kept, places, requests, output)
         write_summary(config.output_csv, settings, summary)
     stops = ", ".join(f"{count} by {reason}" for reason, count in summary["stop_reasons"].items())
-    print(f"{config.output_csv}: complete; this run wrote {summary['rows_written']} rows, {summary['rows_kept']} of them with "
-          f"the reject they had, and drew {summary['tokens']} tokens in {summary['seconds']:.1f} s "
-          f"({summary['tokens_per_s']:.0f} tokens/s); mean length {summary['mean_tokens']:.1f} tokens; ended {stops or 'none'}",
+    equal = f"; {summary['equal_to_chosen']} equal the chosen answer" if summary["equal_to_chosen"] else ""
+    print(f"{config.output_csv}: complete; this run wrote {summary['rows_written']} rows, {summary['rows_kept']} of them skipped, "
+          f"with the reject they had, and drew {summary['tokens']} tokens in {summary['seconds']:.1f} s "
+          f"({summary['tokens_per_s']:.0f} tokens/s); mean length {summary['mean_tokens']:.1f} tokens; ended {stops or 'none'}{equal}",
           file=sys.stderr)
 
 
-def _write_rows(config: GenerateConfig, model: RWKV, tokenizer: Tokenizer, rows: list[Row], kept: list[bool],
-                output: Output) -> dict[str, Any]:
+def _requests(tokenizer: Tokenizer, rows: list[Row], kept: list[bool], places: list[tuple[int, int]], ctx_len: int) -> list[Request]:
+    """What there is to write; prompts over `ctx_len` tokens are told."""
+    prompts: dict[int, tuple[int, ...]] = {}
+    for number, _ in places:
+        if not kept[number] and number not in prompts:
+            prompts[number] = tuple(tokenizer.encode(format_prompt(0, rows[number].prompt)))
+    long = [number for number, prompt in prompts.items() if len(prompt) > ctx_len]
+    if long:
+        print(f"{len(long)} prompts are longer than --ctx_len {ctx_len}, the longest with {max(len(prompts[n]) for n in long)} tokens "
+              f"(the first is row {long[0] + 1}); they are read whole, and answered as well as the model can", file=sys.stderr)
+    return [Request(number, prompts[number], sample) for number, sample in places if not kept[number]]
+
+
+def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: Tokenizer, rows: list[Row], kept: list[bool],
+                places: list[tuple[int, int]], requests: list[Request], output: Output) -> dict[str, Any]:
     """Answer what `output` lacks and append it in the rows' order, each row as soon as those before it are done."""
-    started, first, tokens = time.monotonic(), output.done, 0
+    started, first, tokens, equal = time.monotonic(), output.done, 0, 0
+    lengths: list[int] = []
     reasons: Counter[str] = Counter()
-    finished = {number: rows[number].reject for number in range(first, len(rows)) if kept[number]}
+    finished = {(number, 0): rows[number].reject for number, _ in places[first:] if kept[number]}
+    batch_size = config.batch_size or rows_that_fit(engine.dimensions, config.sampling, config.device)
 
-    def prompts() -> Iterator[tuple[int, list[int]]]:
-        for number in range(first, len(rows)):
-            if not kept[number]:
-                yield number, tokenizer.encode(format_prompt(0, rows[number].prompt))
+    def refuse(answer: Answer) -> bool:
+        return config.avoid_equal and answer.text == clean(rows[answer.row].chosen)
 
-    with progress_bar("rows", len(rows), first) as advance:
+    with progress_bar("rows", len(places), first) as advance:
 
         def tell(written: int) -> None:
             advance(written, f"({tokens / (time.monotonic() - started):.0f} tokens/s)")
@@ -78,19 +101,21 @@ def _write_rows(config: GenerateConfig, model: RWKV, tokenizer: Tokenizer, rows:
 
         def flush() -> None:
             ready = []
-            while (number := output.done + len(ready)) in finished:
-                ready.append(rows[number]._replace(reject=finished.pop(number)))
+            while (at := output.done + len(ready)) < len(places) and places[at] in finished:
+                ready.append(rows[places[at][0]]._replace(reject=finished.pop(places[at])))
             if ready:
                 output.append(ready)
                 tell(len(ready))
 
         flush()
-        for answer in generate(model, tokenizer, prompts(), config.sampling, config.seed, config.batch_size, on_tokens):
-            finished[answer.row] = answer.text
+        for answer in generate(engine, tokenizer, requests, config.sampling, config.seed, batch_size, on_tokens, refuse):
+            finished[answer.row, answer.sample] = answer.text
             reasons[answer.reason] += 1
+            lengths.append(len(answer.tokens))
+            equal += answer.refused
             flush()
 
-    seconds, answered = time.monotonic() - started, reasons.total()
-    return {"rows_written": len(rows) - first, "rows_kept": len(rows) - first - answered, "tokens": tokens,
-            "mean_tokens": tokens / max(1, answered), "stop_reasons": dict(reasons), "seconds": seconds,
-            "tokens_per_s": tokens / seconds}
+    seconds, answered = time.monotonic() - started, len(lengths)
+    return {"rows_written": len(places) - first, "rows_kept": len(places) - first - answered, "tokens": tokens,
+            "mean_tokens": sum(lengths) / max(1, answered), "stop_reasons": dict(reasons), "equal_to_chosen": equal,
+            "batch_size": batch_size, "seconds": seconds, "tokens_per_s": tokens / seconds}

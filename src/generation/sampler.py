@@ -1,4 +1,7 @@
-"""Sampling from logits, all rows at once: pure functions over tensors that know nothing of models or text.
+"""Sampling from logits, all rows at once; knows nothing of models.
+
+On the CPU the kernel of cuda/bindings_decode.cpp draws, in one pass over a row's logits but for a few; elsewhere PyTorch, by the
+pure functions here, which are also what the kernel is tested against.
 
 The maths is that of `PIPELINE` in the `rwkv` package, so that its settings mean here what they mean there:
 penalties are subtracted from the logits, the nucleus is cut at temperature 1, and the temperature reshapes
@@ -9,8 +12,72 @@ package turns greedy where its float32 sum stays below 1), and ties at the top_k
 import torch
 from torch import Tensor
 
+from src.generation.config import Sampling
+from src.generation.vocabulary import Vocabulary
+from src.wkv import native
+
 # A nucleus seldom has more tokens; where it has, more are looked at. To select these few takes a twentieth of a sort's time.
 CANDIDATES = 256
+
+
+class KernelSampler:
+    """Rows in slots; of each, the tokens drawn so far with their decayed counts."""
+
+    def __init__(self, size: int, vocabulary: Vocabulary, sampling: Sampling):
+        self._banned, self._weight, self._sampling = vocabulary.banned, vocabulary.weight, sampling
+        self._tokens = torch.zeros(size, sampling.max_tokens, dtype=torch.int32)
+        self._counts, self._lengths = torch.zeros(size, sampling.max_tokens), torch.zeros(size, dtype=torch.int32)
+
+    def draw(self, logits: Tensor, uniforms: Tensor, first: int = 0) -> Tensor:
+        """Draw for slots first .. first + n - 1: logits [n, V], uniforms [n] -> tokens [n]; -1 where a logit is not finite."""
+        rows, how = slice(first, first + len(logits)), self._sampling
+        return torch.ops.rwkv_wkv.decode_sample(logits, self._banned, self._tokens[rows], self._counts[rows], self._lengths[rows],
+                                                uniforms, how.presence, how.frequency, how.temperature, how.top_p, how.top_k)
+
+    def enter(self, drawn: Tensor) -> None:
+        """Count the tokens just drawn [n], those of slots 0 .. n - 1."""
+        torch.ops.rwkv_wkv.decode_count(drawn, self._tokens, self._counts, self._lengths, self._weight,
+                                        self._sampling.penalty_decay)
+
+    def move(self, to: int, source: int) -> None:
+        for table in (self._tokens, self._counts, self._lengths):
+            table[to] = table[source]
+
+    def clear(self, first: int, last: int) -> None:
+        """Forget what slots first .. last - 1 drew."""
+        self._lengths[first:last] = 0
+
+
+class TorchSampler:
+    """The same on any device, by tables of the whole vocabulary."""
+
+    def __init__(self, size: int, vocabulary: Vocabulary, sampling: Sampling):
+        self._banned, self._weight, self._sampling = vocabulary.banned, vocabulary.weight, sampling
+        self._occurrence = torch.zeros(size, len(self._banned), device=self._banned.device)
+        self._seen = torch.zeros_like(self._occurrence, dtype=torch.bool)
+
+    def draw(self, logits: Tensor, uniforms: Tensor, first: int = 0) -> Tensor:
+        rows, how = slice(first, first + len(logits)), self._sampling
+        wrong = logits.isnan() | (logits == torch.inf)
+        logits = penalize(logits, self._occurrence[rows], self._seen[rows], how.presence, how.frequency)
+        drawn = sample(logits.masked_fill(self._banned | wrong, -torch.inf), uniforms, how.temperature, how.top_p, how.top_k)
+        return drawn.masked_fill(wrong.any(-1), -1)
+
+    def enter(self, drawn: Tensor) -> None:
+        n = len(drawn)
+        count(self._occurrence[:n], self._seen[:n], drawn, self._weight, self._sampling.penalty_decay)
+
+    def move(self, to: int, source: int) -> None:
+        self._occurrence[to], self._seen[to] = self._occurrence[source], self._seen[source]
+
+    def clear(self, first: int, last: int) -> None:
+        self._occurrence[first:last], self._seen[first:last] = 0, False
+
+
+def choose_sampler(size: int, vocabulary: Vocabulary, sampling: Sampling, device: torch.device) -> KernelSampler | TorchSampler:
+    """For `size` slots."""
+    by_kernel = device.type == "cpu" and native.missing("cpu") is None
+    return (KernelSampler if by_kernel else TorchSampler)(size, vocabulary, sampling)
 
 
 def penalize(logits: Tensor, occurrence: Tensor, seen: Tensor, presence: float, frequency: float) -> Tensor:

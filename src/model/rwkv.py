@@ -80,15 +80,16 @@ class RWKV(nn.Module):
 
 def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: torch.dtype = torch.float32,
                 device: torch.device | str = "cpu", quantize: str | None = None,
-                hold: Callable[[str, Tensor], nn.Module | None] | None = None) -> RWKV:
+                hold: Callable[[str, Tensor], nn.Module | None] | None = None, quantize_head: bool = False) -> RWKV:
     """Build the model from an official-layout checkpoint; every parameter is frozen.
 
     Args:
         weights: parameter name -> tensor, checked against `dimensions` beforehand (`check_weights`).
         dtype: precision of the computation and of the weights held.
         quantize: "nf4" or "int8" to hold the blocks' linear weights quantized, straight from the checkpoint's values.
-            The embedding and the head never are.
+            The embedding never is.
         hold: then makes the layer that holds the weight of a name, or None to leave it plain; just quantized where not given.
+        quantize_head: the head too, which generation does in int8, as the rwkv package; training never does.
     """
     with torch.device("meta"):
         model = RWKV(dimensions, dtype)
@@ -96,7 +97,7 @@ def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: to
         for leaf, _ in list(module.named_parameters(recurse=False)):
             weight = weights[f"{name}.{leaf}"].to(device)
             held = None
-            if quantize and name.startswith("blocks.") and isinstance(module, Linear):
+            if quantize and isinstance(module, Linear) and (name.startswith("blocks.") or (quantize_head and name == "head")):
                 held = hold(name, weight) if hold else quantize_linear(weight, quantize)
             if held is not None:
                 model.set_submodule(name, held)

@@ -41,6 +41,9 @@ class State:
         """A view of sequences first .. last - 1."""
         return State(*([x[first:last] for x in part] for part in (self.att_shift, self.wkv, self.ffn_shift)))
 
+    def clone(self) -> "State":
+        return State(*([x.clone() for x in part] for part in (self.att_shift, self.wkv, self.ffn_shift)))
+
     def copy_(self, other: "State") -> None:
         """Take over the states of as many sequences, or of one for all."""
         for own, others in zip((self.att_shift, self.wkv, self.ffn_shift), (other.att_shift, other.wkv, other.ffn_shift), strict=True):

@@ -6,7 +6,7 @@ import torch
 from src.checkpoint.io import save_checkpoint
 from src.checkpoint.random import make_dimensions, random_weights
 from src.errors import UserError
-from src.generation.batch import generate, prefill
+from src.generation.batch import Request, generate, prefill
 from src.generation.config import Sampling
 from src.model import State, build_model
 from src.tokenizer import load_tokenizer
@@ -19,8 +19,8 @@ BYTES = load_tokenizer("bytes")
 def answers(model, sampling: Sampling, prompts=PROMPTS, seed=0, batch_size=4):
     """All answers by row number."""
     numbered = prompts if isinstance(prompts, dict) else dict(enumerate(prompts))
-    waiting = ((row, list(prompt)) for row, prompt in numbered.items())
-    found = list(generate(model, BYTES, waiting, sampling, seed, batch_size))
+    requests = [Request(row, tuple(prompt)) for row, prompt in numbered.items()]
+    found = list(generate(model, BYTES, requests, sampling, seed, batch_size))
     assert len(found) == len(numbered)
     return {answer.row: answer for answer in found}
 
