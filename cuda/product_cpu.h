@@ -5,7 +5,8 @@
 
 #include "decode_kernels.h"
 #include "simd.h"
-#ifdef WKV_BF16
+#if WKV_BYTES > 16 && defined(__x86_64__) && !defined(__clang__)
+#define WKV_INTRINSICS
 #include <immintrin.h>
 #endif
 
@@ -113,25 +114,50 @@ WKV_INLINE vec nf4_values(ivec code) {
 #endif
 }
 
-// The weights of one input and LANES outputs from `column` on.
-WKV_INLINE vec spread_int8(const signed char* codes, const float* scales, int column) {
-    typedef signed char bytes __attribute__((vector_size(LANES)));
-    bytes code;
-    __builtin_memcpy(&code, codes + column, LANES);
-    return __builtin_convertvector(__builtin_convertvector(code, ivec), vec) * *(const loose*)(scales + column);
+// LANES bytes as numbers; the compiler's own conversion of bytes goes one by one.
+WKV_INLINE ivec widen(const signed char* from) {
+#if defined(WKV_INTRINSICS) && WKV_BYTES == 64
+    return (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(WKV_INTRINSICS)
+    return (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+    ivec to;
+    for (int i = 0; i < LANES; i++) to[i] = from[i];
+    return to;
+#endif
 }
 
-WKV_INLINE vec spread_nf4(const unsigned char* codes, const float* scales, int column) {
-    typedef unsigned char bytes __attribute__((vector_size(LANES)));
-    bytes code;
-    __builtin_memcpy(&code, codes + column % 32, LANES);
-    const ivec both = __builtin_convertvector(code, ivec);
-    return nf4_values(column < 32 ? both & 15 : both >> 4) * *(const loose*)(scales + column);
+// The weights of one input and LANES outputs from `column` on.
+WKV_INLINE vec spread_int8(const signed char* codes, const float* scales, int column) {
+    return __builtin_convertvector(widen(codes + column), vec) * *(const loose*)(scales + column);
+}
+
+WKV_INLINE vec spread_nf4(const signed char* codes, const float* scales, int column) {
+    const ivec both = widen(codes + column % 32);
+    return nf4_values((column < 32 ? both : both >> 4) & 15) * *(const loose*)(scales + column);
 }
 
 // IEEE halves in the low 16 bits, exactly, subnormals too; an infinity becomes 65536.
 WKV_INLINE vec spread_float16(uvec half) {
     return (vec)((uvec)((vec)((half & 0x7fffu) << 13) * 0x1p112f) | (half & 0x8000u) << 16);
+}
+
+// `count` inputs of a panel, as floats, or two by two in bfloat16.
+template <class F>
+WKV_INLINE void spread_codes(const signed char* codes, const float* scales, int bytes, int count, bool in_bfloat16, float* spread,
+                             F weights) {
+    for (int i = 0; i < count; i += 1 + in_bfloat16) {
+        const signed char* at = codes + static_cast<long>(i) * bytes;
+        __builtin_prefetch(at + 32 * bytes);
+        for (int j = 0; j < PANEL_OUT; j += LANES) {
+            if (!in_bfloat16) {
+                *(vec*)(spread + i * PANEL_OUT + j) = weights(at, scales, j);
+            } else {
+                const uvec low = rounded(weights(at, scales, j)) >> 16;
+                *(uvec*)(spread + i / 2 * PANEL_OUT + j) = i + 1 < count ? low | rounded(weights(at + bytes, scales, j)) : low;
+            }
+        }
+    }
 }
 
 void product(const Product& p, int panel, int first_row, int last_row) {
@@ -163,23 +189,14 @@ void product(const Product& p, int panel, int first_row, int last_row) {
     } else {
         const bool nf4 = p.panel == PANEL_NF4;
         const int bytes = nf4 ? PANEL_OUT / 2 : PANEL_OUT;
-        const unsigned char* codes = static_cast<const unsigned char*>(p.panels) + static_cast<long>(panel) * p.in * bytes;
+        const signed char* codes = static_cast<const signed char*>(p.panels) + static_cast<long>(panel) * p.in * bytes;
         const float* scales = p.scales + static_cast<long>(panel) * (nf4 ? p.in / 64 : 1) * PANEL_OUT;
         for (int k = 0; k < p.in; k += SPREAD) {
             const int count = p.in - k < SPREAD ? p.in - k : SPREAD;
-            for (int i = 0; i < count; i++) {
-                const unsigned char* at = codes + static_cast<long>(k + i) * bytes;
-                __builtin_prefetch(at + 32 * bytes);
-                for (int j = 0; j < PANEL_OUT; j += LANES) {
-                    const vec w = nf4 ? spread_nf4(at, scales, j) : spread_int8(reinterpret_cast<const signed char*>(at), scales, j);
-                    if (!p.in_bfloat16) {
-                        *(vec*)(spread + i * PANEL_OUT + j) = w;
-                    } else {
-                        uvec* to = (uvec*)(spread + i / 2 * PANEL_OUT + j);
-                        *to = i % 2 ? *to | rounded(w) : rounded(w) >> 16;
-                    }
-                }
-            }
+            if (nf4)
+                spread_codes(codes + static_cast<long>(k) * bytes, scales, bytes, count, p.in_bfloat16, spread, spread_nf4);
+            else
+                spread_codes(codes + static_cast<long>(k) * bytes, scales, bytes, count, p.in_bfloat16, spread, spread_int8);
             if (p.in_bfloat16)
                 accumulate_rows(pairs + k / 2, even, reinterpret_cast<const unsigned*>(spread), (count + 1) / 2, rows, sums);
             else

@@ -23,8 +23,8 @@ def parser() -> Parser:
                             "256 bytes)")
     add("--overwrite", type=zero_or_one, default="0", help="1: rows of --input_csv that have a reject get a new one too")
     add("--seed", type=seed, default=0, help="of the random numbers; each row draws its own, by seed and row number")
-    add("--batch_size", type=positive_or_auto, default="auto", help="rows written together; auto: as many as memory has room for, "
-                                                                    "up to where more is no faster")
+    add("--batch_size", type=positive_or_auto, default="auto", help="rows written together; auto: as many as memory has room "
+                                                                    "for, up to where more is no faster")
     add("--num_rejects", type=positive, default=1, help="rejects for each prompt, each in a row of its own")
     add("--avoid_equal", type=zero_or_one, default="0", help="1: draw again where a reject equals the chosen answer")
     add("--ctx_len", type=positive, default=4096, help="tokens that the model was trained on at once; longer prompts are told, "
@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str]) -> GenerateConfig:
         if not abs(flags[name]) < float("inf"):
             raise UserError(f"--{name} must be a finite number, not {flags[name]}")
     if flags["temperature"] == 0 and (flags["num_rejects"] > 1 or flags["avoid_equal"]):
-        raise UserError("--temperature 0 answers a prompt one way only; for --num_rejects and --avoid_equal give a temperature above 0")
+        raise UserError("--temperature 0 answers a prompt one way only; give --num_rejects and --avoid_equal a higher temperature")
     flags["stop"] = flags["stop"].replace(r"\n", "\n")
     strategy = parse_strategy(flags.pop("strategy"))
     sampling = Sampling(**{field.name: flags.pop(field.name) for field in fields(Sampling)})

@@ -14,7 +14,6 @@ import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from src.generation.memory import out_of_memory
 from src.generation.sampler import choose_sampler
 from src.generation.vocabulary import Vocabulary, answer_text, read_vocabulary
 from src.model import RWKV, State
-from src.model.decode import Forward, Kernels, serve
+from src.model.decode import Forward, Kernels
 from src.tokenizer import Tokenizer
 
 # Tokens of prompts a forward pass reads at most, which bounds its memory; longer prompts go on where they were cut.
@@ -115,7 +114,10 @@ class _Batch:
 
     def _read_prefix(self) -> tuple[int, State | None]:
         """What all waiting prompts begin with, but for one token at least: its length and the state after it."""
-        prefix = commonprefix([request.prompt[:-1] for request in self._waiting]) if len(self._left) > 1 else ()
+        # What the first and the last in order share, all share.
+        first, last = min(self._left), max(self._left)
+        differing = (i for i, (x, y) in enumerate(zip(first[:-1], last[:-1], strict=False)) if x != y)
+        prefix = first[:next(differing, min(len(first), len(last)) - 1)] if first != last else ()
         return len(prefix), prefill(self._engine, [prefix])[1] if prefix else None
 
     @torch.inference_mode()

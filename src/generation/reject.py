@@ -58,13 +58,15 @@ def generate_rejects(config: GenerateConfig) -> None:
         write_summary(config.output_csv, settings, summary)
     stops = ", ".join(f"{count} by {reason}" for reason, count in summary["stop_reasons"].items())
     equal = f"; {summary['equal_to_chosen']} equal the chosen answer" if summary["equal_to_chosen"] else ""
-    print(f"{config.output_csv}: complete; this run wrote {summary['rows_written']} rows, {summary['rows_kept']} of them skipped, "
-          f"with the reject they had, and drew {summary['tokens']} tokens in {summary['seconds']:.1f} s "
-          f"({summary['tokens_per_s']:.0f} tokens/s); mean length {summary['mean_tokens']:.1f} tokens; ended {stops or 'none'}{equal}",
+    print(f"{config.output_csv}: complete; this run wrote {summary['rows_written']} rows, {summary['rows_kept']} of them "
+          f"skipped, with the reject they had, and drew {summary['tokens']} tokens in {summary['seconds']:.1f} s "
+          f"({summary['tokens_per_s']:.0f} tokens/s); mean length {summary['mean_tokens']:.1f} tokens; "
+          f"ended {stops or 'none'}{equal}",
           file=sys.stderr)
 
 
-def _requests(tokenizer: Tokenizer, rows: list[Row], kept: list[bool], places: list[tuple[int, int]], ctx_len: int) -> list[Request]:
+def _requests(tokenizer: Tokenizer, rows: list[Row], kept: list[bool], places: list[tuple[int, int]],
+              ctx_len: int) -> list[Request]:
     """What there is to write; prompts over `ctx_len` tokens are told."""
     prompts: dict[int, tuple[int, ...]] = {}
     for number, _ in places:
@@ -72,8 +74,8 @@ def _requests(tokenizer: Tokenizer, rows: list[Row], kept: list[bool], places: l
             prompts[number] = tuple(tokenizer.encode(format_prompt(0, rows[number].prompt)))
     long = [number for number, prompt in prompts.items() if len(prompt) > ctx_len]
     if long:
-        print(f"{len(long)} prompts are longer than --ctx_len {ctx_len}, the longest with {max(len(prompts[n]) for n in long)} tokens "
-              f"(the first is row {long[0] + 1}); they are read whole, and answered as well as the model can", file=sys.stderr)
+        longest = max(len(prompts[number]) for number in long)
+        print(f"{len(long)} prompts are longer than --ctx_len {ctx_len}, the longest with {longest} tokens (the first is row {long[0] + 1}); they are read whole, and answered as well as the model can", file=sys.stderr)
     return [Request(number, prompts[number], sample) for number, sample in places if not kept[number]]
 
 

@@ -111,7 +111,8 @@ class _Block7:
         inputs = (x_r, x_k, x_v, x_w, x_a, x_g) if v_first is None else (x_r, x_k, x_v, x_w, x_a, x_g, x_v)
         r, k, v, *narrow = self.wide(*inputs)
         w, a, g, *v_gate = self.narrow(*narrow)
-        y = ops.decode_advance7(r, k, v, w, a, *(v_gate or (None,)), g, v_first, self.vectors, rwkv7.HEAD_NORM_EPS, wkv, cu_seqlens)
+        y = ops.decode_advance7(r, k, v, w, a, *(v_gate or (None,)), g, v_first, self.vectors, rwkv7.HEAD_NORM_EPS, wkv,
+                                cu_seqlens)
         self.output.add_to(x, y)
         mixed = ops.decode_norm_mix(x, *self.norms[1], ffn_shift, cu_seqlens, self.ffn_mixes)[2]
         self.value.add_to(x, *self.key(mixed[0]))

@@ -46,9 +46,9 @@ class State:
 
     def copy_(self, other: "State") -> None:
         """Take over the states of as many sequences, or of one for all."""
-        for own, others in zip((self.att_shift, self.wkv, self.ffn_shift), (other.att_shift, other.wkv, other.ffn_shift), strict=True):
-            for to, source in zip(own, others, strict=True):
-                to.copy_(source)
+        own = [*self.att_shift, *self.wkv, *self.ffn_shift]
+        for to, source in zip(own, [*other.att_shift, *other.wkv, *other.ffn_shift], strict=True):
+            to.copy_(source)
 
     @staticmethod
     def cat(states: "Sequence[State]") -> "State":

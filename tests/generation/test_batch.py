@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from src.checkpoint.io import save_checkpoint
-from src.checkpoint.random import make_dimensions, random_weights
+from src.checkpoint.base import load_base
 from src.errors import UserError
-from src.generation.batch import Request, generate, prefill
+from src.generation.batch import ATTEMPTS, Request, generate, prefill
 from src.generation.config import Sampling
 from src.model import State, build_model
+from src.model.decode import Forward, Kernels, serve
 from src.tokenizer import load_tokenizer
 from tests.generation.tiny import PROMPTS, fixed_model, logits_of, random_model
 from tests.rwkv_package import package_generate
@@ -26,16 +26,18 @@ def answers(model, sampling: Sampling, prompts=PROMPTS, seed=0, batch_size=4):
 
 
 @pytest.mark.parametrize("version", ["x060", "x070"])
-def test_greedy_tokens_are_the_packages(version, tmp_path):
-    """With penalties, 50 tokens after each prompt. The prompts are read packed here, and one by one there."""
-    dimensions = make_dimensions(version, n_layer=2, n_embd=64, head_size=16, vocab_size=256)
-    weights = random_weights(dimensions, seed=3)
-    save_checkpoint(weights, tmp_path / "tiny.pth")
+@pytest.mark.parametrize("kind", ["random", "trained"])
+def test_greedy_tokens_are_the_packages(version, kind, tiny_checkpoints):
+    """With penalties, 200 tokens after each prompt. The prompts are read packed here, and one by one there."""
+    path = tiny_checkpoints(version, kind, 16)
     arguments = {"temperature": 0, "alpha_frequency": 1.0, "alpha_presence": 0.2, "alpha_decay": 0.996, "token_ban": [0]}
-    expected = package_generate(tmp_path / "tiny.pth", version, [list(prompt) for prompt in PROMPTS], 50, arguments)
-    ours = answers(build_model(weights, dimensions), Sampling(temperature=0, presence=0.2, max_tokens=50, stop=""))
-    assert [ours[row].tokens for row in range(len(PROMPTS))] == expected
-    assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)
+    expected = package_generate(path, version, [list(prompt) for prompt in PROMPTS], 200, arguments)
+    weights, dimensions = load_base(path)
+    sampling = Sampling(temperature=0, presence=0.2, max_tokens=200, stop="")
+    for engine in (serve(build_model(weights, dimensions)), Forward(build_model(weights, dimensions))):
+        ours = answers(engine, sampling)
+        assert [ours[row].tokens for row in range(len(PROMPTS))] == expected
+    assert len({tuple(tokens) for tokens in expected}) > len(PROMPTS) // 2
 
 
 def test_greedy_tokens_are_the_argmax_of_the_model_alone():
@@ -49,10 +51,13 @@ def test_greedy_tokens_are_the_argmax_of_the_model_alone():
         assert ours[row].tokens == text[len(prompt):]
 
 
-def test_a_rows_answer_depends_on_seed_row_and_prompt_alone():
-    """In float64, where the last bits that the batch's shape changes are out of reach of any outcome."""
-    model, sampling = random_model("x070", torch.float64), Sampling(top_p=0.95, max_tokens=30, stop="e")
+@pytest.mark.parametrize(("version", "dtype"), [("x070", torch.float32), ("x060", torch.float32), ("x070", torch.bfloat16)])
+def test_a_rows_answer_depends_on_seed_row_and_prompt_alone(version, dtype):
+    """By the kernels to the last bit, so that this holds at any precision and not only where no two outcomes lie close."""
+    model, sampling = random_model(version, dtype), Sampling(top_p=0.95, max_tokens=30, stop="e")
     model.head.weight[ord("e")] *= 5  # likely now and then, so that rows end at different times
+    model = serve(model)
+    assert isinstance(model, Kernels)
     whole = answers(model, sampling, seed=7, batch_size=3)
     assert len({len(answer.tokens) for answer in whole.values()}) > 2
     for batch_size in (1, 2, 100):
@@ -66,34 +71,95 @@ def test_a_rows_answer_depends_on_seed_row_and_prompt_alone():
 
 @pytest.mark.parametrize("version", ["x060", "x070"])
 def test_prompts_read_in_pieces_give_what_each_gives_alone(version):
+    """By the model's forward up to rounding in float64; by the kernels to the last bit, behind a common beginning too."""
     model = random_model(version, torch.float64)
     alone = [model(torch.tensor(list(prompt))) for prompt in PROMPTS]
+    kernels = serve(random_model(version))
+    exact, exact_state = zip(*(prefill(kernels, [prompt]) for prompt in PROMPTS), strict=True)
+    start = prefill(kernels, [b"User: "])[1]
     for budget in (5, 17, 64, 10**6):
-        hidden, state = prefill(model, PROMPTS, budget)
+        hidden, state = prefill(Forward(model), PROMPTS, budget=budget)
         torch.testing.assert_close(hidden, torch.stack([h[-1] for h, _ in alone]), rtol=1e-9, atol=1e-9)
         expected = State.cat([state for _, state in alone])
+        ours, our_state = prefill(kernels, PROMPTS, budget=budget)
+        forked, forked_state = prefill(kernels, [prompt[6:] for prompt in PROMPTS], start=start, budget=budget)
+        assert ours.equal(torch.cat(exact)) and forked.equal(ours)
         for part in ("att_shift", "wkv", "ffn_shift"):
             torch.testing.assert_close(getattr(state, part), getattr(expected, part), rtol=1e-9, atol=1e-9)
+            for layer, fork, one in zip(getattr(our_state, part), getattr(forked_state, part),
+                                        getattr(State.cat(exact_state), part), strict=True):
+                assert layer.equal(one) and fork.equal(one)
 
 
 def test_the_batch_stays_full_while_prompts_wait():
-    drawn, waiting = [], 40
-
-    def prompts():
-        nonlocal waiting
-        for row in range(40):
-            waiting -= 1
-            yield row, list(b"x")
+    drawn, left = [], 40
+    finished = []
 
     def on_tokens(count):
-        if waiting:
-            assert count == 5
+        assert count == min(5, 40 - len(finished))
         drawn.append(count)
 
-    found = list(generate(fixed_model(logits_of(a=2.0, newline=2.0)), BYTES, prompts(), Sampling(top_p=1.0), 0, 5, on_tokens))
-    assert sorted(answer.row for answer in found) == list(range(40))
-    assert sum(drawn) == sum(len(answer.tokens) for answer in found)
-    assert len({len(answer.tokens) for answer in found}) > 3
+    model = fixed_model(logits_of(a=2.0, newline=2.0))
+    for answer in generate(model, BYTES, [Request(row, (120,)) for row in range(left)], Sampling(top_p=1.0), 0, 5, on_tokens):
+        finished.append(answer)
+    assert sorted(answer.row for answer in finished) == list(range(40))
+    assert sum(drawn) == sum(len(answer.tokens) for answer in finished)
+    assert len({len(answer.tokens) for answer in finished}) > 3
+
+
+class Counting:
+    """An engine that counts the tokens of prompts it reads and, if told, has memory for so many rows only."""
+
+    def __init__(self, engine, most=10**6):
+        self.engine, self.most, self.read = engine, most, 0
+        self.dimensions, self.device, self.logits = engine.dimensions, engine.device, engine.logits
+
+    def zeros(self, n):
+        return self.engine.zeros(n)
+
+    def advance(self, tokens, cu_seqlens, state):
+        if len(state.wkv[0]) > self.most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        if len(tokens) > len(cu_seqlens) - 1:
+            self.read += len(tokens)
+        return self.engine.advance(tokens, cu_seqlens, state)
+
+
+def test_equal_prompts_and_a_common_beginning_are_read_once():
+    engine = serve(random_model("x070"))
+    requests = [Request(row, tuple(PROMPTS[row % 3]), sample) for row in range(9) for sample in range(3)]
+    sampling = Sampling(top_p=0.95, max_tokens=5)
+    for size in (27, 4):
+        counting = Counting(engine)
+        found = {answer[:2]: answer for answer in generate(counting, BYTES, requests, sampling, 3, size)}
+        if size == 27:
+            assert counting.read == 6 + sum(len(prompt) - 6 for prompt in PROMPTS[:3])  # "User: " and what follows it
+        alone = [next(generate(engine, BYTES, [request], sampling, 3, 1)) for request in requests]
+        assert found == {answer[:2]: answer for answer in alone}
+    assert len({answer.text for answer in alone}) > 20
+
+
+def test_where_memory_runs_out_the_batch_is_halved_and_the_texts_stay(capsys):
+    engine, sampling = serve(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)
+    whole = answers(engine, sampling)
+    for most in (1, 2, 3):
+        assert answers(Counting(engine, most), sampling, batch_size=6) == whole
+    assert capsys.readouterr().err.splitlines()[0] == "memory ran out; going on with 3 rows at a time"
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        answers(Counting(engine, 0), sampling)
+
+
+def test_a_refused_answer_is_drawn_again_and_stands_at_last():
+    engine, sampling = serve(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)
+    requests = [Request(row, tuple(prompt)) for row, prompt in enumerate(PROMPTS)]
+    first = {answer.row: answer for answer in generate(engine, BYTES, requests, sampling, 0, 3)}
+    refused = first[2].text
+    anew = generate(engine, BYTES, requests, sampling, 0, 3, refuse=lambda x: x.text == refused)
+    again = {answer.row: answer for answer in anew}
+    assert again.pop(2).text != refused and again == {row: answer for row, answer in first.items() if row != 2}
+    tries = []
+    stubborn = generate(engine, BYTES, requests[:1], sampling, 0, 3, refuse=lambda x: tries.append(x.text) or True)
+    assert [answer.refused for answer in stubborn] == [True] and len(tries) == len(set(tries)) == ATTEMPTS
 
 
 def test_a_blank_line_ends_an_answer_across_tokens():

@@ -58,7 +58,7 @@ def test_rows_are_in_order_and_kept_ones_untouched(generate, capsys):
     assert record["top_p"] == 0.3 and record["seed"] == 0 and record["tokenizer"] == "bytes"
     assert record["summary"]["rows_written"] == 6 and record["summary"]["rows_kept"] == 2
     assert sum(record["summary"]["stop_reasons"].values()) == 4 and 4 <= record["summary"]["tokens"] <= 36
-    assert "complete; this run wrote 6 rows, 2 of them with the reject they had" in capsys.readouterr().err
+    assert "complete; this run wrote 6 rows, 2 of them skipped, with the reject they had" in capsys.readouterr().err
 
 
 def test_overwrite_makes_every_reject_anew(generate):
@@ -91,7 +91,47 @@ def test_seed_and_batch_size(generate, folder, tmp_path):
         assert (generate(*flags).read_bytes() == whole) == same
 
 
+def test_several_rejects_a_prompt_and_going_on_with_them(generate):
+    flags = ("--num_rejects", "3", "--top_p", "0.9")
+    out = generate(*flags)
+    whole, sidecar = out.read_bytes(), json.loads(Path(f"{out}.json").read_text())
+    rows = read_pairs_csv(out, require_reject=True)
+    numbers = [i for i in range(len(ROWS)) for _ in range(1 if i in KEPT else 3)]
+    assert [row[:2] for row in rows] == [ROWS[i][:2] for i in numbers]
+    assert len({row.reject for row in rows}) == len(rows)
+    del sidecar["summary"]
+    ends = [end for end in range(len(whole)) if whole[:end].endswith(b'"\n')]
+    for cut in (ends[0], ends[1] + 5, ends[4], len(whole) - 1):
+        out.write_bytes(whole[:cut])
+        Path(f"{out}.json").write_text(json.dumps(sidecar))
+        generate(*flags)
+        assert out.read_bytes() == whole
+    # The first reject of each prompt is the one that there would be alone.
+    out.unlink()
+    alone = read_pairs_csv(generate("--top_p", "0.9"), require_reject=True)
+    assert alone == [row for i, row in enumerate(rows) if i == 0 or numbers[i] != numbers[i - 1]]
+
+
+def test_a_reject_equal_to_the_chosen_answer_is_drawn_again(generate, folder, tmp_path):
+    out = generate("--top_p", "0.9")
+    equal = [row._replace(chosen=row.reject, reject="") if i == 3 else row for i, row in enumerate(read_pairs_csv(out, False))]
+    write_pairs_csv(tmp_path / "equal.csv", [row if i in KEPT else row._replace(reject="") for i, row in enumerate(equal)])
+    for avoid in ("0", "1"):
+        out.unlink()
+        flags = ("--top_p", "0.9", "--input_csv", str(tmp_path / "equal.csv"), "--avoid_equal", avoid)
+        rows = read_pairs_csv(generate(*flags), True)
+        assert [row.reject == row.chosen for row in rows] == [i == 3 and avoid == "0" for i in range(len(rows))]
+
+
+def test_prompts_over_the_context_are_told_and_answered(generate, capsys):
+    assert len(read_pairs_csv(generate("--ctx_len", "20"), require_reject=True)) == len(ROWS)
+    told = capsys.readouterr().err
+    assert "3 prompts are longer than --ctx_len 20, the longest with 37 tokens (the first is row 2)" in told
+
+
 @pytest.mark.parametrize(("flags", "message"), [
+    (["--temperature", "0", "--num_rejects", "2"], "--temperature 0 answers a prompt one way only"),
+    (["--batch_size", "some"], "argument --batch_size"), (["--num_rejects", "0"], "argument --num_rejects"),
     (["--input_csv", "nowhere.csv"], "nowhere.csv does not exist"),
     (["--load_model", "nowhere.pth"], "nowhere.pth does not exist"),
     (["--input_csv", "INPUT", "--output_csv", "INPUT"], "is the input itself"),
