@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str]) -> GenerateConfig:
         if not abs(flags[name]) < float("inf"):
             raise UserError(f"--{name} must be a finite number, not {flags[name]}")
     if flags["temperature"] == 0 and (flags["num_rejects"] > 1 or flags["avoid_equal"]):
-        raise UserError("--temperature 0 answers a prompt one way only; give --num_rejects and --avoid_equal a higher temperature")
+        raise UserError("--temperature 0 answers a prompt one way only; --num_rejects and --avoid_equal need one above 0")
     flags["stop"] = flags["stop"].replace(r"\n", "\n")
     strategy = parse_strategy(flags.pop("strategy"))
     sampling = Sampling(**{field.name: flags.pop(field.name) for field in fields(Sampling)})

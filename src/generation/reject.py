@@ -75,7 +75,8 @@ def _requests(tokenizer: Tokenizer, rows: list[Row], kept: list[bool], places: l
     long = [number for number, prompt in prompts.items() if len(prompt) > ctx_len]
     if long:
         longest = max(len(prompts[number]) for number in long)
-        print(f"{len(long)} prompts are longer than --ctx_len {ctx_len}, the longest with {longest} tokens (the first is row {long[0] + 1}); they are read whole, and answered as well as the model can", file=sys.stderr)
+        print(f"{len(long)} prompts are longer than --ctx_len {ctx_len}, the longest with {longest} tokens (the first is row "
+              f"{long[0] + 1}); they are read whole, and answered as well as the model can", file=sys.stderr)
     return [Request(number, prompts[number], sample) for number, sample in places if not kept[number]]
 
 

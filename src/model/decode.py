@@ -80,6 +80,10 @@ class Kernels:
 
 def serve(model: RWKV) -> Forward | Kernels:
     """How to write text with this model here; a model given to kernels is taken apart."""
+    if model.device.type == "cuda":
+        from src.model.cuda_graph import Graphs
+
+        return Graphs(model)
     by_kernels = (model.device.type == "cpu" and model.dtype != torch.float64 and native.serves(torch.empty(
         0, model.dimensions.n_head, model.dimensions.head_size)))
     return Kernels(model) if by_kernels else Forward(model)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from src.adapters.linear import Linear
 from src.checkpoint.dimensions import Dimensions
 from src.model import rwkv6, rwkv7
-from src.model.layers import layer_norm, read_packing
+from src.model.layers import Packing, layer_norm, read_packing
 from src.model.recompute import recomputed
 from src.model.state import State
 from src.quantization.linear import quantize_linear
@@ -53,7 +53,10 @@ class RWKV(nn.Module):
         if state is None:
             n_roots = len(cu_seqlens) - 1 - (0 if parents is None else len(parents))
             state = self.initial_state(n_roots)
-        packing = read_packing(cu_seqlens, parents, self.device)
+        return self.forward_packed(tokens, read_packing(cu_seqlens, parents, self.device), state, grad_cp)
+
+    def forward_packed(self, tokens: Tensor, packing: Packing, state: State, grad_cp: bool = False) -> tuple[Tensor, State]:
+        """`forward` with its borders read: nothing here looks at a value on the host."""
         x = F.embedding(tokens, self.emb.weight).to(self.residual_dtype)
         x = layer_norm(x, self.blocks[0].ln0, self.residual_dtype)
         v_first, layers = None, []

@@ -28,12 +28,13 @@ def wkv6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tenso
         state: initial state [B or S, H, N (key), N (value)]; zeros where None.
         cu_seqlens: int32 [S + 1], borders of the packed sequences, 0 first and T_total last; None with [B, T, H, N].
         backend: "native" (kernels of our own), "chunked" or "steps" (PyTorch; the latter is the reference), or "auto":
-            native wherever it serves, else one of the two by length.
+            native wherever it serves, else one of the two by length; and while a CUDA graph is captured, which can't copy
+            borders to the device, PyTorch's step of one token a sequence.
 
     Returns:
         y in r's shape and dtype, and the final state [B or S, H, N, N] in float32 (float64 for float64 inputs).
     """
-    forms = {"native": native.wkv6_native, "chunked": chunked.wkv6_chunked, "steps": reference.wkv6_steps}
+    forms = {"native": native.wkv6_native, "chunked": chunked.wkv6_chunked, "steps": reference.wkv6_steps, "token": _token6}
     return _run(forms, (r, log_w, k, v), (u,), state, cu_seqlens, backend)
 
 
@@ -48,7 +49,7 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tenso
         state: initial state [B or S, H, N (value), N (key)]; zeros where None.
         cu_seqlens, backend, and what is returned: as for `wkv6`.
     """
-    forms = {"native": native.wkv7_native, "chunked": chunked.wkv7_chunked, "steps": reference.wkv7_steps}
+    forms = {"native": native.wkv7_native, "chunked": chunked.wkv7_chunked, "steps": reference.wkv7_steps, "token": _token7}
     return _run(forms, (r, log_w, k, v, kappa, a), (), state, cu_seqlens, backend)
 
 
@@ -78,6 +79,17 @@ def _choose(r: Tensor, cu_seqlens: Tensor, backend: str) -> str:
         raise ValueError(f"the native kernels do not serve {r.dtype} heads of {r.shape[-1]} on {r.device.type} here")
     if backend != "auto":
         return backend
+    if r.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "token"
     if native.serves(r):
         return "native"
     return "steps" if max(sequence_bounds(cu_seqlens)[1].tolist(), default=0) <= SHORT else "chunked"
+
+
+def _token6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    return reference.wkv6_token(r, log_w.exp(), k, v, u, state)
+
+
+def _token7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor,
+            _: Tensor) -> tuple[Tensor, Tensor]:
+    return reference.wkv7_token(r, log_w.exp(), k, v, kappa, kappa * a, state)

@@ -21,10 +21,7 @@ def wkv6_steps(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state:
     w = log_w.exp()
     y, at = [], []
     for positions, active in _steps(cu_seqlens):
-        s = state[active]
-        kv = k[positions].unsqueeze(-1) * v[positions].unsqueeze(-2)
-        out = (r[positions].unsqueeze(-2) @ (s + u.unsqueeze(-1) * kv)).squeeze(-2)
-        s = w[positions].unsqueeze(-1) * s + kv
+        out, s = wkv6_token(r[positions], w[positions], k[positions], v[positions], u, state[active])
         state = s if len(active) == len(state) else state.index_copy(0, active.to(state.device), s)
         y.append(out)
         at.append(positions)
@@ -37,14 +34,26 @@ def wkv7_steps(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a:
     w, removed = log_w.exp(), kappa * a
     y, at = [], []
     for positions, active in _steps(cu_seqlens):
-        s = state[active]
-        s_kappa = s @ kappa[positions].unsqueeze(-1)
-        s = (s * w[positions].unsqueeze(-2) - s_kappa * removed[positions].unsqueeze(-2)
-             + v[positions].unsqueeze(-1) * k[positions].unsqueeze(-2))
+        out, s = wkv7_token(*(x[positions] for x in (r, w, k, v, kappa, removed)), state[active])
         state = s if len(active) == len(state) else state.index_copy(0, active.to(state.device), s)
-        y.append((s @ r[positions].unsqueeze(-1)).squeeze(-1))
+        y.append(out)
         at.append(positions)
     return _in_order(y, at, r), state
+
+
+def wkv6_token(r: Tensor, w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token of each sequence: r, w (the decay), k, v [S, H, N]; u [H, N]; state [S, H, N, N] -> y [S, H, N], state."""
+    kv = k.unsqueeze(-1) * v.unsqueeze(-2)
+    y = (r.unsqueeze(-2) @ (state + u.unsqueeze(-1) * kv)).squeeze(-2)
+    return y, w.unsqueeze(-1) * state + kv
+
+
+def wkv7_token(r: Tensor, w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, removed: Tensor,
+               state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token of each sequence: r, w (the decay), k, v, kappa, removed (kappa * a) [S, H, N]; as `wkv6_token` otherwise."""
+    s_kappa = state @ kappa.unsqueeze(-1)
+    state = state * w.unsqueeze(-2) - s_kappa * removed.unsqueeze(-2) + v.unsqueeze(-1) * k.unsqueeze(-2)
+    return (state @ r.unsqueeze(-1)).squeeze(-1), state
 
 
 def _steps(cu_seqlens: Tensor):

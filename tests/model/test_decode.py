@@ -11,6 +11,7 @@ import torch
 from src.checkpoint.random import make_dimensions, random_weights
 from src.model import build_model
 from src.model.decode import Forward, Kernels, serve
+from src.model.layers import read_packing
 from src.model.panels import RELU_SQUARE, SIGMOID, TANH, Products, lay
 from src.quantization.linear import quantize_linear
 
@@ -120,3 +121,18 @@ def test_other_instruction_sets(capability):
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", str(Path(__file__)), "-k", " or ".join(names)], cwd=root,
                           env={**os.environ, "ATEN_CPU_CAPABILITY": capability}, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "100%" in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("version", ["x060", "x070"])
+@torch.inference_mode()
+def test_the_recurrence_of_one_token_each(version, monkeypatch):
+    """What a CUDA graph captures: borders read beforehand, and a form of the recurrence that copies none of them."""
+    model = models(version, 64, 16, torch.float32, None)[0]
+    _, state = model(TOKENS, BORDERS)
+    tokens, borders = torch.tensor([3, 1, 4, 1]), torch.arange(5, dtype=torch.int32)
+    expected, after = model(tokens, borders, state)
+    monkeypatch.setattr("src.wkv._choose", lambda *_: "token")
+    hidden, moved = model.forward_packed(tokens, read_packing(borders, None, torch.device("cpu")), state)
+    torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(moved.wkv, after.wkv, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
