@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.generation.batch import MAX_TOKENS, generate
+from src.generation.batch import MAX_TOKENS, Request, generate
 from src.generation.config import Sampling
 from src.model import RWKV
 from src.tokenizer import Tokenizer
@@ -22,8 +22,8 @@ def likeliest_answers(model: RWKV, tokenizer: Tokenizer, prompts: Sequence[list[
     """
     was_training = model.training
     model.eval()
-    numbered = [(row, tokens or [tokenizer.end_of_text]) for row, tokens in enumerate(prompts)]
+    requests = [Request(row, tuple(tokens or [tokenizer.end_of_text])) for row, tokens in enumerate(prompts)]
     sampling = Sampling(temperature=0, frequency=0, max_tokens=max_tokens)
-    answers = sorted(generate(model, tokenizer, numbered, sampling, seed=0, batch_size=len(prompts)))
+    answers = sorted(generate(model, tokenizer, requests, sampling, seed=0, batch_size=len(prompts)))
     model.train(was_training)
     return [(answer.text, answer.reason != MAX_TOKENS) for answer in answers]

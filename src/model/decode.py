@@ -94,15 +94,15 @@ class _Block7:
 
     def __init__(self, block: nn.Module, dtype: torch.dtype, dimensions: Dimensions):
         att, ffn = block.att, block.ffn
-        last = att.layer > 0
-        pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if last else [])
+        mixes_values = hasattr(att, "v0")
+        pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if mixes_values else [])
         self.norms = _floats(block.ln1), _floats(block.ln2)
         self.att_mixes = _rows(att.x_r, att.x_k, att.x_v, att.x_w, att.x_a, att.x_g)
         self.ffn_mixes = _rows(ffn.x_k)
         self.wide = Products([lay(x, dtype) for x in (att.receptance, att.key, att.value, *(w1.T for w1, _ in pairs))],
                              [IDENTITY, IDENTITY, IDENTITY, TANH, IDENTITY, SIGMOID, IDENTITY][:3 + len(pairs)])
         self.narrow = Products([lay(w2.T, dtype) for _, w2 in pairs])
-        vectors = (att.w0, att.a0, att.v0 if last else att.a0, att.k_k, att.k_a, att.r_k, att.ln_x.weight, att.ln_x.bias)
+        vectors = (att.w0, att.a0, att.v0 if mixes_values else att.a0, att.k_k, att.k_a, att.r_k, att.ln_x.weight, att.ln_x.bias)
         self.vectors = [x.detach().float().flatten().contiguous() for x in vectors]
         self.output = Products([lay(att.output, dtype)])
         self.key, self.value = Products([lay(ffn.key, dtype)], [RELU_SQUARE]), Products([lay(ffn.value, dtype)])
