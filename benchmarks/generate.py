@@ -38,7 +38,6 @@ from src.generation.config import Sampling  # noqa: E402
 from src.model import build_model  # noqa: E402
 from src.model.decode import serve  # noqa: E402
 from src.tokenizer import load_tokenizer  # noqa: E402
-from src.wkv.native import recycle_memory  # noqa: E402
 
 PROMPT, NEW, VOCABULARY = 100, 100, 65536
 PACKAGE = {("x070", "fp32"), ("x070", "bf16"), ("x060", "fp32"), ("x060", "bf16")}
@@ -52,7 +51,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     rows = []
-    recycle_memory()
     with tempfile.TemporaryDirectory() as folder:
         for version in options.versions:
             dimensions = make_dimensions(version, 12, 768, 64, VOCABULARY)

@@ -21,7 +21,6 @@ from src.preference.rows import Row
 from src.preference.templates import clean, format_prompt
 from src.progress import progress_bar
 from src.tokenizer import Tokenizer, load_tokenizer
-from src.wkv.native import recycle_memory
 
 
 def generate_rejects(config: GenerateConfig) -> None:
@@ -52,8 +51,6 @@ def generate_rejects(config: GenerateConfig) -> None:
         if output.done:
             print(f"{config.output_csv}: going on behind row {output.done} of {len(places)}", file=sys.stderr)
         requests = _requests(tokenizer, rows, kept, places[output.done:], config.ctx_len)
-        if config.device.type == "cpu":
-            recycle_memory()
         model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                             quantize_head=config.quantization == "int8")
         del weights
