@@ -108,7 +108,7 @@ class _Batch:
         self._left = Counter(request.prompt for request in waiting)
         self._forks: OrderedDict[tuple[int, ...], tuple[Tensor, State]] = OrderedDict()
         with torch.inference_mode():
-            self._state = engine.zeros(size)
+            self._state = engine.fresh(size)
             self._sampler = choose_sampler(size, vocabulary, sampling, engine.device)
             self._prefix, self._prefix_state = self._read_prefix()
 
@@ -244,8 +244,8 @@ def prefill(engine: Forward | Kernels, prompts: Sequence[Sequence[int]], state: 
     Returns:
         The hidden vectors after each prompt's last token [S, n_embd], and the S states there.
     """
-    start = start or engine.zeros(1)
-    state = state or engine.zeros(len(prompts))
+    start = start or engine.fresh(1)
+    state = state or engine.fresh(len(prompts))
     state.copy_(start)
     hidden: list[Tensor | None] = [None] * len(prompts)
     for piece in _pieces([len(prompt) for prompt in prompts], budget):

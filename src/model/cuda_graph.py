@@ -24,9 +24,9 @@ class Graphs(Forward):
         self._slots: State | None = None
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
-    def zeros(self, n_sequences: int) -> State:
+    def fresh(self, n_sequences: int) -> State:
         """The largest state asked for is taken for the batch's slots; a larger one makes the graphs of the one before void."""
-        state = super().zeros(n_sequences)
+        state = super().fresh(n_sequences)
         if self._slots is None or n_sequences > len(self._slots.wkv[0]):
             self._slots = state
             self._graphs.clear()

@@ -23,10 +23,11 @@ class Forward:
 
     def __init__(self, model: RWKV):
         self.model, self.dimensions, self.device = model, model.dimensions, model.device
-        self.state_dtype = model.dtype
 
-    def zeros(self, n_sequences: int) -> State:
-        return State.zeros(self.dimensions, n_sequences, self.state_dtype, self.device)
+    @torch.no_grad()
+    def fresh(self, n_sequences: int) -> State:
+        """The states of so many sequences before any token, each in memory of its own."""
+        return self.model.initial_state(n_sequences).clone()
 
     def advance(self, tokens: Tensor, cu_seqlens: Tensor, state: State) -> Tensor:
         """Read tokens [T_total] of S packed sequences, none of them empty, each from its state on, which moves on in place.
@@ -43,10 +44,10 @@ class Forward:
 
 
 class Kernels:
-    """The same by the CPU's kernels. The model's weights are laid out anew, and the model is taken apart meanwhile."""
+    """The same by the CPU's kernels, for a base model as it is built: its weights are laid out anew, and it is taken apart."""
 
     def __init__(self, model: RWKV):
-        self.dimensions, self.device, self.state_dtype = model.dimensions, model.device, torch.float32
+        self.dimensions, self.device = model.dimensions, model.device
         dtype, block = model.dtype, {"x060": _Block6, "x070": _Block7}[model.dimensions.version]
         self._embedding, self._norm_in, self._norm_out = model.emb.weight, _floats(model.blocks[0].ln0), _floats(model.ln_out)
         self._blocks = []
@@ -58,7 +59,7 @@ class Kernels:
         self.nbytes = self._head.nbytes + sum(part.nbytes for block in self._blocks for part in vars(block).values()
                                               if isinstance(part, Products))
 
-    def zeros(self, n_sequences: int) -> State:
+    def fresh(self, n_sequences: int) -> State:
         return State.zeros(self.dimensions, n_sequences, torch.float32)
 
     def advance(self, tokens: Tensor, cu_seqlens: Tensor, state: State) -> Tensor:

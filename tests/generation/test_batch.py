@@ -114,8 +114,8 @@ class Counting:
         self.engine, self.most, self.read = engine, most, 0
         self.dimensions, self.device, self.logits = engine.dimensions, engine.device, engine.logits
 
-    def zeros(self, n):
-        return self.engine.zeros(n)
+    def fresh(self, n):
+        return self.engine.fresh(n)
 
     def advance(self, tokens, cu_seqlens, state):
         if len(state.wkv[0]) > self.most:

@@ -1,7 +1,9 @@
 """The likeliest answers beside a loop that reads the whole text for each byte, and that asking for them leaves no trace."""
 
+import pytest
 import torch
 
+from src.adapters.state import add_state
 from src.checkpoint.base import load_base
 from src.generation.greedy import likeliest_answers
 from src.model import build_model
@@ -11,8 +13,17 @@ from tests.tiny import COLOURS
 PROMPTS = [list(f"\0User: What colour is {thing}?\n\nAssistant:".encode()) for thing in COLOURS]
 
 
-def test_answers_take_the_likeliest_byte_each_time_and_come_in_the_prompts_order(tiny_checkpoints):
-    model = build_model(*load_base(tiny_checkpoints("x070", "trained", 16)))
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize("version", ["x060", "x070"])
+def test_answers_take_the_likeliest_byte_each_time_and_come_in_the_prompts_order(tiny_checkpoints, version, tuned):
+    """By a base model, and by one with trained initial states."""
+    model = build_model(*load_base(tiny_checkpoints(version, "trained", 16)))
+    if tuned:
+        plain = likeliest_answers(model, ByteTokenizer(), PROMPTS, 40)
+        generator = torch.Generator().manual_seed(0)
+        for block in model.blocks:
+            add_state(block)
+            block.att.time_state.data.normal_(generator=generator)
     written = likeliest_answers(model, ByteTokenizer(), PROMPTS, 40)
     for prompt, (text, complete) in zip(PROMPTS, written, strict=True):
         answer = b""
@@ -21,7 +32,7 @@ def test_answers_take_the_likeliest_byte_each_time_and_come_in_the_prompts_order
             answer += bytes([1 + int(model.logits(hidden[-1])[1:].argmax())])
         assert text == answer.decode(errors="replace").partition("\n\n")[0].strip()
         assert complete == (b"\n\n" in answer)
-    assert any(complete for _, complete in written) and len(set(written)) > 1
+    assert written != plain if tuned else any(complete for _, complete in written) and len(set(written)) > 1
 
 
 def test_an_answer_that_is_cut_off_says_so_and_an_empty_prompt_has_one(tiny_checkpoints):

@@ -24,14 +24,14 @@ def test_a_graphs_step_is_the_models(tiny_checkpoints, version, dtype, bound):
     model = build_model(weights, dimensions, dtype, "cuda")
     graphs, plain = serve(model), Forward(model)
     assert isinstance(graphs, Graphs)
-    ours, truth = graphs.zeros(7), plain.zeros(7)
+    ours, truth = graphs.fresh(7), plain.fresh(7)
     generator = torch.Generator().manual_seed(0)
     for n in (1, 1, 2, 5, 5, 7, 3, 4, 7):
         tokens, borders = torch.randint(0, 256, (n,), generator=generator).cuda(), torch.arange(n + 1, dtype=torch.int32)
         found, expected = graphs.advance(tokens, borders, ours.rows(0, n)), plain.advance(tokens, borders, truth.rows(0, n))
         assert (found - expected).float().norm() < bound * expected.float().norm()
         for slots in (ours, truth):  # slots behind the last row may hold anything
-            slots.rows(n, 7).copy_(graphs.zeros(1))
+            slots.rows(n, 7).copy_(graphs.fresh(1))
 
 
 @pytest.mark.parametrize("version", ["x060", "x070"])

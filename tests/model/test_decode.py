@@ -49,7 +49,7 @@ def test_logits_are_the_models(version, width, head_size, dtype, quantize, bound
     usual = (model.logits(after[0][BORDERS[1:].long() - 1]) - expected).norm()
     engine = serve(model)
     assert isinstance(engine, Kernels)
-    ours = engine.zeros(4)
+    ours = engine.fresh(4)
     logits = engine.logits(engine.advance(TOKENS, BORDERS, ours))
     assert (logits - expected).norm() < (bound * expected.norm() if bound else 1.3 * usual)
     for part in ("att_shift", "wkv", "ffn_shift"):
@@ -66,10 +66,10 @@ def test_no_sequence_and_no_cut_changes_a_bit(version, dtype, quantize, threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        together = engine.zeros(4)
+        together = engine.fresh(4)
         logits = engine.logits(engine.advance(TOKENS, BORDERS, together))
         for row, (start, end) in enumerate(zip(BORDERS[:-1].tolist(), BORDERS[1:].tolist(), strict=True)):
-            alone = engine.zeros(1)
+            alone = engine.fresh(1)
             for piece in TOKENS[start:end].split(7):
                 hidden = engine.advance(piece, torch.tensor([0, len(piece)], dtype=torch.int32), alone)
             assert engine.logits(hidden).equal(logits[row:row + 1])
