@@ -1,10 +1,8 @@
 """A training run from its configuration: check everything, build the model, hand it to Lightning."""
 
 import hashlib
-import json
 import logging
 import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,13 @@ from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
 from src.errors import UserError
-from src.files import atomic_write
 from src.model import build_model
-from src.preference.examples import read_texts
-from src.preference.loss import needs_reference
 from src.preference.packing import Text
-from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
-from src.quantization.linear import STRATEGY_SUFFIXES
-from src.tokenizer import load_tokenizer
+from src.preference.pairs import Pair
 from src.training.callbacks import (
     EVAL_FILE,
     FINAL_FILE,
     METRICS_FILE,
-    RESUME_FILE,
     HeldOut,
     ProgressBar,
     SaveAdapters,
@@ -40,18 +32,16 @@ from src.training.callbacks import (
 )
 from src.training.config import TrainConfig
 from src.training.data import PairBatches, train_loader
+from src.training.folder import prepare_folder
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
-from src.training.report import CONFIG_FILE, REPORT_FILE, Report
+from src.training.report import REPORT_FILE, Report
 from src.training.samples import Answer, Samples, read_questions
+from src.training.sources import training_pairs, training_texts
 from src.wkv.native import recycle_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CURVES_FILE = "curves.png"
-# What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
-# moved; that they are the same is told by fingerprint and sha256.
-FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
-                  "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "train_data_file", "wandb")
 
 
 def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None = None) -> None:
@@ -162,112 +152,6 @@ def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
         return auto_layer_profile(n_layer, config.lr_init, config.lr_final, config.lora_r, config.lora_alpha, config.peft)
     settings = read_layer_profile(config.layer_profile, n_layer, (config.lr_init, config.lr_final))
     return settings if config.lr_advanced else with_rates(settings, config.lr_init, config.lr_final)
-
-
-def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str,
-                   held: dict[str, Any]) -> tuple[list[Pair], dict[str, Any]]:
-    """Load a `.save`, whose references must come from this base, at this precision and quantization: margins start at 0.
-
-    For a loss without a reference they are neither used nor checked.
-
-    Args:
-        held: how the model holds its weights, as `how_quantized` tells.
-
-    Returns the pairs, and what config.json and the report tell of them.
-    """
-    pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
-    facts = {"pairs": len(pairs), **left_out, "sidecar": sidecar}
-    if left_out["too_long"] or left_out["empty_answer"]:
-        print(f"{path}: left out {left_out['too_long']} pairs longer than {config.rlhf_max_corpus_len} tokens and "
-              f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain", file=sys.stderr)
-    if not needs_reference(config.loss):
-        return pairs, facts
-    if not has_references(pairs, sidecar):
-        raise UserError(f"{path}: it was made without references, which --loss {config.loss} needs; "
-                        "run rlhf_dpo_generate_save.py with --reference 1, or take a loss without one: --loss simpo, orpo or cpo")
-    if sidecar is None:
-        print(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come from "
-              f"{config.load_model} at {config.precision}", file=sys.stderr)
-        return pairs, facts
-    if check_sidecar(sidecar, {"base_fingerprint": base}):
-        raise UserError(f"{path}: its references were computed with another base model ({sidecar.get('base_model', 'unnamed')}) "
-                        f"than {config.load_model}; run rlhf_dpo_generate_save.py with this one")
-    differences = check_sidecar(sidecar, {"precision": config.precision, **held})
-    if differences and not config.allow_reference_mismatch:
-        suffix = STRATEGY_SUFFIXES[config.quantization]
-        device = "cuda" if config.accelerator == "gpu" else "cpu"
-        auto = f" --peft {config.peft} --lora_r {config.lora_r}" if config.layer_profile == "auto" else ""
-        needed = held["unquantized_blocks"] or held["quantized_otherwise"]
-        profile = f" --layer_profile {config.layer_profile}{auto}" if needed else ""
-        raise UserError(f"{path}: {'; '.join(differences)}; margins would not start at 0. Run rlhf_dpo_generate_save.py with "
-                        f"--strategy '{device} {config.precision}{suffix}'{profile}, or train with --allow_reference_mismatch 1")
-    for difference in differences:
-        print(f"warning: {path}: {difference}", file=sys.stderr)
-    return pairs, facts
-
-
-def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> tuple[list[Text], dict[str, Any]]:
-    """Read what `--sft 1` trains on or is evaluated on, and tell on stderr what it is.
-
-    Returns the texts, and what config.json and the report tell of them.
-    """
-    tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
-    texts, report = read_texts(path, tokenizer, config.rlhf_max_corpus_len, config.seed, config.sft_on_prompt)
-    print(f"{path}: {report.rows} rows make {len(texts)} texts, {report.trained} tokens of them with a loss; {report.cut} cut "
-          f"and {report.dropped} dropped at {config.rlhf_max_corpus_len} tokens", file=sys.stderr)
-    return texts, {"texts": len(texts), **asdict(report), "tokenizer": tokenizer.name}
-
-
-def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], told: dict[str, Any]) -> Path | None:
-    """Write config.json, or check it on a resume; returns the checkpoint to go on from, None for a fresh start.
-
-    Args:
-        facts: what a resumed run must have in common with the run before it, as the flags that are not free.
-        told: what follows from those, for the reader.
-
-    Raises:
-        UserError: the folder already holds a run and --resume is not 1, or the run that it holds was another.
-    """
-    known = json.loads(json.dumps(asdict(config) | facts))
-    path, checkpoint = folder / CONFIG_FILE, folder / RESUME_FILE
-    if (folder / METRICS_FILE).exists() and not config.resume:
-        raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")
-    if config.resume and checkpoint.exists():
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            raise UserError(f"{path} is missing or damaged, so --resume 1 can't check what it goes on with; "
-                            "choose another --proj_dir") from None
-        for name, value in known.items():
-            if name not in FREE_ON_RESUME and before.get(name) != value:
-                raise UserError(f"--resume 1: {name} was {_short(before.get(name))} in {folder} and is {_short(value)} now; "
-                                "a resumed run goes on unchanged")
-        _check_resume_file(checkpoint)
-        return checkpoint
-    with atomic_write(path, "w", encoding="utf-8") as file:
-        json.dump(known | told, file, indent=2)
-    return None
-
-
-def _check_resume_file(path: Path) -> None:
-    """Refuse a file that Lightning would fail on, before anything is written. DeepSpeed's checkpoints are folders of its own."""
-    if path.is_dir():
-        return
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        whole = {"state_dict", "optimizer_states", "random_state"} <= found.keys()
-    except Exception:  # foreign bytes make the restricted unpickler fail in every way there is
-        whole = False
-    if not whole:
-        raise UserError(f"{path}: is damaged or no file of train.py, so --resume 1 can't go on with it; "
-                        "choose another --proj_dir")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def lightning_strategy(config: TrainConfig) -> Any:
