@@ -39,7 +39,7 @@ test: $(VENV)/.installed-dev
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-# Every benchmark, a quarter of an hour on 2 cores; the results are in benchmarks/results.
+# Every benchmark, half an hour on 2 cores; the results are in benchmarks/results.
 bench: $(VENV)/.installed-bench
 	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit; done
 

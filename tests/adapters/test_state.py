@@ -8,6 +8,7 @@ from src.adapters.files import load_adapter, save_adapter
 from src.checkpoint.io import fingerprint, load_checkpoint, save_checkpoint
 from src.generation.batch import prefill
 from src.model import State, build_model
+from src.model.decode import Forward
 from tests.adapters.test_with_the_model import TOKENS, adapted, logits, profile, random_checkpoint
 from tests.rwkv_package import package_logits, package_logits_from_state
 
@@ -64,7 +65,7 @@ def test_every_sequence_starts_from_it_and_one_that_goes_on_does_not(version):
     assert torch.allclose(model.logits(model(TOKENS[:17])[0]), whole[:17], atol=1e-5)
     hidden, state = model(TOKENS[17:25])
     assert torch.allclose(model.logits(model(TOKENS[25:], state=state)[0]), whole[25:], atol=1e-5)
-    hidden, _ = prefill(model, [TOKENS[:17].tolist(), TOKENS[17:].tolist()], budget=7)
+    hidden, _ = prefill(Forward(model), [TOKENS[:17].tolist(), TOKENS[17:].tolist()], budget=7)
     assert torch.allclose(model.logits(hidden), whole[[16, 39]], atol=1e-5)
     zeros = State.zeros(dimensions, 1, torch.float32)
     assert (model.logits(model(TOKENS[:17], state=zeros)[0]) - whole[:17]).norm() > 0.01 * whole[:17].norm()
