@@ -43,8 +43,8 @@ from src.checkpoint.random import make_dimensions, random_weights  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.model import build_model  # noqa: E402
 from src.preference import log_probs  # noqa: E402
-from src.preference.csv import read_pairs_csv  # noqa: E402
 from src.preference.packing import PackedBatch, pack_pairs  # noqa: E402
+from src.preference.read import read_pairs  # noqa: E402
 from src.preference.tokenize import tokenize_pairs  # noqa: E402
 from src.tokenizer import load_tokenizer  # noqa: E402
 from src.training.objective import Objective, pair_losses  # noqa: E402
@@ -117,7 +117,7 @@ def synthetic_pairs(options: argparse.Namespace) -> list[tuple]:
 
 
 def real_pairs(options: argparse.Namespace) -> list[tuple]:
-    rows = read_pairs_csv(options.pairs_csv, require_reject=True)
+    rows = read_pairs(options.pairs_csv, require_reject=True)
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:options.pairs].tolist()
     return tokenize_pairs([rows[index] for index in chosen], load_tokenizer("world", VOCABULARY), None, 1024, 0)[0]
 

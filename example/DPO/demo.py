@@ -69,25 +69,22 @@ def numbers(before: dict, after: dict) -> Table:
 def answers() -> Table:
     """The first held-out questions, answered greedily by the base and by the merged model."""
     from src.checkpoint.base import load_base
-    from src.generation.batch import generate
-    from src.generation.config import Sampling
+    from src.generation.greedy import likeliest_answers
     from src.model import build_model
-    from src.preference.csv import read_pairs_csv
+    from src.preference.read import read_pairs
     from src.preference.templates import format_prompt
     from src.tokenizer import load_tokenizer
 
-    rows = read_pairs_csv("example/DPO/input_csv/rlhf_example_heldout.csv", require_reject=False)[:ASKED]
+    rows = read_pairs("example/DPO/input_csv/rlhf_example_heldout.csv", require_reject=False)[:ASKED]
     table = Table("question", "base model", "tuned model", "Python's documentation")
-    greedy = Sampling(temperature=0, frequency=0, max_tokens=160)
     written = []
     for path in ("example/DPO/base_model.pth", OUTPUT / "merged.pth"):
         weights, dimensions = load_base(path)
         tokenizer = load_tokenizer(None, dimensions.vocab_size)
-        prompts = [(number, tokenizer.encode(format_prompt(0, row.prompt))) for number, row in enumerate(rows)]
-        finished = generate(build_model(weights, dimensions), tokenizer, prompts, greedy, seed=0, batch_size=ASKED)
-        written.append({answer.row: answer.text for answer in finished})
-    for number, row in enumerate(rows):
-        table.add_row(row.prompt, written[0][number], written[1][number], row.chosen)
+        prompts = [tokenizer.encode(format_prompt(0, row.prompt)) for row in rows]
+        written.append(likeliest_answers(build_model(weights, dimensions), tokenizer, prompts, 160))
+    for row, (before, _), (after, _) in zip(rows, *written, strict=True):
+        table.add_row(row.prompt, before, after, row.chosen)
     return table
 
 

@@ -15,24 +15,9 @@ from pathlib import Path
 
 from src.errors import UserError
 from src.files import atomic_write, existing_file
-from src.preference.rows import Row, Table, to_pairs
+from src.preference.rows import Row, Table
 
 HEADER = "prompt,chosen,reject\n"
-
-
-def read_pairs_csv(path: str | Path, require_reject: bool) -> list[Row]:
-    """Read all rows of a pairs CSV; further columns are ignored, and the columns may stand in any order.
-
-    Args:
-        path: the file.
-        require_reject: True where every row must have a rejected answer; False where the column may be
-            empty or absent, as it is before reject generation.
-
-    Raises:
-        UserError: as `read_csv` and `to_pairs` do; a prompt or answer of nothing but whitespace among it. The message names the
-            file and the row.
-    """
-    return to_pairs(read_csv(path), require_reject)
 
 
 def read_csv(path: str | Path) -> Table:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from src.errors import UserError
 from src.generation.output import open_output, read_progress
-from src.preference.csv import HEADER, Row, format_row, read_pairs_csv
+from src.preference.csv import HEADER, Row, format_row
+from src.preference.read import read_pairs
 
 SETTINGS = {"seed": 1, "stop": "\n\n", "top_p": 0.3, "quantization": None}
 characters = st.one_of(st.sampled_from('",\n\r'), st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -66,9 +67,9 @@ def test_the_file_is_whole_after_every_append(tmp_path):
     with open_output(path, SETTINGS, ROWS, [False] * 3) as output:
         assert path.read_bytes() == HEADER.encode()
         output.append(ROWS[:1])
-        assert read_pairs_csv(path, require_reject=True) == ROWS[:1]
+        assert read_pairs(path, require_reject=True) == ROWS[:1]
         output.append(ROWS[1:])
-        assert read_pairs_csv(path, require_reject=True) == ROWS
+        assert read_pairs(path, require_reject=True) == ROWS
     with open_output(path, SETTINGS, ROWS, [False] * 3) as output:
         assert output.done == 3
 

@@ -13,7 +13,8 @@ import rlhf_generate_reject_csv as script
 from src.checkpoint.io import save_checkpoint
 from src.checkpoint.random import make_dimensions, random_weights
 from src.cli.run import run
-from src.preference.csv import Row, read_pairs_csv, write_pairs_csv
+from src.preference.csv import Row, write_pairs_csv
+from src.preference.read import read_pairs
 from src.preference.templates import format_prompt
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def generate(folder, tmp_path):
 
 def test_rows_are_in_order_and_kept_ones_untouched(generate, capsys):
     out = generate()
-    rows = read_pairs_csv(out, require_reject=True)
+    rows = read_pairs(out, require_reject=True)
     assert [row[:2] for row in rows] == [row[:2] for row in ROWS]
     assert [rows[i].reject for i in KEPT] == [ROWS[i].reject for i in KEPT]
     made = [row.reject for i, row in enumerate(rows) if i not in KEPT]
@@ -62,7 +63,7 @@ def test_rows_are_in_order_and_kept_ones_untouched(generate, capsys):
 
 
 def test_overwrite_makes_every_reject_anew(generate):
-    rows = read_pairs_csv(generate("--overwrite", "1"), require_reject=True)
+    rows = read_pairs(generate("--overwrite", "1"), require_reject=True)
     assert not {row.reject for row in rows} & {row.reject for row in ROWS}
 
 
@@ -95,7 +96,7 @@ def test_several_rejects_a_prompt_and_going_on_with_them(generate):
     flags = ("--num_rejects", "3", "--top_p", "0.9")
     out = generate(*flags)
     whole, sidecar = out.read_bytes(), json.loads(Path(f"{out}.json").read_text())
-    rows = read_pairs_csv(out, require_reject=True)
+    rows = read_pairs(out, require_reject=True)
     numbers = [i for i in range(len(ROWS)) for _ in range(1 if i in KEPT else 3)]
     assert [row[:2] for row in rows] == [ROWS[i][:2] for i in numbers]
     assert len({row.reject for row in rows}) == len(rows)
@@ -108,23 +109,23 @@ def test_several_rejects_a_prompt_and_going_on_with_them(generate):
         assert out.read_bytes() == whole
     # The first reject of each prompt is the one that there would be alone.
     out.unlink()
-    alone = read_pairs_csv(generate("--top_p", "0.9"), require_reject=True)
+    alone = read_pairs(generate("--top_p", "0.9"), require_reject=True)
     assert alone == [row for i, row in enumerate(rows) if i == 0 or numbers[i] != numbers[i - 1]]
 
 
 def test_a_reject_equal_to_the_chosen_answer_is_drawn_again(generate, folder, tmp_path):
     out = generate("--top_p", "0.9")
-    equal = [row._replace(chosen=row.reject, reject="") if i == 3 else row for i, row in enumerate(read_pairs_csv(out, False))]
+    equal = [row._replace(chosen=row.reject, reject="") if i == 3 else row for i, row in enumerate(read_pairs(out, False))]
     write_pairs_csv(tmp_path / "equal.csv", [row if i in KEPT else row._replace(reject="") for i, row in enumerate(equal)])
     for avoid in ("0", "1"):
         out.unlink()
         flags = ("--top_p", "0.9", "--input_csv", str(tmp_path / "equal.csv"), "--avoid_equal", avoid)
-        rows = read_pairs_csv(generate(*flags), True)
+        rows = read_pairs(generate(*flags), True)
         assert [row.reject == row.chosen for row in rows] == [i == 3 and avoid == "0" for i in range(len(rows))]
 
 
 def test_prompts_over_the_context_are_told_and_answered(generate, capsys):
-    assert len(read_pairs_csv(generate("--ctx_len", "20"), require_reject=True)) == len(ROWS)
+    assert len(read_pairs(generate("--ctx_len", "20"), require_reject=True)) == len(ROWS)
     told = capsys.readouterr().err
     assert "3 prompts are longer than --ctx_len 20, the longest with 37 tokens (the first is row 2)" in told
 
@@ -170,7 +171,7 @@ def test_the_script_in_a_process_of_its_own(folder, tmp_path):
     long.kill()
     long.wait()
     left = (tmp_path / "out.csv").read_bytes()
-    rows = read_pairs_csv(tmp_path / "out.csv", require_reject=True)
+    rows = read_pairs(tmp_path / "out.csv", require_reject=True)
     assert 1 <= len(rows) < len(ROWS) and left.endswith(b'"\n')
 
     done = subprocess.run([*command, "--max_tokens", "9"], capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -188,7 +189,7 @@ def test_conversations_from_jsonl_come_out_as_a_csv_that_reads_back_the_same(fol
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)))
     script.main(["--load_model", str(folder / "tiny.pth"), "--input_csv", str(tmp_path / "in.jsonl"), "--max_tokens", "5",
                  "--output_csv", str(tmp_path / "out.csv"), "--strategy", "cpu fp32"])
-    rows = read_pairs_csv(tmp_path / "out.csv", require_reject=True)
+    rows = read_pairs(tmp_path / "out.csv", require_reject=True)
     asked = "User: hi\nthere\n\nAssistant: ho\n\nUser: why?\n\nAssistant:"
     assert [format_prompt(1, row.prompt) for row in rows] == [f"System: Be brief.\n\n{asked}", asked]
     assert [row.chosen for row in rows] == ["so.", 'so, "ok".']
@@ -196,8 +197,8 @@ def test_conversations_from_jsonl_come_out_as_a_csv_that_reads_back_the_same(fol
 
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")
 def test_real_prompts(folder, tmp_path):
-    rows = read_pairs_csv(SHARED, require_reject=False)[:30]
+    rows = read_pairs(SHARED, require_reject=False)[:30]
     write_pairs_csv(tmp_path / "in.csv", rows)
     script.main(["--load_model", str(folder / "tiny.pth"), "--input_csv", str(tmp_path / "in.csv"), "--max_tokens", "5",
                  "--output_csv", str(tmp_path / "out.csv"), "--strategy", "cpu fp32"])
-    assert [row[:2] for row in read_pairs_csv(tmp_path / "out.csv", require_reject=True)] == [row[:2] for row in rows]
+    assert [row[:2] for row in read_pairs(tmp_path / "out.csv", require_reject=True)] == [row[:2] for row in rows]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import UserError
-from src.preference.csv import HEADER, Row, format_row, read_pairs_csv, write_pairs_csv
+from src.preference.csv import HEADER, Row, format_row, write_pairs_csv
+from src.preference.read import read_pairs
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -38,7 +39,7 @@ def put(folder, content: bytes | str) -> Path:
 def refusal(folder, content: bytes | str, require_reject=False) -> str:
     path = put(folder, content)
     with pytest.raises(UserError) as caught:
-        read_pairs_csv(path, require_reject)
+        read_pairs(path, require_reject)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and "\r" not in message
     return message.removeprefix(f"{path}: ")
@@ -60,7 +61,7 @@ def test_reads_what_the_csv_module_writes(folder, rows, bom, dialect, order, bla
     text = buffer.getvalue()
     if not last_newline:
         text = text.removesuffix(newline)
-    assert read_pairs_csv(put(folder, ("\ufeff" if bom else "") + text), require_reject=False) == rows
+    assert read_pairs(put(folder, ("\ufeff" if bom else "") + text), require_reject=False) == rows
 
 
 @settings(deadline=None)
@@ -68,7 +69,7 @@ def test_reads_what_the_csv_module_writes(folder, rows, bom, dialect, order, bla
 def test_round_trip_and_growth_by_appending(folder, rows):
     path = folder / "written.csv"
     write_pairs_csv(path, rows)
-    assert read_pairs_csv(path, require_reject=False) == rows
+    assert read_pairs(path, require_reject=False) == rows
     assert path.read_bytes().decode() == HEADER + "".join(map(format_row, rows))
 
 
@@ -78,16 +79,16 @@ def test_pandas_reads_what_we_write_and_the_reverse(folder):
     frame = pd.read_csv(folder / "ours.csv", dtype=str, keep_default_na=False)
     assert [tuple(values) for values in frame.values] == rows
     pd.DataFrame(rows).to_csv(folder / "theirs.csv", index=False)
-    assert read_pairs_csv(folder / "theirs.csv", require_reject=False) == rows
+    assert read_pairs(folder / "theirs.csv", require_reject=False) == rows
 
 
 def test_nul_from_a_model_does_not_break_our_own_file(folder):
     write_pairs_csv(folder / "nul.csv", [Row("p", "c", "r\0r")])
-    assert read_pairs_csv(folder / "nul.csv", require_reject=True) == [Row("p", "c", "r\ufffdr")]
+    assert read_pairs(folder / "nul.csv", require_reject=True) == [Row("p", "c", "r\ufffdr")]
 
 
 def test_reject_column_may_be_absent_before_generation(folder):
-    assert read_pairs_csv(put(folder, "chosen,prompt\nc,p\n"), require_reject=False) == [Row("p", "c", "")]
+    assert read_pairs(put(folder, "chosen,prompt\nc,p\n"), require_reject=False) == [Row("p", "c", "")]
     message = refusal(folder, "chosen,prompt\nc,p\n", require_reject=True)
     assert "no reject column" in message and "rlhf_generate_reject_csv.py" in message
 
@@ -95,7 +96,7 @@ def test_reject_column_may_be_absent_before_generation(folder):
 def test_fields_beyond_the_csv_modules_limit_are_read_and_the_limit_is_left_alone(folder):
     limit = csv.field_size_limit()
     long = "x" * (limit + 1)
-    assert read_pairs_csv(put(folder, f"{HEADER}p,c,{long}\n"), require_reject=True) == [Row("p", "c", long)]
+    assert read_pairs(put(folder, f"{HEADER}p,c,{long}\n"), require_reject=True) == [Row("p", "c", long)]
     refusal(folder, f'{HEADER}p,c,"{long}')
     assert csv.field_size_limit() == limit
 
@@ -131,7 +132,7 @@ def test_faults_name_the_row(folder, content, beginning, hint):
 
 def test_an_empty_reject_names_its_row_and_the_remedy(folder):
     content = HEADER + "p,c,r\np,c, \n"
-    assert read_pairs_csv(put(folder, content), require_reject=False)[1].reject == " "
+    assert read_pairs(put(folder, content), require_reject=False)[1].reject == " "
     message = refusal(folder, content, require_reject=True)
     assert message.startswith("row 2 has no reject") and "rlhf_generate_reject_csv.py" in message
 
@@ -139,7 +140,7 @@ def test_an_empty_reject_names_its_row_and_the_remedy(folder):
 def test_a_missing_file_and_a_folder_are_named(folder):
     for path in (folder / "nowhere.csv", folder):
         with pytest.raises(UserError, match=str(path)):
-            read_pairs_csv(path, require_reject=False)
+            read_pairs(path, require_reject=False)
 
 
 @settings(deadline=None)
@@ -147,7 +148,7 @@ def test_a_missing_file_and_a_folder_are_named(folder):
 def test_any_bytes_are_read_or_refused_in_one_line(folder, data):
     path = put(folder, data)
     try:
-        rows = read_pairs_csv(path, require_reject=True)
+        rows = read_pairs(path, require_reject=True)
         assert rows and all(text.strip() for row in rows for text in row)
     except UserError as error:
         assert "\n" not in str(error)
@@ -155,11 +156,11 @@ def test_any_bytes_are_read_or_refused_in_one_line(folder, data):
 
 @pytest.mark.skipif(not SHARED.exists(), reason="shared data is not here")
 def test_real_pairs():
-    rows = read_pairs_csv(SHARED / "hh_harmless_pairs.csv", require_reject=True)
+    rows = read_pairs(SHARED / "hh_harmless_pairs.csv", require_reject=True)
     frame = pd.read_csv(SHARED / "hh_harmless_pairs.csv", dtype=str, keep_default_na=False)
     assert len(rows) == 1500
     assert rows == [Row(*values) for values in frame[["prompt", "chosen", "reject"]].values]
     path = SHARED / "self_instruct_prompts.csv"
-    assert read_pairs_csv(path, require_reject=False)
+    assert read_pairs(path, require_reject=False)
     with pytest.raises(UserError, match="row 1 has no reject"):
-        read_pairs_csv(path, require_reject=True)
+        read_pairs(path, require_reject=True)

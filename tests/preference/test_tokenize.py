@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import UserError
-from src.preference.csv import Row, read_pairs_csv
+from src.preference.csv import Row
+from src.preference.read import read_pairs
 from src.preference.templates import format_answer, format_prompt
 from src.preference.tokenize import tokenize_pairs, walk_rows
 
@@ -103,6 +104,6 @@ def test_a_target_below_one_is_refused():
 
 @pytest.mark.skipif(not SHARED.exists(), reason="shared data is not here")
 def test_real_pairs_keep_the_limit():
-    rows = read_pairs_csv(SHARED / "hh_harmless_pairs.csv", require_reject=True)
+    rows = read_pairs(SHARED / "hh_harmless_pairs.csv", require_reject=True)
     pairs, report = tokenize_pairs(rows, BYTES, None, 512, seed=0)
     assert len(pairs) + report.dropped == 1500 and report.cut > 0 and report.longest == 512

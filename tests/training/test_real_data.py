@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.preference.csv import read_pairs_csv, write_pairs_csv
+from src.preference.csv import write_pairs_csv
+from src.preference.read import read_pairs
 from src.training.run import train
 from tests.conftest import prepare_csv
 
@@ -20,7 +21,7 @@ PAIRS = ROOT.parent / "shared" / "data" / "hh_harmless_pairs.csv"
 def test_a_run_on_human_preferences_raises_held_out_accuracy(config, tmp_path):
     """The embedded model on 800 pairs cut short, two passes; 400 held-out pairs have a standard error of 2.5 %."""
     rows = [row._replace(prompt=row.prompt[-80:].strip(), chosen=row.chosen[:120], reject=row.reject[:120])
-            for row in read_pairs_csv(PAIRS, require_reject=True)]
+            for row in read_pairs(PAIRS, require_reject=True)]
     order = np.random.default_rng(0).permutation(len(rows))
     base = ROOT / "example" / "DPO" / "base_model.pth"
     for part, chosen in (("train", order[:800]), ("held_out", order[800:1200])):
