@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: write to a temporary, fsync, rename."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -39,6 +40,30 @@ def atomic_write(path: str | Path, mode: str = "wb", **open_arguments) -> Iterat
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def open_alone(path: Path, instead: str) -> Iterator[int]:
+    """A descriptor of a growing file, to read and to append to, which no other process holds meanwhile; made where it is missing.
+
+    Args:
+        instead: what to choose another one of, such as "--output_csv".
+
+    Raises UserError where the system refuses, or another process has it open so.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another {instead}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another run is writing it; wait for that one, or choose another {instead}") from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -6,7 +6,6 @@ the settings, so that one file never mixes answers of two models or two ways of 
 is complete, the summary of the run that finished it.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
-from src.files import atomic_write
+from src.files import atomic_write, open_alone
 from src.preference.csv import HEADER, Row, format_row
 
 _ANOTHER = "choose another --output_csv, or remove this one"
@@ -67,16 +66,7 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
         UserError: `path` holds something else than the beginning of this output, or another run is writing it.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output_csv") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another run is writing it; wait for that one, or choose another --output_csv") from None
+    with open_alone(path, "--output_csv") as descriptor:
         data = path.read_bytes()
         if data:
             _check_settings(path, settings)
@@ -93,8 +83,6 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
         if not size:
             output.write(HEADER)
         yield output
-    finally:
-        os.close(descriptor)
 
 
 def write_summary(path: str | Path, settings: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 The first line tells by a digest which computation it is; each other one holds a batch's number and its results.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from src.errors import UserError
+from src.files import open_alone
 
 # Results of a batch: of each pair, the log-probabilities of its chosen and its rejected answer.
 Values = list[list[float]]
@@ -35,16 +35,7 @@ def open_journal(path: Path, digest: str) -> Iterator[Journal]:
     Raises:
         UserError: it belongs to another computation, is damaged, can't be written, or another run is writing it.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place for the output") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another run is writing it; wait for that one, or choose another output") from None
+    with open_alone(path, "--output_save") as descriptor:
         data = path.read_bytes()
         whole = data[:data.rfind(b"\n") + 1]  # a last line without its end was torn off
         if whole != data:
@@ -61,8 +52,6 @@ def open_journal(path: Path, digest: str) -> Iterator[Journal]:
             _append(path, descriptor, json.dumps(digest))
         yield Journal(path, descriptor, done)
         path.unlink()
-    finally:
-        os.close(descriptor)
 
 
 def _append(path: Path, descriptor: int, line: str) -> None:
