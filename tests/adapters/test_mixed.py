@@ -15,7 +15,7 @@ from src.checkpoint.io import fingerprint
 from src.checkpoint.random import make_dimensions, random_weights
 from src.model import build_model
 from src.quantization.linear import QuantizedLinear, quantize_linear
-from tests.adapters.test_with_the_model import LINEARS, RANKS, TOKENS, logits
+from tests.adapters.test_with_the_model import LINEARS, RANKS, TOKENS, adapted, logits
 
 VERSIONS, SCHEMES = ["x060", "x070"], [None, "nf4", "int8"]
 MODES = ("lora", "dora", "pissa", "bone", "state", "freeze", "full")
@@ -36,18 +36,6 @@ def checkpoint(version: str):
     return random_weights(dimensions), dimensions
 
 
-def build(weights, dimensions, settings, dtype=torch.float32, quantize=None, step: float = 0.0, seed: int = 0):
-    """The model as a run has it; with `step`, what trains moved by so much noise."""
-    model = build_model(weights, dimensions, dtype, quantize=quantize, hold=quantized_linears(settings, quantize))
-    apply_layer_profile(model, settings, seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += step * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
 def expected_names(version: str, head: str = "pissa") -> set[str]:
     linears = {f"{part}.{name}" for part, names in LINEARS[version].items() for name in names}
     names = {f"blocks.{layer}.{linear}.{leaf}" for layer, mode in enumerate(MODES) if mode in ADAPTERS for linear in linears
@@ -64,7 +52,7 @@ def expected_names(version: str, head: str = "pissa") -> set[str]:
 def test_it_starts_as_the_model_that_references_come_from(version, dtype, quantize):
     weights, dimensions = checkpoint(version)
     reference = build_model(weights, dimensions, dtype, quantize=quantize, hold=quantized_linears(mixed(), quantize))
-    start = logits(build(weights, dimensions, mixed(), dtype, quantize).train())
+    start = logits(adapted(weights, dimensions, mixed(), dtype, quantize).train())
     # PiSSA's parts that cancel, and DoRA's products of a few rows more: roundings of both precisions, through seven blocks.
     assert (start - logits(reference)).norm() < (1e-5 if dtype == torch.float32 else 2e-2) * start.norm()
 
@@ -75,7 +63,7 @@ def test_what_trains_gets_its_gradient_and_checkpointing_changes_none(version, q
     weights, dimensions = checkpoint(version)
     found = []
     for grad_cp in (False, True):
-        model = build(weights, dimensions, mixed(), quantize=quantize, step=0.02)
+        model = adapted(weights, dimensions, mixed(), quantize=quantize, step=0.02)
         hidden, _ = model(TOKENS, torch.tensor([0, 17, 40], dtype=torch.int32), grad_cp=grad_cp)
         torch.nn.functional.cross_entropy(model.logits(hidden), TOKENS.flip(0)).backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -99,7 +87,7 @@ def merged_logits(weights, dimensions, path):
 @pytest.mark.parametrize("head", ["lora", "pissa", "bone"])
 def test_merged_it_is_the_same_model(version, head, tmp_path):
     weights, dimensions = checkpoint(version)
-    model, path = build(weights, dimensions, mixed(head), step=0.02), tmp_path / "adapter.safetensors"
+    model, path = adapted(weights, dimensions, mixed(head), step=0.02), tmp_path / "adapter.safetensors"
     save_adapter(model, path, mixed(head), fingerprint(weights), {})
     expected = logits(model)
     # float32 through seven layers, the adapters added to the weights instead of to the outputs.
@@ -112,7 +100,7 @@ def test_merged_it_is_the_same_model(version, head, tmp_path):
 def test_merging_over_a_quantized_base_leaves_out_the_quantization_error_alone(version, quantize, tmp_path):
     """Merged into the weights that the quantized model holds, instead of the checkpoint's, it is the same model."""
     weights, dimensions = checkpoint(version)
-    model, path = build(weights, dimensions, mixed(), quantize=quantize, step=0.02), tmp_path / "adapter.safetensors"
+    model, path = adapted(weights, dimensions, mixed(), quantize=quantize, step=0.02), tmp_path / "adapter.safetensors"
     held = dict(weights)
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
@@ -130,12 +118,12 @@ def test_merging_over_a_quantized_base_leaves_out_the_quantization_error_alone(v
 @pytest.mark.parametrize("quantize", SCHEMES)
 def test_a_file_gives_the_same_model(version, quantize, tmp_path):
     weights, dimensions = checkpoint(version)
-    model = build(weights, dimensions, mixed(), quantize=quantize, step=0.02)
+    model = adapted(weights, dimensions, mixed(), quantize=quantize, step=0.02)
     save_adapter(model, tmp_path / "adapter.safetensors", mixed(), fingerprint(weights), {})
     kept = {f"blocks.2.{part}.{name}.start_{leaf}" for part, names in LINEARS[version].items() for name in names for leaf in "AB"}
     assert read_adapter(tmp_path / "adapter.safetensors").weights.keys() == (
         expected_names(version) | kept | {"head.start_A", "head.start_B"})
-    again = build(weights, dimensions, mixed(), quantize=quantize, seed=1)
+    again = adapted(weights, dimensions, mixed(), quantize=quantize, seed=1)
     load_adapter(again, tmp_path / "adapter.safetensors", fingerprint(weights))
     assert torch.equal(logits(again), logits(model))
 
@@ -166,7 +154,7 @@ def test_a_model_quantized_without_the_profile_is_refused():
 
 def test_weight_decay_reaches_the_adapters_matrices_and_not_magnitudes_or_states():
     weights, dimensions = checkpoint("x070")
-    model = build(weights, dimensions, mixed())
+    model = adapted(weights, dimensions, mixed())
     found = {name: (group["lr_init"], group["weight_decay"]) for group in parameter_groups(model, mixed())
              for name in group["names"]}
     assert found.keys() == expected_names("x070")

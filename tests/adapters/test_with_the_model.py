@@ -28,6 +28,7 @@ def logits(model) -> torch.Tensor:
 
 
 def adapted(weights, dimensions, settings, dtype=torch.float32, quantize=None, step: float = 0.0, seed: int = 0):
+    """The model as a run has it; with `step`, what trains moved by so much noise."""
     model = build_model(weights, dimensions, dtype, quantize=quantize, hold=quantized_linears(settings, quantize))
     apply_layer_profile(model, settings, seed)
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,11 @@
 """A short run over the shared tiny material."""
 
 import pytest
+import torch
 
+import src.training.module as module
 from src.training.config import TrainConfig
+from src.training.run import train
 
 
 @pytest.fixture
@@ -23,5 +26,28 @@ def config(material, prepared, tmp_path):
             seed=0, resume=False, allow_reference_mismatch=False,
         )
         return TrainConfig(**values | changes)
+
+    return make
+
+
+@pytest.fixture
+def break_off(monkeypatch):
+    """`break_off(run, at)`: train until the `at`-th micro-batch, where the plug is pulled."""
+
+    def make(run: TrainConfig, at: int) -> None:
+        calls, pair_losses = 0, module.pair_losses
+
+        def breaks(*arguments, **named):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise ConnectionError("the plug was pulled")
+            return pair_losses(*arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "pair_losses", breaks)
+            with pytest.raises(ConnectionError):
+                train(run, {})
+        torch.manual_seed(99)  # what another process would start with
 
     return make

@@ -71,7 +71,7 @@ def test_a_compiled_run_gives_the_numbers_of_a_plain_one(config, prepared, tmp_p
     assert lines(Path(compiled.proj_dir) / "eval.jsonl")[-1]["margin"] > 0.01
 
 
-def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(config, material, tmp_path, monkeypatch):
+def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(config, material, tmp_path, break_off):
     profile = tmp_path / "profile.csv"  # with dropout, so that the random state matters
     profile.write_text("Layer,Mode,Rank,Alpha,Dropout,Weight_lr_init,Weight_lr_final,Weight_decay\n"
                        "emb,freeze,,,,,,\n0,lora,4,8,0.2,1e-3,1e-4,0.01\n1,full,,,,1e-3,1e-4,0.01\nhead,freeze,,,,,,\n")
@@ -79,22 +79,8 @@ def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(config, material, tm
                       proj_dir=str(tmp_path / "unbroken"))
     train(unbroken, {})
 
-    calls = 0
-    pair_losses = module.pair_losses
-
-    def breaks_in_the_second_epoch(*arguments, **named):
-        nonlocal calls
-        calls += 1
-        if calls == 9:
-            raise ConnectionError("the plug was pulled")
-        return pair_losses(*arguments, **named)
-
     broken = replace(unbroken, proj_dir=str(tmp_path / "broken"))
-    monkeypatch.setattr(module, "pair_losses", breaks_in_the_second_epoch)
-    with pytest.raises(ConnectionError):
-        train(broken, {})
-    monkeypatch.undo()
-    torch.manual_seed(99)  # what another process would start with
+    break_off(broken, at=9)  # in the second epoch
     assert len(lines(tmp_path / "broken" / "metrics.jsonl")) == 4
     train(replace(broken, resume=True), {})
 
