@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 SOURCES = Path(__file__).resolve().parents[2] / "cuda"
-CPU_SOURCES = ("bindings_cpu.cpp", "bindings_decode.cpp", "cpu_memory.cpp",
+CPU_SOURCES = ("bindings_cpu.cpp", "bindings_decode.cpp", "bindings_sample.cpp", "cpu_memory.cpp",
                "cpu_avx512bf16.cpp", "cpu_avx512.cpp", "cpu_avx2.cpp", "cpu_plain.cpp")
 FLAGS = ("-std=c++20", "-O3")
 # Without it torch's parallel loops run on one thread; Apple's compiler has none.
