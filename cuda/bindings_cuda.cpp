@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "bindings.h"
+#include "bindings_sample.h"
 #include "cuda_kernels.h"
 
 namespace {
@@ -89,6 +90,15 @@ auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const 
     return backward7(run, r, log_w, k, v, kappa, a, checkpoints, cu_seqlens, d_y, d_final_state, interval);
 }
 
+Tensor decode_sample(const Tensor& logits, const Tensor& next, int64_t n_blank, const Tensor& weight, const Tensor& uniforms,
+                     const Tensor& tokens, const Tensor& counts, const Tensor& rows, double presence, double frequency, double decay,
+                     double temperature, double top_p, int64_t top_k) {
+    const c10::cuda::CUDAGuard guard(logits.device());
+    auto run = [&](const Sample& x) { check(sample(x, c10::cuda::getCurrentCUDAStream(logits.device().index()))); };
+    return sample_with(run, logits, next, n_blank, weight, uniforms, tokens, counts, rows, presence, frequency, decay, temperature,
+                       top_p, top_k);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rwkv_wkv, CUDA, library) {
@@ -96,4 +106,5 @@ TORCH_LIBRARY_IMPL(rwkv_wkv, CUDA, library) {
     library.impl("wkv6_backward", wkv6_backward);
     library.impl("wkv7_forward", wkv7_forward);
     library.impl("wkv7_backward", wkv7_backward);
+    library.impl("decode_sample", decode_sample);
 }

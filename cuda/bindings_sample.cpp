@@ -1,4 +1,4 @@
-// torch.ops.rwkv_wkv.decode_sample and decode_count: drawing tokens on the CPU, called by src/generation/sampler.py.
+// torch.ops.rwkv_wkv.decode_sample on the CPU (what it does: sample.h), called by src/generation/sampler.py.
 #include <torch/library.h>
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bindings_decode.h"
+#include "bindings_sample.h"
 
 namespace {
 
@@ -48,32 +49,29 @@ float cutoff_of(const float* terms, int64_t n, double share, int64_t top_k) {
     return 0;  // where even the sum of all rounds to less than the share
 }
 
-struct Draw {
-    double presence, frequency, temperature, top_p;
-    int64_t top_k;
-};
-
-int64_t draw(float* x, int64_t n, const bool* banned, const int* tokens, const float* counts, int length, double uniform,
-             const Draw& how) {
-    for (int i = 0; i < length; i++)
-        x[tokens[i]] -= static_cast<float>(how.frequency) * counts[i] + static_cast<float>(how.presence);
+int draw(const Sample& p, int row) {
+    const int64_t n = p.vocabulary, first = static_cast<int64_t>(row) * p.capacity;
+    const SampledRow& now = p.row[row];
+    float* x = p.logits + row * n;
+    for (int i = 0; i < now.distinct; i++) x[p.tokens[first + i]] -= p.frequency * p.counts[first + i] + p.presence;
+    const short* next = p.next + now.state * n;
+    const bool last = now.drawn + 1 == p.capacity;
     for (int64_t i = 0; i < n; i++)
-        if (banned[i] && std::isfinite(x[i])) x[i] = -INFINITY;
-    const int64_t likeliest = how.temperature == 0 ? std::max_element(x, x + n) - x : 0;
+        if (!may_be_drawn(next[i], last, p.n_blank) && std::isfinite(x[i])) x[i] = -INFINITY;
+    const int likeliest = p.temperature == 0 ? std::max_element(x, x + n) - x : 0;
     const double total = kernels().softmax_terms(x, n);
     if (std::isnan(total)) return -1;
-    if (how.temperature == 0) return likeliest;
-    const bool nucleus = how.top_p < 1, few = how.top_k > 0 && how.top_k < n;
-    const float cutoff = nucleus || few ? cutoff_of(x, n, nucleus ? how.top_p * total : INFINITY, few ? how.top_k : n + 1) : 0;
+    if (p.temperature == 0) return likeliest;
+    const bool nucleus = p.top_p < 1, few = p.top_k > 0 && p.top_k < n;
+    const float cutoff = nucleus || few ? cutoff_of(x, n, nucleus ? p.top_p * total : INFINITY, few ? p.top_k : n + 1) : 0;
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
-        // The largest is 1, so that a low temperature can't turn all of them to zero.
-        x[i] = x[i] < cutoff ? 0 : how.temperature == 1 ? x[i] : std::pow(x[i], static_cast<float>(1 / how.temperature));
+        x[i] = x[i] < cutoff ? 0 : p.temperature == 1 ? x[i] : std::pow(x[i], 1 / p.temperature);
         sum += x[i];
     }
-    const double target = std::min(uniform * sum, std::nextafter(sum, 0.0));
+    const double target = std::min(p.uniforms[first + now.drawn] * sum, std::nextafter(sum, 0.0));
     double reached = 0;
-    int64_t drawn = 0;
+    int drawn = 0;
     for (int64_t i = 0; i < n; i++)
         if (x[i] > 0) {
             reached += x[i], drawn = i;
@@ -82,49 +80,42 @@ int64_t draw(float* x, int64_t n, const bool* banned, const int* tokens, const f
     return drawn;
 }
 
-// One token for each row of logits [B, V], by uniforms [B] (float64); -1 where a logit is not finite. tokens, counts [B, C] and
-// lengths [B] say what each row has drawn before.
-Tensor sample(const Tensor& logits, const Tensor& banned, const Tensor& tokens, const Tensor& counts, const Tensor& lengths,
-              const Tensor& uniforms, double presence, double frequency, double temperature, double top_p, int64_t top_k) {
-    const int64_t rows = logits.size(0), n = logits.size(1), most = tokens.size(1);
-    const Draw how{presence, frequency, temperature, top_p, top_k};
-    Tensor drawn = at::empty({rows}, logits.options().dtype(at::kLong));
-    const float* from = data(logits);
-    spread(rows, [&](int64_t row) {
-        std::vector<float> x(from + row * n, from + (row + 1) * n);
-        drawn.data_ptr<int64_t>()[row] =
-            draw(x.data(), n, banned.const_data_ptr<bool>(), tokens.const_data_ptr<int>() + row * most,
-                 counts.const_data_ptr<float>() + row * most, lengths.const_data_ptr<int>()[row],
-                 uniforms.const_data_ptr<double>()[row], how);
-    });
-    return drawn;
+void count(const Sample& p, int row, int token) {
+    int* seen = p.tokens + static_cast<int64_t>(row) * p.capacity;
+    float* times = p.counts + static_cast<int64_t>(row) * p.capacity;
+    int& distinct = p.row[row].distinct;
+    for (int i = 0; i < distinct; i++) times[i] *= p.decay;
+    int* const found = std::find(seen, seen + distinct, token);
+    if (found == seen + distinct) seen[distinct] = token, times[distinct++] = 0;
+    times[found - seen] += p.weight[token];
 }
 
-// Enter the tokens just drawn [B]: old counts decay, and the token's own grows by its weight [V].
-void count(const Tensor& drawn, const Tensor& tokens, const Tensor& counts, const Tensor& lengths, const Tensor& weight,
-           double decay) {
-    const int64_t most = tokens.size(1);
-    for (int64_t row = 0; row < drawn.size(0); row++) {
-        int* seen = tokens.data_ptr<int>() + row * most;
-        float* times = data(counts) + row * most;
-        int& length = lengths.data_ptr<int>()[row];
-        const int token = drawn.const_data_ptr<int64_t>()[row];
-        for (int i = 0; i < length; i++) times[i] *= static_cast<float>(decay);
-        int* const found = std::find(seen, seen + length, token);
-        if (found == seen + length) {
-            TORCH_CHECK(length < most, "decode: a row drew more tokens than its table has room for");
-            seen[length] = token, times[length++] = 0;
-        }
-        times[found - seen] += weight.const_data_ptr<float>()[token];
-    }
+Tensor sample(const Tensor& logits, const Tensor& next, int64_t n_blank, const Tensor& weight, const Tensor& uniforms,
+              const Tensor& tokens, const Tensor& counts, const Tensor& rows, double presence, double frequency, double decay,
+              double temperature, double top_p, int64_t top_k) {
+    auto run = [](const Sample& p) {
+        spread(p.rows, [&](int64_t row) {
+            SampledRow& now = p.row[row];
+            if (now.ended) {
+                p.drawn[row] = 0, p.drawn[p.rows + row] = now.ended;
+                return;
+            }
+            const int token = draw(p, row);
+            if (token >= 0) count(p, row, token);
+            enter(p, row, token);
+        });
+    };
+    return sample_with(run, logits, next, n_blank, weight, uniforms, tokens, counts, rows, presence, frequency, decay, temperature,
+                       top_p, top_k);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(rwkv_wkv, library) {
     library.def(
-        "decode_sample(Tensor logits, Tensor banned, Tensor tokens, Tensor counts, Tensor lengths, Tensor uniforms, "
-        "float presence, float frequency, float temperature, float top_p, int top_k) -> Tensor", sample);
-    library.def(
-        "decode_count(Tensor drawn, Tensor tokens, Tensor counts, Tensor lengths, Tensor weight, float decay) -> ()", count);
+        "decode_sample(Tensor(a!) logits, Tensor next, int n_blank, Tensor weight, Tensor uniforms, Tensor(b!) tokens, "
+        "Tensor(c!) counts, Tensor(d!) rows, float presence, float frequency, float decay, float temperature, float top_p, "
+        "int top_k) -> Tensor");
 }
+
+TORCH_LIBRARY_IMPL(rwkv_wkv, CPU, library) { library.impl("decode_sample", sample); }

@@ -7,6 +7,7 @@
 #include <cstddef>
 
 #include "arguments.h"
+#include "sample.h"
 
 namespace wkv {
 
@@ -34,6 +35,8 @@ size_t wkv7_chunked_forward_scratch(const Shape& shape, int blocks);
 int wkv7_chunked_forward(const Shape& shape, const Forward7& x, int blocks, void* scratch, Stream stream);
 size_t wkv7_chunked_backward_scratch(const Shape& shape, int blocks);
 int wkv7_chunked_backward(const Shape& shape, const Backward7& x, int blocks, void* scratch, Stream stream);
+
+int sample(const Sample& x, Stream stream);
 
 constexpr int CUDA_INTERVAL = 16;  // of both forms; the chunked one's chunk
 

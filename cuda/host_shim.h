@@ -168,6 +168,12 @@ inline unsigned __float_as_uint(float x) {
     std::memcpy(&y, &x, 4);
     return y;
 }
+template <class T>
+T atomicAdd(T* at, T x) {
+    const T before = *at;
+    *at += x;
+    return before;
+}
 inline float __expf(float x) { return std::exp(x); }
 
 namespace wkv {

@@ -7,7 +7,10 @@ that was drawn anew, so that its text does not depend on the rows beside it, on 
 kernels (src/model/decode.py) that holds to the last bit, at every precision. Elsewhere matrix products of another shape differ in
 their last bits, and where two outcomes lie that close the text goes another way: rarely in float32, often in bf16 and fp16.
 
-An answer is never empty: a token that would end a row whose text is still blank is drawn again without it.
+On a GPU some steps always wait in its queue: what a step drew is looked at while later ones run, so a row that has ended holds
+its slot for these few steps more, drawing nothing.
+
+An answer is never empty: a token that would end a row whose text is still blank is never drawn.
 """
 
 import sys
@@ -21,10 +24,13 @@ import torch
 from torch import Tensor
 
 from src.errors import UserError
+from src.generation.automaton import Automaton, build_automaton
 from src.generation.config import Sampling
+from src.generation.graphs import Graphs
 from src.generation.memory import out_of_memory
-from src.generation.sampler import choose_sampler
-from src.generation.vocabulary import Vocabulary, answer_text, read_vocabulary
+from src.generation.sampler import BY_END_OF_TEXT, BY_MAX_TOKENS, BY_STOP, NOT_FINITE
+from src.generation.slots import Slots
+from src.generation.vocabulary import answer_text, read_vocabulary
 from src.model import RWKV, State
 from src.model.decode import Forward, Kernels
 from src.tokenizer import Tokenizer
@@ -34,7 +40,8 @@ PREFILL_TOKENS = 2048
 # How often a reject is drawn before it may stand although it is refused.
 ATTEMPTS = 20
 
-STOP, END_OF_TEXT, MAX_TOKENS = "stop", "end_of_text", "max_tokens"
+MAX_TOKENS = "max_tokens"
+REASONS = {BY_STOP: "stop", BY_END_OF_TEXT: "end_of_text", BY_MAX_TOKENS: MAX_TOKENS}
 
 
 class Request(NamedTuple):
@@ -61,9 +68,22 @@ class Answer(NamedTuple):
 @dataclass
 class _Row:
     request: Request | None  # None once it is answered
-    stream: np.random.Generator
     tokens: list[int] = field(default_factory=list)
-    tail: bytes = b""  # the end of the text so far, as long as a stop could begin in it
+
+
+class _Queued(NamedTuple):
+    """A step that the device may not have done yet: the rows of slots 0 .. n - 1 then, and what it draws [2, n or more]."""
+
+    rows: list[_Row]
+    drawn: Tensor
+    done: torch.cuda.Event | None
+
+    def read(self) -> tuple[list[int], np.ndarray]:
+        """Tokens and endings, when they are there."""
+        if self.done:
+            self.done.synchronize()
+        tokens, ended = self.drawn[:, :len(self.rows)].numpy()
+        return tokens.tolist(), ended
 
 
 def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: Iterable[Request], sampling: Sampling, seed: int,
@@ -82,12 +102,14 @@ def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: It
         UserError: the model's logits are not finite.
     """
     engine = Forward(model) if isinstance(model, RWKV) else model
-    vocabulary = read_vocabulary(tokenizer, engine.dimensions.vocab_size, sampling.ban_end_of_text, engine.device)
+    vocabulary = read_vocabulary(tokenizer, engine.dimensions.vocab_size, sampling.ban_end_of_text)
+    automaton = build_automaton(vocabulary.pieces, vocabulary.banned, tokenizer.end_of_text, sampling.stop.encode())
     waiting = deque(requests)
     while waiting:
         batch = None
         try:
-            batch = _Batch(engine, tokenizer, vocabulary, sampling, seed, min(batch_size, len(waiting)), waiting)
+            size = min(batch_size, len(waiting))
+            batch = _Batch(engine, tokenizer, automaton, vocabulary.weight, sampling, seed, size, waiting)
             yield from batch.run(on_tokens, refuse)
         except (RuntimeError, MemoryError) as error:
             if batch_size == 1 or not out_of_memory(error):
@@ -100,17 +122,17 @@ def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: It
 class _Batch:
     """Rows in slots 0 .. n - 1, the `waiting` ones, and all that is between two tokens."""
 
-    def __init__(self, engine: Forward | Kernels, tokenizer: Tokenizer, vocabulary: Vocabulary, sampling: Sampling, seed: int,
-                 size: int, waiting: deque[Request]):
+    def __init__(self, engine: Forward | Kernels, tokenizer: Tokenizer, automaton: Automaton, weight: Tensor, sampling: Sampling,
+                 seed: int, size: int, waiting: deque[Request]):
         self.rows: list[_Row] = []
-        self._engine, self._tokenizer, self._vocabulary, self._sampling = engine, tokenizer, vocabulary, sampling
+        self._engine, self._tokenizer, self._sampling = engine, tokenizer, sampling
         self._seed, self._size, self._waiting = seed, size, waiting
         self._left = Counter(request.prompt for request in waiting)
-        self._forks: OrderedDict[tuple[int, ...], tuple[Tensor, State]] = OrderedDict()
+        self._forks: OrderedDict[tuple[int, ...], list[Tensor]] = OrderedDict()
         with torch.inference_mode():
-            self._state = engine.fresh(size)
-            self._sampler = choose_sampler(size, vocabulary, sampling, engine.device)
+            self._slots = Slots(engine, automaton, weight, sampling, size)
             self._prefix, self._prefix_state = self._read_prefix()
+        self._step = Graphs(self._slots.step, size, engine.device) if engine.captures else self._slots.step
 
     def _read_prefix(self) -> tuple[int, State | None]:
         """What all waiting prompts begin with, but for one token at least: its length and the state after it."""
@@ -122,114 +144,95 @@ class _Batch:
 
     @torch.inference_mode()
     def run(self, on_tokens: Callable[[int], None], refuse: Callable[[Answer], bool]) -> Iterator[Answer]:
-        engine, hidden, state = self._engine, None, None
+        queue: deque[_Queued] = deque()
         while True:
-            before = len(self.rows)
-            joining = [self._waiting.popleft() for _ in range(min(self._size - before, len(self._waiting)))]
+            joining = [self._waiting.popleft() for _ in range(min(self._size - len(self.rows), len(self._waiting)))]
             if joining:
                 try:
-                    joined = self._join(joining)
+                    self._join(joining)
                 except BaseException:
                     self._waiting.extendleft(reversed(joining))
                     raise
-                hidden = joined if hidden is None else torch.cat((hidden, joined))
             if not self.rows:
                 return
-            drawn, reasons = self._draw(engine.logits(hidden).float())
-            on_tokens(len(drawn))
-            for row, reason in zip(self.rows, reasons, strict=True):
-                if reason:
-                    answer = Answer(row.request.row, row.request.sample, row.tokens,
-                                    answer_text(self._tokenizer, row.tokens, self._sampling.stop), reason)
-                    refused = refuse(answer)
-                    again, row.request = row.request._replace(attempt=row.request.attempt + 1), None
-                    if refused and again.attempt < ATTEMPTS:
-                        self._waiting.appendleft(again)
-                        self._left[again.prompt] += 1
-                    else:
-                        yield answer._replace(refused=refused)
-            self._sampler.enter(drawn)
-            kept = self._leave(reasons)
-            if kept != list(range(len(reasons))):
-                drawn = drawn[torch.tensor(kept, dtype=torch.int64, device=drawn.device)]
-            if state is None or len(self.rows) != len(state.wkv[0]):
-                state = self._state.rows(0, len(self.rows))
-                borders = torch.arange(len(self.rows) + 1, dtype=torch.int32)
-            hidden = engine.advance(drawn, borders, state) if self.rows else None
+            queue.append(self._go_on())
+            if len(queue) > self._engine.ahead:
+                yield from self._settle(queue.popleft(), on_tokens, refuse)
 
-    def _join(self, requests: list[Request]) -> Tensor:
-        """Give each request a slot behind the last, its prompt read: hidden vectors [len(requests), n_embd]."""
-        fresh: dict[tuple[int, ...], int] = {}  # prompts to be read now, with their places among the new slots
-        lead, rest = [], []
+    def _go_on(self) -> _Queued:
+        drawn, done, device = self._step(len(self.rows)).to("cpu", non_blocking=True), None, self._engine.device
+        if device.type == "cuda":
+            done = torch.cuda.current_stream(device).record_event()
+        return _Queued(self.rows.copy(), drawn, done)
+
+    def _settle(self, queued: _Queued, on_tokens: Callable[[int], None], refuse: Callable[[Answer], bool]) -> Iterator[Answer]:
+        """Give the rows of a step what it drew for them, and let those go that it ended."""
+        tokens, ended = queued.read()
+        drawing = [(row, token) for row, token in zip(queued.rows, tokens, strict=True) if row.request]
+        for row, token in drawing:
+            row.tokens.append(token)
+        on_tokens(len(drawing))
+        for slot in ended.nonzero()[0]:
+            row = queued.rows[slot]
+            if not row.request:
+                continue  # it had ended before
+            if ended[slot] == NOT_FINITE:
+                raise UserError(f"the model's logits at row {row.request.row + 1}, token {len(row.tokens)} of its answer "
+                                "are not finite; take bf16 or fp32 where --strategy says fp16, and check the checkpoint "
+                                "where it does not")
+            answer = Answer(row.request.row, row.request.sample, row.tokens,
+                            answer_text(self._tokenizer, row.tokens, self._sampling.stop), REASONS[int(ended[slot])])
+            refused = refuse(answer)
+            again, row.request = row.request._replace(attempt=row.request.attempt + 1), None
+            if refused and again.attempt < ATTEMPTS:
+                self._waiting.appendleft(again)
+                self._left[again.prompt] += 1
+            else:
+                yield answer._replace(refused=refused)
+        if ended.any():
+            self._leave()
+
+    def _join(self, requests: list[Request]) -> None:
+        """Give each request a slot behind the last, its prompt read."""
+        fresh: dict[tuple[int, ...], int] = {}  # prompts to be read now, with their slots
+        start, lead, rest = len(self.rows), [], []
         for request in requests:
             known = request.prompt in fresh or request.prompt in self._forks
             (rest if known else lead).append(request)
             if not known:
-                fresh[request.prompt] = len(fresh)
-        start, requests, hidden = len(self.rows), lead + rest, []
+                fresh[request.prompt] = start + len(fresh)
         if fresh:
-            slots = self._state.rows(start, start + len(fresh))
-            hidden.append(prefill(self._engine, [prompt[self._prefix:] for prompt in fresh], slots, self._prefix_state)[0])
-        self._sampler.clear(start, start + len(requests))
-        for i, request in enumerate(requests):
-            slot = self._state.rows(start + i, start + i + 1)
+            slots = slice(start, start + len(fresh))
+            self._slots.hidden[slots], _ = prefill(self._engine, [prompt[self._prefix:] for prompt in fresh],
+                                                   self._slots.state.rows(slots.start, slots.stop), self._prefix_state)
+        for slot, request in enumerate(rest, start + len(lead)):
+            taken = self._slots.take(fresh[request.prompt]) if request.prompt in fresh else self._forks[request.prompt]
+            self._slots.put(slot, taken)
+        for request in requests:
             self._left[request.prompt] -= 1
-            if i >= len(fresh):
-                if request.prompt in fresh:
-                    j = fresh[request.prompt]
-                    one, source = hidden[0][j:j + 1], self._state.rows(start + j, start + j + 1)
-                else:
-                    one, source = self._forks[request.prompt]
-                hidden.append(one)
-                slot.copy_(source)
             if not self._left[request.prompt]:
                 self._forks.pop(request.prompt, None)
-        for prompt, j in fresh.items():
+        for prompt, slot in fresh.items():
             if self._left[prompt]:  # more rows with it wait
-                self._forks[prompt] = hidden[0][j:j + 1], self._state.rows(start + j, start + j + 1).clone()
+                self._forks[prompt] = self._slots.take(slot)
         while len(self._forks) > max(1, self._size // 4):
             self._forks.popitem(last=False)
-        self.rows += [_Row(x, np.random.Generator(np.random.Philox([self._seed, x.row, x.sample, x.attempt]))) for x in requests]
-        return torch.cat(hidden)
+        requests = lead + rest
+        streams = [np.random.Generator(np.random.Philox([self._seed, x.row, x.sample, x.attempt])) for x in requests]
+        uniforms = np.stack([stream.random(self._sampling.max_tokens) for stream in streams])
+        self._slots.sampler.enter(start, torch.from_numpy(uniforms))
+        self.rows += [_Row(request) for request in requests]
 
-    def _leave(self, reasons: Sequence[str | None]) -> list[int]:
-        """Free the slots of rows that ended, filling each by the last row: where each slot's row was before."""
-        kept = list(range(len(self.rows)))
-        for slot in reversed([i for i, reason in enumerate(reasons) if reason]):
-            last, moved = len(self.rows) - 1, self.rows.pop()
-            was = kept.pop()
-            if slot < last:
-                self.rows[slot], kept[slot] = moved, was
-                self._state.rows(slot, slot + 1).copy_(self._state.rows(last, last + 1))
-                self._sampler.move(slot, last)
-        return kept
-
-    def _draw(self, logits: Tensor) -> tuple[Tensor, list[str | None]]:
-        """Draw a token for each row, enter it there, and say which rows it ends: tokens [n], reasons."""
-        tokens = self._sampler.draw(logits, self._uniforms(self.rows))
-        drawn, reasons, sampling = tokens.tolist(), [], self._sampling
-        stop, pieces, end_of_text = sampling.stop.encode(), self._vocabulary.pieces, self._tokenizer.end_of_text
-        for i, row in enumerate(self.rows):
-            while True:
-                if drawn[i] < 0:
-                    raise UserError(f"the model's logits at row {row.request.row + 1}, token {len(row.tokens) + 1} of its answer "
-                                    "are not finite; take bf16 or fp32 where --strategy says fp16, and check the checkpoint "
-                                    "where it does not")
-                tail = row.tail + pieces[drawn[i]]
-                row.tokens.append(drawn[i])
-                reason = (END_OF_TEXT if drawn[i] == end_of_text else STOP if stop and stop in tail
-                          else MAX_TOKENS if len(row.tokens) >= sampling.max_tokens else None)
-                if not reason or answer_text(self._tokenizer, row.tokens, sampling.stop):
-                    break
-                logits[i, row.tokens.pop()] = -torch.inf
-                tokens[i] = self._sampler.draw(logits[i:i + 1], self._uniforms([row]), i)[0]
-                drawn[i] = int(tokens[i])
-            row.tail = tail[max(0, len(tail) - len(stop) + 1):]
-            reasons.append(reason)
-        return tokens, reasons
-
-    def _uniforms(self, rows: Sequence[_Row]) -> Tensor:
-        return torch.tensor([row.stream.random() for row in rows], dtype=torch.float64, device=self._engine.device)
+    def _leave(self) -> None:
+        """Free the slots of rows that are answered, filling each by the last row."""
+        kept = list(range(len(self.rows)))  # where each slot's row was before
+        for slot in reversed([slot for slot, row in enumerate(self.rows) if not row.request]):
+            self.rows[slot], kept[slot] = self.rows[-1], kept[-1]
+            self.rows.pop()
+            kept.pop()
+        moves = [(slot, was) for slot, was in enumerate(kept) if slot != was]
+        if moves:
+            self._slots.move(*zip(*moves, strict=True))
 
 
 @torch.inference_mode()
@@ -249,7 +252,8 @@ def prefill(engine: Forward | Kernels, prompts: Sequence[Sequence[int]], state: 
     state.copy_(start)
     hidden: list[Tensor | None] = [None] * len(prompts)
     for piece in _pieces([len(prompt) for prompt in prompts], budget):
-        tokens = torch.tensor([token for i, first, end in piece for token in prompts[i][first:end]], device=engine.device)
+        tokens = torch.tensor([token for i, first, end in piece for token in prompts[i][first:end]])
+        tokens = tokens.to(engine.device, non_blocking=True)
         borders = torch.tensor([0] + [end - first for _, first, end in piece]).cumsum(0).to(torch.int32)
         first, last = piece[0][0], piece[-1][0]
         # A prompt that goes on in the next piece gets its vector there.

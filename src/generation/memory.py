@@ -16,7 +16,7 @@ SHARE = 0.5
 def rows_that_fit(dimensions: Dimensions, sampling: Sampling, device: torch.device) -> int:
     """The rows that `--batch_size auto` takes, at least one: each has a state, logits in a few copies, and the tokens drawn."""
     state = dimensions.n_layer * dimensions.n_embd * (dimensions.head_size + 2) * 4
-    row = state + 4 * 4 * dimensions.vocab_size + 8 * sampling.max_tokens
+    row = state + 4 * 4 * dimensions.vocab_size + 16 * sampling.max_tokens
     return max(1, min(MOST.get(device.type, 128), int(SHARE * free_bytes(device)) // row))
 
 

@@ -1,7 +1,8 @@
-"""Sampling from logits, all rows at once; knows nothing of models.
+"""Drawing tokens from logits, all rows at once, and following each row to its end; knows nothing of models.
 
-On the CPU the kernel of cuda/bindings_decode.cpp draws, in one pass over a row's logits but for a few; elsewhere PyTorch, by the
-pure functions here, which are also what the kernel is tested against.
+A sampler has a slot for each row, in which it remembers the row's own uniform numbers, what it has drawn, where the automaton of
+automaton.py stands and how the row ended. The kernels of cuda/ draw in a few passes over a row's logits; where they can't be
+built PyTorch does, by the pure functions here, which are also what the kernels are tested against. Neither waits for a GPU.
 
 The maths is that of `PIPELINE` in the `rwkv` package, so that its settings mean here what they mean there:
 penalties are subtracted from the logits, the nucleus is cut at temperature 1, and the temperature reshapes
@@ -12,72 +13,103 @@ package turns greedy where its float32 sum stays below 1), and ties at the top_k
 import torch
 from torch import Tensor
 
+from src.generation.automaton import ENDS, NEVER, STOPS, Automaton
 from src.generation.config import Sampling
-from src.generation.vocabulary import Vocabulary
 from src.wkv import native
 
 # A nucleus seldom has more tokens; where it has, more are looked at. To select these few takes a twentieth of a sort's time.
 CANDIDATES = 256
 
+# How a row has ended; as in cuda/sample.h.
+GOES_ON, BY_STOP, BY_END_OF_TEXT, BY_MAX_TOKENS, NOT_FINITE = range(5)
+
 
 class KernelSampler:
-    """Rows in slots; of each, the tokens drawn so far with their decayed counts."""
+    """By the kernels, on the CPU or a GPU."""
 
-    def __init__(self, size: int, vocabulary: Vocabulary, sampling: Sampling):
-        self._banned, self._weight, self._sampling = vocabulary.banned, vocabulary.weight, sampling
-        self._tokens = torch.zeros(size, sampling.max_tokens, dtype=torch.int32)
-        self._counts, self._lengths = torch.zeros(size, sampling.max_tokens), torch.zeros(size, dtype=torch.int32)
+    def __init__(self, size: int, automaton: Automaton, weight: Tensor, sampling: Sampling, device: torch.device):
+        """weight: float32 [V], what drawing a token adds to its count."""
+        self._rules = automaton.next.to(device), automaton.n_blank, weight.to(device)
+        self._sampling, shape = sampling, (size, sampling.max_tokens)
+        uniforms = torch.zeros(shape, dtype=torch.float64, device=device)
+        tokens, counts = torch.zeros(shape, dtype=torch.int32, device=device), torch.zeros(shape, device=device)
+        # Of each row: distinct tokens, tokens drawn, the automaton's state, how it ended.
+        rows = torch.tensor([0, 0, 0, BY_MAX_TOKENS], dtype=torch.int32).repeat(size, 1).to(device)
+        self._tables = uniforms, tokens, counts, rows
 
-    def draw(self, logits: Tensor, uniforms: Tensor, first: int = 0) -> Tensor:
-        """Draw for slots first .. first + n - 1: logits [n, V], uniforms [n] -> tokens [n]; -1 where a logit is not finite."""
-        rows, how = slice(first, first + len(logits)), self._sampling
-        return torch.ops.rwkv_wkv.decode_sample(logits, self._banned, self._tokens[rows], self._counts[rows], self._lengths[rows],
-                                                uniforms, how.presence, how.frequency, how.temperature, how.top_p, how.top_k)
+    def enter(self, first: int, uniforms: Tensor) -> None:
+        """New rows in slots first .. first + n - 1: uniforms float64 [n, max_tokens] in [0, 1), for each token one."""
+        slots = slice(first, first + len(uniforms))
+        self._tables[0][slots].copy_(uniforms, non_blocking=True)
+        self._tables[3][slots] = 0
 
-    def enter(self, drawn: Tensor) -> None:
-        """Count the tokens just drawn [n], those of slots 0 .. n - 1."""
-        torch.ops.rwkv_wkv.decode_count(drawn, self._tokens, self._counts, self._lengths, self._weight,
-                                        self._sampling.penalty_decay)
+    def draw(self, logits: Tensor) -> Tensor:
+        """Draw for slots 0 .. n - 1: logits [n, V], which are used up -> int32 [2, n], the tokens and how each row has ended.
 
-    def move(self, to: int, source: int) -> None:
-        for table in (self._tokens, self._counts, self._lengths):
+        A row that had ended draws nothing more; its token is 0.
+        """
+        how = self._sampling
+        return torch.ops.rwkv_wkv.decode_sample(logits, *self._rules, *self._tables, how.presence, how.frequency,
+                                                how.penalty_decay, how.temperature, how.top_p, how.top_k)
+
+    def move(self, to: Tensor, source: Tensor) -> None:
+        """Into slots `to` [M] the rows from slots `source` [M]."""
+        for table in self._tables:
             table[to] = table[source]
-
-    def clear(self, first: int, last: int) -> None:
-        """Forget what slots first .. last - 1 drew."""
-        self._lengths[first:last] = 0
 
 
 class TorchSampler:
-    """The same on any device, by tables of the whole vocabulary."""
+    """The same by PyTorch, with tables of the whole vocabulary."""
 
-    def __init__(self, size: int, vocabulary: Vocabulary, sampling: Sampling):
-        self._banned, self._weight, self._sampling = vocabulary.banned, vocabulary.weight, sampling
-        self._occurrence = torch.zeros(size, len(self._banned), device=self._banned.device)
+    def __init__(self, size: int, automaton: Automaton, weight: Tensor, sampling: Sampling, device: torch.device):
+        self._next, self._n_blank, self._weight = automaton.next.to(device), automaton.n_blank, weight.to(device)
+        self._sampling = sampling
+        self._uniforms = torch.zeros(size, sampling.max_tokens, dtype=torch.float64, device=device)
+        self._occurrence = torch.zeros(size, len(weight), device=device)
         self._seen = torch.zeros_like(self._occurrence, dtype=torch.bool)
+        self._drawn, self._state = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
+        self._ended = torch.full_like(self._drawn, BY_MAX_TOKENS)
+        # To look at all at once takes longer, but to look whether more are needed would wait for the device.
+        self._candidates = CANDIDATES if device.type == "cpu" else len(weight)
 
-    def draw(self, logits: Tensor, uniforms: Tensor, first: int = 0) -> Tensor:
-        rows, how = slice(first, first + len(logits)), self._sampling
+    def enter(self, first: int, uniforms: Tensor) -> None:
+        slots = slice(first, first + len(uniforms))
+        self._uniforms[slots].copy_(uniforms, non_blocking=True)
+        for table in (self._occurrence, self._seen, self._drawn, self._state, self._ended):
+            table[slots] = 0
+
+    def draw(self, logits: Tensor) -> Tensor:
+        how, n = self._sampling, len(logits)
+        place, state, ended = self._drawn[:n], self._state[:n], self._ended[:n]
+        last, following = (place == how.max_tokens - 1).unsqueeze(-1), self._next[state]
+        never = (following == NEVER) | (last & (following >= 0) & (following < self._n_blank))
         wrong = logits.isnan() | (logits == torch.inf)
-        logits = penalize(logits, self._occurrence[rows], self._seen[rows], how.presence, how.frequency)
-        drawn = sample(logits.masked_fill(self._banned | wrong, -torch.inf), uniforms, how.temperature, how.top_p, how.top_k)
-        return drawn.masked_fill(wrong.any(-1), -1)
+        logits = penalize(logits, self._occurrence[:n], self._seen[:n], how.presence, how.frequency)
+        logits = logits.masked_fill(never | wrong, -torch.inf)
+        wrong = wrong.any(-1) | (logits == -torch.inf).all(-1)
+        uniforms = self._uniforms[:n].gather(1, place.clamp(max=how.max_tokens - 1).unsqueeze(-1)).squeeze(-1)
+        drawn = sample(logits, uniforms, how.temperature, how.top_p, how.top_k, self._candidates)
+        drawn = drawn.masked_fill((ended != GOES_ON) | wrong, 0)
+        after = following.gather(1, drawn.unsqueeze(-1)).squeeze(-1).to(torch.int64)
+        count(self._occurrence[:n], self._seen[:n], drawn, self._weight, how.penalty_decay)
+        place += 1
+        why = torch.where(place == how.max_tokens, BY_MAX_TOKENS, GOES_ON)
+        for how_so, ending in ((after == STOPS, BY_STOP), (after == ENDS, BY_END_OF_TEXT), (wrong, NOT_FINITE)):
+            why = why.masked_fill(how_so, ending)
+        ended.copy_(torch.where(ended == GOES_ON, why, ended))
+        state.copy_(after.clamp(min=0))
+        return torch.stack((drawn, ended)).to(torch.int32)
 
-    def enter(self, drawn: Tensor) -> None:
-        n = len(drawn)
-        count(self._occurrence[:n], self._seen[:n], drawn, self._weight, self._sampling.penalty_decay)
-
-    def move(self, to: int, source: int) -> None:
-        self._occurrence[to], self._seen[to] = self._occurrence[source], self._seen[source]
-
-    def clear(self, first: int, last: int) -> None:
-        self._occurrence[first:last], self._seen[first:last] = 0, False
+    def move(self, to: Tensor, source: Tensor) -> None:
+        for table in (self._uniforms, self._occurrence, self._seen, self._drawn, self._state, self._ended):
+            table[to] = table[source]
 
 
-def choose_sampler(size: int, vocabulary: Vocabulary, sampling: Sampling, device: torch.device) -> KernelSampler | TorchSampler:
+def choose_sampler(size: int, automaton: Automaton, weight: Tensor, sampling: Sampling,
+                   device: torch.device) -> KernelSampler | TorchSampler:
     """For `size` slots."""
-    by_kernel = device.type == "cpu" and native.missing("cpu") is None
-    return (KernelSampler if by_kernel else TorchSampler)(size, vocabulary, sampling)
+    by_kernel = device.type in ("cpu", "cuda") and native.missing(device.type) is None
+    return (KernelSampler if by_kernel else TorchSampler)(size, automaton, weight, sampling, device)
 
 
 def penalize(logits: Tensor, occurrence: Tensor, seen: Tensor, presence: float, frequency: float) -> Tensor:
@@ -96,21 +128,22 @@ def count(occurrence: Tensor, seen: Tensor, tokens: Tensor, weight: Tensor, deca
     seen.scatter_(-1, column, True)
 
 
-def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int = 0) -> Tensor:
+def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int = 0,
+           candidates: int = CANDIDATES) -> Tensor:
     """Draw one token a row: logits [B, V], uniforms [B] in [0, 1) -> tokens [B]. A row's token depends on that row alone."""
     if temperature == 0:
         return logits.argmax(-1)
-    return draw(probabilities(logits, temperature, top_p, top_k), uniforms)
+    return draw(probabilities(logits, temperature, top_p, top_k, candidates), uniforms)
 
 
-def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int = 0) -> Tensor:
+def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int = 0, candidates: int = CANDIDATES) -> Tensor:
     """What `sample` draws from: logits [B, V] -> [B, V], rows that sum to 1. The temperature is above 0.
 
     Tokens stay if they are as likely as the one at which the sorted sum reaches top_p; among them those as
     likely as the top_k-th; their probabilities are raised to 1 / temperature.
     """
     probs = logits.softmax(-1)
-    cutoff = _nucleus(probs, top_p, min(CANDIDATES, probs.shape[-1])) if top_p < 1 else torch.zeros_like(probs[:, :1])
+    cutoff = _nucleus(probs, top_p, min(candidates, probs.shape[-1])) if top_p < 1 else torch.zeros_like(probs[:, :1])
     if 0 < top_k < probs.shape[-1]:
         cutoff = cutoff.maximum(probs.topk(top_k, dim=-1).values[:, -1:])
     probs = probs.masked_fill(probs < cutoff, 0)
@@ -133,10 +166,8 @@ def _nucleus(probs: Tensor, top_p: float, candidates: int) -> Tensor:
     """The probability [B, 1] of the token at which the sum from the likeliest down reaches top_p."""
     largest = probs.topk(candidates, dim=-1).values
     reached = largest.cumsum(-1, dtype=torch.float64) >= top_p
-    cutoff = largest.gather(-1, reached.int().argmax(-1, keepdim=True))
-    short = (~reached[:, -1]).nonzero().squeeze(-1)
-    if len(short):
-        more = min(16 * candidates, probs.shape[-1])
-        # Where even the sum of all rounds to less than top_p, all stay.
-        cutoff[short] = _nucleus(probs[short], top_p, more) if more > candidates else 0
+    # Where even the sum of all rounds to less than top_p, all stay.
+    cutoff = largest.gather(-1, reached.int().argmax(-1, keepdim=True)).masked_fill(~reached[:, -1:], 0)
+    if candidates < probs.shape[-1] and len(short := (~reached[:, -1]).nonzero().squeeze(-1)):
+        cutoff[short] = _nucleus(probs[short], top_p, min(16 * candidates, probs.shape[-1]))
     return cutoff

@@ -23,8 +23,7 @@ class Vocabulary(NamedTuple):
     weight: Tensor  # [V] float32, 1 where a drawn token counts for the frequency penalty, else 0
 
 
-def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, ban_end_of_text: bool,
-                    device: torch.device | str = "cpu") -> Vocabulary:
+def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, ban_end_of_text: bool) -> Vocabulary:
     """Look at every token of a model with `vocab_size` rows.
 
     Banned are the end of text (if asked), tokens that add nothing to a text, and the rows that fill a
@@ -38,7 +37,7 @@ def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, ban_end_of_text: bool
     banned = torch.tensor([token >= known or not piece for token, piece in enumerate(pieces)])
     banned[tokenizer.end_of_text] = ban_end_of_text
     weight = torch.tensor([float(piece not in UNCOUNTED) for piece in pieces])
-    return Vocabulary(pieces, banned.to(device), weight.to(device))
+    return Vocabulary(pieces, banned, weight)
 
 
 def answer_text(tokenizer: Tokenizer, tokens: Sequence[int], stop: str) -> str:

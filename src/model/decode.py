@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from src.checkpoint.dimensions import Dimensions
 from src.model import rwkv6, rwkv7
+from src.model.layers import Packing, read_packing
 from src.model.panels import IDENTITY, RELU_SQUARE, SIGMOID, TANH, Products, lay
 from src.model.rwkv import RWKV
 from src.model.state import State
@@ -19,10 +20,14 @@ from src.wkv import native
 
 
 class Forward:
-    """The model's own forward, made to change its state in place; where no kernels serve."""
+    """The model's own forward, made to change its state in place; where no kernels serve, and on a GPU."""
 
-    def __init__(self, model: RWKV):
-        self.model, self.dimensions, self.device = model, model.dimensions, model.device
+    def __init__(self, model: RWKV, captures: bool = False):
+        """captures: whether steps may be captured as CUDA graphs."""
+        self.model, self.dimensions, self.device, self.captures = model, model.dimensions, model.device, captures
+        # Steps that wait in the device's queue while the host looks at an earlier one.
+        self.ahead = 2 if self.device.type == "cuda" else 0
+        self._packings: dict[int, Packing] = {}
 
     @torch.no_grad()
     def fresh(self, n_sequences: int) -> State:
@@ -36,7 +41,18 @@ class Forward:
         """
         hidden, after = self.model(tokens, cu_seqlens, state)
         state.copy_(after)
-        return hidden[(cu_seqlens[1:] - 1).to(hidden.device, torch.int64)]
+        return hidden[(cu_seqlens[1:].to(torch.int64) - 1).to(hidden.device, non_blocking=True)]
+
+    def advance_each(self, tokens: Tensor, state: State) -> Tensor:
+        """`advance` by one token [S] a sequence, without looking at a value on the host."""
+        n = len(tokens)
+        if n not in self._packings:
+            # A graph's copy of the borders reads them where they lie, again at each replay.
+            borders = torch.arange(n + 1, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+            self._packings[n] = read_packing(borders, None, self.device)
+        hidden, after = self.model.forward_packed(tokens, self._packings[n], state)
+        state.copy_(after)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, n_embd] -> float32 [S, vocab_size] (float64 in a float64 model)."""
@@ -45,6 +61,8 @@ class Forward:
 
 class Kernels:
     """The same by the CPU's kernels, for a base model as it is built: its weights are laid out anew, and it is taken apart."""
+
+    ahead, captures = 0, False  # as in Forward
 
     def __init__(self, model: RWKV):
         self.dimensions, self.device = model.dimensions, model.device
@@ -71,6 +89,9 @@ class Kernels:
         last = x if len(cu_seqlens) == len(x) + 1 else x[cu_seqlens[1:].long() - 1]
         return self._layer_norm(last, self._norm_out)
 
+    def advance_each(self, tokens: Tensor, state: State) -> Tensor:
+        return self.advance(tokens, torch.arange(len(tokens) + 1, dtype=torch.int32), state)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, n_embd] -> float32 [S, vocab_size]."""
         return self._head(hidden)[0]
@@ -82,9 +103,8 @@ class Kernels:
 def serve(model: RWKV) -> Forward | Kernels:
     """How to write text with this model here; a model given to kernels is taken apart."""
     if model.device.type == "cuda":
-        from src.model.cuda_graph import Graphs
-
-        return Graphs(model)
+        # Without the kernels the recurrence looks at borders on the host.
+        return Forward(model, captures=native.missing("cuda") is None)
     by_kernels = (model.device.type == "cpu" and model.dtype != torch.float64 and native.serves(torch.empty(
         0, model.dimensions.n_head, model.dimensions.head_size)))
     return Kernels(model) if by_kernels else Forward(model)

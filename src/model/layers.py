@@ -27,7 +27,7 @@ def read_packing(cu_seqlens: Tensor, parents: Tensor | None, device: torch.devic
     rows = (bounds[1:] > bounds[:-1]).nonzero().squeeze(-1)
     root_rows = rows[rows < len(bounds) - 1 - (0 if parents is None else len(parents))]
     first, last = bounds[:-1][rows], bounds[1:][rows] - 1
-    return Packing(cu_seqlens, parents, *(x.to(device) for x in (rows, first, last, root_rows)))
+    return Packing(cu_seqlens, parents, *(x.to(device, non_blocking=True) for x in (rows, first, last, root_rows)))
 
 
 def token_shift(x: Tensor, before: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:

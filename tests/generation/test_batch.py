@@ -65,6 +65,9 @@ def test_a_rows_answer_depends_on_seed_row_and_prompt_alone(version, dtype):
     some = dict(reversed(list(enumerate(PROMPTS))[2:5]))
     assert answers(model, sampling, some, seed=7) == {row: whole[row] for row in some}
     assert answers(model, sampling, seed=8) != whole
+    model.ahead = 3  # as on a GPU: what a step drew is looked at three steps later
+    for batch_size in (1, 3, 100):
+        assert answers(model, sampling, seed=7, batch_size=batch_size) == whole
     same_prompt = answers(model, sampling, [PROMPTS[0]] * 2, seed=7)
     assert same_prompt[0].tokens == whole[0].tokens != same_prompt[1].tokens
 
@@ -113,16 +116,22 @@ class Counting:
     def __init__(self, engine, most=10**6):
         self.engine, self.most, self.read = engine, most, 0
         self.dimensions, self.device, self.logits = engine.dimensions, engine.device, engine.logits
+        self.ahead, self.captures = engine.ahead, engine.captures
 
     def fresh(self, n):
         return self.engine.fresh(n)
 
     def advance(self, tokens, cu_seqlens, state):
-        if len(state.wkv[0]) > self.most:
+        self.read += len(tokens)
+        return self._with_room(self.engine.advance, tokens, cu_seqlens, state)
+
+    def advance_each(self, tokens, state):
+        return self._with_room(self.engine.advance_each, tokens, state)
+
+    def _with_room(self, work, *arguments):
+        if len(arguments[-1].wkv[0]) > self.most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        if len(tokens) > len(cu_seqlens) - 1:
-            self.read += len(tokens)
-        return self.engine.advance(tokens, cu_seqlens, state)
+        return work(*arguments)
 
 
 def test_equal_prompts_and_a_common_beginning_are_read_once():
@@ -139,8 +148,10 @@ def test_equal_prompts_and_a_common_beginning_are_read_once():
     assert len({answer.text for answer in alone}) > 20
 
 
-def test_where_memory_runs_out_the_batch_is_halved_and_the_texts_stay(capsys):
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_where_memory_runs_out_the_batch_is_halved_and_the_texts_stay(ahead, capsys):
     engine, sampling = serve(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)
+    engine.ahead = ahead
     whole = answers(engine, sampling)
     for most in (1, 2, 3):
         assert answers(Counting(engine, most), sampling, batch_size=6) == whole
@@ -149,8 +160,10 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_texts_stay(capsys):
         answers(Counting(engine, 0), sampling)
 
 
-def test_a_refused_answer_is_drawn_again_and_stands_at_last():
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_refused_answer_is_drawn_again_and_stands_at_last(ahead):
     engine, sampling = serve(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)
+    engine.ahead = ahead
     requests = [Request(row, tuple(prompt)) for row, prompt in enumerate(PROMPTS)]
     first = {answer.row: answer for answer in generate(engine, BYTES, requests, sampling, 0, 3)}
     refused = first[2].text

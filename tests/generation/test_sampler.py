@@ -7,10 +7,26 @@ import pytest
 import torch
 from rwkv.utils import PIPELINE, PIPELINE_ARGS
 
+from src.generation.automaton import ENDS, NEVER, STOPS, Automaton
 from src.generation.config import Sampling
-from src.generation.sampler import KernelSampler, TorchSampler, count, draw, penalize, probabilities, sample
-from src.generation.vocabulary import Vocabulary
+from src.generation.sampler import (
+    BY_MAX_TOKENS,
+    BY_STOP,
+    GOES_ON,
+    NOT_FINITE,
+    KernelSampler,
+    TorchSampler,
+    count,
+    draw,
+    penalize,
+    probabilities,
+    sample,
+)
+from src.wkv import native
+from tests.generation.host_sampler import HostSampler
+from tests.wkv.host_kernels import COMPILER
 
+CPU = torch.device("cpu")
 PIPELINE_WITHOUT_MODEL = PIPELINE.__new__(PIPELINE)
 
 
@@ -93,40 +109,77 @@ def test_penalties_follow_the_package(penalties):
     assert {ord("0"), ord(" "), ord("!")} <= set(ours)
 
 
+def skip_without(kernel: type) -> None:
+    if kernel is HostSampler and COMPILER is None:
+        pytest.skip("no g++ here to compile the kernel with")
+    if kernel is KernelSampler and (reason := native.missing("cpu")):
+        pytest.skip(reason)
+
+
+def random_rules(vocab_size: int, generator: torch.Generator) -> tuple[Automaton, torch.Tensor]:
+    """Two blank states and one that is not; some tokens are never drawn, and some end the row. And the tokens' weights."""
+    following = torch.randint(0, 3, (3, vocab_size), generator=generator, dtype=torch.int16)
+    chance = torch.rand(3, vocab_size, generator=generator)
+    following[chance < 0.1] = NEVER
+    following[2, chance[2] > 0.8], following[2, chance[2] > 0.9] = STOPS, ENDS
+    return Automaton(following, 2), (torch.rand(vocab_size, generator=generator) < 0.8).float()
+
+
 @pytest.mark.parametrize("settings", [
     {"top_p": 0.3}, {"top_p": 0.9, "temperature": 0.6}, {"top_p": 1.0}, {"top_p": 1.0, "top_k": 5}, {"top_p": 0.95, "top_k": 40},
     {"temperature": 0.0}, {"top_p": 1e-6}, {"top_p": 0.999999, "temperature": 2.0},
 ], ids=str)
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 8.0])
-def test_the_kernel_draws_what_pytorch_draws(settings, scale):
-    """Over 40 steps with penalties, banned tokens, rows cleared and moved; but for uniforms within rounding of a border."""
-    generator = torch.Generator().manual_seed(7)
-    n_rows, vocab_size, sampling = 9, 3001, Sampling(presence=0.3, frequency=0.7, penalty_decay=0.9, max_tokens=60, **settings)
-    banned = torch.rand(vocab_size, generator=generator) < 0.1
-    vocabulary = Vocabulary([], banned, (torch.rand(vocab_size, generator=generator) < 0.8).float())
-    ours, truth = KernelSampler(n_rows, vocabulary, sampling), TorchSampler(n_rows, vocabulary, sampling)
-    equal = 0
-    for step in range(40):
+@pytest.mark.parametrize("kernel", [KernelSampler, HostSampler])
+def test_the_kernels_draw_what_pytorch_draws(kernel, settings, scale):
+    """Over 60 steps with penalties, rows that join, end and move; but for uniforms within rounding of a border."""
+    skip_without(kernel)
+    n_rows, vocab_size, generator = 9, 3001 if kernel is KernelSampler or scale == 1 else 601, torch.Generator().manual_seed(7)
+    sampling = Sampling(presence=0.3, frequency=0.7, penalty_decay=0.9, max_tokens=17, **settings)
+    samplers = [kind(n_rows, *random_rules(vocab_size, generator), sampling, CPU) for kind in (kernel, TorchSampler)
+                for generator in [torch.Generator().manual_seed(8)]]
+    for sampler in samplers:  # nobody has joined yet
+        assert sampler.draw(torch.zeros(n_rows, vocab_size)).tolist() == [[0] * n_rows, [BY_MAX_TOKENS] * n_rows]
+    alike, endings, apart = torch.ones(n_rows, dtype=torch.bool), set(), 0
+    for step in range(60):
+        if step % 20 == 0:  # all rows anew at first, then some
+            first = 2 if step else 0
+            uniforms = torch.rand(n_rows - first, 17, generator=generator, dtype=torch.float64)
+            for sampler in samplers:
+                sampler.enter(first, uniforms)
+            alike[first:] = True
+        if step % 20 == 7:
+            for sampler in samplers:
+                sampler.move(torch.tensor([0, 3]), torch.tensor([8, 5]))
+            alike[[0, 3]] = alike[[8, 5]]
         logits = torch.randn(n_rows, vocab_size, generator=generator) * scale
-        uniforms = torch.rand(n_rows, generator=generator, dtype=torch.float64)
-        before = logits.clone()
-        expected, drawn = truth.draw(logits, uniforms), ours.draw(logits, uniforms)
-        assert logits.equal(before) and not banned[drawn].any()
-        assert ours.draw(logits[4:5], uniforms[4:5], first=4).equal(drawn[4:5])
-        equal += int((drawn == expected).sum())
-        for sampler in (ours, truth):
-            sampler.enter(expected)
-            if step % 10 == 9:
-                sampler.clear(2, 4)
-                sampler.move(0, 8)
+        drawn, expected = (sampler.draw(logits.clone()) for sampler in samplers)
+        differing = alike & (drawn != expected).any(0)
+        apart += int(differing.sum())
+        alike &= ~differing
+        endings |= set(expected[1, alike].tolist())
     # Where hundreds of terms are as good as equal, sums in another order move a border of the nucleus now and then.
-    assert equal >= 40 * n_rows - 4
+    assert apart <= 4 and len(endings) > 1
 
 
-def test_logits_that_are_not_finite_are_told_by_row():
-    logits = torch.zeros(4, 50)
-    logits[1, 3], logits[2, 49] = torch.nan, torch.inf
-    vocabulary = Vocabulary([], torch.zeros(50, dtype=torch.bool), torch.ones(50))
-    for sampler in (KernelSampler, TorchSampler):
-        drawn = sampler(4, vocabulary, Sampling()).draw(logits, torch.full((4,), 0.5, dtype=torch.float64))
-        assert drawn[1:3].tolist() == [-1, -1] and (drawn[[0, 3]] >= 0).all()
+@pytest.mark.parametrize("kernel", [KernelSampler, HostSampler, TorchSampler])
+def test_the_last_token_is_never_one_that_leaves_the_row_blank(kernel):
+    skip_without(kernel)
+    # Token 0 leaves it blank and is the likeliest, 1 does not.
+    automaton = Automaton(torch.tensor([[0, 1, NEVER], [0, 1, STOPS]], dtype=torch.int16), 1)
+    sampler = kernel(2, automaton, torch.ones(3), Sampling(temperature=0, frequency=0, max_tokens=3), CPU)
+    sampler.enter(0, torch.zeros(2, 3, dtype=torch.float64))
+    drawn = [sampler.draw(torch.tensor([[5.0, 1.0, 9.0], [5.0, 6.0, 9.0]])).tolist() for _ in range(4)]
+    assert [tokens[0] for tokens, _ in drawn] == [0, 0, 1, 0] and [tokens[1] for tokens, _ in drawn] == [1, 2, 0, 0]
+    assert [ended for _, ended in drawn] == [[GOES_ON, GOES_ON], [GOES_ON, BY_STOP], [BY_MAX_TOKENS, BY_STOP],
+                                             [BY_MAX_TOKENS, BY_STOP]]
+
+
+@pytest.mark.parametrize("kernel", [KernelSampler, HostSampler, TorchSampler])
+def test_logits_that_are_not_finite_are_told_by_row(kernel):
+    skip_without(kernel)
+    logits = torch.zeros(5, 50)
+    logits[1, 3], logits[2, 49], logits[4] = torch.nan, torch.inf, -torch.inf
+    sampler = kernel(5, Automaton(torch.zeros(1, 50, dtype=torch.int16), 0), torch.ones(50), Sampling(), CPU)
+    sampler.enter(0, torch.full((5, Sampling().max_tokens), 0.5, dtype=torch.float64))
+    assert sampler.draw(logits)[1].tolist() == [GOES_ON, NOT_FINITE, NOT_FINITE, GOES_ON, NOT_FINITE]

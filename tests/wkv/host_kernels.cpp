@@ -29,3 +29,5 @@ extern "C" int run(int version, bool chunked, bool backward, const Shape* shape,
     return chunked ? wkv7_chunked_backward(*shape, arguments, blocks, scratch, nullptr)
                    : wkv7_sequential_backward(*shape, arguments, scratch, nullptr);
 }
+
+extern "C" int run_sample(const Sample* x) { return sample(*x, nullptr); }

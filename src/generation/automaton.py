@@ -1,0 +1,102 @@
+"""Where an answer ends and what it may not go on with, as a finite automaton over tokens: one look-up a row and step.
+
+A state knows how much of the stop the text ends with, as in the string search of Knuth, Morris and Pratt (1977), so that a stop
+is found across the borders of tokens; and whether the text before that is blank, with the bytes of a character that is not whole
+yet, since an answer never ends blank.
+"""
+
+import codecs
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# In the table of states: the token ends the answer by the stop, or by the end of text; or it must not be drawn.
+STOPS, NEVER, ENDS = -1, -2, -3
+
+_BLANKS = [chr(code).encode() for code in range(0x3001) if chr(code).isspace()]  # Unicode has none behind these
+# First bytes whose second byte has a range of its own (RFC 3629, section 4).
+_NARROW = (b"\xe0", b"\xed", b"\xf0", b"\xf4")
+
+
+class Automaton(NamedTuple):
+    """Q states over V tokens; every answer begins in state 0."""
+
+    next: Tensor  # int16 [Q, V], the state after a token, or STOPS, NEVER, ENDS
+    n_blank: int  # in states below this one the text is blank
+
+
+def build_automaton(pieces: Sequence[bytes], banned: Tensor, end_of_text: int, stop: bytes) -> Automaton:
+    """For tokens with these bytes [V], of which `banned` [V] (bool) are never drawn."""
+    moves = _by_bytes(stop)
+    # The empty text, which is found first, stays in front.
+    states = sorted(moves, key=lambda state: not _is_blank(*state, stop))
+    n_blank = sum(_is_blank(*state, stop) for state in states)
+    numbers = {state: number for number, state in enumerate(states)} | {STOPS: STOPS, NEVER: NEVER}
+    # The two last rows are what STOPS and NEVER index, and lead to themselves.
+    table = np.array([[numbers[after] for after in moves[state]] for state in states] + [[NEVER] * 256, [STOPS] * 256], np.int16)
+
+    order = sorted(range(len(pieces)), key=lambda token: -len(pieces[token]))
+    reached = np.repeat(np.arange(len(states), dtype=np.int16)[:, None], len(pieces), axis=1)
+    for position in range(len(pieces[order[0]])):
+        column = np.array([pieces[token][position] for token in order if len(pieces[token]) > position])
+        reached[:, :len(column)] = table[reached[:, :len(column)], column]
+    result = np.empty_like(reached)
+    result[:, order] = reached
+    result[:n_blank, end_of_text], result[n_blank:, end_of_text] = NEVER, ENDS
+    result[:, banned.numpy()] = NEVER
+    return Automaton(torch.from_numpy(result), n_blank)
+
+
+# A state is what the text is before the part that matches the stop (None: not blank; else the bytes of a character that a blank
+# text ends with, `_like` them), and how many bytes of the stop are matched.
+_State = tuple[bytes | None, int]
+
+
+def _by_bytes(stop: bytes) -> dict[_State, list[_State | int]]:
+    """All states that can be reached from an empty text, with what follows on each of the 256 bytes."""
+    borders = [0, 0]  # of each beginning of the stop, the longest other beginning that it ends with
+    for matched in range(1, len(stop)):
+        border = borders[matched]
+        while border and stop[matched] != stop[border]:
+            border = borders[border]
+        borders.append(border + (stop[matched] == stop[border]))
+
+    def after(text: bytes | None, matched: int, byte: int) -> _State | int:
+        while True:
+            if stop and byte == stop[matched]:
+                # The stop begins with a whole character, which breaks off one that is not.
+                before = None if matched == 0 and text else text
+                return (before, matched + 1) if matched + 1 < len(stop) else STOPS if before is None else NEVER
+            if matched == 0:
+                return _go_on(text, bytes([byte])), 0
+            text, matched = _go_on(text, stop[:matched - borders[matched]]), borders[matched]
+
+    found, todo = {}, [(b"", 0)]
+    while todo:
+        state = todo.pop()
+        if state not in found:
+            found[state] = [after(*state, byte) for byte in range(256)]
+            todo += [x for x in found[state] if x not in (STOPS, NEVER)]
+    return found
+
+
+def _is_blank(text: bytes | None, matched: int, stop: bytes) -> bool:
+    return _go_on(text, stop[:matched]) is not None
+
+
+def _go_on(text: bytes | None, more: bytes) -> bytes | None:
+    if text is None:
+        return None
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return None if decoder.decode(text + more).strip() else _like(decoder.getstate()[0])
+
+
+def _like(unfinished: bytes) -> bytes:
+    """Of all unfinished characters that go on alike, one."""
+    if any(blank.startswith(unfinished) for blank in _BLANKS) or unfinished in _NARROW:
+        return unfinished
+    whole = 2 + (unfinished[0] >= 0xe0) + (unfinished[0] >= 0xf0)
+    return {1: b"\xc3", 2: b"\xe4", 3: b"\xf1"}[whole - len(unfinished)]
