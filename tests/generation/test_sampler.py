@@ -7,7 +7,7 @@ import pytest
 import torch
 from rwkv.utils import PIPELINE, PIPELINE_ARGS
 
-from src.generation.automaton import ENDS, NEVER, STOPS, Automaton
+from src.generation.automaton import NEVER, STOPS, Automaton
 from src.generation.config import Sampling
 from src.generation.sampler import (
     BY_MAX_TOKENS,
@@ -23,6 +23,7 @@ from src.generation.sampler import (
     sample,
 )
 from src.wkv import native
+from tests.generation.draws import SETTINGS, check_draws
 from tests.generation.host_sampler import HostSampler
 from tests.wkv.host_kernels import COMPILER
 
@@ -116,50 +117,12 @@ def skip_without(kernel: type) -> None:
         pytest.skip(reason)
 
 
-def random_rules(vocab_size: int, generator: torch.Generator) -> tuple[Automaton, torch.Tensor]:
-    """Two blank states and one that is not; some tokens are never drawn, and some end the row. And the tokens' weights."""
-    following = torch.randint(0, 3, (3, vocab_size), generator=generator, dtype=torch.int16)
-    chance = torch.rand(3, vocab_size, generator=generator)
-    following[chance < 0.1] = NEVER
-    following[2, chance[2] > 0.8], following[2, chance[2] > 0.9] = STOPS, ENDS
-    return Automaton(following, 2), (torch.rand(vocab_size, generator=generator) < 0.8).float()
-
-
-@pytest.mark.parametrize("settings", [
-    {"top_p": 0.3}, {"top_p": 0.9, "temperature": 0.6}, {"top_p": 1.0}, {"top_p": 1.0, "top_k": 5}, {"top_p": 0.95, "top_k": 40},
-    {"temperature": 0.0}, {"top_p": 1e-6}, {"top_p": 0.999999, "temperature": 2.0},
-], ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 8.0])
 @pytest.mark.parametrize("kernel", [KernelSampler, HostSampler])
 def test_the_kernels_draw_what_pytorch_draws(kernel, settings, scale):
-    """Over 60 steps with penalties, rows that join, end and move; but for uniforms within rounding of a border."""
     skip_without(kernel)
-    n_rows, vocab_size, generator = 9, 3001 if kernel is KernelSampler or scale == 1 else 601, torch.Generator().manual_seed(7)
-    sampling = Sampling(presence=0.3, frequency=0.7, penalty_decay=0.9, max_tokens=17, **settings)
-    samplers = [kind(n_rows, *random_rules(vocab_size, generator), sampling, CPU) for kind in (kernel, TorchSampler)
-                for generator in [torch.Generator().manual_seed(8)]]
-    for sampler in samplers:  # nobody has joined yet
-        assert sampler.draw(torch.zeros(n_rows, vocab_size)).tolist() == [[0] * n_rows, [BY_MAX_TOKENS] * n_rows]
-    alike, endings, apart = torch.ones(n_rows, dtype=torch.bool), set(), 0
-    for step in range(60):
-        if step % 20 == 0:  # all rows anew at first, then some
-            first = 2 if step else 0
-            uniforms = torch.rand(n_rows - first, 17, generator=generator, dtype=torch.float64)
-            for sampler in samplers:
-                sampler.enter(first, uniforms)
-            alike[first:] = True
-        if step % 20 == 7:
-            for sampler in samplers:
-                sampler.move(torch.tensor([0, 3]), torch.tensor([8, 5]))
-            alike[[0, 3]] = alike[[8, 5]]
-        logits = torch.randn(n_rows, vocab_size, generator=generator) * scale
-        drawn, expected = (sampler.draw(logits.clone()) for sampler in samplers)
-        differing = alike & (drawn != expected).any(0)
-        apart += int(differing.sum())
-        alike &= ~differing
-        endings |= set(expected[1, alike].tolist())
-    # Where hundreds of terms are as good as equal, sums in another order move a border of the nucleus now and then.
-    assert apart <= 4 and len(endings) > 1
+    check_draws(kernel, settings, scale, vocab_size=3001 if kernel is KernelSampler or scale == 1 else 601)
 
 
 @pytest.mark.parametrize("kernel", [KernelSampler, HostSampler, TorchSampler])
