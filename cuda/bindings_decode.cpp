@@ -13,7 +13,7 @@ namespace {
 using namespace wkv;
 
 // y_i = activation_i(x_i W_i^T), all at once; with `add`, the one product is added to it in place, times `gate`.
-// kinds: the panel's kind, and 16 more where x is to be rounded to bfloat16.
+// kinds: a Panel, and IN_BFLOAT16 more where x is to be rounded to bfloat16.
 Tensors products(const Tensors& x, const Tensors& panels, const Tensors& scales, at::IntArrayRef outs, at::IntArrayRef kinds,
                  at::IntArrayRef activations, const std::optional<Tensor>& add, const std::optional<Tensor>& gate) {
     Tensors results, rounded;
@@ -21,18 +21,17 @@ Tensors products(const Tensors& x, const Tensors& panels, const Tensors& scales,
     std::vector<int64_t> before{0};
     for (size_t i = 0; i < x.size(); i++) {
         const int rows = x[i].size(0), in = x[i].size(1), out = outs[i];
-        const bool in_bfloat16 = kinds[i] & 16;
+        const bool in_bfloat16 = kinds[i] & IN_BFLOAT16;
         TORCH_CHECK(x[i].scalar_type() == at::kFloat && x[i].is_contiguous(), "decode: x is contiguous float32");
         results.push_back(add ? *add : at::empty({rows, out}, x[i].options()));
         Product p{x[i].const_data_ptr(), panels[i].const_data_ptr(), static_cast<const float*>(scales[i].const_data_ptr()),
-                  data(results.back()), data(gate), rows, in, out, static_cast<int>(kinds[i] & 15),
-                  static_cast<int>(activations[i]), in_bfloat16, add.has_value()};
+                  data(results.back()), data(gate), rows, in, out, static_cast<int>(kinds[i]),
+                  static_cast<int>(activations[i]), add.has_value()};
         if (in_bfloat16) {
-            const int64_t width = (in + 1) / 2 * 2;
-            rounded.push_back(at::empty({rows, width}, x[i].options()));
+            // Two inputs take 4 bytes with AVX-512's bfloat16 and 8 without.
+            const int64_t stride = &kernels() == &AVX512BF16_DECODE ? (in + 1) / 2 : in;
+            rounded.push_back(at::empty({rows, stride}, x[i].options()));
             float* to = data(rounded.back());
-            // A pair takes 4 bytes with AVX-512's bfloat16 and 8 without; rows follow each other without a gap either way.
-            const int64_t stride = &kernels() == &AVX512BF16_DECODE ? width / 2 : width;
             at::parallel_for(0, rows, 16, [&, from = static_cast<const float*>(p.x)](int64_t first, int64_t last) {
                 for (int64_t row = first; row < last; row++) kernels().round_row(from + row * in, to + row * stride, in);
             });

@@ -1,6 +1,8 @@
 """Weights laid out for products on the CPU that read each of them once, in order (the layouts: cuda/decode_kernels.h).
 
-The weights are those of the training's forward to the last bit, quantized ones included; only sums run in another order.
+The weights are those of the training's forward to the last bit, save quantized ones in a bfloat16 model, which the forward rounds
+to it once scaled. Here codes are summed as they are and sums are scaled: int8's codes are exact in bfloat16, and NF4's 16 values
+are rounded where the processor multiplies two at once, which errs by 0.11 % where rounding the scaled weights errs by 0.17 %.
 """
 
 from collections.abc import Sequence
@@ -55,7 +57,8 @@ def lay(weight: Tensor | Linear | QuantizedLinear, dtype: torch.dtype) -> Panels
     rounds = INPUT_IN_BFLOAT16 if dtype == torch.bfloat16 else 0
     if isinstance(weight, QuantizedLinear):
         if weight.mode == "int8":
-            return Panels(_lay(weight.codes).contiguous(), _lay(weight.scales).flatten(1).contiguous(), weight.out_features,
+            codes = F.pad(weight.codes, (0, weight.in_features % 2))
+            return Panels(_lay(codes).contiguous(), _lay(weight.scales).flatten(1).contiguous(), weight.out_features,
                           INT8 + rounds)
         if weight.mode == "nf4" and weight.in_features % PANEL == 0:
             return Panels(_lay_nf4(weight), _lay(weight.scales.view(weight.out_features, -1)).contiguous(), weight.out_features,
@@ -76,7 +79,7 @@ def _lay(weight: Tensor) -> Tensor:
 
 
 def _lay_nf4(weight: QuantizedLinear) -> Tensor:
-    """Codes as bitsandbytes has them, the earlier of two in the high half -> [panels, in, 32]."""
+    """Codes as bitsandbytes has them, the earlier of two in the high half -> [panels, in / 8, 64, 4]."""
     codes = torch.stack((weight.codes >> 4, weight.codes & 15), dim=-1).view(weight.out_features, weight.in_features)
-    laid = _lay(codes)
-    return (laid[..., :PANEL // 2] | laid[..., PANEL // 2:] << 4).contiguous()
+    i0, i1, i2, i3, i4, i5, i6, i7 = _lay(codes).unflatten(1, (-1, 8)).unbind(2)
+    return torch.stack((i0 | i2 << 4, i4 | i6 << 4, i1 | i3 << 4, i5 | i7 << 4), dim=-1)
