@@ -279,12 +279,9 @@ void product(const Product& p, int panel, int first_row, int last_row) {
 
 void round_row(const float* x, void* to, int in) {
 #ifdef WKV_BF16
-    for (int k = 0; k < in; k += 2) {
-        bf16 low{}, high{};
-        write(&low, x[k]);
-        write(&high, k + 1 < in ? x[k + 1] : 0.0f);
-        static_cast<unsigned*>(to)[k / 2] = low.bits | static_cast<unsigned>(high.bits) << 16;
-    }
+    auto* halves = static_cast<bf16*>(to);
+    for (int k = 0; k < in; k++) write(halves + k, x[k]);
+    if (in % 2) halves[in].bits = 0;
 #else
     for (int k = 0; k < in; k++) {
         bf16 half;

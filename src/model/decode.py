@@ -6,12 +6,13 @@ does not depend on the sequences beside it, nor on where its tokens were cut: so
 in every batch. Elsewhere the model's own forward serves, in whose products another batch's shape changes the last bits.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.checkpoint.dimensions import Dimensions
-from src.model import rwkv6, rwkv7
 from src.model.panels import IDENTITY, RELU_SQUARE, SIGMOID, TANH, Products, lay
 from src.model.rwkv import RWKV
 from src.model.state import State
@@ -56,8 +57,7 @@ class Kernels:
             model.blocks[layer] = nn.Identity()
         self._head = Products([lay(model.head, dtype)])
         model.head = nn.Identity()
-        self.nbytes = self._head.nbytes + sum(part.nbytes for block in self._blocks for part in vars(block).values()
-                                              if isinstance(part, Products))
+        self.nbytes = self._head.nbytes + sum(block.nbytes for block in self._blocks)
 
     def fresh(self, n_sequences: int) -> State:
         return State.zeros(self.dimensions, n_sequences, torch.float32)
@@ -90,72 +90,55 @@ def serve(model: RWKV) -> Forward | Kernels:
     return Kernels(model) if by_kernels else Forward(model)
 
 
-class _Block7:
-    """A block of RWKV-7; the formulas are those of rwkv7.py."""
+class _Block:
+    """A layer's weights, as `block6` and `block7` of cuda/bindings_decode.cpp take them."""
 
+    def __init__(self, block: nn.Module, products: Sequence[Products], mixes: Sequence[Tensor], vectors: Sequence[Tensor]):
+        self.nbytes = sum(part.nbytes for part in products)
+        norms = [x for norm in (block.ln1, block.ln2) for x in _floats(norm)[:2]]
+        vectors = [x.detach().float().flatten().contiguous() for x in vectors]
+        self.prepared = torch.classes.rwkv_wkv.Block([part.prepared for part in products], [*norms, *mixes, *vectors],
+                                                     block.ln1.eps, block.att.ln_x.eps)
+
+
+class _Block7(_Block):
     def __init__(self, block: nn.Module, dtype: torch.dtype, dimensions: Dimensions):
         att, ffn = block.att, block.ffn
         mixes_values = hasattr(att, "v0")
         pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if mixes_values else [])
-        self.norms = _floats(block.ln1), _floats(block.ln2)
-        self.att_mixes = _rows(att.x_r, att.x_k, att.x_v, att.x_w, att.x_a, att.x_g)
-        self.ffn_mixes = _rows(ffn.x_k)
-        self.wide = Products([lay(x, dtype) for x in (att.receptance, att.key, att.value, *(w1.T for w1, _ in pairs))],
-                             [IDENTITY, IDENTITY, IDENTITY, TANH, IDENTITY, SIGMOID, IDENTITY][:3 + len(pairs)])
-        self.narrow = Products([lay(w2.T, dtype) for _, w2 in pairs])
-        vectors = (att.w0, att.a0, att.v0 if mixes_values else att.a0, att.k_k, att.k_a, att.r_k, att.ln_x.weight, att.ln_x.bias)
-        self.vectors = [x.detach().float().flatten().contiguous() for x in vectors]
-        self.output = Products([lay(att.output, dtype)])
-        self.key, self.value = Products([lay(ffn.key, dtype)], [RELU_SQUARE]), Products([lay(ffn.value, dtype)])
+        wide = Products([lay(x, dtype) for x in (att.receptance, att.key, att.value, *(w1.T for w1, _ in pairs))],
+                        [IDENTITY, IDENTITY, IDENTITY, TANH, IDENTITY, SIGMOID, IDENTITY][:3 + len(pairs)])
+        narrow = Products([lay(w2.T, dtype) for _, w2 in pairs])
+        output, key = Products([lay(att.output, dtype)]), Products([lay(ffn.key, dtype)], [RELU_SQUARE])
+        super().__init__(
+            block, [wide, narrow, output, key, Products([lay(ffn.value, dtype)])],
+            [_rows(att.x_r, att.x_k, att.x_v, att.x_w, att.x_a, att.x_g), _rows(ffn.x_k)],
+            [att.w0, att.a0, att.v0 if mixes_values else att.a0, att.k_k, att.k_a, att.r_k, att.ln_x.weight, att.ln_x.bias])
 
-    def __call__(self, x: Tensor, v_first: Tensor | None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor,
-                 cu_seqlens: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, v_first: Tensor | None, *state: Tensor) -> Tensor:
         """x [T_total, D] and the state move on in place; v_first of block 0 is returned."""
-        ops = torch.ops.rwkv_wkv
-        x_r, x_k, x_v, x_w, x_a, x_g = ops.decode_norm_mix(x, *self.norms[0], att_shift, cu_seqlens, self.att_mixes)[2].unbind(0)
-        inputs = (x_r, x_k, x_v, x_w, x_a, x_g) if v_first is None else (x_r, x_k, x_v, x_w, x_a, x_g, x_v)
-        r, k, v, *narrow = self.wide(*inputs)
-        w, a, g, *v_gate = self.narrow(*narrow)
-        y = ops.decode_advance7(r, k, v, w, a, *(v_gate or (None,)), g, v_first, self.vectors, rwkv7.HEAD_NORM_EPS, wkv,
-                                cu_seqlens)
-        self.output.add_to(x, y)
-        mixed = ops.decode_norm_mix(x, *self.norms[1], ffn_shift, cu_seqlens, self.ffn_mixes)[2]
-        self.value.add_to(x, *self.key(mixed[0]))
+        v = torch.ops.rwkv_wkv.decode_block7(self.prepared, x, v_first, *state)
         return v if v_first is None else v_first
 
 
-class _Block6:
-    """A block of RWKV-6; the formulas are those of rwkv6.py."""
-
+class _Block6(_Block):
     def __init__(self, block: nn.Module, dtype: torch.dtype, dimensions: Dimensions):
         att, ffn, rank = block.att, block.ffn, dimensions.rank("mix")
-        self.norms = _floats(block.ln1), _floats(block.ln2)
-        self.first_mix = _rows(att.time_maa_x)
-        self.att_mixes = _rows(att.time_maa_w, att.time_maa_k, att.time_maa_v, att.time_maa_r, att.time_maa_g)
-        self.ffn_mixes = _rows(ffn.time_maa_k, ffn.time_maa_r)
-        self.mix_in = Products([lay(w1.T, dtype) for w1 in att.time_maa_w1.split(rank, dim=1)], [TANH] * 5)
-        self.mix_out = Products([lay(w2.T, dtype) for w2 in att.time_maa_w2.unbind(0)])
-        self.wide = Products([lay(x, dtype) for x in (att.time_decay_w1.T, att.key, att.value, att.receptance, att.gate)],
-                             [TANH, IDENTITY, IDENTITY, IDENTITY, IDENTITY])
-        self.decay = Products([lay(att.time_decay_w2.T, dtype)])
-        vectors = (att.time_decay, att.time_faaaa, att.ln_x.weight, att.ln_x.bias)
-        self.vectors = [x.detach().float().flatten().contiguous() for x in vectors]
-        self.output = Products([lay(att.output, dtype)])
-        self.up = Products([lay(ffn.key, dtype), lay(ffn.receptance, dtype)], [RELU_SQUARE, SIGMOID])
-        self.value = Products([lay(ffn.value, dtype)])
+        mix_in = Products([lay(w1.T, dtype) for w1 in att.time_maa_w1.split(rank, dim=1)], [TANH] * 5)
+        mix_out = Products([lay(w2.T, dtype) for w2 in att.time_maa_w2.unbind(0)])
+        wide = Products([lay(x, dtype) for x in (att.time_decay_w1.T, att.key, att.value, att.receptance, att.gate)],
+                        [TANH, IDENTITY, IDENTITY, IDENTITY, IDENTITY])
+        decay, output = Products([lay(att.time_decay_w2.T, dtype)]), Products([lay(att.output, dtype)])
+        up = Products([lay(ffn.key, dtype), lay(ffn.receptance, dtype)], [RELU_SQUARE, SIGMOID])
+        super().__init__(
+            block, [mix_in, mix_out, wide, decay, output, up, Products([lay(ffn.value, dtype)])],
+            [_rows(att.time_maa_x), _rows(ffn.time_maa_k, ffn.time_maa_r),
+             _rows(att.time_maa_w, att.time_maa_k, att.time_maa_v, att.time_maa_r, att.time_maa_g)],
+            [att.time_decay, att.time_faaaa, att.ln_x.weight, att.ln_x.bias])
 
-    def __call__(self, x: Tensor, v_first: None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor, cu_seqlens: Tensor) -> None:
+    def __call__(self, x: Tensor, v_first: None, *state: Tensor) -> None:
         """x [T_total, D] and the state move on in place."""
-        ops = torch.ops.rwkv_wkv
-        normed, delta, x_x = ops.decode_norm_mix(x, *self.norms[0], att_shift, cu_seqlens, self.first_mix)
-        mixed = self.mix_out(*self.mix_in(*[x_x[0]] * 5))
-        ops.decode_token_mix(normed, delta, self.att_mixes, mixed)
-        w, k, v, r, g = self.wide(*mixed)
-        y = ops.decode_advance6(r, k, v, *self.decay(w), g, self.vectors, rwkv6.HEAD_NORM_EPS, wkv, cu_seqlens)
-        self.output.add_to(x, y)
-        x_k, x_r = ops.decode_norm_mix(x, *self.norms[1], ffn_shift, cu_seqlens, self.ffn_mixes)[2].unbind(0)
-        k, r = self.up(x_k, x_r)
-        self.value.add_to(x, k, r)
+        torch.ops.rwkv_wkv.decode_block6(self.prepared, x, *state)
 
 
 def _floats(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
