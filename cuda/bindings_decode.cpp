@@ -1,5 +1,6 @@
-// The model's step on the CPU, called by src/model/decode.py and src/model/panels.py: torch.ops.rwkv_wkv.decode_products, _block6
-// and _block7. They trust their caller in shapes and dtypes: float32, contiguous, packed sequences with int32 borders [S + 1].
+// torch.classes.rwkv_wkv.Weights, Block and Blocks: the model's step on the CPU, called by src/model/panels.py and decode.py. They
+// trust their caller in shapes and dtypes: float32, contiguous, packed sequences with int32 borders [S + 1]. Classes, so that
+// lists are read once, and a step is one call: calling for each block from Python costs a tenth of a small model's step.
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
@@ -124,17 +125,17 @@ Shape describe(int64_t total, const Tensor& state, const Tensor& bounds) {
 }
 
 // A block of RWKV-7; the formulas are those of src/model/rwkv7.py. x [T, D] and the state move on in place; returns v.
-Tensor block7(const c10::intrusive_ptr<Block>& block, const Tensor& x, const std::optional<Tensor>& v_first,
+Tensor block7(const Block& block, const Tensor& x, const std::optional<Tensor>& v_first,
               const Tensor& att_shift, const Tensor& wkv, const Tensor& ffn_shift, const Tensor& bounds) {
     TORCH_CHECK(x.is_contiguous(), "decode: x is contiguous");
-    const auto &wide = *block->products[0], &narrow = *block->products[1], &output = *block->products[2];
-    const auto &key = *block->products[3], &value = *block->products[4];
-    const auto vector = [&](int i) { return block->vector(6 + i); };
+    const auto &wide = *block.products[0], &narrow = *block.products[1], &output = *block.products[2];
+    const auto &key = *block.products[3], &value = *block.products[4];
+    const auto vector = [&](int i) { return block.vector(6 + i); };
     const int64_t width = x.size(1);
     Scratch scratch{x.size(0)};
 
     const Tensor v = at::empty_like(x);
-    Floats inputs = norm_mix(*block, false, data(x), block->vectors[4], att_shift, bounds, scratch).mixes;
+    Floats inputs = norm_mix(block, false, data(x), block.vectors[4], att_shift, bounds, scratch).mixes;
     if (v_first) inputs.push_back(inputs[2]);
     Floats to = scratch.take(wide.outs);
     to[2] = data(v);
@@ -145,7 +146,7 @@ Tensor block7(const c10::intrusive_ptr<Block>& block, const Tensor& x, const std
     const Shape shape = describe(x.size(0), wkv, bounds);
     const Around7 around{to[0], to[1], to[2], low[0], low[1], scratch.take(width), scratch.take(width), data(v_first),
                          v_first ? low[3] : nullptr, low[2], vector(0), vector(1), vector(2), vector(3), vector(4), vector(5),
-                         vector(6), vector(7), block->head_eps, shape.bounds, shape.n_head, shape.head_size};
+                         vector(6), vector(7), block.head_eps, shape.bounds, shape.n_head, shape.head_size};
     const Forward7 forward{around.r, around.w, around.k, around.v, around.kappa, around.a, data(wkv), around.y, data(wkv), nullptr};
     spread(shape.n_sequences * shape.n_head, [&](int64_t item) {
         const int sequence = item / shape.n_head, head = item % shape.n_head;
@@ -156,27 +157,27 @@ Tensor block7(const c10::intrusive_ptr<Block>& block, const Tensor& x, const std
     output.multiply({around.y}, {data(x)}, scratch, true);
 
     const Floats inner = scratch.take(key.outs);
-    key.multiply(norm_mix(*block, true, data(x), block->vectors[5], ffn_shift, bounds, scratch).mixes, inner, scratch);
+    key.multiply(norm_mix(block, true, data(x), block.vectors[5], ffn_shift, bounds, scratch).mixes, inner, scratch);
     value.multiply(inner, {data(x)}, scratch, true);
     return v;
 }
 
 // The same for RWKV-6 and src/model/rwkv6.py.
-void block6(const c10::intrusive_ptr<Block>& block, const Tensor& x, const Tensor& att_shift, const Tensor& wkv,
+void block6(const Block& block, const Tensor& x, const Tensor& att_shift, const Tensor& wkv,
             const Tensor& ffn_shift, const Tensor& bounds) {
     TORCH_CHECK(x.is_contiguous(), "decode: x is contiguous");
-    const auto &mix_in = *block->products[0], &mix_out = *block->products[1], &wide = *block->products[2];
-    const auto &decay = *block->products[3], &output = *block->products[4];
-    const auto &up = *block->products[5], &value = *block->products[6];
-    const auto vector = [&](int i) { return block->vector(7 + i); };
+    const auto &mix_in = *block.products[0], &mix_out = *block.products[1], &wide = *block.products[2];
+    const auto &decay = *block.products[3], &output = *block.products[4];
+    const auto &up = *block.products[5], &value = *block.products[6];
+    const auto vector = [&](int i) { return block.vector(7 + i); };
     const int width = x.size(1);
     Scratch scratch{x.size(0)};
 
-    const Mixed first = norm_mix(*block, false, data(x), block->vectors[4], att_shift, bounds, scratch);
+    const Mixed first = norm_mix(block, false, data(x), block.vectors[4], att_shift, bounds, scratch);
     const Floats low = scratch.take(mix_in.outs), moved = scratch.take(mix_out.outs), to = scratch.take(wide.outs);
     mix_in.multiply(Floats(5, first.mixes[0]), low, scratch);
     mix_out.multiply(low, moved, scratch);
-    TokenMix mix{first.normed, first.delta, block->vector(6), {}, width};
+    TokenMix mix{first.normed, first.delta, block.vector(6), {}, width};
     std::copy(moved.begin(), moved.end(), mix.moved);
     at::parallel_for(0, x.size(0), 8, [&](int64_t from, int64_t until) {
         for (int64_t t = from; t < until; t++) kernels().token_mix(mix, t);
@@ -186,7 +187,7 @@ void block6(const c10::intrusive_ptr<Block>& block, const Tensor& x, const Tenso
     decay.multiply({to[0]}, {w}, scratch);
 
     const Shape shape = describe(x.size(0), wkv, bounds);
-    const Around6 around{w, scratch.take(width), to[4], vector(0), vector(2), vector(3), block->head_eps, shape.bounds,
+    const Around6 around{w, scratch.take(width), to[4], vector(0), vector(2), vector(3), block.head_eps, shape.bounds,
                          shape.n_head, shape.head_size};
     const Forward6 forward{to[3], w, to[1], to[2], vector(1), data(wkv), around.y, data(wkv), nullptr};
     spread(shape.n_sequences * shape.n_head, [&](int64_t item) {
@@ -198,17 +199,37 @@ void block6(const c10::intrusive_ptr<Block>& block, const Tensor& x, const Tenso
     output.multiply({around.y}, {data(x)}, scratch, true);
 
     const Floats inner = scratch.take(up.outs);
-    up.multiply(norm_mix(*block, true, data(x), block->vectors[5], ffn_shift, bounds, scratch).mixes, inner, scratch);
+    up.multiply(norm_mix(block, true, data(x), block.vectors[5], ffn_shift, bounds, scratch).mixes, inner, scratch);
     value.multiply({inner[0]}, {data(x)}, scratch, true, inner[1]);
 }
+
+// All blocks, one after another; each list of states has a tensor a layer.
+struct Blocks : torch::CustomClassHolder {
+    std::vector<c10::intrusive_ptr<Block>> blocks;
+
+    explicit Blocks(std::vector<c10::intrusive_ptr<Block>> blocks) : blocks(std::move(blocks)) {}
+
+    void advance6(const Tensor& x, const Tensors& att_shift, const Tensors& wkv, const Tensors& ffn_shift, const Tensor& bounds) {
+        for (size_t i = 0; i < blocks.size(); i++) block6(*blocks[i], x, att_shift[i], wkv[i], ffn_shift[i], bounds);
+    }
+    void advance7(const Tensor& x, const Tensors& att_shift, const Tensors& wkv, const Tensors& ffn_shift, const Tensor& bounds) {
+        std::optional<Tensor> v_first;
+        for (size_t i = 0; i < blocks.size(); i++) {
+            const Tensor v = block7(*blocks[i], x, v_first, att_shift[i], wkv[i], ffn_shift[i], bounds);
+            if (i == 0) v_first = v;
+        }
+    }
+};
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(rwkv_wkv, library) {
-    library.class_<Weights>("Weights").def(torch::init<Tensors, Tensors, std::vector<int64_t>, std::vector<int64_t>,
-                                                       std::vector<int64_t>, std::vector<int64_t>>());
+    library.class_<Weights>("Weights")
+        .def(torch::init<Tensors, Tensors, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>>())
+        .def("multiply", products);
     library.class_<Block>("Block").def(torch::init<std::vector<c10::intrusive_ptr<Weights>>, Tensors, double, double>());
-    library.def("decode_products", products);
-    library.def("decode_block7", block7);
-    library.def("decode_block6", block6);
+    library.class_<Blocks>("Blocks")
+        .def(torch::init<std::vector<c10::intrusive_ptr<Block>>>())
+        .def("advance6", &Blocks::advance6)
+        .def("advance7", &Blocks::advance7);
 }

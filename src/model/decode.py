@@ -6,8 +6,6 @@ does not depend on the sequences beside it, nor on where its tokens were cut: so
 in every batch. Elsewhere the model's own forward serves, in whose products another batch's shape changes the last bits.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,15 +47,27 @@ class Kernels:
 
     def __init__(self, model: RWKV):
         self.dimensions, self.device = model.dimensions, model.device
-        dtype, block = model.dtype, {"x060": _Block6, "x070": _Block7}[model.dimensions.version]
         self._embedding, self._norm_in, self._norm_out = model.emb.weight, _floats(model.blocks[0].ln0), _floats(model.ln_out)
-        self._blocks = []
-        for layer in range(self.dimensions.n_layer):
-            self._blocks.append(block(model.blocks[layer], dtype, self.dimensions))
-            model.blocks[layer] = nn.Identity()
-        self._head = Products([lay(model.head, dtype)])
+        self._head = Products([lay(model.head, model.dtype)])
         model.head = nn.Identity()
-        self.nbytes = self._head.nbytes + sum(block.nbytes for block in self._blocks)
+        self.nbytes = self._head.nbytes
+        blocks = []
+        for layer in range(self.dimensions.n_layer):
+            blocks.append(self._prepare(model.blocks[layer], model.dtype))
+            model.blocks[layer] = nn.Identity()
+        self._blocks = torch.classes.rwkv_wkv.Blocks(blocks)
+        self._advance = {"x060": self._blocks.advance6, "x070": self._blocks.advance7}[self.dimensions.version]
+
+    def _prepare(self, block: nn.Module, dtype: torch.dtype) -> torch.ScriptObject:
+        lay_out = {"x060": _block6, "x070": _block7}[self.dimensions.version]
+        products, mixes, vectors = lay_out(block.att, block.ffn, dtype, self.dimensions)
+        self.nbytes += sum(part.nbytes for part in products)
+        *norm_1, eps = _floats(block.ln1)
+        *norm_2, _ = _floats(block.ln2)
+        *head_norm, head_eps = _floats(block.att.ln_x)
+        vectors = [x.detach().float().flatten().contiguous() for x in vectors]
+        return torch.classes.rwkv_wkv.Block([part.prepared for part in products],
+                                            [*norm_1, *norm_2, *mixes, *vectors, *head_norm], eps, head_eps)
 
     def fresh(self, n_sequences: int) -> State:
         return State.zeros(self.dimensions, n_sequences, torch.float32)
@@ -65,9 +75,7 @@ class Kernels:
     def advance(self, tokens: Tensor, cu_seqlens: Tensor, state: State) -> Tensor:
         """As `Forward.advance`; hidden is float32."""
         x = self._layer_norm(F.embedding(tokens, self._embedding).float(), self._norm_in)
-        v_first = None
-        for block, *layer in zip(self._blocks, state.att_shift, state.wkv, state.ffn_shift, strict=True):
-            v_first = block(x, v_first, *layer, cu_seqlens)
+        self._advance(x, state.att_shift, state.wkv, state.ffn_shift, cu_seqlens)
         last = x if len(cu_seqlens) == len(x) + 1 else x[cu_seqlens[1:].long() - 1]
         return self._layer_norm(last, self._norm_out)
 
@@ -90,58 +98,34 @@ def serve(model: RWKV) -> Forward | Kernels:
     return Kernels(model) if by_kernels else Forward(model)
 
 
-class _Block:
-    """A layer's weights, as `block6` and `block7` of cuda/bindings_decode.cpp take them."""
-
-    def __init__(self, block: nn.Module, products: Sequence[Products], mixes: Sequence[Tensor], vectors: Sequence[Tensor]):
-        self.nbytes = sum(part.nbytes for part in products)
-        norms = [x for norm in (block.ln1, block.ln2) for x in _floats(norm)[:2]]
-        vectors = [x.detach().float().flatten().contiguous() for x in vectors]
-        self.prepared = torch.classes.rwkv_wkv.Block([part.prepared for part in products], [*norms, *mixes, *vectors],
-                                                     block.ln1.eps, block.att.ln_x.eps)
-
-
-class _Block7(_Block):
-    def __init__(self, block: nn.Module, dtype: torch.dtype, dimensions: Dimensions):
-        att, ffn = block.att, block.ffn
-        mixes_values = hasattr(att, "v0")
-        pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if mixes_values else [])
-        wide = Products([lay(x, dtype) for x in (att.receptance, att.key, att.value, *(w1.T for w1, _ in pairs))],
-                        [IDENTITY, IDENTITY, IDENTITY, TANH, IDENTITY, SIGMOID, IDENTITY][:3 + len(pairs)])
-        narrow = Products([lay(w2.T, dtype) for _, w2 in pairs])
-        output, key = Products([lay(att.output, dtype)]), Products([lay(ffn.key, dtype)], [RELU_SQUARE])
-        super().__init__(
-            block, [wide, narrow, output, key, Products([lay(ffn.value, dtype)])],
+def _block7(att: nn.Module, ffn: nn.Module, dtype: torch.dtype, dimensions: Dimensions) -> tuple[list, list, list]:
+    """A block's products, mixes and other vectors, as `block7` of cuda/bindings_decode.cpp takes them."""
+    mixes_values = hasattr(att, "v0")
+    pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if mixes_values else [])
+    wide = Products([lay(x, dtype) for x in (att.receptance, att.key, att.value, *(w1.T for w1, _ in pairs))],
+                    [IDENTITY, IDENTITY, IDENTITY, TANH, IDENTITY, SIGMOID, IDENTITY][:3 + len(pairs)])
+    narrow = Products([lay(w2.T, dtype) for _, w2 in pairs])
+    output, value = (Products([lay(x, dtype)]) for x in (att.output, ffn.value))
+    return ([wide, narrow, output, Products([lay(ffn.key, dtype)], [RELU_SQUARE]), value],
             [_rows(att.x_r, att.x_k, att.x_v, att.x_w, att.x_a, att.x_g), _rows(ffn.x_k)],
-            [att.w0, att.a0, att.v0 if mixes_values else att.a0, att.k_k, att.k_a, att.r_k, att.ln_x.weight, att.ln_x.bias])
-
-    def __call__(self, x: Tensor, v_first: Tensor | None, *state: Tensor) -> Tensor:
-        """x [T_total, D] and the state move on in place; v_first of block 0 is returned."""
-        v = torch.ops.rwkv_wkv.decode_block7(self.prepared, x, v_first, *state)
-        return v if v_first is None else v_first
+            [att.w0, att.a0, att.v0 if mixes_values else att.a0, att.k_k, att.k_a, att.r_k])
 
 
-class _Block6(_Block):
-    def __init__(self, block: nn.Module, dtype: torch.dtype, dimensions: Dimensions):
-        att, ffn, rank = block.att, block.ffn, dimensions.rank("mix")
-        mix_in = Products([lay(w1.T, dtype) for w1 in att.time_maa_w1.split(rank, dim=1)], [TANH] * 5)
-        mix_out = Products([lay(w2.T, dtype) for w2 in att.time_maa_w2.unbind(0)])
-        wide = Products([lay(x, dtype) for x in (att.time_decay_w1.T, att.key, att.value, att.receptance, att.gate)],
-                        [TANH, IDENTITY, IDENTITY, IDENTITY, IDENTITY])
-        decay, output = Products([lay(att.time_decay_w2.T, dtype)]), Products([lay(att.output, dtype)])
-        up = Products([lay(ffn.key, dtype), lay(ffn.receptance, dtype)], [RELU_SQUARE, SIGMOID])
-        super().__init__(
-            block, [mix_in, mix_out, wide, decay, output, up, Products([lay(ffn.value, dtype)])],
+def _block6(att: nn.Module, ffn: nn.Module, dtype: torch.dtype, dimensions: Dimensions) -> tuple[list, list, list]:
+    """The same for `block6`."""
+    mix_in = Products([lay(w1.T, dtype) for w1 in att.time_maa_w1.split(dimensions.rank("mix"), dim=1)], [TANH] * 5)
+    mix_out = Products([lay(w2.T, dtype) for w2 in att.time_maa_w2.unbind(0)])
+    wide = Products([lay(x, dtype) for x in (att.time_decay_w1.T, att.key, att.value, att.receptance, att.gate)],
+                    [TANH, IDENTITY, IDENTITY, IDENTITY, IDENTITY])
+    decay, output, value = (Products([lay(x, dtype)]) for x in (att.time_decay_w2.T, att.output, ffn.value))
+    up = Products([lay(ffn.key, dtype), lay(ffn.receptance, dtype)], [RELU_SQUARE, SIGMOID])
+    return ([mix_in, mix_out, wide, decay, output, up, value],
             [_rows(att.time_maa_x), _rows(ffn.time_maa_k, ffn.time_maa_r),
              _rows(att.time_maa_w, att.time_maa_k, att.time_maa_v, att.time_maa_r, att.time_maa_g)],
-            [att.time_decay, att.time_faaaa, att.ln_x.weight, att.ln_x.bias])
-
-    def __call__(self, x: Tensor, v_first: None, *state: Tensor) -> None:
-        """x [T_total, D] and the state move on in place."""
-        torch.ops.rwkv_wkv.decode_block6(self.prepared, x, *state)
+            [att.time_decay, att.time_faaaa])
 
 
-def _floats(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+def _floats(norm: nn.LayerNorm | nn.GroupNorm) -> tuple[Tensor, Tensor, float]:
     return norm.weight.detach().float(), norm.bias.detach().float(), norm.eps
 
 

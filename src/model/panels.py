@@ -46,11 +46,11 @@ class Products:
 
     def __call__(self, *x: Tensor) -> list[Tensor]:
         """x, each [T, in] -> as many [T, out]."""
-        return torch.ops.rwkv_wkv.decode_products(self.prepared, x, None, None)
+        return self.prepared.multiply(x, None, None)
 
     def add_to(self, y: Tensor, x: Tensor, gate: Tensor | None = None) -> None:
         """y += gate * (x W^T), in place, for the one weight."""
-        torch.ops.rwkv_wkv.decode_products(self.prepared, [x], y, gate)
+        self.prepared.multiply([x], y, gate)
 
 
 def lay(weight: Tensor | Linear | QuantizedLinear, dtype: torch.dtype) -> Panels:
