@@ -1,6 +1,6 @@
-// torch.classes.rwkv_wkv.Weights, Block and Blocks: the model's step on the CPU, called by src/model/panels.py and decode.py. They
-// trust their caller in shapes and dtypes: float32, contiguous, packed sequences with int32 borders [S + 1]. Classes, so that
-// lists are read once, and a step is one call: calling for each block from Python costs a tenth of a small model's step.
+// torch.classes.rwkv_wkv.Weights, Block and Blocks: the model's step on the CPU, called by src/model/panels.py and decode.py.
+// They trust their caller in shapes and dtypes: float32, contiguous, packed sequences with int32 borders [S + 1]. Classes, so
+// that lists are read once, and a step is one call: calling for each block from Python costs a tenth of a small model's step.
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
@@ -12,6 +12,7 @@
 namespace {
 
 using namespace wkv;
+using Integers = std::vector<int64_t>;
 using Floats = std::vector<float*>;  // matrices, a row for each token
 
 // Memory for one call, of so many rows.
@@ -20,7 +21,7 @@ struct Scratch {
     Tensors held{};
 
     float* take(int64_t width) { return data(held.emplace_back(at::empty({rows * width}))); }
-    Floats take(const std::vector<int64_t>& widths) {
+    Floats take(const Integers& widths) {
         Floats parts;
         for (const int64_t width : widths) parts.push_back(take(width));
         return parts;
@@ -30,10 +31,9 @@ struct Scratch {
 // Weights in panels, and what is done to their products.
 struct Weights : torch::CustomClassHolder {
     Tensors panels, scales;
-    std::vector<int64_t> ins, outs, kinds, activations;  // kinds: a Panel, and IN_BFLOAT16 more where x is to be rounded to bfloat16
+    Integers ins, outs, kinds, activations;  // a kind: a Panel, and IN_BFLOAT16 more where x is to be rounded to it
 
-    Weights(Tensors panels, Tensors scales, std::vector<int64_t> ins, std::vector<int64_t> outs, std::vector<int64_t> kinds,
-            std::vector<int64_t> activations)
+    Weights(Tensors panels, Tensors scales, Integers ins, Integers outs, Integers kinds, Integers activations)
         : panels(std::move(panels)), scales(std::move(scales)), ins(std::move(ins)), outs(std::move(outs)),
           kinds(std::move(kinds)), activations(std::move(activations)) {}
 
@@ -41,7 +41,7 @@ struct Weights : torch::CustomClassHolder {
     void multiply(Floats x, const Floats& y, Scratch& scratch, bool add = false, const float* gate = nullptr) const {
         const int rows = scratch.rows, blocks = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
         std::vector<Product> work;
-        std::vector<int64_t> before{0};
+        Integers before{0};
         for (size_t i = 0; i < x.size(); i++) {
             if (kinds[i] & IN_BFLOAT16) x[i] = rounded(x[i], ins[i], scratch);
             work.push_back({x[i], panels[i].const_data_ptr(), static_cast<const float*>(scales[i].const_data_ptr()), y[i], gate,
@@ -49,10 +49,14 @@ struct Weights : torch::CustomClassHolder {
                             static_cast<int>(activations[i]), add});
             before.push_back(before.back() + blocks * ((outs[i] + PANEL_OUT - 1) / PANEL_OUT));
         }
-        spread(before.back(), [&](int64_t item) {
+        const auto one = [&](int64_t item) {
             const auto i = std::upper_bound(before.begin(), before.end(), item) - before.begin() - 1;
             const int panel = static_cast<int>(item - before[i]) / blocks, block = static_cast<int>(item - before[i]) % blocks;
             kernels().product(work[i], panel, block * ROWS_AT_ONCE, std::min(rows, (block + 1) * ROWS_AT_ONCE));
+        };
+        // Each thread reads panels that follow each other; taken one by one by whoever is free, a row of bfloat16 takes a sixth more.
+        at::parallel_for(0, before.back(), 1, [&](int64_t first, int64_t last) {
+            for (int64_t item = first; item < last; item++) one(item);
         });
     }
 
@@ -147,7 +151,7 @@ Tensor block7(const Block& block, const Tensor& x, const std::optional<Tensor>& 
     const Around7 around{to[0], to[1], to[2], low[0], low[1], scratch.take(width), scratch.take(width), data(v_first),
                          v_first ? low[3] : nullptr, low[2], vector(0), vector(1), vector(2), vector(3), vector(4), vector(5),
                          vector(6), vector(7), block.head_eps, shape.bounds, shape.n_head, shape.head_size};
-    const Forward7 forward{around.r, around.w, around.k, around.v, around.kappa, around.a, data(wkv), around.y, data(wkv), nullptr};
+    const Forward7 forward{to[0], around.w, to[1], to[2], around.kappa, around.a, data(wkv), around.y, data(wkv), nullptr};
     spread(shape.n_sequences * shape.n_head, [&](int64_t item) {
         const int sequence = item / shape.n_head, head = item % shape.n_head;
         kernels().before7(around, sequence, head);
@@ -225,7 +229,7 @@ struct Blocks : torch::CustomClassHolder {
 
 TORCH_LIBRARY_FRAGMENT(rwkv_wkv, library) {
     library.class_<Weights>("Weights")
-        .def(torch::init<Tensors, Tensors, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>>())
+        .def(torch::init<Tensors, Tensors, Integers, Integers, Integers, Integers>())
         .def("multiply", products);
     library.class_<Block>("Block").def(torch::init<std::vector<c10::intrusive_ptr<Weights>>, Tensors, double, double>());
     library.class_<Blocks>("Blocks")
