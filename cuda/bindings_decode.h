@@ -18,13 +18,17 @@ namespace wkv {
 using at::Tensor;
 using Tensors = std::vector<Tensor>;
 
-inline const DecodeKernels& kernels() {
-    static const std::string capability = at::get_cpu_capability();
+inline const DecodeKernels& choose_kernels() {
+    const std::string capability = at::get_cpu_capability();
 #if defined(__x86_64__) && !defined(__clang__)
-    static const bool pairs = __builtin_cpu_supports("avx512bf16");
-    if (capability == "AVX512" && pairs) return AVX512BF16_DECODE;
+    if (capability == "AVX512" && __builtin_cpu_supports("avx512bf16")) return AVX512BF16_DECODE;
 #endif
     return capability == "AVX512" ? AVX512_DECODE : capability == "AVX2" ? AVX2_DECODE : PLAIN_DECODE;
+}
+
+inline const DecodeKernels& kernels() {
+    static const DecodeKernels& chosen = choose_kernels();
+    return chosen;
 }
 
 // Calls f(i) for i < n, each taken by whichever thread is free.

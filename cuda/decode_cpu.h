@@ -11,12 +11,19 @@ typedef Vector<float>::type vec;
 typedef int ivec __attribute__((vector_size(WKV_BYTES)));
 constexpr int STEP = Vector<float>::LANES;
 
-WKV_INLINE vec take(const float* from, int n) {  // n elements, zeros behind them
+// n elements, zeros behind them. Whole vectors go apart: copying a number of bytes that varies takes many times as long.
+WKV_INLINE vec take(const float* from, int n) {
+    if (n >= STEP) return *reinterpret_cast<const Vector<float>::unaligned*>(from);
     vec x{};
-    __builtin_memcpy(&x, from, n < STEP ? n * sizeof(float) : sizeof(vec));
+    __builtin_memcpy(&x, from, n * sizeof(float));
     return x;
 }
-WKV_INLINE void give(float* to, vec x, int n) { __builtin_memcpy(to, &x, n < STEP ? n * sizeof(float) : sizeof(vec)); }
+WKV_INLINE void give(float* to, vec x, int n) {
+    if (n >= STEP)
+        *reinterpret_cast<Vector<float>::unaligned*>(to) = x;
+    else
+        __builtin_memcpy(to, &x, n * sizeof(float));
+}
 
 WKV_INLINE vec magnitude(vec x) { return (vec)((ivec)x & 0x7fffffff); }
 

@@ -7,8 +7,11 @@
 //   PANEL_FLOAT32   float[panel][in][64]
 //   PANEL_BFLOAT16  bf16[panel][in / 2][64][2]             two inputs side by side; `in` is filled up to even
 //   PANEL_FLOAT16   as bfloat16, IEEE halves
-//   PANEL_INT8      int8[panel][in][64], scales float[panel][64]
-//   PANEL_NF4       byte[panel][in][32], outputs j and j + 32 in a byte's low and high half; scales float[panel][in / 64][64]
+//   PANEL_INT8      int8[panel][in][64], scales float[panel][64]; `in` is filled up to even
+//   PANEL_NF4       bf16[panel][in / 8][64][2], but in place of one bf16 the codes of four inputs, each four bits: of inputs
+//                   0, 2, 4, 6, lowest bits first, and of inputs 1, 3, 5, 7; scales float[panel][in / 64][64]
+// Codes are multiplied and summed as they are, NF4's 16 values rounded to bfloat16 where two are multiplied at once; scales
+// multiply the sums.
 #pragma once
 
 #include "arguments.h"
@@ -16,6 +19,7 @@
 namespace wkv {
 
 enum Panel { PANEL_FLOAT32 = 0, PANEL_BFLOAT16 = 1, PANEL_FLOAT16 = 2, PANEL_INT8 = 3, PANEL_NF4 = 4 };
+constexpr int IN_BFLOAT16 = 16;
 enum Activation { IDENTITY = 0, TANH = 1, SIGMOID = 2, RELU_SQUARE = 3 };
 
 constexpr int PANEL_OUT = 64;  // outputs a panel
@@ -29,8 +33,8 @@ struct Product {
     float* y;
     const float* gate;    // [rows, out] or null: 1
     int rows, in, out;
-    int panel, activation;
-    bool in_bfloat16;     // x is rounded to bfloat16, and so are weights computed from codes
+    int kind;             // a Panel, and IN_BFLOAT16 more where x is rounded to bfloat16
+    int activation;
     bool add;
 };
 
@@ -72,7 +76,7 @@ struct Around6 {
 
 struct DecodeKernels {
     void (*product)(const Product& x, int panel, int first_row, int last_row);
-    void (*round_row)(const float* x, void* to, int in);  // one row for a product in bfloat16, 4 bytes for each of `in` filled to even
+    void (*round_row)(const float* x, void* to, int in);  // one row for a product in bfloat16, at most 4 bytes an input
     void (*norm_mix)(const NormMix& x, int sequence);
     void (*token_mix)(const TokenMix& x, int token);
     void (*before7)(const Around7& x, int sequence, int head);

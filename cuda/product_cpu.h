@@ -1,6 +1,6 @@
 // y = x W^T on the CPU, one panel of 64 outputs and up to 96 rows a call; layouts in decode_kernels.h.
-// Each output is summed over its inputs from first to last in float32, however many rows are computed together.
-// What is held in codes or halves is spread out for 64 inputs at a time, in the first cache, and then used for all rows.
+// Each output is summed over its inputs from first to last in float32, however many rows are computed together. Codes and halves
+// become numbers in registers for a few rows, and for more in the first cache, a chunk at a time; their scales multiply sums.
 #pragma once
 
 #include "decode_kernels.h"
@@ -15,200 +15,259 @@ namespace WKV_ISA {
 
 typedef Vector<float>::type vec;
 typedef unsigned uvec __attribute__((vector_size(WKV_BYTES)));
-typedef int ivec __attribute__((vector_size(WKV_BYTES)));
 typedef Vector<float>::unaligned loose;
 constexpr int LANES = Vector<float>::LANES;
 constexpr int ABREAST = PANEL_OUT / LANES < 4 ? PANEL_OUT / LANES : 4;  // vectors of outputs in registers
 constexpr int ROWS = WKV_BYTES == 64 ? 6 : 3;                           // rows in registers
-constexpr int SPREAD = 64, DIRECT = 256;                                // inputs at a time, spread out or read where they lie
+constexpr int BLOCK = 64, DIRECT = 256;                                 // inputs at a time, spread out or read where they lie
 
-#ifdef WKV_BF16
-typedef unsigned pair;  // two bfloat16 of x
-#else
-struct pair { float low, high; };  // the same, rounded, each as a float
-#endif
+// Readers: how each kind of panel gives weights, a vector of outputs at a time, to be multiplied with one X of each row: an input,
+// or two of them in bfloat16. A `Raw` holds STEPS of them in turn; CHUNK of them are used for all rows before the next.
+// Nothing is fetched ahead by instruction: the processor by itself does it better.
+struct Float32 {
+    typedef float X;
+    typedef vec Raw;
+    typedef Float32 Spread;
+    static constexpr int STEPS = 1, CHUNK = DIRECT;
+    const float* panel;
+    WKV_INLINE Raw load(long k, int column) const { return *(const loose*)(panel + k * PANEL_OUT + column); }
+    WKV_INLINE vec weight(Raw raw, int) const { return raw; }
+};
 
-WKV_INLINE uvec rounded(vec x) {  // to bfloat16, in the upper halves; to nearest, ties to even
-    const uvec bits = (uvec)x;
-    return (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+WKV_INLINE uvec load_bits(const unsigned* from) {
+    uvec bits;
+    __builtin_memcpy(&bits, from, WKV_BYTES);
+    return bits;
 }
 
-template <int R>
-WKV_INLINE void accumulate(const float* x, long stride, const float* w, int count, float* sums) {
-    for (int column = 0; column < PANEL_OUT; column += ABREAST * LANES) {
-        vec sum[R][ABREAST];
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < ABREAST; j++) sum[r][j] = *(const vec*)(sums + r * PANEL_OUT + column + j * LANES);
-        for (int k = 0; k < count; k++) {
-            const float* at = w + static_cast<long>(k) * PANEL_OUT + column;
-            __builtin_prefetch(at + 24 * PANEL_OUT);
-            for (int r = 0; r < R; r++)
-                for (int j = 0; j < ABREAST; j++) sum[r][j] += *(const loose*)(at + j * LANES) * x[r * stride + k];
-        }
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < ABREAST; j++) *(vec*)(sums + r * PANEL_OUT + column + j * LANES) = sum[r][j];
-    }
+// IEEE halves in the low 16 bits, exactly, subnormals too; an infinity becomes 65536.
+WKV_INLINE vec from_float16(uvec half) {
+    return (vec)((uvec)((vec)((half & 0x7fffu) << 13) * 0x1p112f) | (half & 0x8000u) << 16);
 }
 
-template <int R>
-WKV_INLINE void accumulate(const pair* x, long stride, const unsigned* w, int count, float* sums) {
-    for (int column = 0; column < PANEL_OUT; column += ABREAST * LANES) {
-        vec sum[R][ABREAST];
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < ABREAST; j++) sum[r][j] = *(const vec*)(sums + r * PANEL_OUT + column + j * LANES);
-        for (int k = 0; k < count; k++) {
-            const unsigned* at = w + static_cast<long>(k) * PANEL_OUT + column;
-            __builtin_prefetch(at + 24 * PANEL_OUT);
-            for (int j = 0; j < ABREAST; j++) {
-                uvec both;
-                __builtin_memcpy(&both, at + j * LANES, WKV_BYTES);
-#ifdef WKV_BF16
-                for (int r = 0; r < R; r++)
-                    sum[r][j] = (vec)_mm512_dpbf16_ps((__m512)sum[r][j], (__m512bh)both,
-                                                      (__m512bh)_mm512_set1_epi32(x[r * stride + k]));
-#else
-                const vec low = (vec)(both << 16), high = (vec)(both & 0xffff0000u);
-                for (int r = 0; r < R; r++) {
-                    sum[r][j] += low * x[r * stride + k].low;
-                    sum[r][j] += high * x[r * stride + k].high;
-                }
-#endif
-            }
-        }
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < ABREAST; j++) *(vec*)(sums + r * PANEL_OUT + column + j * LANES) = sum[r][j];
-    }
-}
-
-template <class X, class W>
-WKV_INLINE void accumulate_rows(const X* x, long stride, const W* w, int count, int rows, float* sums) {
-    int row = 0;
-    for (; row + ROWS <= rows; row += ROWS) accumulate<ROWS>(x + row * stride, stride, w, count, sums + row * PANEL_OUT);
-    x += row * stride, sums += row * PANEL_OUT;
-    switch (rows - row) {
-        case 1: accumulate<1>(x, stride, w, count, sums); break;
-        case 2: accumulate<2>(x, stride, w, count, sums); break;
-#if WKV_BYTES == 64
-        case 3: accumulate<3>(x, stride, w, count, sums); break;
-        case 4: accumulate<4>(x, stride, w, count, sums); break;
-        case 5: accumulate<5>(x, stride, w, count, sums); break;
-#endif
-    }
-}
-
-// The 16 values of NF4 (Dettmers et al. 2023, appendix E), as bitsandbytes has them.
-constexpr float NF4[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
-                           -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
-                           0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,
-                           0.7229568362236023f, 1.0f};
-
-WKV_INLINE vec nf4_values(ivec code) {
-#if WKV_BYTES == 64 && !defined(__clang__)
-    vec table;
-    __builtin_memcpy(&table, NF4, WKV_BYTES);
-    return __builtin_shuffle(table, code);
-#else
-    vec value;
-    for (int i = 0; i < LANES; i++) value[i] = NF4[code[i]];
-    return value;
-#endif
-}
+// Two inputs side by side, read one at a time.
+template <bool BFLOAT16>
+struct Half {
+    typedef float X;
+    typedef uvec Raw;
+    typedef Float32 Spread;
+    static constexpr int STEPS = 1, CHUNK = BLOCK;
+    const unsigned* panel;
+    WKV_INLINE Raw load(long k, int column) const { return load_bits(panel + k / 2 * PANEL_OUT + column) >> (k % 2 * 16); }
+    WKV_INLINE vec weight(Raw raw, int) const { return BFLOAT16 ? (vec)(raw << 16) : from_float16(raw & 0xffffu); }
+};
 
 // LANES bytes as numbers; the compiler's own conversion of bytes goes one by one.
-WKV_INLINE ivec widen(const signed char* from) {
+WKV_INLINE vec numbers(const signed char* from) {
 #if defined(WKV_INTRINSICS) && WKV_BYTES == 64
-    return (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #elif defined(WKV_INTRINSICS)
-    return (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 #else
-    ivec to;
+    vec to;
     for (int i = 0; i < LANES; i++) to[i] = from[i];
     return to;
 #endif
 }
 
-// The weights of one input and LANES outputs from `column` on.
-WKV_INLINE vec spread_int8(const signed char* codes, const float* scales, int column) {
-    return __builtin_convertvector(widen(codes + column), vec) * *(const loose*)(scales + column);
+struct Int8 {
+    typedef float X;
+    typedef vec Raw;
+    typedef Float32 Spread;
+    static constexpr int STEPS = 1, CHUNK = BLOCK;
+    const signed char* panel;
+    WKV_INLINE Raw load(long k, int column) const { return numbers(panel + k * PANEL_OUT + column); }
+    WKV_INLINE vec weight(Raw raw, int) const { return raw; }
+};
+
+// The 16 values of NF4 (Dettmers et al. 2023, appendix E), as bitsandbytes has them.
+constexpr float NF4_VALUES[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+                                  -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+                                  0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+                                  0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+WKV_INLINE vec nf4_values(uvec code) {  // by the lowest four bits
+#if defined(WKV_INTRINSICS) && WKV_BYTES == 64
+    return (vec)_mm512_permutexvar_ps((__m512i)code, _mm512_loadu_ps(NF4_VALUES));
+#elif defined(WKV_INTRINSICS)
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(NF4_VALUES), (__m256i)code);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(NF4_VALUES + 8), (__m256i)code);
+    return (vec)_mm256_blendv_ps(low, high, (__m256)(code << 28));
+#else
+    vec value;
+    for (int i = 0; i < LANES; i++) value[i] = NF4_VALUES[code[i] & 15];
+    return value;
+#endif
 }
 
-WKV_INLINE vec spread_nf4(const signed char* codes, const float* scales, int column) {
-    const ivec both = widen(codes + column % 32);
-    return nf4_values((column < 32 ? both : both >> 4) & 15) * *(const loose*)(scales + column);
-}
+struct NF4 {
+    typedef float X;
+    typedef uvec Raw;
+    typedef Float32 Spread;
+    static constexpr int STEPS = 8, CHUNK = BLOCK;
+    const unsigned* panel;
+    WKV_INLINE Raw load(long k, int column) const { return load_bits(panel + k / 8 * PANEL_OUT + column); }
+    WKV_INLINE vec weight(Raw raw, int step) const { return nf4_values(raw >> (step % 2 * 16 + step / 2 * 4)); }
+};
 
-// IEEE halves in the low 16 bits, exactly, subnormals too; an infinity becomes 65536.
-WKV_INLINE vec spread_float16(uvec half) {
-    return (vec)((uvec)((vec)((half & 0x7fffu) << 13) * 0x1p112f) | (half & 0x8000u) << 16);
-}
+WKV_INLINE void multiply_add(vec& sum, vec weight, float x) { sum += weight * x; }
 
-// `count` inputs of a panel, as floats, or two by two in bfloat16.
-template <class F>
-WKV_INLINE void spread_codes(const signed char* codes, const float* scales, int bytes, int count, bool in_bfloat16, float* spread,
-                             F weights) {
-    for (int i = 0; i < count; i += 1 + in_bfloat16) {
-        const signed char* at = codes + static_cast<long>(i) * bytes;
-        __builtin_prefetch(at + 32 * bytes);
-        for (int j = 0; j < PANEL_OUT; j += LANES) {
-            if (!in_bfloat16) {
-                *(vec*)(spread + i * PANEL_OUT + j) = weights(at, scales, j);
-            } else {
-                const uvec low = rounded(weights(at, scales, j)) >> 16;
-                *(uvec*)(spread + i / 2 * PANEL_OUT + j) = i + 1 < count ? low | rounded(weights(at + bytes, scales, j)) : low;
-            }
+#ifdef WKV_BF16
+struct Pairs {
+    typedef unsigned X;
+    typedef uvec Raw;
+    typedef Pairs Spread;
+    static constexpr int STEPS = 1, CHUNK = DIRECT;
+    const unsigned* panel;
+    WKV_INLINE Raw load(long k, int column) const { return load_bits(panel + k * PANEL_OUT + column); }
+    WKV_INLINE uvec weight(Raw raw, int) const { return raw; }
+};
+
+struct Int8Pairs {  // codes are exact in bfloat16
+    typedef unsigned X;
+    typedef uvec Raw;
+    typedef Pairs Spread;
+    static constexpr int STEPS = 1, CHUNK = BLOCK / 2;
+    const signed char* panel;
+    WKV_INLINE Raw load(long k, int column) const {
+        const signed char* at = panel + 2 * k * PANEL_OUT + column;
+        return (uvec)numbers(at) >> 16 | (uvec)numbers(at + PANEL_OUT);
+    }
+    WKV_INLINE uvec weight(Raw raw, int) const { return raw; }
+};
+
+constexpr struct Bfloat16Values {  // twice, as a look-up goes by five bits
+    unsigned short bits[32];
+    constexpr Bfloat16Values() : bits() {
+        for (int i = 0; i < 32; i++) {
+            const unsigned whole = __builtin_bit_cast(unsigned, NF4_VALUES[i % 16]);
+            bits[i] = static_cast<unsigned short>((whole + 0x7fffu + (whole >> 16 & 1u)) >> 16);
         }
+    }
+} NF4_BFLOAT16;
+
+struct NF4Pairs {
+    typedef unsigned X;
+    typedef uvec Raw;
+    typedef Pairs Spread;
+    static constexpr int STEPS = 4, CHUNK = BLOCK / 2;
+    const unsigned* panel;
+    WKV_INLINE Raw load(long k, int column) const { return load_bits(panel + k / 4 * PANEL_OUT + column); }
+    WKV_INLINE uvec weight(Raw raw, int step) const {
+        return (uvec)_mm512_permutexvar_epi16((__m512i)(raw >> (4 * step)), _mm512_loadu_si512(NF4_BFLOAT16.bits));
+    }
+};
+
+WKV_INLINE void multiply_add(vec& sum, uvec weight, unsigned x) {
+    sum = (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32(x));
+}
+#endif
+
+// Adds to the sums of R rows what `count` steps from `k` on add to them, times `scales` where there are any.
+template <int R, class Reader, class X>
+WKV_INLINE void accumulate(const Reader& weights, int k, int count, const X* x, long stride, const float* scales, float* sums) {
+    for (int column = 0; column < PANEL_OUT; column += ABREAST * LANES) {
+        vec sum[R][ABREAST];
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < ABREAST; j++) sum[r][j] = scales ? vec{} : *(const vec*)(sums + r * PANEL_OUT + column + j * LANES);
+        for (int i = 0; i < count; i += Reader::STEPS) {
+            typename Reader::Raw raw[ABREAST];
+            for (int j = 0; j < ABREAST; j++) raw[j] = weights.load(k + i, column + j * LANES);
+            for (int step = 0; step < Reader::STEPS; step++)
+                for (int j = 0; j < ABREAST; j++) {
+                    const auto weight = weights.weight(raw[j], step);
+                    for (int r = 0; r < R; r++) multiply_add(sum[r][j], weight, x[r * stride + i + step]);
+                }
+        }
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < ABREAST; j++) {
+                vec* to = (vec*)(sums + r * PANEL_OUT + column + j * LANES);
+                *to = scales ? *to + sum[r][j] * *(const loose*)(scales + column + j * LANES) : sum[r][j];
+            }
+    }
+}
+
+template <class Reader, class X>
+WKV_INLINE void accumulate_rows(const Reader& weights, int k, int count, const X* x, long stride, int rows, const float* scales,
+                                float* sums) {
+    int row = 0;
+    for (; row + ROWS <= rows; row += ROWS)
+        accumulate<ROWS>(weights, k, count, x + row * stride, stride, scales, sums + row * PANEL_OUT);
+    x += row * stride, sums += row * PANEL_OUT;
+    switch (rows - row) {
+        case 1: accumulate<1>(weights, k, count, x, stride, scales, sums); break;
+        case 2: accumulate<2>(weights, k, count, x, stride, scales, sums); break;
+#if WKV_BYTES == 64
+        case 3: accumulate<3>(weights, k, count, x, stride, scales, sums); break;
+        case 4: accumulate<4>(weights, k, count, x, stride, scales, sums); break;
+        case 5: accumulate<5>(weights, k, count, x, stride, scales, sums); break;
+#endif
+    }
+}
+
+// Sums over a panel's `all` weights an output, of as many x a row; `scales` are of blocks of 64 inputs each, or null.
+template <class Reader>
+WKV_INLINE void sum_panel(const Reader& weights, int all, const void* from, int first_row, int rows, const float* scales,
+                          float* sums) {
+    typedef typename Reader::X X;
+    typedef typename Reader::Spread Spread;
+    const X* x = static_cast<const X*>(from) + static_cast<long>(first_row) * all;
+    alignas(64) X spread[BLOCK * PANEL_OUT];
+    for (int k = 0; k < all; k += Reader::CHUNK) {
+        const int count = all - k < Reader::CHUNK ? all - k : Reader::CHUNK;
+        if (Reader::CHUNK == DIRECT || rows <= ROWS) {
+            accumulate_rows(weights, k, count, x + k, all, rows, scales, sums);
+        } else {
+            for (int i = 0; i < count; i += Reader::STEPS)
+                for (int j = 0; j < PANEL_OUT; j += LANES) {
+                    const auto raw = weights.load(k + i, j);
+                    for (int step = 0; step < Reader::STEPS; step++) {
+                        const auto weight = weights.weight(raw, step);
+                        __builtin_memcpy(spread + (i + step) * PANEL_OUT + j, &weight, WKV_BYTES);
+                    }
+                }
+            accumulate_rows(Spread{spread}, 0, count, x + k, all, rows, scales, sums);
+        }
+        if (scales) scales += PANEL_OUT;
     }
 }
 
 void product(const Product& p, int panel, int first_row, int last_row) {
-    alignas(64) float sums[ROWS_AT_ONCE * PANEL_OUT], spread[SPREAD * PANEL_OUT];
-    const int rows = last_row - first_row, even = (p.in + 1) / 2;
+    alignas(64) float sums[ROWS_AT_ONCE * PANEL_OUT];
+    const int rows = last_row - first_row, even = (p.in + 1) / 2 * 2;
     __builtin_memset(sums, 0, sizeof(float) * rows * PANEL_OUT);
-    const float* x = static_cast<const float*>(p.x) + static_cast<long>(first_row) * p.in;
-    const pair* pairs = static_cast<const pair*>(p.x) + static_cast<long>(first_row) * even;
-    if (p.panel == PANEL_FLOAT32) {
-        const float* w = static_cast<const float*>(p.panels) + static_cast<long>(panel) * p.in * PANEL_OUT;
-        for (int k = 0; k < p.in; k += DIRECT)
-            accumulate_rows(x + k, p.in, w + static_cast<long>(k) * PANEL_OUT, p.in - k < DIRECT ? p.in - k : DIRECT, rows, sums);
-    } else if (p.panel == PANEL_BFLOAT16) {
-        const unsigned* w = static_cast<const unsigned*>(p.panels) + static_cast<long>(panel) * even * PANEL_OUT;
-        for (int k = 0; k < even; k += DIRECT)
-            accumulate_rows(pairs + k, even, w + static_cast<long>(k) * PANEL_OUT, even - k < DIRECT ? even - k : DIRECT, rows, sums);
-    } else if (p.panel == PANEL_FLOAT16) {
-        const unsigned* w = static_cast<const unsigned*>(p.panels) + static_cast<long>(panel) * even * PANEL_OUT;
-        for (int k = 0; k < p.in; k += SPREAD) {
-            const int count = p.in - k < SPREAD ? p.in - k : SPREAD;
-            for (int i = 0; i < count; i++)
-                for (int j = 0; j < PANEL_OUT; j += LANES) {
-                    uvec both;
-                    __builtin_memcpy(&both, w + static_cast<long>((k + i) / 2) * PANEL_OUT + j, WKV_BYTES);
-                    *(vec*)(spread + i * PANEL_OUT + j) = spread_float16(i % 2 ? both >> 16 : both & 0xffffu);
-                }
-            accumulate_rows(x + k, p.in, spread, count, rows, sums);
-        }
-    } else {
-        const bool nf4 = p.panel == PANEL_NF4;
-        const int bytes = nf4 ? PANEL_OUT / 2 : PANEL_OUT;
-        const signed char* codes = static_cast<const signed char*>(p.panels) + static_cast<long>(panel) * p.in * bytes;
-        const float* scales = p.scales + static_cast<long>(panel) * (nf4 ? p.in / 64 : 1) * PANEL_OUT;
-        for (int k = 0; k < p.in; k += SPREAD) {
-            const int count = p.in - k < SPREAD ? p.in - k : SPREAD;
-            if (nf4)
-                spread_codes(codes + static_cast<long>(k) * bytes, scales, bytes, count, p.in_bfloat16, spread, spread_nf4);
-            else
-                spread_codes(codes + static_cast<long>(k) * bytes, scales, bytes, count, p.in_bfloat16, spread, spread_int8);
-            if (p.in_bfloat16)
-                accumulate_rows(pairs + k / 2, even, reinterpret_cast<const unsigned*>(spread), (count + 1) / 2, rows, sums);
-            else
-                accumulate_rows(x + k, p.in, spread, count, rows, sums);
-            if (nf4) scales += PANEL_OUT;
-        }
+    const long before = static_cast<long>(panel) * PANEL_OUT * (p.kind == PANEL_FLOAT32 ? p.in : even);
+    const bool nf4 = p.kind % IN_BFLOAT16 == PANEL_NF4, int8 = p.kind % IN_BFLOAT16 == PANEL_INT8;
+    const auto* codes = static_cast<const signed char*>(p.panels) + before;
+    const auto* words = static_cast<const unsigned*>(p.panels) + before / (nf4 ? 8 : 2);
+    const float* scales = p.scales + (nf4 ? before / BLOCK : panel * PANEL_OUT);
+    const auto sum = [&](auto weights, int all, const float* block_scales) {
+        sum_panel(weights, all, p.x, first_row, rows, block_scales, sums);
+    };
+    switch (p.kind) {
+        case PANEL_FLOAT32: sum(Float32{static_cast<const float*>(p.panels) + before}, p.in, nullptr); break;
+        case PANEL_FLOAT16: sum(Half<false>{words}, p.in, nullptr); break;
+        case PANEL_INT8: sum(Int8{codes}, p.in, nullptr); break;
+        case PANEL_NF4: sum(NF4{words}, p.in, scales); break;
+#ifdef WKV_BF16
+        case IN_BFLOAT16 + PANEL_BFLOAT16: sum(Pairs{words}, even / 2, nullptr); break;
+        case IN_BFLOAT16 + PANEL_INT8: sum(Int8Pairs{codes}, even / 2, nullptr); break;
+        case IN_BFLOAT16 + PANEL_NF4: sum(NF4Pairs{words}, even / 2, scales); break;
+#else
+        case IN_BFLOAT16 + PANEL_BFLOAT16: sum(Half<true>{words}, p.in, nullptr); break;
+        case IN_BFLOAT16 + PANEL_INT8: sum(Int8{codes}, p.in, nullptr); break;
+        case IN_BFLOAT16 + PANEL_NF4: sum(NF4{words}, p.in, scales); break;
+#endif
     }
     const int first = panel * PANEL_OUT, width = p.out - first < PANEL_OUT ? p.out - first : PANEL_OUT;
     for (int row = 0; row < rows; row++) {
         const long at = static_cast<long>(first_row + row) * p.out + first;
         float* sum = sums + row * PANEL_OUT;
-        for (int j = 0; j < PANEL_OUT; j += LANES) *(vec*)(sum + j) = activate(*(const vec*)(sum + j), p.activation);
+        for (int j = 0; j < PANEL_OUT; j += LANES) {
+            vec* to = (vec*)(sum + j);
+            if (int8) *to *= *(const loose*)(scales + j);
+            *to = activate(*to, p.activation);
+        }
         if (!p.add)
             for (int j = 0; j < width; j++) p.y[at + j] = sum[j];
         else if (!p.gate)
@@ -219,16 +278,17 @@ void product(const Product& p, int panel, int first_row, int last_row) {
 }
 
 void round_row(const float* x, void* to, int in) {
-    for (int k = 0; k < in; k += 2) {
-        bf16 low{}, high{};
-        write(&low, x[k]);
-        write(&high, k + 1 < in ? x[k + 1] : 0.0f);
 #ifdef WKV_BF16
-        static_cast<pair*>(to)[k / 2] = low.bits | static_cast<unsigned>(high.bits) << 16;
+    auto* halves = static_cast<bf16*>(to);
+    for (int k = 0; k < in; k++) write(halves + k, x[k]);
+    if (in % 2) halves[in].bits = 0;
 #else
-        static_cast<pair*>(to)[k / 2] = {read(&low), read(&high)};
-#endif
+    for (int k = 0; k < in; k++) {
+        bf16 half;
+        write(&half, x[k]);
+        static_cast<float*>(to)[k] = read(&half);
     }
+#endif
 }
 
 }  // namespace WKV_ISA
