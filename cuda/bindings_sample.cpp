@@ -22,13 +22,14 @@ int bucket_of(float x) {
     return bits >> 19;
 }
 
-// The smallest term that stays: that at which the sum from the largest down reaches `share`, and not below the top_k-th.
-float cutoff_of(const float* terms, int64_t n, double share, int64_t top_k) {
+// The smallest of these terms that stays: that at which the sum from the largest down reaches `share`, and not below the top_k-th;
+// 0 where neither is reached.
+float cutoff_of(const float* terms, const std::vector<int>& tokens, double share, int64_t top_k) {
     std::vector<double> sums(BUCKETS, 0.0);
     std::vector<int64_t> counts(BUCKETS, 0);
-    for (int64_t i = 0; i < n; i++) {
-        const int bucket = bucket_of(terms[i]);
-        sums[bucket] += terms[i], counts[bucket]++;
+    for (int token : tokens) {
+        const int bucket = bucket_of(terms[token]);
+        sums[bucket] += terms[token], counts[bucket]++;
     }
     double sum = 0;
     int64_t count = 0;
@@ -38,46 +39,68 @@ float cutoff_of(const float* terms, int64_t n, double share, int64_t top_k) {
             continue;
         }
         std::vector<float> members;
-        for (int64_t i = 0; i < n; i++)
-            if (bucket_of(terms[i]) == bucket) members.push_back(terms[i]);
+        for (int token : tokens)
+            if (bucket_of(terms[token]) == bucket) members.push_back(terms[token]);
         std::sort(members.begin(), members.end(), std::greater<float>());
         for (float term : members) {
             sum += term, count++;
             if (sum >= share || count >= top_k) return term;
         }
     }
-    return 0;  // where even the sum of all rounds to less than the share
+    return 0;
+}
+
+// The tokens whose terms are larger than `least`, in their order.
+std::vector<int> larger(const float* terms, int n, float least) {
+    std::vector<int> tokens(n);
+    int found = 0;
+    for (int i = 0; i < n; i++) {
+        tokens[found] = i;
+        found += terms[i] > least;
+    }
+    tokens.resize(found);
+    return tokens;
+}
+
+int likeliest(const float* logits, const short* next, bool last, const Sample& p) {
+    int best = -1;
+    for (int i = 0; i < p.vocabulary; i++)
+        if ((best < 0 || logits[i] > logits[best]) && may_be_drawn(next[i], last, p.n_blank)) best = i;
+    return best;
 }
 
 int draw(const Sample& p, int row) {
-    const int64_t n = p.vocabulary, first = static_cast<int64_t>(row) * p.capacity;
+    const int n = p.vocabulary;
+    const int64_t first = static_cast<int64_t>(row) * p.capacity;
     const SampledRow& now = p.row[row];
-    float* x = p.logits + row * n;
-    for (int i = 0; i < now.distinct; i++) x[p.tokens[first + i]] -= p.frequency * p.counts[first + i] + p.presence;
-    const short* next = p.next + now.state * n;
     const bool last = now.drawn + 1 == p.capacity;
-    for (int64_t i = 0; i < n; i++)
-        if (!may_be_drawn(next[i], last, p.n_blank) && std::isfinite(x[i])) x[i] = -INFINITY;
-    const int likeliest = p.temperature == 0 ? std::max_element(x, x + n) - x : 0;
-    const double total = kernels().softmax_terms(x, n);
+    const short* next = p.next + static_cast<int64_t>(now.state) * n;
+    float* x = p.logits + static_cast<int64_t>(row) * n;
+    for (int i = 0; i < now.distinct; i++) x[p.tokens[first + i]] -= p.frequency * p.counts[first + i] + p.presence;
+    const int greedy = p.temperature == 0 ? likeliest(x, next, last, p) : 0;
+    const double total = kernels().softmax_terms(x, next, last, p.n_blank, n);
     if (std::isnan(total)) return -1;
-    if (p.temperature == 0) return likeliest;
+    if (p.temperature == 0) return greedy;
     const bool nucleus = p.top_p < 1, few = p.top_k > 0 && p.top_k < n;
-    const float cutoff = nucleus || few ? cutoff_of(x, n, nucleus ? p.top_p * total : INFINITY, few ? p.top_k : n + 1) : 0;
+    // All smaller terms together are not what is missing to 1.
+    std::vector<int> kept = larger(x, n, nucleus ? (1 - p.top_p) * total / n : 0);
+    if (nucleus || few) {
+        const float cutoff = cutoff_of(x, kept, nucleus ? p.top_p * total : INFINITY, few ? p.top_k : n + 1);
+        if (cutoff > 0)
+            std::erase_if(kept, [&](int token) { return x[token] < cutoff; });
+        else
+            kept = larger(x, n, 0);  // even the sum of all rounds to less than the share
+    }
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        x[i] = x[i] < cutoff ? 0 : p.temperature == 1 ? x[i] : std::pow(x[i], 1 / p.temperature);
-        sum += x[i];
+    for (int token : kept) {
+        if (p.temperature != 1) x[token] = std::pow(x[token], 1 / p.temperature);
+        sum += x[token];
     }
     const double target = std::min(p.uniforms[first + now.drawn] * sum, std::nextafter(sum, 0.0));
     double reached = 0;
-    int drawn = 0;
-    for (int64_t i = 0; i < n; i++)
-        if (x[i] > 0) {
-            reached += x[i], drawn = i;
-            if (reached > target) break;
-        }
-    return drawn;
+    for (int token : kept)
+        if ((reached += x[token]) > target) return token;
+    return kept.back();
 }
 
 void count(const Sample& p, int row, int token) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "decode_kernels.h"
+#include "sample.h"
 #include "simd.h"
 
 namespace wkv {
@@ -9,6 +10,7 @@ namespace WKV_ISA {
 
 typedef Vector<float>::type vec;
 typedef int ivec __attribute__((vector_size(WKV_BYTES)));
+typedef short short_vec __attribute__((vector_size(WKV_BYTES / 2)));
 constexpr int STEP = Vector<float>::LANES;
 
 // n elements, zeros behind them. Whole vectors go apart: copying a number of bytes that varies takes many times as long.
@@ -178,21 +180,36 @@ void after6(const Around6& p, int sequence, int head) {
     }
 }
 
-double softmax_terms(float* x, long n) {
-    vec most = vec{} - __builtin_inff(), wrong{};
+// As may_be_drawn in sample.h: all bits of an element are set where it says no.
+WKV_INLINE ivec forbidden(const short* next, int n, bool last, int n_blank) {
+    short_vec part{};
+    __builtin_memcpy(&part, next, n < STEP ? n * sizeof(short) : sizeof(part));
+    const ivec state = __builtin_convertvector(part, ivec);
+    return (state == static_cast<int>(NEVER)) | (last ? (state >= 0) & (state < n_blank) : ivec{});
+}
+
+double softmax_terms(float* x, const short* next, bool last, int n_blank, long n) {
+    const vec nothing = vec{} - __builtin_inff();
+    vec most = nothing;
+    ivec wrong{};
     for (long i = 0; i < n; i += STEP) {
-        vec part = vec{} - __builtin_inff();
-        __builtin_memcpy(&part, x + i, n - i < STEP ? (n - i) * sizeof(float) : sizeof(vec));
+        const int left = n - i < STEP ? n - i : STEP;
+        vec part = take(x + i, left);
+        wrong |= ~(ivec)(part <= 3.4e38f);  // an infinity or not a number
+        part = forbidden(next + i, left, last, n_blank) ? nothing : part;
+        give(x + i, part, left);
+        for (int j = left; j < STEP; j++) part[j] = -__builtin_inff();
         most = part > most ? part : most;
-        wrong = part <= 3.4e38f ? wrong : vec{} + 1;  // an infinity or not a number
     }
+    for (int i = 0; i < STEP; i++)
+        if (wrong[i]) return __builtin_nan("");
     float largest = most[0];
     for (int i = 1; i < STEP; i++) largest = most[i] > largest ? most[i] : largest;
-    if (total_of(wrong) != 0 || largest < -3.4e38f) return __builtin_nan("");
+    if (largest < -3.4e38f) return __builtin_nan("");
     double sum = 0;
-    for (long start = 0; start < n; start += 4096) {
+    for (long start = 0; start < n; start += 512) {
         vec part{};
-        for (long i = start; i < n && i < start + 4096; i += STEP) {
+        for (long i = start; i < n && i < start + 512; i += STEP) {
             const int left = n - i < STEP ? n - i : STEP;
             const vec from = take(x + i, left);
             vec e = exp_below_zero(from - largest);

@@ -83,8 +83,9 @@ struct DecodeKernels {
     void (*after7)(const Around7& x, int sequence, int head);
     void (*before6)(const Around6& x, int sequence, int head);
     void (*after6)(const Around6& x, int sequence, int head);
-    // logits [n] -> to: e^(logit - largest), 0 where banned or -inf; the sum; NaN where a logit is not finite.
-    double (*softmax_terms)(float* x, long n);
+    // Logits [n] become e^(logit - largest), and 0 where a token may not be drawn (sample.h); returns their sum, NaN where a logit
+    // is not finite or none may be drawn.
+    double (*softmax_terms)(float* x, const short* next, bool last, int n_blank, long n);
 };
 
 extern const DecodeKernels AVX512BF16_DECODE, AVX512_DECODE, AVX2_DECODE, PLAIN_DECODE;
