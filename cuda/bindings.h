@@ -70,6 +70,19 @@ std::tuple<Tensor, Tensor, Tensor> forward6(Run run, const Tensor& r, const Tens
     return {y, final_state, saved};
 }
 
+// One token of each sequence; the state moves on in place. Run as in `forward6`.
+template <class Run>
+Tensor step6(Run run, const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state,
+             int64_t interval) {
+    const Tensor bounds = at::arange(r.size(0) + 1, at::kInt);
+    const Shape shape = describe(r, {r, k, v}, log_w, state, bounds, interval);
+    check_bonus(shape, u, state);
+    Tensor y = at::empty_like(r);
+    run(shape, Forward6{r.const_data_ptr(), log_w.const_data_ptr(), k.const_data_ptr(), v.const_data_ptr(), u.const_data_ptr(),
+                        state.const_data_ptr(), y.data_ptr(), state.data_ptr(), nullptr});
+    return y;
+}
+
 template <class Run>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward6(
     Run run, const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& checkpoints,
@@ -95,6 +108,17 @@ std::tuple<Tensor, Tensor, Tensor> forward7(Run run, const Tensor& r, const Tens
                         a.const_data_ptr(), state.const_data_ptr(), y.data_ptr(), final_state.data_ptr(),
                         checkpoints ? saved.data_ptr() : nullptr});
     return {y, final_state, saved};
+}
+
+template <class Run>
+Tensor step7(Run run, const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
+             const Tensor& state, int64_t interval) {
+    const Tensor bounds = at::arange(r.size(0) + 1, at::kInt);
+    const Shape shape = describe(r, {r, k, v, kappa, a}, log_w, state, bounds, interval);
+    Tensor y = at::empty_like(r);
+    run(shape, Forward7{r.const_data_ptr(), log_w.const_data_ptr(), k.const_data_ptr(), v.const_data_ptr(), kappa.const_data_ptr(),
+                        a.const_data_ptr(), state.const_data_ptr(), y.data_ptr(), state.data_ptr(), nullptr});
+    return y;
 }
 
 template <class Run>

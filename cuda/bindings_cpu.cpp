@@ -37,6 +37,11 @@ auto wkv6_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const T
     return forward6(run, r, log_w, k, v, u, state, cu_seqlens, interval, checkpoints);
 }
 
+Tensor wkv6_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state) {
+    auto run = [](const Shape& shape, const Forward6& x) { over_heads(cpu_kernels().forward6, shape, x); };
+    return step6(run, r, log_w, k, v, u, state, CPU_INTERVAL_TOKENS);
+}
+
 auto wkv6_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u,
                    const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
                    int64_t interval, bool) {
@@ -48,6 +53,12 @@ auto wkv7_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const T
                   const Tensor& state, const Tensor& cu_seqlens, int64_t interval, bool, bool checkpoints) {
     auto run = [](const Shape& shape, const Forward7& x) { over_heads(cpu_kernels().forward7, shape, x); };
     return forward7(run, r, log_w, k, v, kappa, a, state, cu_seqlens, interval, checkpoints);
+}
+
+Tensor wkv7_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
+                 const Tensor& state) {
+    auto run = [](const Shape& shape, const Forward7& x) { over_heads(cpu_kernels().forward7, shape, x); };
+    return step7(run, r, log_w, k, v, kappa, a, state, CPU_INTERVAL_TOKENS);
 }
 
 auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
@@ -66,6 +77,7 @@ TORCH_LIBRARY(rwkv_wkv, library) {
     library.def(
         "wkv6_backward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor u, Tensor checkpoints, Tensor cu_seqlens, Tensor d_y, "
         "Tensor d_final_state, int interval, bool chunked) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    library.def("wkv6_step(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor u, Tensor(a!) state) -> Tensor");
     library.def(
         "wkv7_forward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor state, Tensor cu_seqlens, "
         "int interval, bool chunked, bool checkpoints) -> (Tensor, Tensor, Tensor)");
@@ -73,11 +85,14 @@ TORCH_LIBRARY(rwkv_wkv, library) {
         "wkv7_backward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor checkpoints, Tensor cu_seqlens, "
         "Tensor d_y, Tensor d_final_state, int interval, bool chunked) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    library.def("wkv7_step(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor(a!) state) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(rwkv_wkv, CPU, library) {
     library.impl("wkv6_forward", wkv6_forward);
+    library.impl("wkv6_step", wkv6_step);
     library.impl("wkv6_backward", wkv6_backward);
     library.impl("wkv7_forward", wkv7_forward);
+    library.impl("wkv7_step", wkv7_step);
     library.impl("wkv7_backward", wkv7_backward);
 }

@@ -22,6 +22,13 @@ struct Launch {
     int blocks;
 };
 
+// Of one token a sequence, which needs no borders on the device: nothing is copied there, and a graph can be captured.
+Shape without_bounds(Shape shape) {
+    TORCH_CHECK(shape.dtype != FLOAT64 && shape.head_size <= 128, "wkv: no kernel on CUDA for float64 or heads of ", shape.head_size);
+    shape.bounds = nullptr;
+    return shape;
+}
+
 void check(int error) { TORCH_CHECK(error == 0, "wkv: ", cudaGetErrorString(static_cast<cudaError_t>(error))); }
 
 Launch prepare(const Shape& shape, const Tensor& cu_seqlens, const Tensor& r, int64_t interval, bool chunked) {
@@ -50,6 +57,13 @@ auto wkv6_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const T
     return forward6(run, r, log_w, k, v, u, state, cu_seqlens, interval, checkpoints);
 }
 
+Tensor wkv6_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state) {
+    const c10::cuda::CUDAGuard guard(r.device());
+    const Stream stream = c10::cuda::getCurrentCUDAStream(r.device().index());
+    auto run = [&](const Shape& shape, const Forward6& x) { check(wkv6_sequential_forward(without_bounds(shape), x, stream)); };
+    return step6(run, r, log_w, k, v, u, state, CUDA_INTERVAL);
+}
+
 auto wkv6_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u,
                    const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
                    int64_t interval, bool chunked) {
@@ -74,6 +88,14 @@ auto wkv7_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const T
         check(wkv7_chunked_forward(on.shape, x, on.blocks, extra.data_ptr(), on.stream));
     };
     return forward7(run, r, log_w, k, v, kappa, a, state, cu_seqlens, interval, checkpoints);
+}
+
+Tensor wkv7_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
+                 const Tensor& state) {
+    const c10::cuda::CUDAGuard guard(r.device());
+    const Stream stream = c10::cuda::getCurrentCUDAStream(r.device().index());
+    auto run = [&](const Shape& shape, const Forward7& x) { check(wkv7_sequential_forward(without_bounds(shape), x, stream)); };
+    return step7(run, r, log_w, k, v, kappa, a, state, CUDA_INTERVAL);
 }
 
 auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
@@ -103,8 +125,10 @@ Tensor decode_sample(const Tensor& logits, const Tensor& next, int64_t n_blank, 
 
 TORCH_LIBRARY_IMPL(rwkv_wkv, CUDA, library) {
     library.impl("wkv6_forward", wkv6_forward);
+    library.impl("wkv6_step", wkv6_step);
     library.impl("wkv6_backward", wkv6_backward);
     library.impl("wkv7_forward", wkv7_forward);
+    library.impl("wkv7_step", wkv7_step);
     library.impl("wkv7_backward", wkv7_backward);
     library.impl("decode_sample", decode_sample);
 }

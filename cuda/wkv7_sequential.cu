@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(WIDTH) forward(Shape shape, Forward7 x) {
     WKV_SHARED(shared);
     Staged7<WIDTH> staged(shared);
     const int n = shape.head_size, sequence = blockIdx.x, head = blockIdx.y, i = threadIdx.x;
-    const int start = shape.bounds[sequence], end = shape.bounds[sequence + 1];
+    const int start = first_token(shape, sequence), end = first_token(shape, sequence + 1);
     const long stride = static_cast<long>(shape.n_head) * n, states = static_cast<long>(n) * n;
     const long own = (static_cast<long>(sequence) * shape.n_head + head) * states + static_cast<long>(i) * n;
     float s[WIDTH];

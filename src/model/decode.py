@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.checkpoint.dimensions import Dimensions
-from src.model.layers import Packing, read_packing
+from src.model.layers import ONE_EACH
 from src.model.panels import IDENTITY, RELU_SQUARE, SIGMOID, TANH, Products, lay
 from src.model.rwkv import RWKV
 from src.model.state import State
@@ -26,7 +26,6 @@ class Forward:
         self.model, self.dimensions, self.device, self.captures = model, model.dimensions, model.device, captures
         # Steps that wait in the device's queue while the host looks at an earlier one.
         self.ahead = 2 if self.device.type == "cuda" else 0
-        self._packings: dict[int, Packing] = {}
 
     @torch.no_grad()
     def fresh(self, n_sequences: int) -> State:
@@ -44,12 +43,7 @@ class Forward:
 
     def advance_each(self, tokens: Tensor, state: State) -> Tensor:
         """`advance` by one token [S] a sequence, without looking at a value on the host."""
-        n = len(tokens)
-        if n not in self._packings:
-            # A graph's copy of the borders reads them where they lie, again at each replay.
-            borders = torch.arange(n + 1, dtype=torch.int32, pin_memory=self.device.type == "cuda")
-            self._packings[n] = read_packing(borders, None, self.device)
-        hidden, after = self.model.forward_packed(tokens, self._packings[n], state)
+        hidden, after = self.model.forward_packed(tokens, ONE_EACH, state)
         state.copy_(after)
         return hidden
 
@@ -111,8 +105,7 @@ class Kernels:
 def serve(model: RWKV) -> Forward | Kernels:
     """How to write text with this model here; a model given to kernels is taken apart."""
     if model.device.type == "cuda":
-        # Without the kernels the recurrence looks at borders on the host.
-        return Forward(model, captures=native.missing("cuda") is None)
+        return Forward(model, captures=True)
     by_kernels = (model.device.type == "cpu" and model.dtype != torch.float64 and native.serves(torch.empty(
         0, model.dimensions.n_head, model.dimensions.head_size)))
     return Kernels(model) if by_kernels else Forward(model)

@@ -14,12 +14,16 @@ class Packing(NamedTuple):
     The first of them, the roots, go on from the state that the model is given; the others, if any, from a root's end.
     """
 
-    cu_seqlens: Tensor  # int32 [S + 1], on the CPU
+    cu_seqlens: Tensor | None  # int32 [S + 1], on the CPU
     parents: Tensor | None  # int64 [S - R], the root that each of the others goes on from
-    rows: Tensor  # int64, the sequences that have a token
-    first: Tensor  # int64, where each of them starts
-    last: Tensor  # int64, its last token
-    root_rows: Tensor  # int64, the roots among `rows`
+    rows: Tensor | None  # int64, the sequences that have a token
+    first: Tensor | None  # int64, where each of them starts
+    last: Tensor | None  # int64, its last token
+    root_rows: Tensor | None  # int64, the roots among `rows`
+
+
+# One token of each sequence, without gradients; the recurrence's states move on in place.
+ONE_EACH = Packing(*[None] * 6)
 
 
 def read_packing(cu_seqlens: Tensor, parents: Tensor | None, device: torch.device) -> Packing:
@@ -35,6 +39,8 @@ def token_shift(x: Tensor, before: Tensor, packing: Packing) -> tuple[Tensor, Te
 
     x [T_total, D], before [R, D] (the token before each root's first) -> previous [T_total, D], last tokens [S, D].
     """
+    if packing is ONE_EACH:
+        return before, x
     if packing.parents is not None:
         ends = before.index_copy(0, packing.root_rows, x[packing.last[:len(packing.root_rows)]])
         before = torch.cat((before, ends[packing.parents]))
@@ -89,12 +95,15 @@ class _ReluSquare(torch.autograd.Function):
 
 
 @torch.compiler.disable
-def recur(wkv: Callable[..., tuple[Tensor, Tensor]], by_token: Sequence[Tensor], state: Tensor,
+def recur(wkv: Callable[..., tuple[Tensor, Tensor]], step: Callable[..., Tensor], by_token: Sequence[Tensor], state: Tensor,
           packing: Packing) -> tuple[Tensor, Tensor]:
-    """A recurrence over roots, then over what goes on from them.
+    """A recurrence over roots, then over what goes on from them; or by a step.
 
-    wkv(*by_token, state=, cu_seqlens=); by_token [T_total, H, N], state [R, H, N, N] -> y [T_total, H, N], state [S, H, N, N].
+    wkv(*by_token, state=, cu_seqlens=), step(*by_token, state=); by_token [T_total, H, N], state [R, H, N, N]
+    -> y [T_total, H, N], state [S, H, N, N].
     """
+    if packing is ONE_EACH:
+        return step(*by_token, state=state), state
     if packing.parents is None:
         return wkv(*by_token, state=state, cu_seqlens=packing.cu_seqlens)
     n_roots = state.shape[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from src.adapters.linear import Linear
 from src.checkpoint.dimensions import Dimensions
 from src.model.layers import Packing, head_norm, layer_norm, like, matrix, mix_tokens, recur, relu_square, token_shift, vector
-from src.wkv import wkv6
+from src.wkv import wkv6, wkv6_step
 
 # The official constant (1e-5 * 8^2), not a function of the head size.
 HEAD_NORM_EPS = 64e-5
@@ -50,7 +50,8 @@ class TimeMixing(nn.Module):
         g = F.silu(self.gate(x_g))
         decay = like(self.time_decay, x) + torch.tanh(x_w @ like(self.time_decay_w1, x)) @ like(self.time_decay_w2, x)
         log_w = -torch.exp(decay.float() if x.dtype != torch.float64 else decay)
-        y, wkv = recur(partial(wkv6, u=self.time_faaaa), (r, self._heads(log_w), k, v), wkv, packing)
+        whole, step = partial(wkv6, u=self.time_faaaa), partial(wkv6_step, u=self.time_faaaa)
+        y, wkv = recur(whole, step, (r, self._heads(log_w), k, v), wkv, packing)
         return self.output(head_norm(y, self.ln_x) * g), shift, wkv
 
     def _heads(self, x: Tensor) -> Tensor:

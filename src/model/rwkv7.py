@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from src.adapters.linear import Linear
 from src.checkpoint.dimensions import Dimensions
 from src.model.layers import Packing, head_norm, layer_norm, like, matrix, mix_tokens, recur, relu_square, token_shift, vector
-from src.wkv import wkv7
+from src.wkv import wkv7, wkv7_step
 
 # The official constant, not a function of the head size.
 HEAD_NORM_EPS = 64e-5
@@ -58,7 +58,7 @@ class TimeMixing(nn.Module):
         kappa = F.normalize(self._heads(k * like(self.k_k, x)), dim=-1)
         k = k * (1 + (a - 1) * like(self.k_a, x))
         r, k, v = self._heads(r), self._heads(k), self._heads(v)
-        y, wkv = recur(wkv7, (r, self._heads(log_w), k, v, kappa, self._heads(a)), wkv, packing)
+        y, wkv = recur(wkv7, wkv7_step, (r, self._heads(log_w), k, v, kappa, self._heads(a)), wkv, packing)
         y = head_norm(y, self.ln_x) + ((r * k * like(self.r_k, x)).sum(-1, keepdim=True) * v).flatten(1)
         return self.output(y * g), shift, wkv, v_first
 

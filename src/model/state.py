@@ -48,7 +48,8 @@ class State:
         """Take over the states of as many sequences, or of one for all."""
         own = [*self.att_shift, *self.wkv, *self.ffn_shift]
         for to, source in zip(own, [*other.att_shift, *other.wkv, *other.ffn_shift], strict=True):
-            to.copy_(source)
+            if to is not source:
+                to.copy_(source)
 
     @staticmethod
     def cat(states: "Sequence[State]") -> "State":

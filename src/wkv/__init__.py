@@ -28,13 +28,12 @@ def wkv6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tenso
         state: initial state [B or S, H, N (key), N (value)]; zeros where None.
         cu_seqlens: int32 [S + 1], borders of the packed sequences, 0 first and T_total last; None with [B, T, H, N].
         backend: "native" (kernels of our own), "chunked" or "steps" (PyTorch; the latter is the reference), or "auto":
-            native wherever it serves, else one of the two by length; and while a CUDA graph is captured, which can't copy
-            borders to the device, PyTorch's step of one token a sequence.
+            native wherever it serves, else one of the two by length.
 
     Returns:
         y in r's shape and dtype, and the final state [B or S, H, N, N] in float32 (float64 for float64 inputs).
     """
-    forms = {"native": native.wkv6_native, "chunked": chunked.wkv6_chunked, "steps": reference.wkv6_steps, "token": _token6}
+    forms = {"native": native.wkv6_native, "chunked": chunked.wkv6_chunked, "steps": reference.wkv6_steps}
     return _run(forms, (r, log_w, k, v), (u,), state, cu_seqlens, backend)
 
 
@@ -49,8 +48,33 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tenso
         state: initial state [B or S, H, N (value), N (key)]; zeros where None.
         cu_seqlens, backend, and what is returned: as for `wkv6`.
     """
-    forms = {"native": native.wkv7_native, "chunked": chunked.wkv7_chunked, "steps": reference.wkv7_steps, "token": _token7}
+    forms = {"native": native.wkv7_native, "chunked": chunked.wkv7_chunked, "steps": reference.wkv7_steps}
     return _run(forms, (r, log_w, k, v, kappa, a), (), state, cu_seqlens, backend)
+
+
+def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor) -> Tensor:
+    """One token of each sequence by `wkv6`, without gradients: [S, H, N] -> y; the state [S, H, N, N] moves on in place.
+
+    Nothing is looked at on the host: this is what a CUDA graph captures.
+    """
+    def by_torch(r, log_w, k, v, u, state):
+        y, after = reference.wkv6_token(r, log_w.exp(), k, v, u, state)
+        state.copy_(after)
+        return y
+
+    step = native.wkv6_step if native.serves(r) else by_torch
+    return step(*_convert((r, log_w, k, v), step is native.wkv6_step), u.to(state.dtype), state).to(r.dtype)
+
+
+def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> Tensor:
+    """The same by `wkv7`."""
+    def by_torch(r, log_w, k, v, kappa, a, state):
+        y, after = reference.wkv7_token(r, log_w.exp(), k, v, kappa, kappa * a, state)
+        state.copy_(after)
+        return y
+
+    step = native.wkv7_step if native.serves(r) else by_torch
+    return step(*_convert((r, log_w, k, v, kappa, a), step is native.wkv7_step), state).to(r.dtype)
 
 
 def _run(forms: dict, by_token: tuple[Tensor, ...], by_head: tuple[Tensor, ...], state: Tensor | None,
@@ -62,14 +86,19 @@ def _run(forms: dict, by_token: tuple[Tensor, ...], by_head: tuple[Tensor, ...],
         by_token = tuple(x.flatten(0, 1) for x in by_token)
     backend = _choose(by_token[0], cu_seqlens, backend)
     compute = torch.float64 if r.dtype == torch.float64 else torch.float32
-    # The kernels read bfloat16 themselves; the decay, whose errors would add up over tokens, is float32 everywhere.
-    halved = backend == "native" and all(x.dtype == torch.bfloat16 for i, x in enumerate(by_token) if i != LOG_W)
-    by_token = (x.to(torch.bfloat16 if halved and i != LOG_W else compute) for i, x in enumerate(by_token))
+    by_token = _convert(by_token, backend == "native")
     n_sequences, (n_head, head_size) = len(cu_seqlens) - 1, r.shape[-2:]
     if state is None:
         state = torch.zeros(n_sequences, n_head, head_size, head_size, dtype=compute, device=r.device)
     y, state = forms[backend](*by_token, *(x.to(compute) for x in by_head), state.to(compute), cu_seqlens)
     return y.to(r.dtype).view(r.shape), state
+
+
+def _convert(by_token: tuple[Tensor, ...], to_kernels: bool) -> list[Tensor]:
+    """The kernels read bfloat16 themselves; the decay, whose errors would add up over tokens, is float32 everywhere."""
+    compute = torch.float64 if by_token[0].dtype == torch.float64 else torch.float32
+    halved = to_kernels and all(x.dtype == torch.bfloat16 for i, x in enumerate(by_token) if i != LOG_W)
+    return [x.to(torch.bfloat16 if halved and i != LOG_W else compute) for i, x in enumerate(by_token)]
 
 
 def _choose(r: Tensor, cu_seqlens: Tensor, backend: str) -> str:
@@ -79,17 +108,6 @@ def _choose(r: Tensor, cu_seqlens: Tensor, backend: str) -> str:
         raise ValueError(f"the native kernels do not serve {r.dtype} heads of {r.shape[-1]} on {r.device.type} here")
     if backend != "auto":
         return backend
-    if r.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return "token"
     if native.serves(r):
         return "native"
     return "steps" if max(sequence_bounds(cu_seqlens)[1].tolist(), default=0) <= SHORT else "chunked"
-
-
-def _token6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-    return reference.wkv6_token(r, log_w.exp(), k, v, u, state)
-
-
-def _token7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor,
-            _: Tensor) -> tuple[Tensor, Tensor]:
-    return reference.wkv7_token(r, log_w.exp(), k, v, kappa, kappa * a, state)

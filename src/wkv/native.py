@@ -46,6 +46,15 @@ def wkv7_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a
     return y, state
 
 
+def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor) -> Tensor:
+    """One token [S, H, N] of each sequence, as `wkv6_native` otherwise: y; the state moves on in place. Not differentiable."""
+    return torch.ops.rwkv_wkv.wkv6_step(*(x.contiguous() for x in (r, log_w, k, v, u)), state)
+
+
+def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> Tensor:
+    return torch.ops.rwkv_wkv.wkv7_step(*(x.contiguous() for x in (r, log_w, k, v, kappa, a)), state)
+
+
 def serves(r: Tensor) -> bool:
     """Whether the kernels take such inputs on this machine; builds them at the first question."""
     on_cpu = r.device.type == "cpu"
@@ -154,6 +163,7 @@ def _register() -> None:
     """What tracing needs (shapes without values) and what autograd needs, for all devices."""
     for version, names in (("wkv6", ("r", "log_w", "k", "v", "u")), ("wkv7", ("r", "log_w", "k", "v", "kappa", "a"))):
         torch.library.register_fake(f"rwkv_wkv::{version}_forward", _fake_forward)
+        torch.library.register_fake(f"rwkv_wkv::{version}_step", lambda r, *_: torch.empty_like(r))
         torch.library.register_fake(f"rwkv_wkv::{version}_backward", _fake_backward(len(names)))
         torch.library.register_autograd(f"rwkv_wkv::{version}_forward", _backward(version, len(names)), setup_context=_keep)
 

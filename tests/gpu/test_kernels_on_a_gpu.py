@@ -46,6 +46,19 @@ def test_packings(version, head_size, chunked, dtype):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("head_size", [8, 20, 64])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_step_in_place(version, head_size, dtype):
+    """To the last bit what the same kernel gives with borders and a state of its own."""
+    tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    inputs = {name: x.to("cuda", dtype if name in tokens else torch.float32)
+              for name, x in draw(version, [1] * 9, 2, head_size).items()}
+    y, state, _ = operator(version)(*inputs.values(), bounds([1] * 9), native.INTERVAL, False, False)
+    step = native.wkv6_step if version == "x060" else native.wkv7_step
+    assert step(*inputs.values()).equal(y) and inputs["state"].equal(state)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_long_sequences_in_segments(version, chunked, dtype):

@@ -11,7 +11,6 @@ import torch
 from src.checkpoint.random import make_dimensions, random_weights
 from src.model import build_model
 from src.model.decode import Forward, Kernels, serve
-from src.model.layers import read_packing
 from src.model.panels import RELU_SQUARE, SIGMOID, TANH, Products, lay
 from src.quantization.linear import quantize_linear
 
@@ -144,14 +143,13 @@ def test_other_instruction_sets(capability):
 
 @pytest.mark.parametrize("version", ["x060", "x070"])
 @torch.inference_mode()
-def test_the_recurrence_of_one_token_each(version, monkeypatch):
-    """What a CUDA graph captures: borders read beforehand, and a form of the recurrence that copies none of them."""
+def test_one_token_each(version):
+    """What a CUDA graph captures, which has no borders, is the forward."""
     model = models(version, 64, 16, torch.float32, None)[0]
     _, state = model(TOKENS, BORDERS)
-    tokens, borders = torch.tensor([3, 1, 4, 1]), torch.arange(5, dtype=torch.int32)
-    expected, after = model(tokens, borders, state)
-    monkeypatch.setattr("src.wkv._choose", lambda *_: "token")
-    hidden, moved = model.forward_packed(tokens, read_packing(borders, None, torch.device("cpu")), state)
+    tokens, moved = torch.tensor([3, 1, 4, 1]), state.clone()
+    expected, after = model(tokens, torch.arange(5, dtype=torch.int32), state)
+    hidden = Forward(model).advance_each(tokens, moved)
     torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
-    for one, other in zip(moved.wkv, after.wkv, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for part in ("att_shift", "wkv", "ffn_shift"):
+        torch.testing.assert_close(getattr(moved, part), getattr(after, part), rtol=1e-5, atol=1e-5)

@@ -47,6 +47,14 @@ def run(version: str, chunked: bool, inputs: dict[str, Tensor], cu_seqlens: Tens
     return _Kernel.apply(version, chunked, blocks, cu_seqlens, *(inputs[name] for name in names))
 
 
+def step(version: str, inputs: dict[str, Tensor], state: Tensor) -> Tensor:
+    """y of one token of each sequence; the state moves on in place, and there are no borders."""
+    y = _poisoned(inputs["r"])
+    names = (*SHAPED_BY_TOKEN[version], *(("u",) if version == "x060" else ()))
+    _call(version, False, False, 1, None, inputs["r"], [*(inputs[name] for name in names), state, y, state, None])
+    return y
+
+
 class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, version, chunked, blocks, cu_seqlens, *inputs):
@@ -81,11 +89,11 @@ def _poisoned(like: Tensor) -> Tensor:
     return torch.full((like.numel() + GUARD,), torch.nan, dtype=like.dtype)[:like.numel()].view(like.shape)
 
 
-def _call(version: str, chunked: bool, backward: bool, blocks: int, cu_seqlens: Tensor, r: Tensor, tensors: list) -> None:
+def _call(version: str, chunked: bool, backward: bool, blocks: int, cu_seqlens: Tensor | None, r: Tensor, tensors: list) -> None:
     assert all(x is None or x.is_contiguous() for x in tensors)
     number = 6 if version == "x060" else 7
-    shape = Shape(len(cu_seqlens) - 1, r.shape[1], r.shape[2], r.shape[0], INTERVAL,
-                  DTYPES[r.dtype], cu_seqlens.data_ptr(), cu_seqlens.data_ptr())
+    n_sequences, borders = (len(r), None) if cu_seqlens is None else (len(cu_seqlens) - 1, cu_seqlens.data_ptr())
+    shape = Shape(n_sequences, r.shape[1], r.shape[2], r.shape[0], INTERVAL, DTYPES[r.dtype], borders, borders)
     pointers = (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
     size = library().scratch_bytes(number, chunked, backward, ctypes.byref(shape), blocks)
     scratch = torch.full((size // 4 + GUARD,), torch.nan)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.wkv import BACKENDS, SHORT, chunked, native, reference, wkv6, wkv7
+from src.wkv import BACKENDS, SHORT, chunked, native, reference, wkv6, wkv6_step, wkv7, wkv7_step
 from tests.wkv.inputs import VERSIONS, bounds, draw, run
 
 PER_HEAD = ("u", "state")
@@ -41,6 +41,23 @@ def test_no_state_is_a_state_of_zeros_and_a_given_one_is_not_changed(version, ba
     started = (inputs | {"state": state} for state in (torch.zeros_like(before), None))
     zeros, none = (run(version, one, bounds(lengths), backend) for one in started)
     assert all(torch.equal(x, y) for x, y in zip(zeros, none, strict=True))
+
+
+@pytest.mark.parametrize("native_serves", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_step_is_one_token_of_each_sequence_and_changes_the_state_in_place(version, dtype, native_serves, monkeypatch):
+    inputs = {name: x.to(dtype) for name, x in draw(version, [1] * 5, 2, 8).items()}
+    inputs["state"] = inputs["state"].to(torch.float64 if dtype == torch.float64 else torch.float32)
+    expected, expected_state = run(version, inputs, bounds([1] * 5), "steps")
+    if not native_serves:
+        monkeypatch.setattr(native, "serves", lambda r: False)
+    state = inputs["state"].clone()
+    y = {"x060": wkv6_step, "x070": wkv7_step}[version](**inputs | {"state": state})
+    # A rounding of y's dtype where both sums are rounded to it, and a few of float32's before.
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(state, expected_state)
+    assert y.dtype == dtype
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -45,6 +45,19 @@ def test_sequential_with_the_largest_heads(version):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("head_size", [8, 20, 64])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_step_in_place(version, head_size, dtype):
+    """To the last bit what the same kernel gives with borders and a state of its own."""
+    tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    inputs = {name: x.to(dtype if name in tokens else torch.float32)
+              for name, x in draw(version, [1] * 4, 2, head_size).items()}
+    expected, expected_state = host_kernels.run(version, False, inputs, bounds([1] * 4))
+    state = inputs["state"].clone()
+    assert host_kernels.step(version, inputs, state).equal(expected) and state.equal(expected_state)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("head_size", [32, 64])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_chunked(version, head_size, dtype):

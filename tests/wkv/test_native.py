@@ -146,6 +146,8 @@ def test_torch_accepts_the_operators(version, dtype):
     plain = [x.detach() for x in arguments[:-5]]
     saved = (*plain, checkpoints.detach(), arguments[-4])
     torch.library.opcheck(backward, (*saved, y.detach(), state.detach(), native.INTERVAL, False))
+    step = getattr(torch.ops.rwkv_wkv, "wkv6_step" if version == "x060" else "wkv7_step")
+    torch.library.opcheck(step, tuple(x.detach() for x in operator(version, [1, 1], 8, dtype)[1][:-4]))
 
 
 @compiled
