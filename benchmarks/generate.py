@@ -46,7 +46,7 @@ PACKAGE = {("x070", "fp32"), ("x070", "bf16"), ("x060", "fp32"), ("x060", "bf16"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--versions", nargs="+", default=["x070", "x060"])
-    parser.add_argument("--strategies", nargs="+", default=["fp32", "bf16", "fp32i8", "bf16i8", "fp32nf4"])
+    parser.add_argument("--strategies", nargs="+", default=["fp32", "bf16", "fp32i8", "bf16i8", "bf16nf4"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -38,11 +38,13 @@ def build_automaton(pieces: Sequence[bytes], banned: Tensor, end_of_text: int, s
     # The two last rows are what STOPS and NEVER index, and lead to themselves.
     table = np.array([[numbers[after] for after in moves[state]] for state in states] + [[NEVER] * 256, [STOPS] * 256], np.int16)
 
-    order = sorted(range(len(pieces)), key=lambda token: -len(pieces[token]))
+    order = np.argsort([-len(piece) for piece in pieces], kind="stable")
+    lengths = np.array([len(pieces[token]) for token in order])
+    starts, data = np.cumsum(lengths) - lengths, np.frombuffer(b"".join(pieces[token] for token in order), np.uint8)
     reached = np.repeat(np.arange(len(states), dtype=np.int16)[:, None], len(pieces), axis=1)
-    for position in range(len(pieces[order[0]])):
-        column = np.array([pieces[token][position] for token in order if len(pieces[token]) > position])
-        reached[:, :len(column)] = table[reached[:, :len(column)], column]
+    for position in range(lengths[0]):
+        longer = np.count_nonzero(lengths > position)
+        reached[:, :longer] = table[reached[:, :longer], data[starts[:longer] + position]]
     result = np.empty_like(reached)
     result[:, order] = reached
     result[:n_blank, end_of_text], result[n_blank:, end_of_text] = NEVER, ENDS
