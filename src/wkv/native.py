@@ -52,6 +52,7 @@ def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: 
 
 
 def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> Tensor:
+    """The same for `wkv7_native`."""
     return torch.ops.rwkv_wkv.wkv7_step(*(x.contiguous() for x in (r, log_w, k, v, kappa, a)), state)
 
 
