@@ -88,7 +88,10 @@ __device__ float find_cutoff(const Sample& p, const float* x, Shared& s) {
         s.partial[thread] = sum, s.part[thread] = count;
         __syncthreads();
         scan(s);
-        if (level == 0 && p.top_p < 1) share = static_cast<Fixed>(p.top_p * s.partial[THREADS - 1]);
+        if (level == 0 && p.top_p < 1) {
+            share = static_cast<Fixed>(p.top_p * s.partial[THREADS - 1]);
+            share += share == 0;  // the likeliest stays
+        }
         const bool reached = s.partial[thread] >= share || s.part[thread] >= top_k;
         sum = s.partial[thread] - sum, count = s.part[thread] - count;
         if (reached && sum < share && count < top_k) {

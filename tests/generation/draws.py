@@ -8,7 +8,7 @@ from src.generation.sampler import BY_MAX_TOKENS, KernelSampler, TorchSampler
 
 N_ROWS, MAX_TOKENS = 9, 17
 SETTINGS = [{"top_p": 0.3}, {"top_p": 0.9, "temperature": 0.6}, {"top_p": 1.0}, {"top_p": 1.0, "top_k": 5},
-            {"top_p": 0.95, "top_k": 40}, {"temperature": 0.0}, {"top_p": 1e-6}, {"top_p": 0.999999, "temperature": 2.0}]
+            {"top_p": 0.95, "top_k": 40}, {"temperature": 0.0}, {"top_p": 1e-15}, {"top_p": 0.999999, "temperature": 2.0}]
 
 
 def random_rules(vocab_size: int) -> tuple[Automaton, torch.Tensor]:
