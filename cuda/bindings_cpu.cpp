@@ -31,15 +31,16 @@ void over_heads(void (*kernel)(const Shape&, const Arguments&, int, int), const 
     });
 }
 
+void run6(const Shape& shape, const Forward6& x) { over_heads(cpu_kernels().forward6, shape, x); }
+void run7(const Shape& shape, const Forward7& x) { over_heads(cpu_kernels().forward7, shape, x); }
+
 auto wkv6_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state,
                   const Tensor& cu_seqlens, int64_t interval, bool, bool checkpoints) {
-    auto run = [](const Shape& shape, const Forward6& x) { over_heads(cpu_kernels().forward6, shape, x); };
-    return forward6(run, r, log_w, k, v, u, state, cu_seqlens, interval, checkpoints);
+    return forward6(run6, r, log_w, k, v, u, state, cu_seqlens, interval, checkpoints);
 }
 
 Tensor wkv6_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state) {
-    auto run = [](const Shape& shape, const Forward6& x) { over_heads(cpu_kernels().forward6, shape, x); };
-    return step6(run, r, log_w, k, v, u, state, CPU_INTERVAL_TOKENS);
+    return step6(run6, r, log_w, k, v, u, state, CPU_INTERVAL_TOKENS);
 }
 
 auto wkv6_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u,
@@ -51,14 +52,12 @@ auto wkv6_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const 
 
 auto wkv7_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
                   const Tensor& state, const Tensor& cu_seqlens, int64_t interval, bool, bool checkpoints) {
-    auto run = [](const Shape& shape, const Forward7& x) { over_heads(cpu_kernels().forward7, shape, x); };
-    return forward7(run, r, log_w, k, v, kappa, a, state, cu_seqlens, interval, checkpoints);
+    return forward7(run7, r, log_w, k, v, kappa, a, state, cu_seqlens, interval, checkpoints);
 }
 
 Tensor wkv7_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
                  const Tensor& state) {
-    auto run = [](const Shape& shape, const Forward7& x) { over_heads(cpu_kernels().forward7, shape, x); };
-    return step7(run, r, log_w, k, v, kappa, a, state, CPU_INTERVAL_TOKENS);
+    return step7(run7, r, log_w, k, v, kappa, a, state, CPU_INTERVAL_TOKENS);
 }
 
 auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,

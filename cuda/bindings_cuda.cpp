@@ -112,13 +112,9 @@ auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const 
     return backward7(run, r, log_w, k, v, kappa, a, checkpoints, cu_seqlens, d_y, d_final_state, interval);
 }
 
-Tensor decode_sample(const Tensor& logits, const Tensor& next, int64_t n_blank, const Tensor& weight, const Tensor& uniforms,
-                     const Tensor& tokens, const Tensor& counts, const Tensor& rows, double presence, double frequency, double decay,
-                     double temperature, double top_p, int64_t top_k) {
-    const c10::cuda::CUDAGuard guard(logits.device());
-    auto run = [&](const Sample& x) { check(sample(x, c10::cuda::getCurrentCUDAStream(logits.device().index()))); };
-    return sample_with(run, logits, next, n_blank, weight, uniforms, tokens, counts, rows, presence, frequency, decay, temperature,
-                       top_p, top_k);
+void draw_rows(const Sample& x, at::Device device) {
+    const c10::cuda::CUDAGuard guard(device);
+    check(sample(x, c10::cuda::getCurrentCUDAStream(device.index())));
 }
 
 }  // namespace
@@ -130,5 +126,5 @@ TORCH_LIBRARY_IMPL(rwkv_wkv, CUDA, library) {
     library.impl("wkv7_forward", wkv7_forward);
     library.impl("wkv7_step", wkv7_step);
     library.impl("wkv7_backward", wkv7_backward);
-    library.impl("decode_sample", decode_sample);
+    library.impl("decode_sample", decode_sample<draw_rows>);
 }

@@ -113,23 +113,17 @@ void count(const Sample& p, int row, int token) {
     times[found - seen] += p.weight[token];
 }
 
-Tensor sample(const Tensor& logits, const Tensor& next, int64_t n_blank, const Tensor& weight, const Tensor& uniforms,
-              const Tensor& tokens, const Tensor& counts, const Tensor& rows, double presence, double frequency, double decay,
-              double temperature, double top_p, int64_t top_k) {
-    auto run = [](const Sample& p) {
-        spread(p.rows, [&](int64_t row) {
-            SampledRow& now = p.row[row];
-            if (now.ended) {
-                p.drawn[row] = 0, p.drawn[p.rows + row] = now.ended;
-                return;
-            }
-            const int token = draw(p, row);
-            if (token >= 0) count(p, row, token);
-            enter(p, row, token);
-        });
-    };
-    return sample_with(run, logits, next, n_blank, weight, uniforms, tokens, counts, rows, presence, frequency, decay, temperature,
-                       top_p, top_k);
+void draw_rows(const Sample& p, at::Device) {
+    spread(p.rows, [&](int64_t row) {
+        SampledRow& now = p.row[row];
+        if (now.ended) {
+            p.drawn[row] = 0, p.drawn[p.rows + row] = now.ended;
+            return;
+        }
+        const int token = draw(p, row);
+        if (token >= 0) count(p, row, token);
+        enter(p, row, token);
+    });
 }
 
 }  // namespace
@@ -141,4 +135,4 @@ TORCH_LIBRARY_FRAGMENT(rwkv_wkv, library) {
         "int top_k) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(rwkv_wkv, CPU, library) { library.impl("decode_sample", sample); }
+TORCH_LIBRARY_IMPL(rwkv_wkv, CPU, library) { library.impl("decode_sample", decode_sample<draw_rows>); }

@@ -24,15 +24,20 @@ constexpr int BLOCK = 64, DIRECT = 256;                                 // input
 // Readers: how each kind of panel gives weights, a vector of outputs at a time, to be multiplied with one X of each row: an input,
 // or two of them in bfloat16. A `Raw` holds STEPS of them in turn; CHUNK of them are used for all rows before the next.
 // Nothing is fetched ahead by instruction: the processor by itself does it better.
-struct Float32 {
-    typedef float X;
-    typedef vec Raw;
-    typedef Float32 Spread;
-    static constexpr int STEPS = 1, CHUNK = DIRECT;
-    const float* panel;
-    WKV_INLINE Raw load(long k, int column) const { return *(const loose*)(panel + k * PANEL_OUT + column); }
-    WKV_INLINE vec weight(Raw raw, int) const { return raw; }
+template <class Held, class Input, class Loaded, int IN_TURN, int AT_ONCE>
+struct Reading {
+    typedef Input X;
+    typedef Loaded Raw;
+    static constexpr int STEPS = IN_TURN, CHUNK = AT_ONCE;
+    const Held* panel;
+    WKV_INLINE Raw weight(Raw raw, int) const { return raw; }
 };
+
+struct Float32 : Reading<float, float, vec, 1, DIRECT> {
+    WKV_INLINE Raw load(long k, int column) const { return *(const loose*)(panel + k * PANEL_OUT + column); }
+};
+// How weights are read that were spread out.
+WKV_INLINE Float32 read_again(const float* spread) { return {spread}; }
 
 WKV_INLINE uvec load_bits(const unsigned* from) {
     uvec bits;
@@ -47,12 +52,7 @@ WKV_INLINE vec from_float16(uvec half) {
 
 // Two inputs side by side, read one at a time.
 template <bool BFLOAT16>
-struct Half {
-    typedef float X;
-    typedef uvec Raw;
-    typedef Float32 Spread;
-    static constexpr int STEPS = 1, CHUNK = BLOCK;
-    const unsigned* panel;
+struct Half : Reading<unsigned, float, uvec, 1, BLOCK> {
     WKV_INLINE Raw load(long k, int column) const { return load_bits(panel + k / 2 * PANEL_OUT + column) >> (k % 2 * 16); }
     WKV_INLINE vec weight(Raw raw, int) const { return BFLOAT16 ? (vec)(raw << 16) : from_float16(raw & 0xffffu); }
 };
@@ -70,14 +70,8 @@ WKV_INLINE vec numbers(const signed char* from) {
 #endif
 }
 
-struct Int8 {
-    typedef float X;
-    typedef vec Raw;
-    typedef Float32 Spread;
-    static constexpr int STEPS = 1, CHUNK = BLOCK;
-    const signed char* panel;
+struct Int8 : Reading<signed char, float, vec, 1, BLOCK> {
     WKV_INLINE Raw load(long k, int column) const { return numbers(panel + k * PANEL_OUT + column); }
-    WKV_INLINE vec weight(Raw raw, int) const { return raw; }
 };
 
 // The 16 values of NF4 (Dettmers et al. 2023, appendix E), as bitsandbytes has them.
@@ -100,12 +94,7 @@ WKV_INLINE vec nf4_values(uvec code) {  // by the lowest four bits
 #endif
 }
 
-struct NF4 {
-    typedef float X;
-    typedef uvec Raw;
-    typedef Float32 Spread;
-    static constexpr int STEPS = 8, CHUNK = BLOCK;
-    const unsigned* panel;
+struct NF4 : Reading<unsigned, float, uvec, 8, BLOCK> {
     WKV_INLINE Raw load(long k, int column) const { return load_bits(panel + k / 8 * PANEL_OUT + column); }
     WKV_INLINE vec weight(Raw raw, int step) const { return nf4_values(raw >> (step % 2 * 16 + step / 2 * 4)); }
 };
@@ -113,27 +102,16 @@ struct NF4 {
 WKV_INLINE void multiply_add(vec& sum, vec weight, float x) { sum += weight * x; }
 
 #ifdef WKV_BF16
-struct Pairs {
-    typedef unsigned X;
-    typedef uvec Raw;
-    typedef Pairs Spread;
-    static constexpr int STEPS = 1, CHUNK = DIRECT;
-    const unsigned* panel;
+struct Pairs : Reading<unsigned, unsigned, uvec, 1, DIRECT> {
     WKV_INLINE Raw load(long k, int column) const { return load_bits(panel + k * PANEL_OUT + column); }
-    WKV_INLINE uvec weight(Raw raw, int) const { return raw; }
 };
+WKV_INLINE Pairs read_again(const unsigned* spread) { return {spread}; }
 
-struct Int8Pairs {  // codes are exact in bfloat16
-    typedef unsigned X;
-    typedef uvec Raw;
-    typedef Pairs Spread;
-    static constexpr int STEPS = 1, CHUNK = BLOCK / 2;
-    const signed char* panel;
+struct Int8Pairs : Reading<signed char, unsigned, uvec, 1, BLOCK / 2> {  // codes are exact in bfloat16
     WKV_INLINE Raw load(long k, int column) const {
         const signed char* at = panel + 2 * k * PANEL_OUT + column;
         return (uvec)numbers(at) >> 16 | (uvec)numbers(at + PANEL_OUT);
     }
-    WKV_INLINE uvec weight(Raw raw, int) const { return raw; }
 };
 
 constexpr struct Bfloat16Values {  // twice, as a look-up goes by five bits
@@ -146,12 +124,7 @@ constexpr struct Bfloat16Values {  // twice, as a look-up goes by five bits
     }
 } NF4_BFLOAT16;
 
-struct NF4Pairs {
-    typedef unsigned X;
-    typedef uvec Raw;
-    typedef Pairs Spread;
-    static constexpr int STEPS = 4, CHUNK = BLOCK / 2;
-    const unsigned* panel;
+struct NF4Pairs : Reading<unsigned, unsigned, uvec, 4, BLOCK / 2> {
     WKV_INLINE Raw load(long k, int column) const { return load_bits(panel + k / 4 * PANEL_OUT + column); }
     WKV_INLINE uvec weight(Raw raw, int step) const {
         return (uvec)_mm512_permutexvar_epi16((__m512i)(raw >> (4 * step)), _mm512_loadu_si512(NF4_BFLOAT16.bits));
@@ -210,7 +183,6 @@ template <class Reader>
 WKV_INLINE void sum_panel(const Reader& weights, int all, const void* from, int first_row, int rows, const float* scales,
                           float* sums) {
     typedef typename Reader::X X;
-    typedef typename Reader::Spread Spread;
     const X* x = static_cast<const X*>(from) + static_cast<long>(first_row) * all;
     alignas(64) X spread[BLOCK * PANEL_OUT];
     for (int k = 0; k < all; k += Reader::CHUNK) {
@@ -226,7 +198,7 @@ WKV_INLINE void sum_panel(const Reader& weights, int all, const void* from, int 
                         __builtin_memcpy(spread + (i + step) * PANEL_OUT + j, &weight, WKV_BYTES);
                     }
                 }
-            accumulate_rows(Spread{spread}, 0, count, x + k, all, rows, scales, sums);
+            accumulate_rows(read_again(spread), 0, count, x + k, all, rows, scales, sums);
         }
         if (scales) scales += PANEL_OUT;
     }

@@ -4,6 +4,8 @@ Inputs are [B, T, H, N], or [T_total, H, N] with `cu_seqlens`: sequences packed 
 taken from `state`) at each start. Everything is differentiable, the initial state included. Knows nothing of models.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -57,24 +59,30 @@ def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: 
 
     Nothing is looked at on the host: this is what a CUDA graph captures.
     """
-    def by_torch(r, log_w, k, v, u, state):
-        y, after = reference.wkv6_token(r, log_w.exp(), k, v, u, state)
-        state.copy_(after)
-        return y
+    def token(r, log_w, k, v, u, state):
+        return reference.wkv6_token(r, log_w.exp(), k, v, u, state)
 
-    step = native.wkv6_step if native.serves(r) else by_torch
-    return step(*_convert((r, log_w, k, v), step is native.wkv6_step), u.to(state.dtype), state).to(r.dtype)
+    return _step(native.wkv6_step, token, (r, log_w, k, v), (u,), state)
 
 
 def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> Tensor:
     """The same by `wkv7`."""
-    def by_torch(r, log_w, k, v, kappa, a, state):
-        y, after = reference.wkv7_token(r, log_w.exp(), k, v, kappa, kappa * a, state)
-        state.copy_(after)
-        return y
+    def token(r, log_w, k, v, kappa, a, state):
+        return reference.wkv7_token(r, log_w.exp(), k, v, kappa, kappa * a, state)
 
-    step = native.wkv7_step if native.serves(r) else by_torch
-    return step(*_convert((r, log_w, k, v, kappa, a), step is native.wkv7_step), state).to(r.dtype)
+    return _step(native.wkv7_step, token, (r, log_w, k, v, kappa, a), (), state)
+
+
+def _step(kernel: Callable[..., Tensor], token: Callable[..., tuple[Tensor, Tensor]], by_token: tuple[Tensor, ...],
+          by_head: tuple[Tensor, ...], state: Tensor) -> Tensor:
+    served = native.serves(by_token[0])
+    inputs = *_convert(by_token, served), *(x.to(state.dtype) for x in by_head)
+    if served:
+        y = kernel(*inputs, state)
+    else:
+        y, after = token(*inputs, state)
+        state.copy_(after)
+    return y.to(by_token[0].dtype)
 
 
 def _run(forms: dict, by_token: tuple[Tensor, ...], by_head: tuple[Tensor, ...], state: Tensor | None,
