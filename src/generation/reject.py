@@ -16,6 +16,7 @@ from src.generation.memory import rows_that_fit
 from src.generation.output import Output, open_output, write_summary
 from src.model import build_model
 from src.model.decode import Forward, Kernels, serve
+from src.preference.faults import skipped_rows, usable
 from src.preference.read import read_pairs
 from src.preference.rows import Row
 from src.preference.templates import clean, format_prompt
@@ -29,7 +30,8 @@ def generate_rejects(config: GenerateConfig) -> None:
     Raises:
         UserError: whatever the user can mend; the rows finished until then are saved.
     """
-    rows = read_pairs(config.input_csv, require_reject=False)
+    reading = read_pairs(config.input_csv, require_reject=False)
+    rows = usable(reading, config.skip_bad_rows)
     if Path(config.input_csv).resolve() == Path(config.output_csv).resolve():
         raise UserError(f"--output_csv {config.output_csv} is the input itself; choose another name")
     weights, dimensions = load_base(config.load_model)
@@ -38,6 +40,7 @@ def generate_rejects(config: GenerateConfig) -> None:
         "base_fingerprint": fingerprint(weights), "tokenizer": tokenizer.name, "precision": config.precision,
         "quantization": config.quantization, "seed": config.seed, "overwrite": config.overwrite,
         "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),
+        **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),
     }
     kept = [bool(row.reject.strip()) and not config.overwrite for row in rows]
     # The output's rows: which of the input's, and which of its rejects.

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from src.errors import UserError
 from src.files import atomic_write, existing_file
-from src.preference.rows import Row, Table
+from src.preference.columns import Table
+from src.preference.rows import Row
 
 HEADER = "prompt,chosen,reject\n"
 

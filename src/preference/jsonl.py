@@ -10,7 +10,7 @@ from typing import Any
 
 from src.errors import UserError
 from src.files import existing_file
-from src.preference.rows import Table
+from src.preference.columns import Table
 
 
 def read_jsonl(path: str | Path) -> Table:

@@ -5,7 +5,7 @@ from typing import Any
 
 from src.errors import UserError
 from src.files import existing_file
-from src.preference.rows import Table
+from src.preference.columns import Table
 
 
 def read_parquet(path: str | Path) -> Table:

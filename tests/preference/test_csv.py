@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from src.errors import UserError
 from src.preference.csv import HEADER, Row, format_row, write_pairs_csv
-from src.preference.read import read_pairs
+from tests.preference.reading import read_pairs
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

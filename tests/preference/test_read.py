@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from src.errors import UserError
 from src.preference.conversation import clean
 from src.preference.csv import write_pairs_csv
-from src.preference.read import read_pairs
 from src.preference.rows import Row
 from src.preference.templates import format_prompt
+from tests.preference.reading import read_pairs
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "hh_harmless_pairs.csv"
 
@@ -139,12 +139,13 @@ GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
     ([GOOD, GOOD | {"chosen": "a\0b"}], ("row 2: its chosen holds a NUL",)),
     ([GOOD, '{"prompt": "\\ud800", "chosen": "c", "rejected": "r"}'], ("row 2: its prompt holds half of a character",)),
     ([GOOD | {"reject": "r"}], ("both reject and rejected",)),
-    ([{"question": "p", "answer": "c"}], ("lacks prompt and chosen", "question, answer")),
+    ([{"question": "p", "answer": "c"}], ("lacks chosen", "question, answer")),
+    ([{"id": "p", "answer": "c"}], ("lacks prompt and chosen", "id, answer")),
     ([{"chosen": "a b", "rejected": "x y"}], ("row 1", "no prompt that they share")),
     ([{"chosen": "same text", "rejected": "same text"}], ("row 1", "no prompt that they share")),
     ([{"chosen": f"{HH} a", "rejected": "\n\nHuman: hi\n\nAssistant: b"}], ("row 1", "not one conversation")),
     ([{"chosen": f"{HH} a", "rejected": "plain"}], ("row 1", "the other is not")),
-    ([{"chosen": HH, "rejected": HH}], ("row 1", "does not end in the assistant's answer")),
+    ([{"chosen": HH, "rejected": HH}], ("row 1 has an empty chosen answer",)),
     ([{"chosen": [user("a")], "rejected": [user("b")]}], ("row 1", "does not end in the assistant's answer")),
     ([{"prompt": [user("a"), assistant("b")], "chosen": "c", "rejected": "d"}], ("row 1", "its prompt does not end")),
     ([{"prompt": [user("a")], "chosen": [assistant("b"), user("c"), assistant("d")],

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from src.errors import UserError
 from src.preference.csv import Row
-from src.preference.read import read_pairs
 from src.preference.templates import format_answer, format_prompt
 from src.preference.tokenize import tokenize_pairs, walk_rows
+from tests.preference.reading import read_pairs
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 BYTES = SimpleNamespace(encode=lambda text: list(text.encode()))
