@@ -161,7 +161,7 @@ def read_cell(record: dict[str, Any], column: str | None, where: str, part: str,
     if messages is not None:
         return message_turns(messages, f"{where}: its {part}", usage.unused_keys)
     if not isinstance(value, str):
-        raise BadRow("no text", f"{where} has a {type(value).__name__} as its {part} where text or a list of messages is "
+        raise BadRow("no text", f"{where}: its {part} is of type {type(value).__name__} where text or a list of messages is "
                                 "expected")
     return checked_text(value, f"{where}: its {part}")
 

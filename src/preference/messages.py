@@ -43,8 +43,8 @@ def message_turns(messages: Sequence[Any], where: str, unused: set[str] | None =
     for number, message in enumerate(messages, start=1):
         place = f"{where}, message {number},"
         if not isinstance(message, dict):
-            raise BadRow("no messages", f"{place} is a {type(message).__name__} where an object with role and content is "
-                                        "expected")
+            raise BadRow("no messages", f"{place} is of type {type(message).__name__} where an object with role and content "
+                                        "is expected")
         speaker = _speaker(message, place)
         text = _text(message, place, last=number == len(messages) and speaker == ASSISTANT)
         if speaker == SYSTEM and any(turn.speaker != SYSTEM for turn in turns):
@@ -137,7 +137,7 @@ def _text(message: dict[str, Any], place: str, last: bool) -> str:
     if isinstance(content, list):
         content = "\n".join(_part(part, place) for part in content)
     if content is not None and not isinstance(content, str):
-        raise BadRow("no text", f"{place} has a {type(content).__name__} as its content where text is expected")
+        raise BadRow("no text", f"{place} has a content of type {type(content).__name__} where text is expected")
     if content is None or not content.strip():
         kind, what = ("empty answer", "an empty answer") if last else ("empty message", "no text as its content")
         calls = "; calls of tools are not supported" if message.get("tool_calls") else ""

@@ -64,6 +64,18 @@ def test_check_data_reports_good_and_bad_rows(path, call):
     assert code == 0 and json.loads(out) == found
 
 
+def test_the_other_rows_come_out_as_if_the_faulty_ones_were_not_there(path, good, call, tmp_path):
+    (tmp_path / "clean.jsonl").write_text("\n".join(json.dumps(ROWS[number]) for number in (0, 4)))
+    made = []
+    for name, more in (("pairs", ["--skip_bad_rows", "1"]), ("clean", [])):
+        for script, flag in (("rlhf_generate_reject_csv", "--output_csv"), ("rlhf_dpo_generate_save", "--output_save")):
+            output = tmp_path / f"{name}-{script}"
+            flags = good(script) | {"--input_csv": str(tmp_path / f"{name}.jsonl"), flag: str(output)}
+            assert call(script, [*words_of(flags), *more])[0] == 0
+            made.append(output.read_bytes())
+    assert made[:2] == made[2:]
+
+
 def test_every_script_leaves_them_out_and_records_it(path, good, call, tmp_path):
     for script, flags, sidecar, place in (
             ("rlhf_dpo_generate_save", {"--input_csv": path}, "--output_save", lambda told: told),

@@ -102,7 +102,7 @@ def test_messages_of_trl_and_sharegpt():
 
 
 @pytest.mark.parametrize(("messages", "words"), [
-    ([], "an empty list"), (["hi"], "message 1, is a str"), ([{"role": "tool", "content": "x"}], "the role 'tool'"),
+    ([], "an empty list"), (["hi"], "message 1, is of type str"), ([{"role": "tool", "content": "x"}], "the role 'tool'"),
     ([{"content": "x"}], "the role None"),
     ([{"role": "user", "content": "x"}, {"role": "user", "content": " "}], "message 2, has no text"),
     ([{"role": "user", "content": [1]}], "a part of type 'int'"), ([{"role": ["user"], "content": "x"}], "role"),

@@ -97,7 +97,7 @@ def test_keys_without_effect_are_collected():
     ([USER, {"role": "assistant", "content": None, "tool_calls": [1]}], "empty answer", "calls of tools are not supported"),
     ([USER, {"role": "assistant", "content": " "}, USER, REPLY], "empty message", "message 2, has no text"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "no text", "a part of type 'image_url'"),
-    ([{"role": "user", "content": {"a": 1}}], "no text", "has a dict as its content"),
+    ([{"role": "user", "content": {"a": 1}}], "no text", "has a content of type dict"),
     ([{"role": "tool", "content": "x"}], "unsupported role", "the role 'tool'"),
     ([{"role": "user", "content": "a\0"}], "not UTF-8", "a NUL"),
     ([{"role": "user", "content": "\ud800"}], "not UTF-8", "half of"),
