@@ -25,6 +25,8 @@ FLAGS = (*THUMBS, "weight", "loss_weight", "train")
 # A column whose name has one of these, or whose texts are as long as sentences, could be the prompt.
 _PROMPT_WORDS = re.compile("prompt|question|query|instruct|input|context|problem|request|message|convers|dialog|history|post|"
                            "task|text|title|trajectory|user|human", re.IGNORECASE)
+_ID_WORDS = re.compile(r"(?:^|[_\-. ])(?:id|ids|uuid|hash|sha|index|idx|len|length|tokens|count|type|lang|language|source|"
+                       "model)$", re.IGNORECASE)
 _SENTENCE = 5  # words
 
 
@@ -111,7 +113,8 @@ def prompt_candidate(table: Table, known: Sequence[str | None]) -> str | None:
         for record in table.records[:100]:
             value = "" if isinstance(record, BadRow) else record.get(name, "")
             words = len(value.split()) if isinstance(value, str) else 0
-            if words >= (2 if _PROMPT_WORDS.search(name) else _SENTENCE) or messages_in(value, table.place(1)):
+            named = _PROMPT_WORDS.search(name) and not _ID_WORDS.search(name)
+            if words >= (1 if named else _SENTENCE) or messages_in(value, table.place(1)):
                 return name
     return None
 

@@ -14,6 +14,7 @@ HUMAN, ASSISTANT, SYSTEM = "Human", "Assistant", "System"
 ASKERS = (HUMAN, "User")
 # A system message can only come first; anywhere else "System:" is text.
 _TURN = re.compile(r"(?:\A\s*(Human|User|Assistant|System)|\n\n(Human|User|Assistant)):")
+_LOOSE_TURN = re.compile(r"(?:\A\s*(User|Assistant|System)|\n(User|Assistant)):")
 # Prompts of one question that are already in a template of RWKV's, the answer left open.
 _SINGLE = (("Question", "Answer"), ("Input", "Response"), ("Instruction", "Response"), ("Q", "A"))
 
@@ -53,7 +54,11 @@ def ends_in_empty_answer(text: str) -> bool:
 def _all_turns(text: str) -> list[Turn] | None:
     """The turns as they stand, empty ones too."""
     text = _one_blank_line(text)
-    marks = [(mark, mark[1] or mark[2]) for mark in _TURN.finditer(text)]
+    marks = _marks(_TURN, text)
+    if [name for _, name in marks] in (["User"], [SYSTEM]):
+        # A file may have lost the blank lines. "Human:" stands in transcripts of our own, where single lines are text.
+        loose = _marks(_LOOSE_TURN, text)
+        marks = loose if any(name == ASSISTANT for _, name in loose) else marks
     asker = next((name for _, name in marks if name in ASKERS), HUMAN)
     marks = [(mark, name) for mark, name in marks if name not in ASKERS or name == asker]
     lead = text[:marks[0][0].start()] if marks else text
@@ -62,6 +67,11 @@ def _all_turns(text: str) -> list[Turn] | None:
     ends = [*(mark.start() for mark, _ in marks[1:]), len(text)]
     turns = [Turn(HUMAN if name == asker else name, text[mark.end():end]) for (mark, name), end in zip(marks, ends, strict=True)]
     return [Turn(HUMAN, lead), *turns] if lead.strip() else turns
+
+
+def _marks(pattern: re.Pattern, text: str) -> list[tuple[re.Match, str]]:
+    """Where speakers are named, and their names."""
+    return [(mark, mark[1] or mark[2]) for mark in pattern.finditer(text)]
 
 
 def prompt_turns(prompt: str) -> list[Turn]:

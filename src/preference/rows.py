@@ -6,6 +6,7 @@ from 1.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from src.errors import UserError
@@ -90,6 +91,8 @@ def to_pairs(table: Table, require_reject: bool) -> Reading:
         return _row(record, columns, table, number, require_reject, candidate, usage)
 
     rows, numbers, faults = read_rows(table.records, read)
+    if faults:  # of which some may have been found before all columns were looked at
+        usage.columns |= {columns.chosen, columns.reject or "", columns.prompt.prompt or ""}
     notes = usage.notes(table)
     return Reading(table.path, rows, numbers, faults, [*flagged_out_note(flagged_out, flags), *notes])
 
@@ -176,7 +179,7 @@ def _from_conversations(whole: list[list[Turn] | None], reject: str | list[Turn]
                                        "not")
     turns, answer = split_answer(whole[0], f"{where}: its chosen")
     other, other_answer = split_answer(whole[1], f"{where}: its reject") if whole[1] else (turns, "")
-    if [turn[:2] for turn in other] != [turn[:2] for turn in turns]:
+    if _cleaned(other) != _cleaned(turns):
         raise BadRow("two prompts", f"{where}: chosen and reject are not one conversation up to their last answers")
     if turns[-1].speaker != HUMAN:
         raise BadRow("prompt without a question", f"{where}: nothing of the user stands before its answers")
@@ -201,19 +204,21 @@ def _check_prompt_within(record: dict[str, Any], column: str, turns: list[Turn],
 
 def without_prompt(chosen: str | list[Turn], reject: str | list[Turn],
                    prompt: str) -> tuple[str | list[Turn], str | list[Turn]]:
-    """Answers as they are without what a transcript as the prompt says already: itself, or the speaker's name."""
-    turns = read_transcript(prompt)
-    if turns is None or not isinstance(chosen, str) or not isinstance(reject, str):
+    """Answers without what the prompt says already: itself, as a transcript, or where it is one the speaker's name."""
+    if not isinstance(chosen, str) or not isinstance(reject, str):
         return chosen, reject
     answers = [chosen, *([reject] if reject.strip() else [])]
-    before = [(turn.speaker, clean(turn.text)) for turn in prompt_turns(prompt)]
-    whole = [read_transcript(answer) or [] for answer in answers]
-    if all([(turn.speaker, clean(turn.text)) for turn in found[:-1]] == before and found[-1].speaker == ASSISTANT
-           for found in whole if found) and all(whole):
+    whole = [read_transcript(answer) for answer in answers]
+    if all(whole) and all(found[-1].speaker == ASSISTANT and _cleaned(found[:-1]) == _cleaned(prompt_turns(prompt))
+                          for found in whole):
         answers = [found[-1].text for found in whole]
-    elif all(map(_NAME.match, answers)):
+    elif read_transcript(prompt) and all(map(_NAME.match, answers)):
         answers = [_NAME.sub("", answer, count=1) for answer in answers]
     return answers[0], answers[1] if len(answers) > 1 else reject
+
+
+def _cleaned(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    return [(turn.speaker, clean(turn.text)) for turn in turns]
 
 
 def split_answer(turns: list[Turn], where: str) -> tuple[list[Turn], str]:

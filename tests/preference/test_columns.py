@@ -67,6 +67,9 @@ IN_LISTS = {"chosen": LIST[0], "rejected": LIST[1]}
     ({"prompt": "Input: why?\n\nResponse:"}, PLAIN), ({"prompt": "Q: why?\n\nA:"}, PLAIN),
     ({"prompt": "Instruction: Add.\n\nInput: 1, 2\n\nResponse:"}, "User: Add.\n 1, 2\n\nAssistant:"),
     ({"prompt": "User: why?\n\nAssistant:", "system": "Be brief."}, BRIEF),
+    ({"prompt": "User: why?\nAssistant:"}, PLAIN), ({"prompt": "System: Be brief.\nUser: why?\nAssistant:"}, BRIEF),
+    ({"prompt": "User: hi\nAssistant: ho\nUser: why?"}, AFTER),
+    ({"prompt": "User: root\nPassword: x\nWhy?"}, "User: root\nPassword: x\nWhy?\n\nAssistant:"),
     ({"prompt": "What does User: mean?"}, "User: What does User: mean?\n\nAssistant:"),
     ({"prompt": "Question: a\n\nAnswer: b\n\nQuestion: c\n\nAnswer:"},
      "User: Question: a\nAnswer: b\nQuestion: c\nAnswer:\n\nAssistant:"),
@@ -90,6 +93,7 @@ def test_a_prompt_is_what_its_columns_say(read, record, prompt):
     ({"chosen": LIST[0], "rejected": "no."}, PLAIN),
     ({"prompt": "\n\nHuman: why?\n\nAssistant:", "chosen": "\n\nHuman: why?\n\nAssistant: so.",
       "rejected": "\n\nHuman: why?\n\nAssistant: no."}, PLAIN),
+    ({"prompt": "why?", "chosen": "Human: why?\n\nAssistant: so.", "rejected": "Human: why?\n\nAssistant: no."}, PLAIN),
     ({"prompt": "User: why?", "chosen": "Assistant: so.", "rejected": "Assistant: no."}, PLAIN),
     ({"chosen": "User: why?\n\nAssistant: so.", "rejected": "User: why?\n\nAssistant: no."}, PLAIN),
 ])
@@ -141,9 +145,13 @@ def test_a_prompt_is_never_guessed(read, record, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_faulty_rows_leave_no_column_unused(read):
+    assert read({"prompt": "why?", "chosen": [reply(" ")], "rejected": "no."}).notes == []
+
+
 def test_ids_and_scores_are_no_prompt(read):
-    reading = read({"id": "a-1", "model": "gpt 4", "score": 1.5, "chosen": "It is so.", "rejected": "It is no."})
-    assert reading.rows == [("It is ", "so.", "no.")] and reading.notes == ["not used: columns id, model, score"]
+    reading = read({"prompt_id": "a-1", "model": "gpt 4", "score": 1.5, "chosen": "It is so.", "rejected": "It is no."})
+    assert reading.rows == [("It is ", "so.", "no.")] and reading.notes == ["not used: columns prompt_id, model, score"]
 
 
 @pytest.mark.parametrize(("record", "kind", "words"), [
