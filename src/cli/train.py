@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from src.adapters.layer_profile import BLOCK_MODES
-from src.cli.run import SKIP_BAD_ROWS, Parser, not_negative, positive, seed, zero_or_one
+from src.cli.run import DATA_FORMATS, SKIP_BAD_ROWS, Parser, not_negative, positive, seed, zero_or_one
 from src.cli.spellings import EPILOG, translate
 from src.errors import UserError
 from src.preference.loss import LOSSES, needs_reference, takes
@@ -47,8 +47,8 @@ def parser() -> Parser:
 
     data = parser.add_argument_group("data").add_argument
     data("--rlhf_train_file", help=".save file of rlhf_dpo_generate_save.py; needed but with --sft 1")
-    data("--train_data_file", help="with --sft 1: prompts and answers, conversations or plain text, as CSV, JSONL or Parquet, or "
-                                   "documents as .txt")
+    data("--train_data_file", help=f"with --sft 1: prompts and answers, conversations or plain text, as {DATA_FORMATS}, or "
+                                    "documents as .txt")
     data("--skip_bad_rows", type=zero_or_one, default="0", help=f"with --sft 1, {SKIP_BAD_ROWS}")
     data("--tokenizer", help="with --sft 1: world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not given "
                              "(65536 world, 256 bytes)")

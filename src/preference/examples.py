@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.errors import UserError
-from src.files import existing_file
 from src.preference.columns import (
     CONVERSATIONS,
     PromptColumns,
@@ -33,9 +32,11 @@ from src.preference.columns import (
 )
 from src.preference.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
 from src.preference.faults import BadRow, Reading, read_rows, skipped_rows, usable
+from src.preference.kinds import check_kind
 from src.preference.packing import Text
 from src.preference.read import read_table
 from src.preference.rows import split_answer, without_prompt
+from src.preference.source import data_ending, data_file, open_data, read_text
 from src.preference.templates import draw_template, format_conversation
 from src.tokenizer import Tokenizer
 
@@ -65,7 +66,7 @@ class Report:
 
 def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool,
                skip_bad_rows: bool = False) -> tuple[list[Text], Report]:
-    """Read a `.txt` of documents, or a CSV, JSONL or Parquet of documents, prompts with answers, or conversations.
+    """Read a `.txt` of documents, or a table (see src/preference/read.py) of documents, prompts with answers, or conversations.
 
     A conversation over `max_len` tokens loses its beginning; one whose last answer is longer by itself is dropped. A document of
     more is cut into pieces of `max_len` inputs, each of which begins with the last token of the piece before it, so that every
@@ -80,8 +81,8 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     Raises:
         UserError: a file or row that is not as it should be, both named; nothing is left under the limit.
     """
-    path = existing_file(path, "--train_data_file or --eval_file")
-    if path.suffix.lower() == ".txt":
+    path = data_file(path, "--train_data_file or --eval_file")
+    if data_ending(path) == ".txt":
         reading = Reading(path, *read_rows(_read_documents(path), lambda document, _: document), notes=[])
     else:
         reading = read_examples(read_table(path))
@@ -197,13 +198,9 @@ def _document(tokens: list[int], max_len: int) -> Iterator[Text]:
 
 
 def _read_documents(path: Path) -> list[str]:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[:error.start].count(b"\n") + 1
-        raise UserError(f"{path}: line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; "
-                        "save the file as UTF-8") from None
+    with open_data(path) as stream:
+        check_kind(stream, path, as_table=False)
+    text = read_text(path, lambda before: f"line {before.count(chr(10)) + 1}")
     documents = [document for document in _END.split(text) if document.strip()]
     if not documents:
         raise UserError(f"{path}: the file is empty; it needs text to train on")

@@ -87,7 +87,7 @@ def test_a_checkpoint_that_is_not_v6_or_v7(fails, tmp_path, material, script):
     (b"prompt,chosen,reject\na,b,c\nd, ,f\n", ("row 2", "empty chosen")),
     (b"prompt,chosen,reject\na,b,c\n ,e,f\n", ("row 2", "empty prompt")),
     (b"prompt,chosen,reject\na,b,c\nd,e,f\ng,\xff\xfe,i\n", ("row 3", "UTF-8")),
-    ("prompt,chosen,reject\na,b,c\n".encode("utf-16"), ("UTF-8",)),
+    ("prompt,chosen,reject\na,b,c\n".encode("utf-16-le"), ("UTF-8",)),
     (b"prompt,chosen,reject\na,b,c\nd\0,e,f\n", ("row 2", "NUL")),
     (b"prompt,chosen,reject\na,b,c\nd,e\n", ("row 2", "fields")),
     (b'prompt,chosen,reject\na,"b,c\n', ("row 1",)),

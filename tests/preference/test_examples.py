@@ -1,5 +1,6 @@
 """What `--sft 1` trains on: which tokens have a loss, where long texts are cut, and which columns are known."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -133,6 +134,10 @@ def test_every_token_of_a_document_but_the_first_is_predicted_once(folder, docum
     assert all(2 <= len(text.tokens) <= max_len + 1 and all(text.trained) for text in texts)
     assert [token for text in texts for token in text.tokens[1:]] == [token for document in whole for token in document[1:]]
     assert report.trained == sum(len(document) - 1 for document in whole)
+    content = end.join(documents)
+    for name, data in (("a.txt.gz", gzip.compress(content.encode())), ("a.TXT", content.encode("utf-16"))):
+        (folder / name).write_bytes(data)
+        assert read_texts(folder / name, BYTES, max_len, seed=0, on_prompt=False) == (texts, report)
     assert report.cut == sum(len(document) - 1 > max_len for document in whole)
     put(folder / "documents.jsonl", [{"text": document} for document in documents])
     assert read_texts(folder / "documents.jsonl", BYTES, max_len, seed=0, on_prompt=False) == (texts, report)

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow
+import pyarrow.ipc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from src.errors import UserError
 from src.preference.conversation import clean
 from src.preference.csv import write_pairs_csv
+from src.preference.read import read_table
 from src.preference.rows import Row
 from src.preference.templates import format_prompt
 from tests.preference.reading import read_pairs
@@ -151,7 +154,7 @@ GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
     ([{"prompt": [user("a")], "chosen": [assistant("b"), user("c"), assistant("d")],
        "rejected": [assistant("b"), user("c"), assistant("e")]}], ("row 1", "several turns")),
     ([GOOD, GOOD | {"prompt": [{"role": "tool", "content": "x"}]}], ("row 2: its prompt, message 1,", "'tool'")),
-    (["[" * 100_000 + "]" * 100_000], ("the file can't be read as JSON",)), (['{"prompt": ' + "9" * 5000 + "}"], ("row 1",)),
+    (["[" * 100_000 + "]" * 100_000], ("row 1 can't be read as JSON",)), (['{"prompt": ' + "9" * 5000 + "}"], ("row 1",)),
     ([], ("empty",)), (["", " "], ("empty",)), (["[]"], ("empty",)),
 ])
 def test_faults_name_the_row(folder, lines, words):
@@ -173,7 +176,7 @@ def test_a_byte_that_is_not_utf8_names_its_row(folder):
 
 @settings(deadline=None)
 @given(data=st.one_of(st.binary(max_size=40), st.binary(max_size=20).map(lambda tail: b'{"prompt": "p", "chosen": ' + tail)),
-       ending=st.sampled_from(["jsonl", "json", "parquet"]))
+       ending=st.sampled_from(["jsonl", "json", "parquet", "arrow", "csv", "tsv", "csv.gz", "save"]))
 def test_any_bytes_are_read_or_refused_in_one_line(folder, data, ending):
     path = folder / f"any.{ending}"
     path.write_bytes(data)
@@ -189,6 +192,33 @@ def test_a_parquet_that_is_cut_off(folder):
         (folder / "cut.parquet").write_bytes(data[:length])
         with pytest.raises(UserError, match="can't be read as Parquet"):
             read_pairs(folder / "cut.parquet", require_reject=True)
+
+
+def test_an_arrow_stream_that_is_cut_off_or_none(folder):
+    table = pyarrow.Table.from_pylist([GOOD] * 3)
+    for new in (pyarrow.ipc.new_stream, pyarrow.ipc.new_file):
+        with new(folder / "cut.arrow", table.schema) as writer:
+            writer.write_table(table)
+        assert len(read_pairs(folder / "cut.arrow", require_reject=True)) == 3
+        data = (folder / "cut.arrow").read_bytes()
+        for cut in (data[:len(data) // 2], data[:100], b"", b"prompt,chosen,reject\np,c,r\n"):
+            (folder / "cut.arrow").write_bytes(cut)
+            with pytest.raises(UserError, match="cut.arrow: can't be read as Arrow"):
+                read_pairs(folder / "cut.arrow", require_reject=True)
+
+
+def test_labels_of_rows_and_columns_of_other_types_do_no_harm(folder):
+    """What pandas and `datasets` write beside the texts: labels, dates, categories, missing numbers, dictionaries, bytes."""
+    frame = pd.DataFrame([GOOD, GOOD], index=[5, 7]).assign(
+        day=pd.Timestamp("2020-01-01", tz="UTC"), kind=pd.Categorical(["a", "b"]), score=[1.5, None], more=[{"a": [1]}, None],
+        raw=b"x")
+    frame.to_parquet(folder / "labels.parquet")
+    table = read_table(folder / "labels.parquet")
+    assert table.names == [*GOOD, "day", "kind", "score", "more", "raw"]
+    assert [set(GOOD) <= set(record) for record in table.records] == [True] * 2
+    assert table.records[0]["more"] == {"a": [1]} and not {"score", "more"} & set(table.records[1])
+    frame.set_index("prompt").to_parquet(folder / "labels.parquet")  # a column like the others, which pandas makes labels
+    assert [row.prompt for row in read_pairs(folder / "labels.parquet", require_reject=True)] == ["p", "p"]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(folder, monkeypatch):
