@@ -20,7 +20,7 @@ from src.files import atomic_write
 from src.preference.columns import Table
 from src.preference.faults import BadRow
 from src.preference.rows import Row
-from src.preference.source import TELLING_NAMES
+from src.preference.source import TELLING_NAMES, stray_byte
 
 HEADER = "prompt,chosen,reject\n"
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
@@ -44,8 +44,12 @@ def read_csv(text: str, path: Path, tabs_first: bool = False) -> Table:
     if not records:
         raise UserError(f"{path}: the file is empty; it needs a header (prompt,chosen,reject) and a row for each prompt")
     names, words = [name.strip() for name in records[0]], _SEPARATORS[separator]
+    if what := stray_byte(" ".join(names)):
+        raise UserError(f"{path}: the header: {what}; save the file as UTF-8 text")
 
     def row(number: int, fields: list[str]) -> dict[str, str] | BadRow:
+        if what := stray_byte("".join(fields)):
+            return BadRow("not UTF-8", f"{path}: row {number}: {what}; save the file as UTF-8 text")
         if len(fields) == len(names):
             return dict(zip(names, fields, strict=True))
         return BadRow("number of fields", f"{path}: row {number} has {len(fields)} fields where the header has {len(names)}, "
@@ -53,15 +57,6 @@ def read_csv(text: str, path: Path, tabs_first: bool = False) -> Table:
 
     where = "the header" if separator == "," else f"the header (separated by {words})"
     return Table(path, where, names, [row(number, fields) for number, fields in enumerate(records[1:], start=1)])
-
-
-def csv_place(before: str, tabs_first: bool) -> str:
-    """The name of the record in which the character after `before` stands."""
-    before, separator = _separator(before, tabs_first)
-    records: list[list[str]] = []
-    # The quote closes the field where one is open; anywhere else it is a character like another.
-    _parse(_without_outer_spaces(before + '"', separator), separator, records, strict=False)
-    return _place(len(records) - 1)
 
 
 def has_known_header(text: str) -> bool:

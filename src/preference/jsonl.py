@@ -13,7 +13,7 @@ from typing import Any
 from src.errors import UserError
 from src.preference.columns import Table
 from src.preference.faults import BadRow
-from src.preference.source import TELLING_NAMES, is_missing
+from src.preference.source import TELLING_NAMES, is_missing, stray_byte
 
 _SPEAKERS = {"role", "from", "speaker", "author"}  # keys of a message, whatever of these is read
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -50,19 +50,6 @@ def read_json(text: str, path: Path) -> Table:
                  records)
 
 
-def json_place(before: str) -> str:
-    """The name of the row in which the character after `before` stands."""
-    if _has_row_a_line(before):
-        return f"row {sum(bool(line.strip()) for line in before.split(chr(10))[:-1]) + 1}"
-    number = 1
-    try:
-        for _ in _values_between(before, Path()):
-            number += 1
-    except UserError:
-        pass
-    return f"row {number}"
-
-
 def _values(text: str, path: Path) -> Iterator[Any]:
     """What stands in each row, or a BadRow."""
     if not _has_row_a_line(text):
@@ -71,7 +58,8 @@ def _values(text: str, path: Path) -> Iterator[Any]:
     lines = (line.strip() for line in text.split("\n") if line.strip())
     for number, line in enumerate(lines, start=1):
         try:
-            yield _decode(_DECODER.decode, line.removesuffix(","), f"{path}: row {number}")
+            where = f"{path}: row {number}"
+            yield _checked(line, where) or _decode(_DECODER.decode, line.removesuffix(","), where)
         except BadRow as fault:
             yield fault
 
@@ -82,8 +70,9 @@ def _values_between(text: str, path: Path) -> Iterator[Any]:
     at, number = _skip_space(text, _skip_space(text, 0) + is_list), 0
     while at < len(text) and not (is_list and text[at] == "]"):
         number += 1
-        value, at = _decode(_DECODER.raw_decode, text, f"{path}: row {number}", at)
-        yield value
+        start, where = at, f"{path}: row {number}"
+        value, at = _decode(_DECODER.raw_decode, text, where, at)
+        yield _checked(text[start:at], where) or value
         at = _skip_space(text, at)
         comma = text.startswith(",", at)
         if is_list and not comma and text[at:at + 1] not in ("]", ""):
@@ -95,6 +84,12 @@ def _values_between(text: str, path: Path) -> Iterator[Any]:
     rest = _skip_space(text, at + is_list)
     if rest < len(text):
         raise UserError(f"{path}: something follows the list of rows in {_line(text, rest)}; keep one list in the file")
+
+
+def _checked(row: str, where: str) -> BadRow | None:
+    """What is wrong with the characters of a row."""
+    what = stray_byte(row)
+    return BadRow("not UTF-8", f"{where}: {what}; save the file as UTF-8 text") if what else None
 
 
 def _decode(decode: Callable[..., Any], text: str, where: str, *at: int) -> Any:

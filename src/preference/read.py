@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from src.errors import UserError
 from src.preference.arrow import read_arrow, read_parquet
 from src.preference.columns import Table
-from src.preference.csv import csv_place, has_known_header, read_csv
+from src.preference.csv import has_known_header, read_csv
 from src.preference.faults import Reading
-from src.preference.jsonl import json_place, looks_like_json, read_json
+from src.preference.jsonl import looks_like_json, read_json
 from src.preference.kinds import check_kind, is_arrow, is_parquet
 from src.preference.rows import to_pairs
 from src.preference.source import data_ending, data_file, open_data, read_text
@@ -34,16 +33,8 @@ def read_table(path: str | Path) -> Table:
         return read_arrow(path)
     if is_parquet(head) or ending == ".parquet":
         return read_parquet(path)
-    tabs_first = ending in _TAB_ENDINGS
-
-    def place(before: str) -> str:
-        return json_place(before) if _is_json(before, ending) else csv_place(before, tabs_first)
-
-    text = read_text(path, place)
-    nul = text.find("\0")
-    if nul >= 0:
-        raise UserError(f"{path}: {place(text[:nul])}: holds a NUL character; save the file as UTF-8 text")
-    return read_json(text, path) if _is_json(text, ending) else read_csv(text, path, tabs_first)
+    text = read_text(path, place=None)
+    return read_json(text, path) if _is_json(text, ending) else read_csv(text, path, tabs_first=ending in _TAB_ENDINGS)
 
 
 def read_pairs(path: str | Path, require_reject: bool) -> Reading:

@@ -103,11 +103,12 @@ def read_data(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def read_text(path: Path, place: Callable[[str], str]) -> str:
+def read_text(path: Path, place: Callable[[str], str] | None) -> str:
     """The text of a file, in UTF-8 or what its byte order mark says, without that mark.
 
     Args:
-        place: from the text before a byte that does not belong there to where that is, in a person's words.
+        place: from the text before a byte that does not belong there to where that is, in a person's words. None keeps such bytes
+            of UTF-8 in the text, as lone surrogates, for `stray_byte` to find.
 
     Raises:
         UserError: as `open_data` does, and where a byte does not belong there.
@@ -116,12 +117,20 @@ def read_text(path: Path, place: Callable[[str], str]) -> str:
     mark, encoding = next((pair for pair in _BYTE_ORDER_MARKS if data.startswith(pair[0])), (b"", "utf-8"))
     body = memoryview(data)[len(mark):]
     try:
-        return str(body, encoding)
+        return str(body, encoding, "surrogateescape" if place is None and encoding == "utf-8" else "strict")
     except UnicodeDecodeError as error:
         offset, before = len(mark) + error.start, str(body[:error.start], encoding)
-        name = "-".join(encoding.upper().split("-")[:2])
-        raise UserError(f"{path}: {place(before)}: byte 0x{data[offset]:02x} at offset {offset} is not {name}; "
+        name, where = "-".join(encoding.upper().split("-")[:2]), place(before) if place else "the file"
+        raise UserError(f"{path}: {where}: byte 0x{data[offset]:02x} at offset {offset} is not {name}; "
                         "save the file as UTF-8") from None
+
+
+def stray_byte(text: str) -> str | None:
+    """What a text of `read_text` holds that no UTF-8 has, in words; None where it holds nothing of the kind."""
+    bad = re.search("[\0\udc80-\udcff]", text)
+    if bad is None:
+        return None
+    return "holds a NUL character" if bad[0] == "\0" else f"byte 0x{ord(bad[0]) - 0xdc00:02x} is not UTF-8"
 
 
 def is_missing(value: Any) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.preference.faults import NAMED, usable
+from src.preference.faults import NAMED, by_kind, usable
 from src.preference.read import read_pairs
 from tests.cli.conftest import words_of
 
@@ -35,6 +35,21 @@ def test_left_out_with_a_count(path, capsys):
     assert usable(read_pairs(path, True), skip_bad_rows=True) == [("p", "c", "r")] * 2
     assert capsys.readouterr().err == (f"{path}: left out 4 of 6 rows, which can't be used: empty chosen answer: rows 2, 6; "
                                        "empty prompt: row 3; no text: row 4\n")
+
+
+@pytest.mark.parametrize(("name", "lines", "kinds"), [
+    ("a.jsonl", [b'{"prompt": "p", "chosen": "c", "rejected": "r"}', b'{"prompt": "p"', b"[1]", b'{"prompt": "\xff", "chosen": "c"}',
+                 b'{"prompt": "p", "prompt": "q"}', b'{"prompt": "p", "chosen": "c\\u0000"}'],
+     {"not JSON": [2], "no object": [3], "not UTF-8": [4, 6], "repeated key": [5]}),
+    ("a.csv", [b"prompt,chosen,reject", b"p,c,r", b"p,c", b"p,\xe9,r", b"p,c\0,r", b"p,c,r,s"],
+     {"number of fields": [2, 5], "not UTF-8": [3, 4]}),
+])
+def test_a_row_that_cannot_be_read_hides_no_other(tmp_path, name, lines, kinds):
+    path = tmp_path / name
+    path.write_bytes(b"\n".join(lines))
+    reading = read_pairs(path, True)
+    assert by_kind(reading.faults) == kinds and reading.numbers == [1]
+    assert usable(reading, skip_bad_rows=True) == [("p", "c", "r")]
 
 
 def test_a_file_of_nothing_else_is_refused(tmp_path):

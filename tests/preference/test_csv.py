@@ -108,7 +108,7 @@ def test_other_encodings_of_unicode_with_their_mark(folder, encoding):
     text = f"{mark}prompt\tchosen\treject\r\né😀\t日本\tr"
     assert read_pairs(put(folder, text.encode(encoding)), require_reject=True) == [Row("é😀", "日本", "r")]
     message = refusal(folder, text.encode(encoding)[:-1])
-    assert message.startswith("row 1: byte 0x") and f"is not {encoding[:6].upper()}; save the file as UTF-8" in message
+    assert message.startswith("the file: byte 0x") and f"is not {encoding[:6].upper()}; save the file as UTF-8" in message
 
 
 @settings(deadline=None)
@@ -171,12 +171,12 @@ def test_fields_beyond_the_csv_modules_limit_are_read_and_the_limit_is_left_alon
     (HEADER + 'p,c,r\np,"c,r\np,"c",r\n', "row 2: a quoted field is not closed", "twice"),
     ('prompt,"chosen,reject\np,c,r\n', "the header: a quoted field is not closed", "twice"),
     (HEADER + 'p,"c\nc",r\np,"a\0b",r\n', "row 2: holds a NUL character", "UTF-8"),
-    (HEADER.encode() + 'p,"c\n\né",r\n'.encode() + b"p,\xe9,r\n", "row 2: byte 0xe9 at offset 35 is not UTF-8",
+    (HEADER.encode() + 'p,"c\n\né",r\n'.encode() + b"p,\xe9,r\n", "row 2: byte 0xe9 is not UTF-8",
      "save the file as UTF-8"),
-    (HEADER.encode() + b'p,"c\n\xff', "row 1: byte 0xff at offset 26 is not UTF-8", ""),
-    (HEADER.encode() + b"p,c,r\n\xffp,c,r", "row 2: byte 0xff at offset 27 is not UTF-8", ""),
-    (b"\xef\xbb\xbf" + HEADER.encode() + b"p,c\xff,r\n", "row 1: byte 0xff at offset 27 is not UTF-8", ""),
-    (HEADER.encode() + b"p,c,r\np,c\n\xff", "row 3: byte 0xff", ""), ("sep=;\nprompt;chosen\np;\0", "row 1: holds a NUL", ""),
+    (HEADER.encode() + b'p,"c\n\xff', "row 1: a quoted field is not closed", ""),
+    (HEADER.encode() + b"p,c,r\n\xffp,c,r", "row 2: byte 0xff is not UTF-8", ""),
+    (b"\xef\xbb\xbf" + HEADER.encode() + b"p,c\xff,r\n", "row 1: byte 0xff is not UTF-8", ""),
+    (HEADER.encode() + b"p,c,r\np,c,r\n\xff", "row 3: byte 0xff", ""), ("sep=;\nprompt;chosen\np;\0", "row 1: holds a NUL", ""),
     (HEADER.encode("utf-16-le"), "the header: holds a NUL character", ""),
 ])
 def test_faults_name_the_row(folder, content, beginning, hint):

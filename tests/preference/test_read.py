@@ -170,7 +170,7 @@ def test_faults_name_the_row(folder, lines, words):
 def test_a_byte_that_is_not_utf8_names_its_row(folder):
     path = folder / "latin.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b'\n\n{"prompt": "caf\xe9"}')
-    with pytest.raises(UserError, match="row 2: byte 0xe9 at offset"):
+    with pytest.raises(UserError, match="row 2: byte 0xe9 is not UTF-8"):
         read_pairs(path, require_reject=True)
 
 
