@@ -38,7 +38,8 @@ def test_left_out_with_a_count(path, capsys):
 
 
 @pytest.mark.parametrize(("name", "lines", "kinds"), [
-    ("a.jsonl", [b'{"prompt": "p", "chosen": "c", "rejected": "r"}', b'{"prompt": "p"', b"[1]", b'{"prompt": "\xff", "chosen": "c"}',
+    ("a.jsonl", [b'{"prompt": "p", "chosen": "c", "rejected": "r"}', b'{"prompt": "p"', b"[1]",
+                 b'{"prompt": "\xff", "chosen": "c"}',
                  b'{"prompt": "p", "prompt": "q"}', b'{"prompt": "p", "chosen": "c\\u0000"}'],
      {"not JSON": [2], "no object": [3], "not UTF-8": [4, 6], "repeated key": [5]}),
     ("a.csv", [b"prompt,chosen,reject", b"p,c,r", b"p,c", b"p,\xe9,r", b"p,c\0,r", b"p,c,r,s"],
