@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Hashable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from src.preference.rows import Row
 from src.preference.templates import format_answer, format_prompt
 from src.preference.tokenize import tokenize_pairs
 from src.tokenizer import Tokenizer
+from src.tokenizer.fidelity import Changes
 
 BINS = 12
 # Rows named of each kind; the counts are of all.
@@ -36,9 +38,10 @@ def check_pairs(rows: Sequence[Row], tokenizer: Tokenizer, max_len: int, seed: i
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
         duplicate_rows (like one before them in all three texts), duplicate_prompts (in the prompt alone), equal_answers, cut,
         dropped: counts, all of texts as the model gets them; under `..._at` the first rows of each kind, from 1;
+        changes: texts that do not come back from their tokens as written (`Changes`);
         begins: of the first prompt and its chosen answer; histogram: of the pairs' lengths, `edges` and `counts`.
     """
-    pairs, _ = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed)
+    pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed)
     prompt, chosen, reject = (np.array([len(pair[part]) for pair in pairs]) for part in range(3))
     longer = np.maximum(chosen, reject)
     lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
@@ -58,7 +61,7 @@ def check_pairs(rows: Sequence[Row], tokenizer: Tokenizer, max_len: int, seed: i
         "begins": "".join(texts[0][:2])[:BEGINNING],
         **{name: len(found) for name, found in kinds.items()},
         **{f"{name}_at": [at + 1 for at in found[:NAMED]] for name, found in kinds.items()},
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "changes": asdict(report.changes), "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
 
 
@@ -81,6 +84,7 @@ def print_check(path: str, found: dict[str, Any]) -> None:
         named = ", ".join(map(str, found.get(f"{name}_at", [])))
         more = ", ..." if found[name] > NAMED else ""
         console.print(f"{found[name]:8} {text}{f' (rows {named}{more})' if named else ''}", highlight=False, soft_wrap=True)
+    Changes(**found["changes"]).report(path, found["tokenizer"])
     console.print("tokens of a pair (prompt + longer answer):", highlight=False)
     edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
     for low, high, count in zip(edges, edges[1:], counts, strict=False):

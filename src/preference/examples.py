@@ -20,6 +20,7 @@ from src.preference.read import read_table
 from src.preference.rows import Table, find_column, known_columns, read_cell, require_rows, split_answer
 from src.preference.templates import draw_template, format_conversation
 from src.tokenizer import Tokenizer
+from src.tokenizer.fidelity import Changes, Encoder
 
 MESSAGES = ("messages", "conversations")
 PROMPTS = ("prompt", "instruction", "question")
@@ -45,6 +46,7 @@ class Report:
     trained: int  # tokens that have a loss
     cut: int  # conversations that lost their beginning, or documents that were cut into pieces
     dropped: int  # conversations left out since an answer alone is longer than the limit
+    changes: Changes  # texts that do not come back from their tokens as written
 
 
 def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool) -> tuple[list[Text], Report]:
@@ -67,16 +69,16 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
         rows: Sequence[Example | str] = _read_documents(path)
     else:
         rows = read_examples(read_table(path))
-    generator = np.random.default_rng(seed)
+    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
     texts: list[Text] = []
     cut = dropped = 0
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         if isinstance(row, str):
-            pieces = list(_document([*tokenizer.encode(row), tokenizer.end_of_text], max_len))
+            pieces = list(_document([*encoder.encode(row, number, "text"), tokenizer.end_of_text], max_len))
             texts += pieces
             cut += len(pieces) > 1
             continue
-        text, last = _tokenized(row, tokenizer, draw_template(generator), on_prompt)
+        text, last = _tokenized(row, number, encoder, draw_template(generator), on_prompt)
         if last > max_len:
             dropped += 1
             continue
@@ -85,7 +87,8 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     if not any(any(text.trained[1:]) for text in texts):
         raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(rows)} rows have an answer of over {max_len} "
                         "tokens; raise --ctx_len")
-    return texts, Report(len(rows), sum(sum(text.trained[1:]) for text in texts), cut, dropped)
+    trained = sum(sum(text.trained[1:]) for text in texts)
+    return texts, Report(len(rows), trained, cut, dropped, encoder.changes())
 
 
 def read_examples(table: Table) -> list[Example | str]:
@@ -138,13 +141,13 @@ def _answered(prompt: str | list[Turn], about: str | list[Turn], answer: str | l
     return Example([*before, *after], len(before))
 
 
-def _tokenized(example: Example, tokenizer: Tokenizer, template: int, on_prompt: bool) -> tuple[Text, int]:
+def _tokenized(example: Example, row: int, encoder: Encoder, template: int, on_prompt: bool) -> tuple[Text, int]:
     """Tokens with their losses, and how many the last answer has. Prompts and answers are tokenized apart, as in pairs."""
     tokens: list[int] = []
     trained: list[bool] = []
     piece: list[int] = []
-    for text, is_answer in format_conversation(example.turns, example.first, template):
-        piece = tokenizer.encode(text)
+    for number, (text, is_answer) in enumerate(format_conversation(example.turns, example.first, template), start=1):
+        piece = encoder.encode(text, row, f"{'answer' if is_answer else 'prompt'} (part {number})", continues=number > 1)
         tokens += piece
         trained += [is_answer or on_prompt] * len(piece)
     return Text(tokens, trained), len(piece)

@@ -139,7 +139,9 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
         rows = read_pairs(path, require_reject=True)
         tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
         pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed)
-        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped}
+        report.changes.report(path, tokenizer.name)
+        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped,
+                             "changed_texts": report.changes.texts}
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "left_out": sum(left_out.values())}
     pairs = [(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]
