@@ -54,14 +54,11 @@ def read_tokenizer_json(path: Path) -> TokenizerFile:
 
 def parts_of(described: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     """A normalizer's, pre-tokenizer's or decoder's parts, those of sequences one by one."""
-    if described is None:
-        return
-    if described["type"] != "Sequence":
+    if described is not None and described["type"] != "Sequence":
         yield described
-    for parts in described.values():
-        if isinstance(parts, list):
-            for part in parts:
-                yield from parts_of(part)
+    elif described is not None:
+        for part in next(parts for parts in described.values() if isinstance(parts, list)):
+            yield from parts_of(part)
 
 
 def _build(described: dict[str, Any]) -> Tokenizer:
