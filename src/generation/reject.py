@@ -22,6 +22,7 @@ from src.preference.rows import Row
 from src.preference.templates import clean, format_prompt
 from src.progress import progress_bar
 from src.tokenizer import Tokenizer, load_tokenizer
+from src.tokenizer.fidelity import Encoder
 
 
 def generate_rejects(config: GenerateConfig) -> None:
@@ -54,7 +55,7 @@ def generate_rejects(config: GenerateConfig) -> None:
             return
         if output.done:
             print(f"{config.output_csv}: going on behind row {output.done} of {len(places)}", file=sys.stderr)
-        requests = _requests(tokenizer, reading, kept, places[output.done:], config.ctx_len)
+        requests = _requests(config, tokenizer, reading, kept, places[output.done:])
         model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                             quantize_head=config.quantization == "int8")
         del weights
@@ -69,18 +70,21 @@ def generate_rejects(config: GenerateConfig) -> None:
           file=sys.stderr)
 
 
-def _requests(tokenizer: Tokenizer, reading: Reading, kept: list[bool], places: list[tuple[int, int]],
-              ctx_len: int) -> list[Request]:
-    """What there is to write; prompts over `ctx_len` tokens are reported."""
+def _requests(config: GenerateConfig, tokenizer: Tokenizer, reading: Reading, kept: list[bool],
+              places: list[tuple[int, int]]) -> list[Request]:
+    """What there is to write; prompts over `ctx_len` tokens, and those that the tokenizer changes, are reported."""
     prompts: dict[int, tuple[int, ...]] = {}
+    encoder = Encoder(tokenizer)
     for number, _ in places:
         if not kept[number] and number not in prompts:
-            prompts[number] = tuple(tokenizer.encode(format_prompt(0, reading.rows[number].prompt)))
-    long = [number for number, prompt in prompts.items() if len(prompt) > ctx_len]
+            prompt = format_prompt(0, reading.rows[number].prompt)
+            prompts[number] = tuple(encoder.encode(prompt, reading.numbers[number], "prompt"))
+    encoder.changes().report(config.input_csv, tokenizer.name)
+    long = [number for number, prompt in prompts.items() if len(prompt) > config.ctx_len]
     if long:
         longest = max(len(prompts[number]) for number in long)
-        print(f"{len(long)} prompts are longer than --ctx_len {ctx_len}, the longest with {longest} tokens (the first is row "
-              f"{reading.numbers[long[0]]}); they are read whole, and answered as well as the model can", file=sys.stderr)
+        print(f"{len(long)} prompts are longer than --ctx_len {config.ctx_len}, the longest with {longest} tokens (the first is "
+              f"row {reading.numbers[long[0]]}); they are read whole, and answered as well as the model can", file=sys.stderr)
     return [Request(number, prompts[number], sample) for number, sample in places if not kept[number]]
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Hashable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from src.preference.faults import NAMED, Reading, name_rows, skipped_rows
 from src.preference.templates import format_answer, format_prompt
 from src.preference.tokenize import tokenize_pairs
 from src.tokenizer import Tokenizer
+from src.tokenizer.fidelity import Changes
 
 BINS = 12
 BEGINNING = 200  # characters
@@ -35,10 +37,11 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
         duplicate_rows (like one before them in all three texts), duplicate_prompts (in the prompt alone), equal_answers, cut,
         dropped: counts, all of texts as the model gets them; under `..._at` the first rows of each kind, from 1, as in the file;
+        changes: texts that do not come back from their tokens as written (`Changes`);
         begins: of the first prompt and its chosen answer; histogram: of the pairs' lengths, `edges` and `counts`.
     """
     rows, numbers = reading.rows, reading.numbers
-    pairs, _ = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed)
+    pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers)
     prompt, chosen, reject = (np.array([len(pair[part]) for pair in pairs]) for part in range(3))
     longer = np.maximum(chosen, reject)
     lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
@@ -59,7 +62,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
         "begins_at": numbers[0], "begins": "".join(texts[0][:2])[:BEGINNING],
         **{name: len(found) for name, found in kinds.items()},
         **{f"{name}_at": [numbers[at] for at in found[:NAMED]] for name, found in kinds.items()},
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "changes": asdict(report.changes), "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
 
 
@@ -90,6 +93,7 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
     for kind, numbers in found["bad_rows"]["rows"].items():
         console.print(f"{len(numbers):8} can't be used, {kind}: {name_rows(numbers)}; the first: {first_of_kind[kind]}",
                       highlight=False, markup=False, soft_wrap=True)
+    Changes(**found["changes"]).report(path, found["tokenizer"])
     console.print("tokens of a pair (prompt + longer answer):", highlight=False)
     edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
     for low, high, count in zip(edges, edges[1:], counts, strict=False):

@@ -39,6 +39,7 @@ from src.preference.rows import split_answer, without_prompt
 from src.preference.source import data_ending, data_file, open_data, read_text
 from src.preference.templates import draw_template, format_conversation
 from src.tokenizer import Tokenizer
+from src.tokenizer.fidelity import Changes, Encoder
 
 ANSWERS = ("chosen", "completion", "response", "output", "answer", "chosen_messages", "chosen_response")
 TEXT = "text"
@@ -61,6 +62,7 @@ class Report:
     trained: int  # tokens that have a loss
     cut: int  # conversations that lost their beginning, or documents that were cut into pieces
     dropped: int  # conversations left out since an answer alone is longer than the limit
+    changes: Changes  # texts that do not come back from their tokens as written
     skipped_rows: dict[str, Any] = field(default_factory=dict)  # rows that can't be used: "count", and "rows" by kind
 
 
@@ -87,16 +89,16 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     else:
         reading = read_examples(read_table(path))
     rows = usable(reading, skip_bad_rows)
-    generator = np.random.default_rng(seed)
+    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
     texts: list[Text] = []
     cut = dropped = 0
-    for row in rows:
+    for number, row in zip(reading.numbers, rows, strict=True):
         if isinstance(row, str):
-            pieces = list(_document([*tokenizer.encode(row), tokenizer.end_of_text], max_len))
+            pieces = list(_document([*encoder.encode(row, number, "text"), tokenizer.end_of_text], max_len))
             texts += pieces
             cut += len(pieces) > 1
             continue
-        text, last = _tokenized(row, tokenizer, draw_template(generator), on_prompt)
+        text, last = _tokenized(row, number, encoder, draw_template(generator), on_prompt)
         if last > max_len:
             dropped += 1
             continue
@@ -105,7 +107,8 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     if not any(any(text.trained[1:]) for text in texts):
         raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(rows)} rows have an answer of over {max_len} "
                         "tokens; raise --ctx_len")
-    return texts, Report(len(rows), sum(sum(text.trained[1:]) for text in texts), cut, dropped, skipped_rows(reading))
+    trained = sum(sum(text.trained[1:]) for text in texts)
+    return texts, Report(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
 
 
 def read_examples(table: Table) -> Reading:
@@ -179,13 +182,14 @@ def _answered(record: dict[str, Any], columns: PromptColumns, column: str, where
     return Example([*before, *after], len(before))
 
 
-def _tokenized(example: Example, tokenizer: Tokenizer, template: int, on_prompt: bool) -> tuple[Text, int]:
+def _tokenized(example: Example, row: int, encoder: Encoder, template: int, on_prompt: bool) -> tuple[Text, int]:
     """Tokens with their losses, and how many the last answer has. Prompts and answers are tokenized apart, as in pairs."""
     tokens: list[int] = []
     trained: list[bool] = []
     piece: list[int] = []
-    for text, is_answer, may_train in format_conversation(example.turns, example.first, template):
-        piece = tokenizer.encode(text)
+    pieces = format_conversation(example.turns, example.first, template)
+    for number, (text, is_answer, may_train) in enumerate(pieces, start=1):
+        piece = encoder.encode(text, row, f"{'answer' if is_answer else 'prompt'} (part {number})", continues=number > 1)
         tokens += piece
         trained += [may_train and (is_answer or on_prompt)] * len(piece)
     return Text(tokens, trained), len(piece)

@@ -45,7 +45,9 @@ def prepare(config: PrepareConfig) -> None:
     if tokenizer.vocab_size > dimensions.vocab_size:
         raise UserError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.load_model} only "
                         f"{dimensions.vocab_size}; take the tokenizer that the model was trained with")
-    pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed)
+    pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
+                                   reading.numbers)
+    report.changes.report(config.input_csv, tokenizer.name)
 
     if config.layer_profile in (None, "auto"):
         settings = auto_layer_profile(dimensions.n_layer, 0.0, 0.0, config.lora_r, mode=config.peft)
@@ -56,8 +58,8 @@ def prepare(config: PrepareConfig) -> None:
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
         "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
-        "max_len": config.rlhf_max_corpus_len, "cut": report.cut, "dropped": report.dropped, "references": config.reference,
-        "skipped_rows": skipped_rows(reading),
+        "max_len": config.rlhf_max_corpus_len, "cut": report.cut, "dropped": report.dropped,
+        "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading), "references": config.reference,
     }
     started = time.monotonic()
     if not config.reference:

@@ -141,9 +141,10 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
         reading = read_pairs(path, require_reject=True)
         rows = usable(reading, config.skip_bad_rows)
         tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
-        pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed)
+        pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers)
+        report.changes.report(path, tokenizer.name)
         return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped,
-                             "skipped_rows": skipped_rows(reading)}
+                             "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading)}
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "left_out": sum(left_out.values())}
     pairs = [(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]

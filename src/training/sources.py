@@ -68,4 +68,5 @@ def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> tu
                                config.skip_bad_rows)
     print(f"{path}: {report.rows} rows make {len(texts)} texts, {report.trained} tokens of them with a loss; {report.cut} cut "
           f"and {report.dropped} dropped at {config.rlhf_max_corpus_len} tokens", file=sys.stderr)
+    report.changes.report(path, tokenizer.name)
     return texts, {"texts": len(texts), **asdict(report), "tokenizer": tokenizer.name}

@@ -157,7 +157,7 @@ def test_a_save_without_a_sidecar_trains_with_a_warning(call, good, tmp_path, pr
     ("Layer,Mode\nemb,freeze\n0,boom\n1,freeze\nhead,freeze\n", ("line 3", "unknown mode 'boom'")),
     ("Layer,Mode\nemb,freeze\n0,bone\n1,freeze\nhead,freeze\n", ("line 3", "Rank", "mode bone")),
     ("Layer,Mode\nemb,freeze\n0,state\n1,freeze\nhead,freeze\n", ("line 3", "State_lr_init", "mode state")),
-    ("Layer,Mode\nemb,freeze\n0,freeze\n1,freeze\nhead,dora\n", ("line 5", "dora is not for head")),
+    ("Layer,Mode\nemb,freeze\n0,freeze\n1,freeze\nhead,state\n", ("line 5", "state is not for head")),
     ("Layer,Mode\nemb,freeze\n0,lora\n1,freeze\nhead,freeze\n", ("line 3", "Rank")),
     ("Layer,Mode\nemb,freeze\n0,freeze\n1,freeze\n2,freeze\nhead,freeze\n", ("line 5", "layer 2")),
     ("Schicht,Mode\nemb,freeze\n", ("'Schicht'",)),

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from src.errors import UserError
 from src.preference.examples import read_texts
-from src.tokenizer import load_tokenizer
+from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from tests.tokenizer.files import KINDS, saved
 
 BYTES = load_tokenizer("bytes")
 
@@ -173,3 +175,25 @@ def test_faults_name_the_row(folder, name, content, words):
         read_texts(path, BYTES, 100, seed=0, on_prompt=False)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("kind", ["Prepend", "Metaspace always", "Metaspace first", "Unigram", "ByteLevel with a prefix"])
+def test_a_conversation_s_pieces_join_to_the_whole_text(folder, kind):
+    """No piece but the first has what a tokenizer puts before a text."""
+    path = saved(KINDS[kind](), folder)
+    turns = [{"role": role, "content": text} for role, text in (
+        ("user", "the cat"), ("assistant", "sat"), ("user", "who?"), ("assistant", "12 cats"))]
+    texts, report = read_texts(put(folder / "a.jsonl", [{"messages": turns}]), HuggingFaceTokenizer(path), 1000, 0, False)
+    whole = "User: the cat\n\nAssistant: sat\n\nUser: who?\n\nAssistant: 12 cats\n\n"
+    library = Tokenizer.from_file(path)
+    assert library.decode(texts[0].tokens, skip_special_tokens=False).removeprefix(" ") == whole
+    if kind != "ByteLevel with a prefix":  # where GPT-2 splits a blank line by whether a letter stands behind it
+        assert texts[0].tokens == library.encode(whole, add_special_tokens=False).ids
+    assert report.changes.texts == 0 and report.changes.looked_at == 4
+
+
+def test_changed_texts_are_counted(folder):
+    tokenizer = HuggingFaceTokenizer(saved(KINDS["Prepend without bytes"](), folder))
+    path = put(folder / "a.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "é"}])
+    assert read_texts(path, tokenizer, 1000, 0, False)[1].changes.rows == (2,)
+    assert read_texts(put(folder / "b.txt", "abc\0é\0\x01"), tokenizer, 1000, 0, False)[1].changes.rows == (2, 3)
