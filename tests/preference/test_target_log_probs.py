@@ -111,9 +111,12 @@ def test_any_shape_and_any_size_of_logits(rows, vocabulary, size, seed):
 
 MEMORY = """
 import resource, sys, torch
+from src.adapters.dora import DoRALinear
 from src.adapters.linear import Linear
 from src.preference.target_log_probs import target_log_probs
 head = Linear(64, 65536); head.weight.data.normal_(); head.weight.requires_grad_(sys.argv[1] == "full")
+if sys.argv[1] == "dora":
+    head = DoRALinear(head, 4, 8.0, 0.0, torch.Generator())
 hidden = torch.randn(8192, 64, requires_grad=True)
 targets = torch.randint(65536, (8192,))
 target_log_probs(head, hidden[:64], targets[:64]).sum().backward()
@@ -125,8 +128,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
-@pytest.mark.parametrize("kind", ["frozen", "full"])
+@pytest.mark.parametrize("kind", ["frozen", "full", "dora"])
 def test_peak_memory(kind):
-    """8192 rows of 65536 logits would be 2 GB; hidden's gradient is 2 MB, and a full head's own 16 MB."""
+    """8192 rows of 65536 logits would be 2 GB; hidden's gradient is 2 MB, a full head's own 16 MB, DoRA's 1 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY, kind], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 64 + (16 if kind == "full" else 0)
