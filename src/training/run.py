@@ -155,11 +155,11 @@ def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
 def lightning_strategy(config: TrainConfig) -> Any:
     if not config.strategy.startswith("deepspeed"):
         return config.strategy
-    from pytorch_lightning.strategies import DeepSpeedStrategy
+    from src.training.deepspeed import SteppingDeepSpeed
 
     stage = int(config.strategy.removeprefix("deepspeed_stage_")[0])
     offload = config.strategy.endswith("_offload")
-    strategy = DeepSpeedStrategy(stage=stage, offload_optimizer=offload, offload_parameters=offload and stage == 3)
+    strategy = SteppingDeepSpeed(stage=stage, offload_optimizer=offload, offload_parameters=offload and stage == 3)
     strategy.config["train_micro_batch_size_per_gpu"] = config.micro_bsz
     return strategy
 
