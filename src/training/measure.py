@@ -137,7 +137,7 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
            made_with: dict[str, Any]) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
     """The pairs, their cached references where the file has them, and what is to be told of both."""
     path = config.pairs
-    if not path.endswith(".save"):
+    if not path.lower().endswith(".save"):
         reading = read_pairs(path, require_reject=True)
         rows = usable(reading, config.skip_bad_rows)
         tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
