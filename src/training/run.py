@@ -17,19 +17,11 @@ from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_la
 from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
-from src.errors import UserError
+from src.errors import NotFinite, UserError
 from src.model import build_model
 from src.preference.packing import Text
 from src.preference.pairs import Pair
-from src.training.callbacks import (
-    EVAL_FILE,
-    FINAL_FILE,
-    METRICS_FILE,
-    HeldOut,
-    ProgressBar,
-    SaveAdapters,
-    StepMetrics,
-)
+from src.training.callbacks import EVAL_FILE, METRICS_FILE, HeldOut, ProgressBar, StepMetrics
 from src.training.config import TrainConfig
 from src.training.data import PairBatches, train_loader
 from src.training.folder import prepare_folder
@@ -37,6 +29,7 @@ from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
 from src.training.report import REPORT_FILE, Report
 from src.training.samples import Answer, Samples, read_questions
+from src.training.saving import FINAL_FILE, CheckAdapter, SaveAdapters, explain
 from src.training.sources import training_pairs, training_texts
 from src.wkv.native import recycle_memory
 
@@ -54,7 +47,8 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
             beside training and not below it.
 
     Raises:
-        UserError: whatever the user can mend; nothing has been written then, or what was written is good.
+        UserError: whatever the user can mend; nothing has been written then, or what was written is good. Where training
+            diverged, the message names the adapters that were checked.
     """
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -120,7 +114,9 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         asked, data = (held_out, eval_data) if held_out else (pairs, train_data)
         questions = read_questions(asked, config.samples, data["sidecar"], dimensions.vocab_size)
         samples = questions and Samples(folder, questions, answer, config.sample_tokens)
-    callbacks = [metrics, evaluation, samples, ProgressBar(metrics, evaluation, total_steps), save, Report(folder)]
+    # Lightning calls them in this order: nothing about an epoch is written before its adapter is checked.
+    bar = ProgressBar(metrics, evaluation, total_steps)
+    callbacks = [metrics, CheckAdapter(), evaluation, samples, bar, save, Report(folder)]
     trainer = pl.Trainer(
         accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
         max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
@@ -133,6 +129,8 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         trainer.fit(module, train_loader(pairs, batches), ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
+    except NotFinite as error:
+        raise explain(error, trainer.global_step, save.good, config) from error
     if trainer.is_global_zero:
         draw_curves(folder / METRICS_FILE, folder / EVAL_FILE, folder / CURVES_FILE)
         print(f"done: {folder / FINAL_FILE}, {folder / METRICS_FILE}, {folder / REPORT_FILE}", file=sys.stderr)
