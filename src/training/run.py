@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import load_adapter
@@ -25,6 +24,7 @@ from src.training.callbacks import EVAL_FILE, METRICS_FILE, HeldOut, ProgressBar
 from src.training.config import TrainConfig
 from src.training.data import PairBatches, train_loader
 from src.training.folder import prepare_folder
+from src.training.loggers import make_loggers
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
 from src.training.report import REPORT_FILE, Report
@@ -120,11 +120,12 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     trainer = pl.Trainer(
         accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
         max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
-        gradient_clip_val=config.gradient_clip_val or None, logger=loggers(config), callbacks=list(filter(None, callbacks)),
+        gradient_clip_val=config.gradient_clip_val or None, logger=False, callbacks=list(filter(None, callbacks)),
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         use_distributed_sampler=False, log_every_n_steps=1, default_root_dir=str(folder),
     )
     batches.rank = trainer.global_rank
+    trainer.loggers = make_loggers(config) if trainer.is_global_zero else []
     try:
         trainer.fit(module, train_loader(pairs, batches), ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
@@ -162,24 +163,3 @@ def lightning_strategy(config: TrainConfig) -> Any:
     strategy = DeepSpeedStrategy(stage=stage, offload_optimizer=offload, offload_parameters=offload and stage == 3)
     strategy.config["train_micro_batch_size_per_gpu"] = config.micro_bsz
     return strategy
-
-
-def loggers(config: TrainConfig) -> list[Logger]:
-    """wandb where `--wandb` names a project, offline where nobody is logged in, so that it works with no account; TensorBoard
-    where it is asked for."""
-    found: list[Logger] = []
-    if config.wandb:
-        import wandb
-        from pytorch_lightning.loggers import WandbLogger
-
-        Path(config.proj_dir).mkdir(parents=True, exist_ok=True)
-        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        logger = WandbLogger(project=config.wandb, save_dir=config.proj_dir, mode=mode, config=asdict(config))
-        # Lightning passes it unasked, and wandb then warns at each run that it means nothing any more.
-        logger._wandb_init.pop("anonymous", None)
-        found.append(logger)
-    if config.tensorboard:
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        found.append(TensorBoardLogger(config.proj_dir, name="tensorboard", version="", default_hp_metric=False))
-    return found
