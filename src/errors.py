@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that mean "the user can mend this"."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Every script prints it as `error: ...` on stderr and exits with code 2 (see `src/cli/run.py`).
     """
+
+
+class NotFinite(UserError):
+    """A model or a file gave NaN or infinity where only finite numbers are of use; the message names which."""

@@ -1,14 +1,16 @@
 """Files that appear whole or not at all: write to a temporary, fsync, rename."""
 
 import fcntl
+import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from src.errors import UserError
+from src.errors import NotFinite, UserError
 
 
 @contextmanager
@@ -64,6 +66,29 @@ def open_alone(path: Path, instead: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def json_text(values: Any, path: str | Path, **options: Any) -> str:
+    """`values` as the JSON that `path` is to hold; `options` are those of `json.dumps`.
+
+    Raises NotFinite, naming `path` and the number, for NaN and infinity, which JSON does not have.
+    """
+    try:
+        return json.dumps(values, allow_nan=False, **options)
+    except ValueError:
+        raise NotFinite(f"{path}: not written, since {_first_not_finite(values)} is not a finite number") from None
+
+
+def _first_not_finite(values: Any, name: str = "") -> str | None:
+    """Where the first NaN or infinity stands, such as `rows[2].weight_decay`."""
+    if isinstance(values, float) and not math.isfinite(values):
+        return name or "its value"
+    inside = []
+    if isinstance(values, dict):
+        inside = [(f"{name}.{key}".lstrip("."), value) for key, value in values.items()]
+    elif isinstance(values, list | tuple):
+        inside = [(f"{name}[{place}]", value) for place, value in enumerate(values)]
+    return next((found for key, value in inside if (found := _first_not_finite(value, key))), None)
 
 
 def _umask() -> int:

@@ -19,8 +19,9 @@ from src.adapters.adapted import AdaptedLinear
 from src.adapters.layer_profile import LayerSetting, layer_of
 from src.adapters.modes import ADAPTERS
 from src.adapters.state import states_in
-from src.checkpoint.io import fingerprint, load_safetensors, save_checkpoint, save_safetensors
-from src.errors import UserError
+from src.checkpoint.io import fingerprint, load_safetensors, not_finite, save_checkpoint, save_safetensors
+from src.errors import NotFinite, UserError
+from src.files import json_text
 
 FORMAT = "1"
 
@@ -55,10 +56,16 @@ def save_adapter(model: nn.Module, path: str | Path, settings: list[LayerSetting
     Args:
         settings: the profile that the model was made with (`apply_layer_profile`).
         extra: anything JSON can hold, such as the step and the arguments of the run.
+
+    Raises:
+        NotFinite: a tensor has NaN or infinity in it. Nothing is written then, and a file that stood there stays.
     """
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in adapter_tensors(model).items()}
+    wrong = not_finite(weights)
+    if wrong:
+        raise NotFinite(f"{path}: not written, since {wrong} of the adapter are not finite")
     metadata = {"adapter_format": FORMAT, "base_fingerprint": base_fingerprint,
-                "profile": json.dumps([asdict(setting) for setting in settings]), "extra": json.dumps(extra)}
+                "profile": json_text([asdict(setting) for setting in settings], path), "extra": json_text(extra, path)}
     save_states(weights, path)
     save_safetensors(weights, path, metadata)
 
@@ -78,6 +85,7 @@ def read_adapter(path: str | Path) -> Adapter:
 
     Raises:
         UserError: the file is missing, broken, no adapter, or of another format version.
+        NotFinite: a tensor has NaN or infinity in it.
     """
     weights, metadata = load_safetensors(path)
     version = metadata.get("adapter_format")
@@ -92,9 +100,13 @@ def read_adapter(path: str | Path) -> Adapter:
         unknown = {layer_of(name)[0] for name in weights} - {setting.layer for setting in settings}
         if unknown:
             raise ValueError(f"no profile row for layer {min(unknown)}")
-        return Adapter(weights, settings, metadata["base_fingerprint"], json.loads(metadata["extra"]))
+        adapter = Adapter(weights, settings, metadata["base_fingerprint"], json.loads(metadata["extra"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: the adapter's metadata are damaged ({error}); save it anew") from error
+    wrong = not_finite(weights)
+    if wrong:
+        raise NotFinite(f"{path}: {wrong} are not finite, as after a training that diverged; use an earlier adapter")
+    return adapter
 
 
 def load_adapter(model: nn.Module, path: str | Path, base_fingerprint: str | None = None) -> Adapter:
@@ -149,6 +161,7 @@ def merge_adapter(base_weights: Mapping[str, Tensor], path: str | Path) -> dict[
 
     Raises:
         UserError: another base, or an adapter tensor that finds no place in it.
+        NotFinite: a tensor of the adapter, of the base, or of both together has NaN or infinity in it.
     """
     adapter = read_adapter(path)
     _check_base(adapter, fingerprint(base_weights), path)
@@ -171,7 +184,20 @@ def merge_adapter(base_weights: Mapping[str, Tensor], path: str | Path) -> dict[
     for prefix, tensors in parts.items():
         target = f"{prefix}.weight"
         merged[target] = _merge_one(base_weights[target], prefix, tensors, adapter.setting(target), path)
+    _check_merged(merged, base_weights, path)
     return merged
+
+
+def _check_merged(merged: Mapping[str, Tensor], base_weights: Mapping[str, Tensor], path: str | Path) -> None:
+    for name, tensor in merged.items():
+        wrong = not_finite({name: tensor})
+        if not wrong:
+            continue
+        before = not_finite({name: base_weights[name]})
+        if before:
+            raise NotFinite(f"the base: {before} are not finite before {path} is merged; get that checkpoint again")
+        held = str(tensor.dtype).removeprefix("torch.")
+        raise NotFinite(f"{path}: merged into the base, {wrong} are not finite in its {held}; use an earlier adapter")
 
 
 def _merge_one(weight: Tensor, prefix: str, tensors: dict[str, Tensor], setting: LayerSetting, path: str | Path) -> Tensor:

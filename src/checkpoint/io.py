@@ -122,6 +122,18 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The first tensor with NaN or infinity in it, such as "head.weight (3 of 4096 values)"; None where all are finite."""
+    for name, tensor in weights.items():
+        values = tensor.detach()
+        # The types of one byte have no isfinite of their own; float16 represents all their values.
+        values = values.half() if values.is_floating_point() and values.element_size() == 1 else values
+        wrong = values.numel() - int(torch.isfinite(values).sum())
+        if wrong:
+            return f"{name} ({wrong} of {values.numel()} values)"
+    return None
+
+
 def _load_torch(path: Path) -> object:
     with path.open("rb") as file:
         magic = file.read(4)

@@ -115,7 +115,7 @@ def parser() -> Parser:
             help="kind of GPU that torch was built for; rocm was never tried")
 
     add("--proj_dir", required=True, help="folder of the run: report.html, adapters, metrics.jsonl, and what else it writes")
-    add("--wandb", default="", help="wandb project; offline where nobody is logged in; empty: none")
+    add("--wandb", default="", help="wandb project; offline where its server can't be used; empty: none")
     add("--tensorboard", type=zero_or_one, default="0", help="1: the same for TensorBoard, in the run's folder tensorboard")
     add("--samples", type=not_negative, default=3,
         help="held-out prompts (of the training pairs without --eval_file) answered before the first step and after each epoch, "
@@ -160,6 +160,8 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
         raise UserError("--compile 1 needs a C++ compiler, and none was found; install g++, or leave it at 0")
     if flags["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard 1: tensorboard is not installed; run pip install tensorboard, or leave the flag out")
+    if flags["wandb"] and importlib.util.find_spec("wandb") is None:
+        raise UserError("--wandb: wandb is not installed; run pip install wandb, or leave the flag out")
     quant, mode = flags.pop("quant"), flags.pop("quant_mode")
     if mode not in QUANT_MODES:
         raise UserError(f"--quant_mode {mode} is not served; take {' or '.join(QUANT_MODES)}")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.errors import UserError
+from src.errors import NotFinite
 from src.generation.automaton import Automaton, build_automaton
 from src.generation.config import Sampling
 from src.generation.graphs import Graphs
@@ -99,7 +99,7 @@ def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: It
         refuse: whether an answer must be drawn again.
 
     Raises:
-        UserError: the model's logits are not finite.
+        NotFinite: the model's logits are not finite.
     """
     engine = Forward(model) if isinstance(model, RWKV) else model
     vocabulary = read_vocabulary(tokenizer, engine.dimensions.vocab_size, sampling.ban_end_of_text)
@@ -177,7 +177,7 @@ class _Batch:
             if not row.request:
                 continue  # it had ended before
             if ended[slot] == NOT_FINITE:
-                raise UserError(f"the model's logits at row {row.request.row + 1}, token {len(row.tokens)} of its answer "
+                raise NotFinite(f"the model's logits at row {row.request.row + 1}, token {len(row.tokens)} of its answer "
                                 "are not finite; take bf16 or fp32 where --strategy says fp16, and check the checkpoint "
                                 "where it does not")
             answer = Answer(row.request.row, row.request.sample, row.tokens,

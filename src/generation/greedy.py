@@ -19,6 +19,9 @@ def likeliest_answers(model: RWKV, tokenizer: Tokenizer, prompts: Sequence[list[
 
     Returns:
         for each prompt the answer's text, and whether it came to its end within `max_tokens`.
+
+    Raises:
+        NotFinite: the model's logits are not finite.
     """
     was_training = model.training
     model.eval()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
-from src.files import atomic_write, open_alone
+from src.files import atomic_write, json_text, open_alone
 from src.preference.csv import HEADER, Row, format_row
 
 _ANOTHER = "choose another --output_csv, or remove this one"
@@ -146,8 +146,9 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_sidecar(path: Path, content: dict[str, Any]) -> None:
+    text = json_text(content, _sidecar_path(path), indent=2, ensure_ascii=False)
     with atomic_write(_sidecar_path(path)) as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(text.encode() + b"\n")
 
 
 def _sidecar_path(path: Path) -> Path:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from src.errors import UserError
-from src.files import atomic_write, existing_file
+from src.files import atomic_write, existing_file, json_text
 
 # prompt_tokens, chosen_tokens, reject_tokens, then the summed log-probability, in nats, of each answer's tokens
 # given all before them under the base model: chosen_base_prob, reject_base_prob.
@@ -43,8 +43,9 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
     buffer = io.BytesIO()
     torch.save(list(pairs), buffer)
     sidecar = sidecar | {"count": len(pairs), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
+    text = json_text(sidecar, _sidecar_path(path), indent=2, ensure_ascii=False)
     with atomic_write(_sidecar_path(path)) as sidecar_file, atomic_write(path) as file:
-        sidecar_file.write(json.dumps(sidecar, indent=2, ensure_ascii=False).encode() + b"\n")
+        sidecar_file.write(text.encode() + b"\n")
         sidecar_file.flush()
         file.write(buffer.getbuffer())
 

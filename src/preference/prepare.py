@@ -78,7 +78,8 @@ def prepare(config: PrepareConfig) -> None:
         if journal.done:
             print(f"{journal.path}: going on after {len(journal.done)} finished batches", file=sys.stderr)
         with progress_bar("pairs", len(pairs)) as advance:
-            pairs = with_references(model, pairs, config.batch_tokens, advance, journal)
+            source = f"the checkpoint {config.load_model}"
+            pairs = with_references(model, pairs, config.batch_tokens, advance, source, journal)
         save_pairs(config.output_save, pairs, sidecar | {"precision": config.precision, **held})
     _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from src.errors import UserError
+from src.errors import NotFinite
 from src.model import RWKV
 from src.preference.batching import batches_by_tokens
 from src.preference.journal import Journal
@@ -15,7 +15,7 @@ from src.preference.tokenize import TokenPair
 
 
 @torch.no_grad()
-def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, advance: Callable[[int], None],
+def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, advance: Callable[[int], None], source: str,
                     journal: Journal | None = None) -> list[Pair]:
     """Append log ref(chosen | prompt) and log ref(reject | prompt), in nats, to each pair; the order stays.
 
@@ -23,10 +23,11 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
         pairs: (prompt, chosen, reject) tokens, already cut to their final length. Equal pairs are computed once.
         batch_tokens: most tokens in one forward pass; a longer pair goes alone.
         advance: told how many pairs are done after each pass.
+        source: what the model is and its file, for the message of an error, such as "the checkpoint x.pth".
         journal: has what an interrupted run finished, and gets what this one does; without it all is computed.
 
     Raises:
-        UserError: a log-probability that is not finite; the precision is too low for the model, or its file is damaged.
+        NotFinite: a log-probability that is not finite; the precision is too low for the model, or one of its files is bad.
     """
     model.eval()
     members: dict[tuple, list[int]] = {}
@@ -38,7 +39,7 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
     for number, batch in enumerate(batches_by_tokens([pairs[group[0]] for group in groups], batch_tokens)):
         values = done.get(number)
         if values is None:
-            values = _references(model, [pairs[groups[at][0]] for at in batch])
+            values = _references(model, [pairs[groups[at][0]] for at in batch], source)
             if journal is not None:
                 journal.append(number, values)
         for at, (chosen, reject) in zip(batch, values, strict=True):
@@ -48,9 +49,9 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
     return result
 
 
-def _references(model: RWKV, pairs: Sequence[TokenPair]) -> list[list[float]]:
+def _references(model: RWKV, pairs: Sequence[TokenPair], source: str) -> list[list[float]]:
     sums = answer_log_probs(model, pack_pairs(pairs).to(model.device)).answer
     if not torch.isfinite(sums).all():
-        raise UserError("the base model gives log-probabilities that are not finite; take --strategy with bf16 or fp32, "
-                        "or check the checkpoint")
+        raise NotFinite(f"{source} gives log-probabilities that are not finite; replace it, or use bf16 or fp32 where --strategy "
+                        "has fp16")
     return sums.view(-1, 2).tolist()

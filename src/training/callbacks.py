@@ -1,8 +1,8 @@
-"""What happens around the steps: metrics lines, held-out evaluation, saved adapters, progress."""
+"""What happens around the steps: metrics lines, held-out evaluation, progress."""
 
 import json
+import math
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,19 +16,16 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.text import Text
 
-from src.adapters.files import save_adapter
-from src.errors import UserError
-from src.files import atomic_write
+from src.errors import NotFinite, UserError
+from src.files import atomic_write, json_text
 from src.preference.loss import pref_percentage
 from src.progress import COLUMNS
 from src.training.evaluate import evaluate
 from src.training.module import PreferenceModule
 from src.training.text import evaluate_texts
 
-RESUME_FILE = "last.ckpt"
 METRICS_FILE = "metrics.jsonl"
 EVAL_FILE = "eval.jsonl"
-FINAL_FILE = "rwkv-final.safetensors"
 # Seconds between the lines of a run whose stderr is no terminal: rarer than elsewhere, since runs take hours.
 LINE_EVERY = 30.0
 AVERAGED = ("sft_loss", "reward_chosen", "reward_rejected", "margin", "pref_accuracy")
@@ -69,8 +66,7 @@ class StepMetrics(pl.Callback):
             return  # DeepSpeed keeps them to itself; its norm is asked for after the step.
         self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
         if not self.grad_norm < float("inf"):
-            raise UserError(f"step {trainer.global_step + 1}: the gradient is not finite; stopped before it was applied, and the "
-                            f"adapters saved so far are good; lower --lr_init, or check the data")
+            raise NotFinite(f"step {trainer.global_step + 1}: the gradient is not finite and was not applied")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule, *_: Any) -> None:
         losses, share = pl_module.last_losses, pl_module.last_share
@@ -102,6 +98,9 @@ class StepMetrics(pl.Callback):
             "elapsed_s": self.before + now - self.started,
         }
         self.means, self.tokens, self.pairs, self.step_started = 0.0, 0, 0, now
+        wrong = not_finite_numbers(self.last)
+        if wrong:
+            raise NotFinite(f"step {self.step}: {wrong} not finite")
         if trainer.is_global_zero:
             append_line(self.path, self.last)
             for logger in trainer.loggers:
@@ -125,49 +124,21 @@ class HeldOut(pl.Callback):
         self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        wrong = None
         if trainer.is_global_zero:
             if pl_module.config.sft:
                 numbers = evaluate_texts(pl_module.model, self.pairs)
             else:
                 numbers = evaluate(pl_module.model, self.pairs, pl_module.objective)
-            self.last = {"step": trainer.global_step, **numbers}
-            append_line(self.path, self.last)
-            for logger in trainer.loggers:
-                logger.log_metrics({f"eval/{name}": value for name, value in self.last.items()}, step=trainer.global_step)
-        trainer.strategy.barrier()
-
-
-class SaveAdapters(pl.Callback):
-    """The adapter every `epoch_save` epochs and at the end, and beside it all that `--resume 1` needs."""
-
-    def __init__(self, folder: Path, base_fingerprint: str, extra: dict[str, Any]):
-        self.folder, self.base_fingerprint, self.extra = folder, base_fingerprint, extra
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        done = trainer.current_epoch + 1
-        config = pl_module.config
-        if done % config.epoch_save == 0 or done == config.epoch_count:
-            self._save_adapter(trainer, pl_module, f"rwkv-{config.epoch_begin + done}.safetensors")
-            temporary, final = self.folder / f".{RESUME_FILE}.tmp", self.folder / RESUME_FILE
-            try:
-                trainer.save_checkpoint(temporary)
-            except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
-                if temporary.is_file():
-                    temporary.unlink()
-                raise UserError(f"{final}: cannot be written ({error}); free the disk, then go on with --resume 1") from error
-            if trainer.is_global_zero:
-                if final.is_dir():  # DeepSpeed's checkpoints are folders, which a rename does not replace
-                    shutil.rmtree(final)
-                temporary.replace(final)
-            trainer.strategy.barrier()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        self._save_adapter(trainer, pl_module, FINAL_FILE)
-
-    def _save_adapter(self, trainer: pl.Trainer, pl_module: PreferenceModule, name: str) -> None:
-        if trainer.is_global_zero:
-            save_adapter(pl_module.model, self.folder / name, pl_module.settings, self.base_fingerprint,
-                         self.extra | {"step": trainer.global_step})
+            wrong = not_finite_numbers(numbers)
+            if not wrong:
+                self.last = {"step": trainer.global_step, **numbers}
+                append_line(self.path, self.last)
+                for logger in trainer.loggers:
+                    logger.log_metrics({f"eval/{name}": value for name, value in self.last.items()}, step=trainer.global_step)
+        wrong = trainer.strategy.broadcast(wrong)  # the others wait here, and stop with the one that evaluates
+        if wrong:
+            raise NotFinite(f"step {trainer.global_step}: held out, {wrong} not finite")
 
 
 class ProgressBar(pl.Callback):
@@ -246,12 +217,19 @@ def peak_memory(device: torch.device) -> int:
     return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
 
 
+def not_finite_numbers(numbers: dict[str, float]) -> str | None:
+    """The names of those that are not, with their verb, such as "loss, margin are"; None where all are finite."""
+    names = [name for name, value in numbers.items() if not math.isfinite(value)]
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}" if names else None
+
+
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Append a whole line or nothing; raises UserError where the disk refuses."""
+    """Append a whole line or nothing; raises UserError where the disk refuses or a number is not finite."""
+    text = json_text(values, path)
     try:
         with path.open("ab", buffering=0) as file:
             size = file.tell()
-            line = json.dumps(values).encode() + b"\n"
+            line = text.encode() + b"\n"
             try:
                 while line:
                     line = line[file.write(line):]

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from src.errors import UserError
-from src.files import atomic_write
-from src.training.callbacks import METRICS_FILE, RESUME_FILE
+from src.files import atomic_write, json_text
+from src.training.callbacks import METRICS_FILE
 from src.training.config import TrainConfig
 from src.training.report import CONFIG_FILE
+from src.training.saving import RESUME_FILE
 
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
 # moved; that they are the same is told by fingerprint and sha256.
@@ -30,8 +31,8 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], tol
     Raises:
         UserError: the folder already holds a run and --resume is not 1, or the run that it holds was another.
     """
-    known = json.loads(json.dumps(asdict(config) | facts))
     path, checkpoint = folder / CONFIG_FILE, folder / RESUME_FILE
+    known = json.loads(json_text(asdict(config) | facts, path))
     if (folder / METRICS_FILE).exists() and not config.resume:
         raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")
     if config.resume and checkpoint.exists():
@@ -46,8 +47,9 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], tol
                                 "a resumed run goes on unchanged")
         _check_resume_file(checkpoint)
         return checkpoint
+    text = json_text(known | told, path, indent=2)
     with atomic_write(path, "w", encoding="utf-8") as file:
-        json.dump(known | told, file, indent=2)
+        file.write(text)
     return None
 
 

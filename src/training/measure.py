@@ -1,6 +1,5 @@
 """evaluate.py's work: what a model, or a model with an adapter, prefers on a file of pairs."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
 from src.errors import UserError
-from src.files import atomic_write, check_output
+from src.files import atomic_write, check_output, json_text
 from src.model import RWKV, build_model
 from src.preference.faults import skipped_rows, usable
 from src.preference.measures import preference_measures
@@ -76,13 +75,14 @@ def measure(config: EvaluateConfig) -> None:
     if config.device.type == "cpu":
         recycle_memory()
     if references is None and config.reference_model:
-        references = _log_probs(_reference_model(config, dimensions), pairs, config, "reference")
+        references = _log_probs(_reference_model(config, dimensions), pairs, config, "reference",
+                                f"the reference model {config.reference_model}")
         facts["references"] = config.reference_model
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                         hold=quantized_linears(settings, config.quantization))
     del weights
     if references is None and adapter is not None:
-        references = _log_probs(model, pairs, config, "reference")
+        references = _log_probs(model, pairs, config, "reference", f"the checkpoint {config.load_model}")
         facts["references"] = config.load_model
     if adapter is not None:
         apply_layer_profile(model, settings, seed=0)
@@ -90,12 +90,14 @@ def measure(config: EvaluateConfig) -> None:
 
     beta = config.dpo_beta or _beta_of(adapter)
     tokens = np.array([[len(chosen), len(reject)] for _, chosen, reject in pairs])
-    numbers = preference_measures(_log_probs(model, pairs, config, "pairs"), references, tokens, beta)
+    source = f"the adapter {config.adapter} on {config.load_model}" if adapter else f"the checkpoint {config.load_model}"
+    numbers = preference_measures(_log_probs(model, pairs, config, "pairs", source), references, tokens, beta)
     if config.output_json:
         report = {"model": config.load_model, "base_fingerprint": base, "adapter": config.adapter, "pairs_file": config.pairs,
                   **facts, "dpo_beta": beta, **made_with, **numbers}
+        text = json_text(report, config.output_json, indent=2)
         with atomic_write(config.output_json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2, allow_nan=False)
+            file.write(text)
     console = Console()
     for table in tables(numbers, beta, facts["references"]):
         console.print(table)
@@ -172,10 +174,10 @@ def _reference_model(config: EvaluateConfig, dimensions: Dimensions) -> RWKV:
     return build_model(weights, found, config.dtype, config.device, config.quantization)
 
 
-def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, what: str) -> np.ndarray:
-    """[n, 2]: sums over the chosen and the rejected answers, nats."""
+def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, what: str, source: str) -> np.ndarray:
+    """[n, 2]: sums over the chosen and the rejected answers, nats; raises NotFinite, naming `source`, where one is not finite."""
     with progress_bar(what, len(pairs)) as advance:
-        return np.array([pair[3:] for pair in with_references(model, pairs, config.batch_tokens, advance)])
+        return np.array([pair[3:] for pair in with_references(model, pairs, config.batch_tokens, advance, source)])
 
 
 def _beta_of(adapter: Adapter | None) -> float:

@@ -16,11 +16,12 @@ import pytorch_lightning as pl
 
 from src.errors import UserError
 from src.files import atomic_write
-from src.training.callbacks import EVAL_FILE, FINAL_FILE, METRICS_FILE, RESUME_FILE
+from src.training.callbacks import EVAL_FILE, METRICS_FILE
 from src.training.config import TrainConfig
 from src.training.module import PreferenceModule
 from src.training.picture import columns, curve_svgs
 from src.training.samples import SAMPLES_FILE
+from src.training.saving import FINAL_FILE, RESUME_FILE
 
 CONFIG_FILE = "config.json"
 REPORT_FILE = "report.html"

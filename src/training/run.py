@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import load_adapter
@@ -17,26 +16,20 @@ from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_la
 from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
-from src.errors import UserError
+from src.errors import NotFinite, UserError
 from src.model import build_model
 from src.preference.packing import Text
 from src.preference.pairs import Pair
-from src.training.callbacks import (
-    EVAL_FILE,
-    FINAL_FILE,
-    METRICS_FILE,
-    HeldOut,
-    ProgressBar,
-    SaveAdapters,
-    StepMetrics,
-)
+from src.training.callbacks import EVAL_FILE, METRICS_FILE, HeldOut, ProgressBar, StepMetrics
 from src.training.config import TrainConfig
 from src.training.data import PairBatches, TrainingData
 from src.training.folder import prepare_folder
+from src.training.loggers import make_loggers
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
 from src.training.report import REPORT_FILE, Report
 from src.training.samples import Answer, Samples, read_questions
+from src.training.saving import FINAL_FILE, CheckAdapter, SaveAdapters, explain
 from src.training.sources import training_pairs, training_texts
 from src.wkv.native import recycle_memory
 
@@ -54,7 +47,8 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
             beside training and not below it.
 
     Raises:
-        UserError: whatever the user can mend; nothing has been written then, or what was written is good.
+        UserError: whatever the user can mend; nothing has been written then, or what was written is good. Where training
+            diverged, the message names the adapters that were checked.
     """
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -119,18 +113,23 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         asked, data = (held_out, eval_data) if held_out else (pairs, train_data)
         questions = read_questions(asked, config.samples, data["sidecar"], dimensions.vocab_size)
         samples = questions and Samples(folder, questions, answer, config.sample_tokens)
-    callbacks = [metrics, evaluation, samples, ProgressBar(metrics, evaluation, total_steps), save, Report(folder)]
+    # Lightning calls them in this order: nothing about an epoch is written before its adapter is checked.
+    bar = ProgressBar(metrics, evaluation, total_steps)
+    callbacks = [metrics, CheckAdapter(), evaluation, samples, bar, save, Report(folder)]
     trainer = pl.Trainer(
         accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
         max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
-        gradient_clip_val=config.gradient_clip_val or None, logger=loggers(config), callbacks=list(filter(None, callbacks)),
+        gradient_clip_val=config.gradient_clip_val or None, logger=False, callbacks=list(filter(None, callbacks)),
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1, log_every_n_steps=1, default_root_dir=str(folder),
     )
+    trainer.loggers = make_loggers(config) if trainer.is_global_zero else []
     try:
         trainer.fit(module, datamodule=TrainingData(batches), ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
+    except NotFinite as error:
+        raise explain(error, trainer.global_step, save.good, config) from error
     if trainer.is_global_zero:
         draw_curves(folder / METRICS_FILE, folder / EVAL_FILE, folder / CURVES_FILE)
         print(f"done: {folder / FINAL_FILE}, {folder / METRICS_FILE}, {folder / REPORT_FILE}", file=sys.stderr)
@@ -162,24 +161,3 @@ def lightning_strategy(config: TrainConfig) -> Any:
     strategy = SteppingDeepSpeed(stage=stage, offload_optimizer=offload, offload_parameters=offload and stage == 3)
     strategy.config["train_micro_batch_size_per_gpu"] = config.micro_bsz
     return strategy
-
-
-def loggers(config: TrainConfig) -> list[Logger]:
-    """wandb where `--wandb` names a project, offline where nobody is logged in, so that it works with no account; TensorBoard
-    where it is asked for."""
-    found: list[Logger] = []
-    if config.wandb:
-        import wandb
-        from pytorch_lightning.loggers import WandbLogger
-
-        Path(config.proj_dir).mkdir(parents=True, exist_ok=True)
-        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        logger = WandbLogger(project=config.wandb, save_dir=config.proj_dir, mode=mode, config=asdict(config))
-        # Lightning passes it unasked, and wandb then warns at each run that it means nothing any more.
-        logger._wandb_init.pop("anonymous", None)
-        found.append(logger)
-    if config.tensorboard:
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        found.append(TensorBoardLogger(config.proj_dir, name="tensorboard", version="", default_hp_metric=False))
-    return found

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 
-from src.errors import UserError
+from src.errors import NotFinite, UserError
 from src.model import RWKV
 from src.preference.pairs import Pair
 from src.tokenizer import Tokenizer, load_tokenizer
@@ -63,12 +63,18 @@ class Samples(pl.Callback):
         self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        finite = True
         if trainer.is_global_zero:
             tokenizer, tokens, texts = self.questions
-            # A few steps token by token are not worth what compiling them (--compile 1) takes.
-            with torch.compiler.set_stance("force_eager" if pl_module.config.compile else "default"):
-                answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
-            samples = [{**text, "answer": answer, "complete": complete}
-                       for text, (answer, complete) in zip(texts, answers, strict=True)]
-            append_line(self.path, {"step": trainer.global_step, "samples": samples})
-        trainer.strategy.barrier()
+            try:
+                # A few steps token by token are not worth what compiling them (--compile 1) takes.
+                with torch.compiler.set_stance("force_eager" if pl_module.config.compile else "default"):
+                    answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
+            except NotFinite:
+                finite = False
+            else:
+                samples = [{**text, "answer": answer, "complete": complete}
+                           for text, (answer, complete) in zip(texts, answers, strict=True)]
+                append_line(self.path, {"step": trainer.global_step, "samples": samples})
+        if not trainer.strategy.broadcast(finite):  # the others wait here, and stop with the one that writes
+            raise NotFinite(f"step {trainer.global_step}: the logits that answer the samples' prompts are not finite")

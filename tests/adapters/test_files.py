@@ -11,7 +11,7 @@ from src.adapters.apply import apply_layer_profile, blocks_to_quantize
 from src.adapters.files import load_adapter, merge_adapter, read_adapter, save_adapter
 from src.adapters.layer_profile import LayerSetting
 from src.checkpoint.io import fingerprint
-from src.errors import UserError
+from src.errors import NotFinite, UserError
 from tests.adapters.tiny import profile, tiny_model, tiny_weights
 
 TOKENS = torch.arange(11)
@@ -169,3 +169,61 @@ def test_an_ordinary_checkpoint_is_no_adapter(tmp_path):
     save_file(tiny_weights(), path)
     with pytest.raises(UserError, match="not an adapter file"):
         read_adapter(path)
+
+
+def spoiled(path, value: float, name: str = "blocks.1.att.key.lora_A"):
+    rewrite(path, lambda tensors: tensors[name].view(-1)[:3].fill_(value))
+    return path
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_file_that_is_not_finite_is_refused_by_its_tensor(tmp_path, value):
+    path = spoiled(saved(adapted(tiny_weights()), tmp_path / "adapter.safetensors"), value)
+    said = f"{path}: blocks.1.att.key.lora_A (3 of 64 values) are not finite"
+    model = adapted(tiny_weights(), seed=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for attempt in (lambda: read_adapter(path), lambda: merge_adapter(tiny_weights(), path), lambda: load_adapter(model, path)):
+        with pytest.raises(NotFinite) as caught:
+            attempt()
+        assert str(caught.value).startswith(said)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_adapter_that_is_not_finite_does_not_replace_a_good_one(tmp_path):
+    settings = profile("freeze", "lora", "state", "freeze", state_lr_init=1.0, state_lr_final=0.1)
+    model = adapted(tiny_weights(), settings)
+    path = saved(model, tmp_path / "adapter.safetensors", settings)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert before.keys() == {"adapter.safetensors", "adapter.state.pth"}
+    for name in ("blocks.0.ffn.key.lora_B", "blocks.1.att.time_state"):
+        with torch.no_grad():
+            kept = model.get_parameter(name).clone()
+            model.get_parameter(name).view(-1)[0] = torch.inf
+            with pytest.raises(NotFinite, match=rf"adapter.safetensors: not written, since {name} \(1 of "):
+                saved(model, path, settings)
+            model.get_parameter(name).copy_(kept)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 1e3), (torch.bfloat16, 2e19)])
+def test_a_merge_that_overflows_the_bases_precision_is_refused(tmp_path, dtype, size):
+    weights = {name: tensor.to(dtype) for name, tensor in tiny_weights().items()}
+    path = saved(adapted(weights, quantize=None), tmp_path / "adapter.safetensors", base=fingerprint(weights))
+    assert all(torch.isfinite(tensor).all() for tensor in merge_adapter(weights, path).values())
+    rewrite(path, lambda tensors: [tensors[f"blocks.1.att.key.lora_{leaf}"].fill_(size) for leaf in "AB"])
+    with pytest.raises(NotFinite) as caught:
+        merge_adapter(weights, path)
+    said = "merged into the base, blocks.1.att.key.weight (256 of 256 values) are not finite in its"
+    assert str(caught.value).startswith(f"{path}: {said} {str(dtype).removeprefix('torch.')}")
+
+
+@pytest.mark.parametrize("name", ["blocks.1.att.key.weight", "emb.weight", "blocks.1.ln2.bias"])
+def test_what_was_not_finite_in_the_base_is_said_of_the_base(tmp_path, name):
+    weights = tiny_weights()
+    path = saved(adapted(weights, profile("freeze", "lora", "lora", "freeze")), tmp_path / "adapter.safetensors",
+                 profile("freeze", "lora", "lora", "freeze"))
+    weights[name].view(-1)[0] = torch.nan
+    rewrite(path, None, lambda metadata: metadata.update(base_fingerprint=fingerprint(weights)))
+    with pytest.raises(NotFinite) as caught:
+        merge_adapter(weights, path)
+    assert str(caught.value).startswith(f"the base: {name} (1 of {weights[name].numel()} values) are not finite before {path}")

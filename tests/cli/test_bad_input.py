@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.checkpoint.io import load_checkpoint, save_checkpoint
+from src.checkpoint.io import fingerprint, load_checkpoint, save_checkpoint
+from tests.adapters.test_files import rewrite
 from tests.cli.conftest import SCRIPTS, check_told, snapshot, words_of
 
 MODEL_FLAG = {"rlhf_generate_reject_csv": "--load_model", "rlhf_dpo_generate_save": "--load_model", "train": "--load_model",
@@ -239,3 +240,48 @@ def test_a_run_whose_files_are_damaged_is_not_resumed(call, good, tmp_path):
         after = snapshot(tmp_path)
         assert after == before, name
         (run / name).write_bytes(saved)
+
+
+@pytest.fixture
+def spoiled(adapter, tmp_path) -> Path:
+    """The adapter with infinity in one of its tensors."""
+    path = Path(shutil.copy(adapter, tmp_path / "spoiled.safetensors"))
+    rewrite(path, lambda tensors: tensors["blocks.1.att.key.lora_B"][5].fill_(torch.inf))
+    return path
+
+
+@pytest.mark.parametrize(("script", "flag"), [("merge", "--adapter"), ("evaluate", "--adapter"), ("train", "--load_adapter")])
+def test_an_adapter_that_is_not_finite(fails, spoiled, script, flag):
+    fails(script, {flag: spoiled}, f"{spoiled}: blocks.1.att.key.lora_B (4 of 256 values) are not finite", "an earlier adapter")
+
+
+def test_an_output_of_merging_that_would_not_be_finite_replaces_nothing(fails, adapter, material, tmp_path):
+    weights = load_checkpoint(material / "x070.pth")
+    weights["blocks.0.ffn.key.weight"][0, 0] = torch.nan
+    save_checkpoint(weights, tmp_path / "bad.pth")
+    shutil.copy(adapter, tmp_path / "of-bad.safetensors")
+    rewrite(tmp_path / "of-bad.safetensors", None, lambda metadata: metadata.update(base_fingerprint=fingerprint(weights)))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "o.pth").write_bytes(b"an earlier result")
+    fails("merge", {"--base": tmp_path / "bad.pth", "--adapter": tmp_path / "of-bad.safetensors"},
+          "the base: blocks.0.ffn.key.weight (1 of 16384 values) are not finite")
+
+
+def test_whose_log_probabilities_are_not_finite(fails, call, good, adapter, material, prepared, tmp_path):
+    """The adapter's, the checkpoint's or the reference model's; each has finite values and gives none."""
+    weights = load_checkpoint(material / "x070.pth")
+    huge = tmp_path / "huge.pth"
+    save_checkpoint(weights | {"head.weight": torch.full_like(weights["head.weight"], 3e38)}, huge)
+    large = Path(shutil.copy(adapter, tmp_path / "large.safetensors"))
+    rewrite(large, lambda tensors: [tensor.fill_(1e18) for tensor in tensors.values()])
+    csv, base = material / "pairs.csv", material / "x070.pth"
+    for pairs in (csv, prepared("x070")):
+        fails("evaluate", {"--adapter": large, "--pairs": pairs}, f"the adapter {large} on {base} gives log-prob", "not finite")
+    fails("evaluate", {"--load_model": huge, "--adapter": None}, f"the checkpoint {huge} gives log-prob")
+    flags = {"--reference_model": huge, "--adapter": None, "--pairs": csv}
+    fails("evaluate", flags, f"the reference model {huge} gives log-prob")
+    output = tmp_path / "p.save"
+    flags = {"--load_model": str(huge), "--output_save": str(output)}
+    code, err = call("rlhf_dpo_generate_save", words_of(good("rlhf_dpo_generate_save") | flags))
+    check_told(code, err, (f"the checkpoint {huge} gives log-prob",))
+    assert not output.exists() and not Path(f"{output}.json").exists()

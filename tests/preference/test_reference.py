@@ -32,7 +32,7 @@ PAIRS = [
 
 
 def references(model, pairs=PAIRS, batch_tokens: int = 100) -> list[tuple]:
-    return with_references(model, pairs, batch_tokens, lambda done: None)
+    return with_references(model, pairs, batch_tokens, lambda done: None, "the base")
 
 
 def random_model(version: str, **more):
@@ -93,7 +93,7 @@ def test_equal_pairs_are_computed_once(version):
     pairs = [PAIRS[0], PAIRS[3], PAIRS[0], PAIRS[1], (list(PAIRS[3][0]), [66], [200]), (*PAIRS[0][:2], PAIRS[1][2]), PAIRS[0]]
     passed, told = [], []
     model.register_forward_pre_hook(lambda module, inputs: passed.append(len(inputs[0])))
-    found = with_references(model, pairs, 60, told.append)
+    found = with_references(model, pairs, 60, told.append, "the base")
     distinct = [pairs[0], pairs[1], pairs[3], pairs[5]]
     assert sum(passed) == sum(map(packed_length, distinct))
     # Told after each pass, of every pair that it answered.

@@ -140,7 +140,7 @@ def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(sft, tmp_path, monke
     train(unbroken, {})
     broken = replace(unbroken, proj_dir=str(tmp_path / "broken"))
     with monkeypatch.context() as patch:
-        patch.setattr("src.training.callbacks.SaveAdapters.on_train_batch_end", stop_in_the_second_epoch, raising=False)
+        patch.setattr("src.training.saving.SaveAdapters.on_train_batch_end", stop_in_the_second_epoch, raising=False)
         with pytest.raises(ConnectionError):
             train(broken, {})
     train(replace(broken, resume=True), {})

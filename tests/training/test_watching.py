@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import src.training.callbacks as callbacks
@@ -114,10 +113,8 @@ def test_tensorboard_and_wandb_at_once(config, prepared, monkeypatch, tmp_path, 
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    wandb.finish()  # of a test before this one, whose run would be taken up
     run = config(eval_file=str(prepared("x070")), tensorboard=True, wandb="a project")
     train(run, {})
-    wandb.finish()
     folder = Path(run.proj_dir)
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     metrics, held_out = lines(folder / "metrics.jsonl"), lines(folder / "eval.jsonl")

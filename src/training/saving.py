@@ -1,0 +1,129 @@
+"""Adapters on disk: checked before they are written, and the one record of which are good.
+
+After each epoch `CheckAdapter` runs before anything about that epoch is written, and `SaveAdapters` after everything else has
+found it good. An adapter in that record has finite values and gives finite losses, on the last micro-batches and, where there
+are any, on the held-out pairs or texts.
+"""
+
+import shutil
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from src.adapters.files import adapter_tensors, save_adapter
+from src.checkpoint.io import not_finite
+from src.errors import NotFinite, UserError
+from src.training.config import TrainConfig
+from src.training.module import PreferenceModule
+
+RESUME_FILE = "last.ckpt"
+FINAL_FILE = "rwkv-final.safetensors"
+# Micro-batches that the loss is computed on again, by the adapter after them.
+CHECKED_BATCHES = 4
+# Of more good adapters than these the last ones are named.
+NAMED = 5
+
+
+class CheckAdapter(pl.Callback):
+    """Stops the run after an epoch whose adapter holds, or leads to, numbers that are not finite. Goes before all that write."""
+
+    def __init__(self) -> None:
+        self.batches: deque[tuple] = deque(maxlen=CHECKED_BATCHES)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule, outputs: Any, batch: tuple, *_: Any) -> None:
+        self.batches.append(batch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        wrong = self._wrong(pl_module)
+        # Each device has micro-batches of its own, and all of them have to stop.
+        if not trainer.strategy.reduce_boolean_decision(wrong is None):
+            raise NotFinite(f"step {trainer.global_step}: {wrong or 'another device found numbers that are not finite'}")
+
+    @torch.no_grad()
+    def _wrong(self, pl_module: PreferenceModule) -> str | None:
+        tensors = not_finite(adapter_tensors(pl_module.model))
+        if tensors:
+            return f"the trained values of {tensors} are not finite"
+        model = pl_module.model
+        was_training = model.training
+        model.eval()
+        # A few batches are not worth what compiling them (--compile 1) takes.
+        with torch.compiler.set_stance("force_eager" if pl_module.config.compile else "default"):
+            losses = [not_finite(pl_module.losses(batch)) for batch in self.batches]
+        model.train(was_training)
+        return "the loss after it, on the last micro-batches, is not finite" if any(losses) else None
+
+
+class SaveAdapters(pl.Callback):
+    """The adapter every `epoch_save` epochs and at the end, and beside it all that `--resume 1` needs.
+
+    `good` names the files that were checked and written, those before a resume among them.
+    """
+
+    def __init__(self, folder: Path, base_fingerprint: str, extra: dict[str, Any]):
+        self.folder, self.base_fingerprint, self.extra = folder, base_fingerprint, extra
+        self.good: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"good": self.good}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.good = list(state_dict["good"])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        done = trainer.current_epoch + 1
+        config = pl_module.config
+        if done % config.epoch_save == 0 or done == config.epoch_count:
+            self._save_adapter(trainer, pl_module, f"rwkv-{config.epoch_begin + done}.safetensors")
+            temporary, final = self.folder / f".{RESUME_FILE}.tmp", self.folder / RESUME_FILE
+            try:
+                trainer.save_checkpoint(temporary)
+            except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+                if temporary.is_file():
+                    temporary.unlink()
+                raise UserError(f"{final}: cannot be written ({error}); free the disk, then go on with --resume 1") from error
+            if trainer.is_global_zero:
+                if final.is_dir():  # DeepSpeed's checkpoints are folders, which a rename does not replace
+                    shutil.rmtree(final)
+                temporary.replace(final)
+            trainer.strategy.barrier()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        self._save_adapter(trainer, pl_module, FINAL_FILE)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        # A run that was broken off after its last epoch has nothing left to train when it is resumed.
+        if not (self.folder / FINAL_FILE).exists():
+            self._save_adapter(trainer, pl_module, FINAL_FILE)
+
+    def _save_adapter(self, trainer: pl.Trainer, pl_module: PreferenceModule, name: str) -> None:
+        if trainer.is_global_zero:
+            save_adapter(pl_module.model, self.folder / name, pl_module.settings, self.base_fingerprint,
+                         self.extra | {"step": trainer.global_step})
+            self.good = [*(other for other in self.good if other != name), name]
+
+
+def explain(error: NotFinite, step: int, good: list[str], config: TrainConfig) -> UserError:
+    """What to do about numbers that are not finite, and what of the run is good; one line.
+
+    Args:
+        step: optimizer steps that were done.
+        good: the record of `SaveAdapters`.
+    """
+    if not step:
+        files = " and ".join(filter(None, (config.load_model, config.load_adapter)))
+        precision = ", or use --precision fp32" if config.precision != "fp32" else ""
+        return UserError(f"{error}; nothing has been trained yet, so check {files} and the data{precision}")
+    folder = Path(config.proj_dir)
+    good = [name for name in good if (folder / name).exists()]
+    stopped = f"{error}; training has diverged and was stopped"
+    again = "start again in another --proj_dir with a lower --lr_init (or lower rates in the layer profile)"
+    if not good:
+        return UserError(f"{stopped}, and no checked adapter was saved; check the data, or {again}")
+    named = f"{f'{len(good) - NAMED} earlier ones, ' if len(good) > NAMED else ''}{', '.join(good[-NAMED:])}"
+    resume = f" --resume 1 would repeat it from {RESUME_FILE}, which is good too." if (folder / RESUME_FILE).exists() else ""
+    return UserError(f"{stopped}; checked and good in {folder}: {named}.{resume} Check the data, or {again}, where "
+                     f"--load_adapter {folder / good[-1]} continues from the last good one")
