@@ -34,7 +34,7 @@ class Table(NamedTuple):
     """What a file holds before anything is known of its meaning."""
 
     path: Path
-    where: str  # what names the columns: "the header", or "the rows" themselves
+    where: str  # what names the columns: "the header", or "the file" itself
     names: Sequence[str]  # of the columns
     records: Sequence[dict[str, Any] | BadRow]  # by name, without what is missing; or why a row can't be read
 

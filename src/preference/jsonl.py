@@ -46,7 +46,7 @@ def read_json(text: str, path: Path) -> Table:
         records.append(value)
     if all(isinstance(record, BadRow) for record in records):
         raise UserError(str(records[0]))
-    return Table(path, "the rows", list(dict.fromkeys(name for record in records if isinstance(record, dict) for name in record)),
+    return Table(path, "the file", list(dict.fromkeys(name for record in records if isinstance(record, dict) for name in record)),
                  records)
 
 

@@ -99,7 +99,7 @@ def test_every_epoch_has_its_own_micro_batches_and_a_resumed_run_the_same(config
 
     broken = replace(run, proj_dir=str(tmp_path / "broken"))
     with monkeypatch.context() as patch:
-        patch.setattr("src.training.callbacks.SaveAdapters.on_train_batch_end", stop_in_the_second_epoch, raising=False)
+        patch.setattr("src.training.saving.SaveAdapters.on_train_batch_end", stop_in_the_second_epoch, raising=False)
         with pytest.raises(ConnectionError):
             Watched(broken, exact("x070").parameters)
     assert Watched(replace(broken, resume=True), exact("x070").parameters).epochs == whole.epochs[1:]
