@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], tol
         except (OSError, ValueError, TypeError):
             raise UserError(f"{path} is missing or damaged, so --resume 1 can't check what it goes on with; "
                             "choose another --proj_dir") from None
+        # A run from before there was a flag had what is that flag's default.
+        before = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING} | before
         for name, value in known.items():
             if name not in FREE_ON_RESUME and before.get(name) != value:
                 raise UserError(f"--resume 1: {name} was {_short(before.get(name))} in {folder} and is {_short(value)} now; "

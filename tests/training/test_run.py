@@ -14,6 +14,7 @@ from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint, save_checkpoint
 from src.errors import UserError
 from src.model import build_model
+from src.training.folder import prepare_folder
 from src.training.run import train
 
 KEYS = {"step", "loss", "dpo_loss", "sft_loss", "pref_percentage", "pref_accuracy", "reward_chosen", "reward_rejected", "margin",
@@ -87,6 +88,18 @@ def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(config, material, tm
     assert numbers(tmp_path / "broken" / "metrics.jsonl") == numbers(tmp_path / "unbroken" / "metrics.jsonl")
     one, other = (read_adapter(tmp_path / name / "rwkv-final.safetensors").weights for name in ("unbroken", "broken"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_from_before_there_was_a_flag_had_its_default(config, tmp_path):
+    run = config()
+    prepare_folder(tmp_path, run, {}, {})
+    (tmp_path / "last.ckpt").mkdir()  # as DeepSpeed has it, whose content is its own
+    before = json.loads((tmp_path / "config.json").read_text())
+    del before["skip_bad_rows"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    assert prepare_folder(tmp_path, replace(run, resume=True), {}, {}) == tmp_path / "last.ckpt"
+    with pytest.raises(UserError, match="skip_bad_rows was False in .* and is True now"):
+        prepare_folder(tmp_path, replace(run, resume=True, skip_bad_rows=True), {}, {})
 
 
 def test_a_resume_without_a_checkpoint_starts_again(config):
