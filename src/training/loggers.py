@@ -1,8 +1,7 @@
 """Where a run's numbers go beside its own files: wandb, online or offline, and TensorBoard.
 
-wandb is never a reason to stop a training: without network, or where the server refuses, the run is logged offline, and where
-wandb does not work at all, the run continues without it. Each of these is one line on stderr; wandb's own lines are off, since
-they say neither of it.
+wandb never stops a training: without network, or where the server refuses, the run is logged offline, and where wandb does not
+work at all, the run continues without it. Each of these is reported by one line on stderr, which takes the place of wandb's own.
 """
 
 import logging
@@ -12,8 +11,10 @@ import secrets
 import shlex
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,16 @@ from pytorch_lightning.loggers import Logger
 from src.files import atomic_write
 from src.training.config import TrainConfig
 
-# Holds the id of the run on wandb, which a resumed run takes up.
+# Holds the id of the run on wandb, which a resumed run continues.
 WANDB_ID_FILE = "wandb-run-id"
-# Seconds to wait for wandb's server: in silence, then, where it has not answered, after a line about it.
-PATIENCE = (2, 6)
-# Seconds for a server that has answered before: to begin the run, and at the run's end to take what is left of it.
-INIT_TIMEOUT, FINISH_TIMEOUT = 20.0, 30.0
+# Seconds that the server has to accept the user's credentials, to start the run, and at its end to take what is not uploaded yet.
+LOGIN_TIMEOUT, INIT_TIMEOUT, FINISH_TIMEOUT = 8.0, 20.0, 30.0
+# Seconds of waiting after which a line says what for.
+SLOW = 2.0
 
 
 def make_loggers(config: TrainConfig) -> list[Logger]:
-    """What `--wandb` and `--tensorboard` ask for; to be called by the first process alone."""
+    """What `--wandb` and `--tensorboard` ask for; for the first process only, since the others log nothing."""
     found: list[Logger | None] = []
     if config.wandb:
         found.append(_wandb_logger(config))
@@ -44,11 +45,11 @@ def make_loggers(config: TrainConfig) -> list[Logger]:
 
 
 class WandbLogger(Logger):
-    """The numbers of each step to a wandb run that has begun."""
+    """Sends the numbers of each step to a wandb run that has started."""
 
-    def __init__(self, run: Any, online: bool, sync: str):
+    def __init__(self, run: Any, sync: str):
         super().__init__()
-        self._run, self._online, self._sync = run, online, sync
+        self._run, self._sync = run, sync
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
@@ -61,18 +62,15 @@ class WandbLogger(Logger):
         return self._run.id
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The run has the configuration from its beginning."""
+        """Nothing to do: the run was started with the configuration."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self._guarded(lambda: self._run.log({**metrics, "trainer/global_step": step}), "the run continues without it")
 
     def finalize(self, status: str) -> None:
-        if self._run is None:
-            return
-        if self._online:
-            _say(f"uploading the end of {self._run.url}")
-        self._guarded(lambda: self._run.finish(exit_code=0 if status == "success" else 1),
-                      f"upload what is missing later with: {self._sync}")
+        with _said_if_slow("uploading the last numbers"):
+            self._guarded(lambda: self._run.finish(exit_code=0 if status == "success" else 1),
+                          f"upload what is missing later with: {self._sync}")
         self._run = None
 
     def _guarded(self, call: Callable[[], None], what_now: str) -> None:
@@ -91,52 +89,46 @@ def _wandb_logger(config: TrainConfig) -> Logger | None:
         return None
     import wandb
 
-    # How it reports on itself to its makers; where that fails it says so, at the end of the run.
+    # Carries wandb's own telemetry, whose failures it would report at the end of the run.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     try:
         try:
             mode = _set_up(wandb).mode
-        except wandb.UsageError as error:  # a key with white space around it, which even offline it refuses to read
+        except wandb.UsageError as error:  # a key with white space around it, which it refuses even offline
             if os.environ.pop("WANDB_API_KEY", None) is None:
                 raise
             return _begin(wandb, config, _short(error))
         if mode == "disabled":
             _say("off, since its mode is set to disabled")
             return None
-        return _begin(wandb, config, "its mode is set so" if mode in ("offline", "dryrun") else _why_offline(wandb))
-    except Exception as error:  # wandb fails in many ways: an invalid setting, a folder that can't be written, its own service
+        return _begin(wandb, config, "its mode is set so" if mode in ("offline", "dryrun") else None)
+    except Exception as error:  # an invalid setting, a folder that can't be written, its service, ...
         _say(f"can't be used ({_short(error)}); the run continues without it, and its numbers are in {config.proj_dir}")
         return None
 
 
 def _set_up(wandb: Any) -> Any:
-    """The settings of the user's environment and files, with wandb's own lines off; read once a process."""
+    """wandb's settings from the user's environment and files, read once a process, with its own lines off."""
     return wandb.setup(settings=wandb.Settings(silent=True)).settings
 
 
 def _why_offline(wandb: Any) -> str | None:
     """Why the run can't be logged online; None where the server accepts the user's credentials."""
-    url = _set_up(wandb).base_url
+    started = time.monotonic()
     try:
         if not wandb.login(prompt=False, verify=False):
             return "nobody is logged in"
-        for turn, seconds in enumerate(PATIENCE):
-            if turn:
-                _say(f"waiting for {url}")
-            started = time.monotonic()
-            try:
-                wandb.Api(timeout=seconds)
-                return None
-            except wandb.errors.AuthenticationError:
-                # Raised for an answer that refuses, too, which is told with its reason.
-                if time.monotonic() - started < 0.9 * seconds:
-                    raise
+        started = time.monotonic()
+        wandb.Api(timeout=LOGIN_TIMEOUT)  # asks the server whose credentials they are
     except wandb.Error as error:
-        return _short(error)
-    return f"{url} does not answer"
+        # The same error for a refusal, which has a reason and comes early, and for no answer.
+        in_time = time.monotonic() - started < 0.9 * LOGIN_TIMEOUT
+        return _short(error) if in_time else f"{_set_up(wandb).base_url} does not answer"
+    return None
 
 
 def _begin(wandb: Any, config: TrainConfig, why_offline: str | None) -> Logger:
+    """Start the run, or continue it; offline with `why_offline`, else online where that works."""
     folder = Path(config.proj_dir)
     run_id = _set_up(wandb).run_id or _run_id(folder / WANDB_ID_FILE, config.resume)
     before = set(folder.glob("wandb/*"))
@@ -148,20 +140,20 @@ def _begin(wandb: Any, config: TrainConfig, why_offline: str | None) -> Logger:
 
     run = None
     if why_offline is None:
-        try:
-            run = init("online")
-            _say(run.url)
-        except Exception as error:  # a project that is another's, a server that broke down meanwhile, ...
-            why_offline = _short(error)
-            wandb.teardown()  # or its service holds the id for the attempt that failed
-            _set_up(wandb)
-            for path in set(folder.glob(f"wandb/run-*-{run_id}*")) - before:
-                shutil.rmtree(path, ignore_errors=True)  # what was begun there holds nothing
+        with _said_if_slow(f"waiting for {_set_up(wandb).base_url}"):
+            why_offline = _why_offline(wandb)
+            try:
+                run = init("online") if why_offline is None else None
+            except Exception as error:  # a project that is another's, a server that broke down meanwhile, ...
+                why_offline = _short(error)
+                wandb.teardown()  # or its service holds the id for the attempt that failed
+                _set_up(wandb)
+                for path in set(folder.glob(f"wandb/run-*-{run_id}*")) - before:
+                    shutil.rmtree(path, ignore_errors=True)  # what was begun there holds nothing
     run = run or init("offline")
     sync = f"wandb sync {_pieces(Path(run.dir).parent, run_id)}"
-    if why_offline is not None:
-        _say(f"offline, since {why_offline}; upload the run later with: {sync}")
-    return WandbLogger(run, why_offline is None, sync)
+    _say(run.url if why_offline is None else f"offline, since {why_offline}; upload the run later with: {sync}")
+    return WandbLogger(run, sync)
 
 
 def _pieces(piece: Path, run_id: str) -> str:
@@ -183,6 +175,17 @@ def _run_id(path: Path, resume: bool) -> str:
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.write(new + "\n")
     return new
+
+
+@contextmanager
+def _said_if_slow(line: str) -> Iterator[None]:
+    timer = threading.Timer(SLOW, _say, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _say(line: str) -> None:

@@ -21,14 +21,14 @@ from src.training.module import PreferenceModule
 
 RESUME_FILE = "last.ckpt"
 FINAL_FILE = "rwkv-final.safetensors"
-# Micro-batches that the loss is computed on again, by the adapter after them.
+# The last micro-batches, whose loss is computed again with the adapter after them.
 CHECKED_BATCHES = 4
-# Of more good adapters than these the last ones are named.
+# Of more good adapters than this, the last ones are named.
 NAMED = 5
 
 
 class CheckAdapter(pl.Callback):
-    """Stops the run after an epoch whose adapter holds, or leads to, numbers that are not finite. Goes before all that write."""
+    """Stops the run after an epoch whose adapter holds, or leads to, numbers that are not finite; runs before all that write."""
 
     def __init__(self) -> None:
         self.batches: deque[tuple] = deque(maxlen=CHECKED_BATCHES)
@@ -46,7 +46,7 @@ class CheckAdapter(pl.Callback):
     def _wrong(self, pl_module: PreferenceModule) -> str | None:
         tensors = not_finite(adapter_tensors(pl_module.model))
         if tensors:
-            return f"the trained values of {tensors} are not finite"
+            return f"after it, the trained {tensors} are not finite"
         model = pl_module.model
         was_training = model.training
         model.eval()
@@ -54,7 +54,7 @@ class CheckAdapter(pl.Callback):
         with torch.compiler.set_stance("force_eager" if pl_module.config.compile else "default"):
             losses = [not_finite(pl_module.losses(batch)) for batch in self.batches]
         model.train(was_training)
-        return "the loss after it, on the last micro-batches, is not finite" if any(losses) else None
+        return "after it, the loss of the last micro-batches is not finite" if any(losses) else None
 
 
 class SaveAdapters(pl.Callback):
@@ -81,10 +81,10 @@ class SaveAdapters(pl.Callback):
             temporary, final = self.folder / f".{RESUME_FILE}.tmp", self.folder / RESUME_FILE
             try:
                 trainer.save_checkpoint(temporary)
-            except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
                 if temporary.is_file():
                     temporary.unlink()
-                raise UserError(f"{final}: cannot be written ({error}); free the disk, then go on with --resume 1") from error
+                raise UserError(f"{final}: cannot be written ({error}); free the disk, then continue with --resume 1") from error
             if trainer.is_global_zero:
                 if final.is_dir():  # DeepSpeed's checkpoints are folders, which a rename does not replace
                     shutil.rmtree(final)
@@ -103,7 +103,7 @@ class SaveAdapters(pl.Callback):
         if trainer.is_global_zero:
             save_adapter(pl_module.model, self.folder / name, pl_module.settings, self.base_fingerprint,
                          self.extra | {"step": trainer.global_step})
-            self.good = [*(other for other in self.good if other != name), name]
+        self.good = [*(other for other in self.good if other != name), name]
 
 
 def explain(error: NotFinite, step: int, good: list[str], config: TrainConfig) -> UserError:

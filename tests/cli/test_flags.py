@@ -57,10 +57,11 @@ def test_a_value_that_is_out_of_range_or_not_served(fails, script, flag, value):
     fails(script, {flag: value}, flag)
 
 
-def test_tensorboard_that_is_not_installed(fails, monkeypatch):
+@pytest.mark.parametrize(("package", "value"), [("tensorboard", "1"), ("wandb", "a project")])
+def test_a_logger_that_is_not_installed(fails, monkeypatch, package, value):
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "tensorboard" else find_spec(name, *more))
-    fails(TRAIN, {"--tensorboard": 1}, "--tensorboard 1", "pip install tensorboard")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == package else find_spec(name, *more))
+    fails(TRAIN, {f"--{package}": value}, f"--{package}", f"pip install {package}")
 
 
 @NO_GPU
