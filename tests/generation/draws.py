@@ -174,4 +174,5 @@ def _hit(least: np.ndarray, most: np.ndarray, uniform: float) -> np.ndarray:
     before_least, upto_most = least.cumsum() - least, most.cumsum()
     from_most, after_least = upto_most[-1] - (upto_most - most), least.sum() - (before_least + least)
     slack = 2 * len(least) * U_DOUBLE * upto_most[-1]
-    return ((1 - uniform) * before_least <= uniform * from_most + slack) & (uniform * after_least <= (1 - uniform) * upto_most + slack)
+    reached = (1 - uniform) * before_least <= uniform * from_most + slack
+    return reached & (uniform * after_least <= (1 - uniform) * upto_most + slack)

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import UserError
@@ -48,7 +48,6 @@ def test_the_seed_alone_decides():
     assert tokenize_pairs(ROWS, BYTES, 80, 1000, seed=7)[0][:50] == first[0]
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.tuples(*[st.integers(1, 30)] * 3), min_size=1, max_size=5), max_len=st.integers(1, 60),
        seed=st.integers(0, 99))
 def test_long_pairs_lose_their_beginning_or_are_dropped(lengths, max_len, seed):
