@@ -117,7 +117,7 @@ def synthetic_pairs(options: argparse.Namespace) -> list[tuple]:
 
 
 def real_pairs(options: argparse.Namespace) -> list[tuple]:
-    rows = read_pairs(options.pairs_csv, require_reject=True)
+    rows = read_pairs(options.pairs_csv, require_reject=True).rows
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:options.pairs].tolist()
     return tokenize_pairs([rows[index] for index in chosen], load_tokenizer("world", VOCABULARY), None, 1024, 0)[0]
 

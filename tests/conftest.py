@@ -19,8 +19,9 @@ from src.wkv import native
 from tests import instructions
 from tests.tiny import tiny_dimensions, trained_tiny
 
-# The same examples in every run, however long each takes: what Hypothesis finds slow, a busy machine makes slow.
-hypothesis_settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples in every run, however long a busy machine takes for one. What fixtures give stays as it is between examples.
+hypothesis_settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[
+    HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 hypothesis_settings.load_profile("suite")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -75,7 +75,7 @@ def answers() -> Table:
     from src.preference.templates import format_prompt
     from src.tokenizer import load_tokenizer
 
-    rows = read_pairs("example/DPO/input_csv/rlhf_example_heldout.csv", require_reject=False)[:ASKED]
+    rows = read_pairs("example/DPO/input_csv/rlhf_example_heldout.csv", require_reject=False).rows[:ASKED]
     table = Table("question", "base model", "tuned model", "Python's documentation")
     written = []
     for path in ("example/DPO/base_model.pth", OUTPUT / "merged.pth"):

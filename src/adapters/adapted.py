@@ -1,7 +1,7 @@
 """What the adapters of linear layers have in common: a frozen weight, beside which something small trains.
 
-Most of them are y = W x + wide thin(x), with thin(x) of some r numbers and wide [out, r]. The frozen weight keeps its official
-name; what the adapter adds are parameters of the same module.
+They are y = W x + wide thin(x), with thin(x) of some r numbers and wide [out, r]; DoRA scales each output by a factor besides.
+The frozen weight keeps its official name; what the adapter adds are parameters of the same module.
 """
 
 from typing import ClassVar
@@ -21,15 +21,13 @@ class AdaptedLinear(nn.Module):
     `blocks.0.att.key.weight`; a quantized base stays a submodule, `base`. The adapter's tensors are float32 and take part in
     products in the activations' dtype.
 
-    A subclass has `shapes`, `merge`, and `thin` and `wide` or a `forward` of its own.
+    A subclass has `shapes`, `merge`, `thin` and `wide`, and where it scales its outputs `factor` and a `forward` of its own.
     """
 
     # The columns that a row of a layer profile can't do without, beside the rates.
     needs: ClassVar[tuple[str, ...]] = ("Rank",)
     # Those of its tensors that do not train, but without which an adapter file could not be merged.
     keeps: ClassVar[tuple[str, ...]] = ()
-    # Whether logits are a product with frozen rows plus wide thin(x), as the log-probabilities without logits need it.
-    serves_head: ClassVar[bool] = True
     # Whether a quantized base has other values under it than without it; `quantized` then makes both from the exact weight.
     splits_base: ClassVar[bool] = False
 
@@ -76,6 +74,10 @@ class AdaptedLinear(nn.Module):
     def thin(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., r], in x's dtype."""
         raise NotImplementedError
+
+    def factor(self, dtype: torch.dtype) -> Tensor | None:
+        """[out_features], what each output is multiplied by, from products in `dtype`; None where it is not."""
+        return None
 
     def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
         """Rows first .. last - 1 of the frozen weight, [last - first, in_features], in `dtype`."""

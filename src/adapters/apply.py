@@ -130,7 +130,8 @@ def apply_layer_profile(model: nn.Module, settings: list[LayerSetting], seed: in
             parameter.data = parameter.data.to(torch.float32, copy=True)
             parameter.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("the layer profile leaves nothing to train; give at least one layer a mode other than freeze")
+        raise UserError("the layer profile leaves nothing to train; give a layer a mode that trains, such as lora, or state for "
+                        "its states, and do not reject all its parts")
 
 
 def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dict]:

@@ -27,8 +27,6 @@ class DoRALinear(LoRALinear):
     for the forward as in LoRA, never as a whole in float32.
     """
 
-    serves_head = False  # its logits are scaled by what trains
-
     def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
         super().__init__(base, rank, alpha, dropout, generator)
         with torch.no_grad():
@@ -55,8 +53,14 @@ class DoRALinear(LoRALinear):
         products = self.base_forward(torch.cat((tokens, self.lora_A.detach().to(x.dtype))))
         y, across = products.tensor_split((len(tokens),))
         y = torch.addmm(y, self.thin(tokens), self.wide.to(x.dtype).T)
-        factor = self.lora_M / self.norms(across.detach().T)
-        return (y * factor.to(x.dtype)).view(*x.shape[:-1], self.out_features)
+        return (y * self._factor(across).to(x.dtype)).view(*x.shape[:-1], self.out_features)
+
+    def factor(self, dtype: torch.dtype) -> Tensor:
+        return self._factor(self.base_forward(self.lora_A.detach().to(dtype)))
+
+    def _factor(self, across: Tensor) -> Tensor:
+        """m / ||V|| [out] from across = A W^T [r, out]."""
+        return self.lora_M / self.norms(across.detach().T)
 
     @torch.no_grad()
     def norms(self, across: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ def _read_row(cells: dict[str, str], n_layer: int, where: str) -> LayerSetting:
 def _modes_of(layer: str) -> tuple[str, ...]:
     if layer == "emb":
         return ("freeze", "full")
-    return ("freeze", "full", *(mode for mode, adapter in ADAPTERS.items() if adapter.serves_head)) if layer == "head" else MODES
+    return ("freeze", "full", *ADAPTERS) if layer == "head" else MODES
 
 
 def _read_layer(cell: str, n_layer: int, where: str) -> str:

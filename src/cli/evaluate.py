@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.cli.run import Parser, positive, seed
+from src.cli.run import DATA_FORMATS, SKIP_BAD_ROWS, Parser, positive, seed, zero_or_one
 from src.cli.strategy import HELP, parse_strategy
 from src.errors import UserError
 from src.training.measure import DEFAULT_BETA, EvaluateConfig
@@ -14,7 +14,8 @@ def parse(arguments: Sequence[str]) -> EvaluateConfig:
     add = parser.add_argument
     add("--load_model", required=True, help="checkpoint, .pth or .safetensors; with --adapter the base that it was trained on")
     add("--adapter", help="adapter file of train.py, put beside the base as in training")
-    add("--pairs", required=True, help=".save file, whose cached references give margins, or CSV, JSONL or Parquet")
+    add("--pairs", required=True, help=f".save file, whose cached references give margins, or {DATA_FORMATS}")
+    add("--skip_bad_rows", type=zero_or_one, default="0", help=SKIP_BAD_ROWS)
     add("--reference_model", help="with a CSV: checkpoint that margins are measured against; with --adapter its base, else none "
                                   "where not given")
     add("--output_json", help="file for the same numbers and more")

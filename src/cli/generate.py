@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
-from src.cli.run import Parser, not_negative, positive, seed, zero_or_one
+from src.cli.run import DATA_FORMATS, SKIP_BAD_ROWS, Parser, not_negative, positive, seed, zero_or_one
 from src.cli.strategy import HELP, parse_strategy
 from src.errors import UserError
 from src.generation.config import GenerateConfig, Sampling
@@ -16,7 +16,8 @@ def parser() -> Parser:
                     "interruption, it continues where it stopped.")
     add = parser.add_argument
     add("--load_model", required=True, help="base checkpoint, the official .pth or .safetensors")
-    add("--input_csv", required=True, help="prompts and chosen answers: CSV, JSONL or Parquet, by its ending")
+    add("--input_csv", required=True, help=f"prompts and chosen answers: {DATA_FORMATS}")
+    add("--skip_bad_rows", type=zero_or_one, default="0", help=SKIP_BAD_ROWS)
     add("--output_csv", required=True, help="CSV to write, or to continue; a .json of its name beside it says how it was made")
     add("--strategy", help=HELP)
     add("--tokenizer", help="world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not given (65536 world, "

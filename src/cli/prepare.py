@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from src.adapters.layer_profile import BLOCK_MODES
-from src.cli.run import Parser, positive, seed, zero_or_one
+from src.cli.run import DATA_FORMATS, SKIP_BAD_ROWS, Parser, positive, seed, zero_or_one
 from src.cli.strategy import HELP, parse_strategy
 from src.errors import UserError
 from src.preference.config import PrepareConfig
@@ -13,11 +13,12 @@ def parse(arguments: Sequence[str]) -> PrepareConfig:
     parser = Parser("Tokenize preference pairs and cache the base model's log-probabilities of their answers.")
     add = parser.add_argument
     add("--load_model", help="base checkpoint, the very one that training will start from; needed")
-    add("--input_csv", required=True, help="prompts with chosen and rejected answers: CSV, JSONL or Parquet, by its ending")
+    add("--input_csv", required=True, help=f"prompts with chosen and rejected answers: {DATA_FORMATS}")
     add("--output_save", help=".save file to write; a .save.json beside it says how it was made; needed")
     add("--check_data", type=zero_or_one, default="0",
-        help="1: only tell what --input_csv holds (a table on stderr, JSON on stdout) and write nothing; --output_save is not "
-             "needed then, nor is --load_model where --tokenizer is given")
+        help="1: only report what --input_csv holds, all of its faulty rows included (a table on stderr, JSON on stdout), and "
+             "write nothing; --output_save is not needed then, nor is --load_model where --tokenizer is given")
+    add("--skip_bad_rows", type=zero_or_one, default="0", help=SKIP_BAD_ROWS)
     add("--target_pair_count", type=positive,
         help="pairs to make, walking the rows round and round; every row once where not given")
     add("--strategy", help=f"{HELP}; precision and quantization must be those of the training to come")

@@ -10,6 +10,9 @@ import torch
 
 from src.errors import UserError
 
+DATA_FORMATS = "CSV, TSV, JSONL, JSON, Parquet or Arrow, also compressed (.gz, .bz2, .xz, .zst)"
+SKIP_BAD_ROWS = ("1: leave out rows that can't be used, with a count and a list beside the output, instead of refusing the file")
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Tells each flag's default, where there is one to tell."""

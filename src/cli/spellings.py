@@ -6,7 +6,7 @@ change the result. The other scripts' flags have the same names there and here.
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from src.errors import UserError
 
@@ -24,58 +24,92 @@ REWORDED = {
     ("--precision", "32"): ("--precision", "fp32"), ("--precision", "32-true"): ("--precision", "fp32"),
     ("--quant", "none"): ("--quant", "0"), ("--quant", "nf4"): ("--quant", "1", "--quant_mode", "nf4"),
     ("--quant", "int8"): ("--quant", "1", "--quant_mode", "int8"), ("--compile", ""): ("--compile", "1"),
+    ("--peft", "disha"): ("--peft", "bone"), ("--peft", "miss"): ("--peft", "bone"),
 }
 
+NOT_SWITCHED_ON = "it belongs to what is not switched on"
 IGNORED = {
     "the checkpoint tells its dimensions": ("--dim_att", "--dim_ffn", "--head_size", "--head_size_a", "--head_size_divisor"),
     "pairs are drawn pass by pass, and a run's length is --epoch_count times --epoch_steps":
-        ("--magic_prime", "--my_random_steps", "--my_exit", "--my_exit_tokens", "--my_sample_len", "--data_type", "--dataload",
+        ("--magic_prime", "--my_random_steps", "--my_exit", "--my_exit_tokens", "--my_sample_len", "--dataload",
          "--random_mode", "--my_pile_version", "--my_pile_shift", "--infctx_dataset_multiplier", "--chunk_ctx"),
+    "a file's ending says what it holds": ("--data_type",),
     "the layer profile has the learning rates": ("--layerwise_lr", "--my_pile_edecay"),
     "the kernels are chosen by themselves": ("--fla", "--l2warp_sparse"),
     "Lightning and DeepSpeed are left at their own": ("--ds_bucket_mb", "--enable_progress_bar", "--avg_loss"),
-    "it belongs to what is not switched on":
+    NOT_SWITCHED_ON:
         ("--state_output_mode", "--moe_experts", "--moe_active", "--moe_shared", "--moe_balance_alpha", "--grpo_gen_count",
          "--grpo_gen_length", "--grpo_gen_temperature", "--grpo_gen_topp", "--grpo_kl_beta", "--wpo_alpha", "--wpo_beta",
-         "--temperature", "--alpha", "--smoothing", "--top_k", "--tiny_att_layer", "--mask_id", "--pissa_config", "--bone_config",
-         "--svd_niter"),
+         "--temperature", "--alpha", "--smoothing", "--top_k", "--tiny_att_layer", "--mask_id", "--svd_niter"),
 }
+
+_ELSEWHERE = "merge that adapter into the base with the tool that made it"
+_OFFICIAL = "models are those of the official releases; leave it out"
+_LOSSES = "take another --loss"
 
 # The values that change nothing, and what to do where another is given.
 SERVED = {
     "--lora": (("1", ""), "the layer profile says what trains"),
     "--lora_dropout": (("0",), "write a layer profile with the column Dropout"),
-    "--lora_load": (("",), "give the adapter by --load_adapter"),
-    "--lora_parts": (("",), "write a layer profile with the column RejectParts"),
-    "--limited_lora": (("1",), "mode lora trains the LoRA matrices alone; other parameters train in mode full"),
-    "--train_parts": (("",), "write a layer profile with the column RejectParts"),
-    "--train_type": (("", "none", "finetune"), "state tuning is a mode of the layer profile"),
-    "--load_cold_adapter": (("",), "merge that adapter into the base with merge.py"),
-    "--load_adapter_pissa_init": (("",), "merge that adapter into the base with the tool that made it"),
+    "--lora_load": (("",), f"give an adapter of train.py by --load_adapter; if it is another tool's, {_ELSEWHERE}"),
+    "--lora_parts": (("",), "write a layer profile with the columns RejectParts and FullParts"),
+    "--limited_lora": (("1",), "mode lora trains its matrices alone; name other parameters in the layer profile's FullParts"),
+    "--train_parts": (("", "[]"), "write a layer profile with the column FullParts"),
+    "--train_type": (("", "none"), "leave it out"),
+    "--load_cold_adapter": (("",), _ELSEWHERE),
+    "--load_adapter_pissa_init": (("",), _ELSEWHERE),
     "--load_partial": (("0",), "give a checkpoint that is whole"),
-    "--state": (("0",), "state tuning is a mode of the layer profile"),
-    "--state_tune": (("0",), "state tuning is a mode of the layer profile"),
+    "--state": (("0",), "give --peft state, or write mode state into the layer profile's rows"),
+    "--state_tune": (("0",), "give --peft state, or write mode state into the layer profile's rows"),
     "--orpo_mode": (("1",), "the odds ratio is of the answers alone, which is mode 1"),
-    "--wpo": (("0",), "take another --loss"),
-    "--grpo": (("0",), "take another --loss"),
-    "--zerocot": (("0",), "take another --loss"),
-    "--distillation": (("0",), "take another --loss"),
-    "--moe": (("0",), "mixtures of experts are not served"),
-    "--dropout": (("0",), "write a layer profile with the column Dropout"),
+    "--wpo": (("0",), _LOSSES),
+    "--grpo": (("0",), _LOSSES),
+    "--zerocot": (("0",), _LOSSES),
+    "--distillation": (("0",), _LOSSES),
+    "--moe": (("0",), _OFFICIAL),
+    "--dropout": (("0",), "the layer profile's column Dropout is of an adapter's input; leave it out"),
     "--weight_decay": ((), "the layer profile's column Weight_decay rules, 0.01 with --layer_profile auto; leave it out"),
     "--weight_decay_final": (("-1",), "the layer profile's column Weight_decay rules; leave it out"),
-    "--loss_mask": (("none",), "losses are over the answers, or with --sft_on_prompt 1 over prompt and answer; leave it out"),
-    "--data_shuffle": (("1",), "pairs are always shuffled"),
-    "--num_nodes": (("1",), "one machine is served"),
-    "--train_stage": (("0",), "a checkpoint is trained further, not made anew"),
-    "--my_pile_stage": (("0",), "a checkpoint is trained further, not made anew"),
-    "--my_qa_mask": (("0",), "losses are over the answers by themselves"),
-    "--pre_ffn": (("0",), "models are those of the official releases"),
-    "--head_qk": (("0",), "models are those of the official releases"),
-    "--tiny_att_dim": (("0",), "models are those of the official releases"),
-    "--my_pos_emb": (("0",), "models are those of the official releases"),
-    "--my_ffn_shift": (("1",), "models are those of the official releases"),
-    "--my_att_shift": (("1",), "models are those of the official releases"),
+    "--loss_mask": (("qa",), "leave it out: with --sft 1 the loss is over the answers, with --sft_on_prompt 1 over all tokens"),
+    "--data_shuffle": (("1",), "pairs and texts are always shuffled; leave it out"),
+    "--num_nodes": (("1",), "run on one machine"),
+    "--train_stage": (("0",), "give the checkpoint to start from by --load_model, or go on with a run by --resume 1"),
+    "--my_pile_stage": (("0",), "give the checkpoint to start from by --load_model, or go on with a run by --resume 1"),
+    "--my_qa_mask": (("0",), "leave it out: with --sft 1 prompts have no loss"),
+    "--sft_field": ((), "name the columns of --train_data_file prompt and completion"),
+    "--sft_split": (("train",), "write the rows to train on into a file of their own"),
+    "--pre_ffn": (("0",), _OFFICIAL),
+    "--head_qk": (("0",), _OFFICIAL),
+    "--tiny_att_dim": (("0",), _OFFICIAL),
+    "--my_pos_emb": (("0",), _OFFICIAL),
+    "--my_ffn_shift": (("1",), _OFFICIAL),
+    "--my_att_shift": (("1",), _OFFICIAL),
+}
+
+# What to do instead of a single value, where that differs.
+INSTEAD = {
+    ("--train_type", "state"): "give --peft state, or write mode state into the layer profile's rows",
+    ("--train_type", "finetune"): "give --peft full, or a layer profile with mode full",
+    ("--train_type", "infctx"): "leave it out: with --sft 1 a document over --ctx_len is cut into pieces",
+    ("--loss_mask", "se"): "leave it out and put prompts and answers into columns: with --sft 1 the loss is over the answers",
+}
+
+# Which tokens --sft 1 gives a loss, and what it reads. `none` and `pad` give it to all tokens of a text, `none` also to padding,
+# of which there is none here. `qa` gives it to what follows each "Assistant:", the word itself included.
+ON_ALL_TOKENS = ("none", "pad")
+SFT_TYPES = (("", "none", "utf-8", "jsonl", "sft"),
+             "give the texts themselves as --train_data_file, in CSV, JSONL, Parquet or .txt, in UTF-8")
+
+# RWKV-PEFT's adapters as JSON: the modes that each is of, and what its names are here: a flag, or values that change nothing.
+CONFIGS = {
+    "--lora_config": (("lora",), {"lora_r": "--lora_r", "lora_alpha": "--lora_alpha", "lora_load": SERVED["--lora_load"],
+                                  "lora_dropout": SERVED["--lora_dropout"], "lora_parts": SERVED["--lora_parts"]}),
+    "--pissa_config": (("pissa",), {"pissa_r": "--lora_r", "pissa_load": SERVED["--lora_load"],
+                                    "pissa_init": (("",), _ELSEWHERE), "svd_niter": None}),
+    "--bone_config": (("bone", "disha", "miss"), {"bone_r": "--lora_r", "bone_load": SERVED["--lora_load"],
+                                                  "bone_mode": (("bone",), "mode bone is the paper's second version")}),
+    "--disha_config": (("bone", "disha", "miss"), {"r": "--lora_r", "load": SERVED["--lora_load"],
+                                                   "mode": (("bone",), "mode bone is the paper's second version")}),
 }
 
 
@@ -89,6 +123,8 @@ def translate(arguments: Sequence[str], own: Collection[str]) -> list[str]:
         UserError: an old flag with a value that would change the result and is not served.
     """
     reasons = {flag: reason for reason, flags in IGNORED.items() for flag in flags}
+    given = {flag: value for flag, value, _ in _split(arguments)}
+    sft, peft = given.get("--sft") == "1", given.get("--peft", "lora")
     translated: list[str] = []
     ignored: dict[str, list[str]] = {}
     for flag, value, words in _split(arguments):
@@ -100,13 +136,22 @@ def translate(arguments: Sequence[str], own: Collection[str]) -> list[str]:
             translated += words
         elif flag in RENAMED:
             translated += [RENAMED[flag], value]
-        elif flag == "--lora_config":
-            translated += _lora_config(value)
+        elif flag in CONFIGS:
+            modes, names = CONFIGS[flag]
+            if peft in modes:
+                translated += _config(flag, value, names)
+            else:
+                ignored.setdefault(NOT_SWITCHED_ON, []).append(flag)
+        elif flag == "--loss_mask" and value in ON_ALL_TOKENS:
+            if sft:
+                translated += [] if "--sft_on_prompt" in given else ["--sft_on_prompt", "1"]
+            else:
+                ignored.setdefault("a preference loss is over the answers", []).append(flag)
         elif flag in SERVED:
-            values, instead = SERVED[flag]
-            if not _is_among(value, values):
-                raise UserError(f"{f'{flag} {value}'.strip()} is not served; {instead}")
+            _require(flag, value, *SERVED[flag])
         elif flag in reasons:
+            if flag == "--data_type" and sft:
+                _require(flag, value, *SFT_TYPES)
             ignored.setdefault(reasons[flag], []).append(flag)
         else:
             translated += words
@@ -127,6 +172,12 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
         at += len(words)
 
 
+def _require(flag: str, value: str, values: Sequence[str], instead: str) -> None:
+    """Raise UserError for a value that would change the result."""
+    if not _is_among(value, values):
+        raise UserError(f"{f'{flag} {value}'.strip()} is not supported; {INSTEAD.get((flag, value), instead)}")
+
+
 def _is_among(value: str, values: Sequence[str]) -> bool:
     """Numbers by value, so that 0.0 is 0."""
     return value in values or _number(value) in {_number(other) for other in values} - {None}
@@ -139,17 +190,20 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _lora_config(value: str) -> list[str]:
-    """RWKV-PEFT's `{"lora_load": "", "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.01}`."""
+def _config(flag: str, value: str, names: Mapping[str, str | tuple[Sequence[str], str] | None]) -> list[str]:
+    """RWKV-PEFT's `{"lora_load": "", "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.01}` and its siblings as flags."""
+    flags = " and ".join(name for name in names.values() if isinstance(name, str))
     try:
         config = dict(json.loads(value))
     except (ValueError, TypeError):
-        raise UserError(f"--lora_config {value} is no JSON object; write --lora_r and --lora_alpha instead") from None
-    words = [word for name in ("lora_r", "lora_alpha") if name in config for word in (f"--{name}", str(config.pop(name)))]
+        raise UserError(f"{flag} {value} is no JSON object; write {flags} instead") from None
+    words: list[str] = []
     for name, setting in config.items():
-        if f"--{name}" not in SERVED:
-            raise UserError(f"--lora_config: {name} is unknown; write --lora_r and --lora_alpha instead")
-        values, instead = SERVED[f"--{name}"]
-        if not _is_among(str(setting), values):
-            raise UserError(f"--lora_config: {name} {setting} is not served; {instead}")
+        if name not in names:
+            raise UserError(f"{flag}: {name} is unknown; write {flags} instead")
+        meaning = names[name]
+        if isinstance(meaning, str):
+            words += [meaning, str(setting)]
+        elif meaning is not None:
+            _require(f"{flag}: {name}", str(setting), *meaning)
     return words

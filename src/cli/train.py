@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from src.adapters.layer_profile import BLOCK_MODES
-from src.cli.run import Parser, not_negative, positive, seed, zero_or_one
+from src.cli.run import DATA_FORMATS, SKIP_BAD_ROWS, Parser, not_negative, positive, seed, zero_or_one
 from src.cli.spellings import EPILOG, translate
 from src.errors import UserError
 from src.preference.loss import LOSSES, needs_reference, takes
@@ -47,8 +47,9 @@ def parser() -> Parser:
 
     data = parser.add_argument_group("data").add_argument
     data("--rlhf_train_file", help=".save file of rlhf_dpo_generate_save.py; needed but with --sft 1")
-    data("--train_data_file", help="with --sft 1: prompts and answers, conversations or plain text, as CSV, JSONL or Parquet, or "
-                                   "documents as .txt")
+    data("--train_data_file", help=f"with --sft 1: prompts and answers, conversations or plain text, as {DATA_FORMATS}, or "
+                                    "documents as .txt")
+    data("--skip_bad_rows", type=zero_or_one, default="0", help=f"with --sft 1, {SKIP_BAD_ROWS}")
     data("--tokenizer", help="with --sft 1: world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not given "
                              "(65536 world, 256 bytes)")
     data("--eval_file", help="held-out pairs (.save), or with --sft 1 texts like --train_data_file: evaluated before the first "
@@ -77,15 +78,18 @@ def parser() -> Parser:
     loss("--infctx", type=zero_or_one, default="0", help="not served yet; 0")
 
     steps = parser.add_argument_group("steps and rates").add_argument
-    steps("--epoch_steps", type=not_negative, default=200, help="micro-batches an epoch; 0: as many as see every pair once")
+    steps("--epoch_steps", type=not_negative, default=200,
+          help="micro-batches an epoch on each device; 0: as many as see every pair once")
     steps("--epoch_count", type=positive, default=1, help="epochs to train")
     steps("--epoch_begin", type=not_negative, default=0,
           help="number of epochs done before: file names and the order of pairs go on from it")
     steps("--epoch_save", type=positive, default=1, help="save the adapter every so many epochs, and at the end")
-    steps("--micro_bsz", type=positive, default=1, help="pairs in a micro-batch")
+    steps("--micro_bsz", type=positive, default=1, help="pairs in a micro-batch, which is what a device computes at once")
     steps("--batch_tokens", type=not_negative, default=0,
           help="instead of --micro_bsz: tokens in a micro-batch, which takes as many pairs of like lengths as they hold")
-    steps("--accumulate_grad_batches", type=positive, default=1, help="micro-batches an optimizer step")
+    steps("--accumulate_grad_batches", type=positive, default=1,
+          help="micro-batches an optimizer step on each device; the last step of an epoch takes those left; the gradient is that "
+               "of the mean over all pairs of the step (over its tokens with --sft 1), however they are split")
     steps("--lr_init", type=float, default=1e-5, help="first learning rate, where the layer profile does not rule")
     steps("--lr_final", type=float, default=1e-6, help="last learning rate, likewise")
     steps("--lr_advanced", type=zero_or_one, default="1",

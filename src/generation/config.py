@@ -39,3 +39,4 @@ class GenerateConfig:
     precision: str
     dtype: torch.dtype
     quantization: str | None
+    skip_bad_rows: bool = False

@@ -16,11 +16,13 @@ from src.generation.memory import rows_that_fit
 from src.generation.output import Output, open_output, write_summary
 from src.model import build_model
 from src.model.decode import Forward, Kernels, serve
+from src.preference.faults import Reading, skipped_rows, usable
 from src.preference.read import read_pairs
 from src.preference.rows import Row
 from src.preference.templates import clean, format_prompt
 from src.progress import progress_bar
 from src.tokenizer import Tokenizer, load_tokenizer
+from src.tokenizer.fidelity import Encoder
 
 
 def generate_rejects(config: GenerateConfig) -> None:
@@ -29,7 +31,8 @@ def generate_rejects(config: GenerateConfig) -> None:
     Raises:
         UserError: whatever the user can mend; the rows finished until then are saved.
     """
-    rows = read_pairs(config.input_csv, require_reject=False)
+    reading = read_pairs(config.input_csv, require_reject=False)
+    rows = usable(reading, config.skip_bad_rows)
     if Path(config.input_csv).resolve() == Path(config.output_csv).resolve():
         raise UserError(f"--output_csv {config.output_csv} is the input itself; choose another name")
     weights, dimensions = load_base(config.load_model)
@@ -38,19 +41,21 @@ def generate_rejects(config: GenerateConfig) -> None:
         "base_fingerprint": fingerprint(weights), "tokenizer": tokenizer.name, "precision": config.precision,
         "quantization": config.quantization, "seed": config.seed, "overwrite": config.overwrite,
         "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),
+        **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),
     }
     kept = [bool(row.reject.strip()) and not config.overwrite for row in rows]
     # The output's rows: which of the input's, and which of its rejects.
     places = [(number, sample) for number in range(len(rows)) for sample in range(1 if kept[number] else config.num_rejects)]
     sources = [number for number, _ in places]
     repeated, stands = [rows[number] for number in sources], [kept[number] for number in sources]
-    with open_output(config.output_csv, settings, repeated, stands, sources) as output:
+    in_the_file = [reading.numbers[number] - 1 for number in sources]
+    with open_output(config.output_csv, settings, repeated, stands, in_the_file) as output:
         if output.done == len(places):
             print(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do", file=sys.stderr)
             return
         if output.done:
             print(f"{config.output_csv}: going on behind row {output.done} of {len(places)}", file=sys.stderr)
-        requests = _requests(tokenizer, rows, kept, places[output.done:], config.ctx_len)
+        requests = _requests(config, tokenizer, reading, kept, places[output.done:])
         model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                             quantize_head=config.quantization == "int8")
         del weights
@@ -65,18 +70,21 @@ def generate_rejects(config: GenerateConfig) -> None:
           file=sys.stderr)
 
 
-def _requests(tokenizer: Tokenizer, rows: list[Row], kept: list[bool], places: list[tuple[int, int]],
-              ctx_len: int) -> list[Request]:
-    """What there is to write; prompts over `ctx_len` tokens are told."""
+def _requests(config: GenerateConfig, tokenizer: Tokenizer, reading: Reading, kept: list[bool],
+              places: list[tuple[int, int]]) -> list[Request]:
+    """What there is to write; prompts over `ctx_len` tokens, and those that the tokenizer changes, are reported."""
     prompts: dict[int, tuple[int, ...]] = {}
+    encoder = Encoder(tokenizer)
     for number, _ in places:
         if not kept[number] and number not in prompts:
-            prompts[number] = tuple(tokenizer.encode(format_prompt(0, rows[number].prompt)))
-    long = [number for number, prompt in prompts.items() if len(prompt) > ctx_len]
+            prompt = format_prompt(0, reading.rows[number].prompt)
+            prompts[number] = tuple(encoder.encode(prompt, reading.numbers[number], "prompt"))
+    encoder.changes().report(config.input_csv, tokenizer.name)
+    long = [number for number, prompt in prompts.items() if len(prompt) > config.ctx_len]
     if long:
         longest = max(len(prompts[number]) for number in long)
-        print(f"{len(long)} prompts are longer than --ctx_len {ctx_len}, the longest with {longest} tokens (the first is row "
-              f"{long[0] + 1}); they are read whole, and answered as well as the model can", file=sys.stderr)
+        print(f"{len(long)} prompts are longer than --ctx_len {config.ctx_len}, the longest with {longest} tokens (the first is "
+              f"row {reading.numbers[long[0]]}); they are read whole, and answered as well as the model can", file=sys.stderr)
     return [Request(number, prompts[number], sample) for number, sample in places if not kept[number]]
 
 

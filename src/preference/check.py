@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Hashable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,35 +11,37 @@ from rich.console import Console
 from rich.table import Table
 
 from src.preference.conversation import is_conversation, prompt_turns
-from src.preference.rows import Row
+from src.preference.faults import NAMED, Reading, name_rows, skipped_rows
 from src.preference.templates import format_answer, format_prompt
 from src.preference.tokenize import tokenize_pairs
 from src.tokenizer import Tokenizer
+from src.tokenizer.fidelity import Changes
 
 BINS = 12
-# Rows named of each kind; the counts are of all.
-NAMED = 20
 BEGINNING = 200  # characters
 # More than any text has tokens: nothing is cut.
 ENDLESS = sys.maxsize
 
 
-def check_pairs(rows: Sequence[Row], tokenizer: Tokenizer, max_len: int, seed: int) -> dict[str, Any]:
+def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int) -> dict[str, Any]:
     """What preparing these rows once each would make of them.
 
     Args:
-        rows: with a reject in each.
+        reading: of rows with a reject in each.
         max_len: `--rlhf_max_corpus_len`, tokens of prompt and longer answer together.
         seed: of the templates.
 
     Returns:
-        rows, conversations (rows of several turns, or with a system message), most_turns;
+        rows (those that can be used), conversations (of several turns, or with a system message), most_turns;
+        bad_rows: "count", and under "rows" the numbers of those that can't be used, by kind; notes: what has no effect;
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
         duplicate_rows (like one before them in all three texts), duplicate_prompts (in the prompt alone), equal_answers, cut,
-        dropped: counts, all of texts as the model gets them; under `..._at` the first rows of each kind, from 1;
+        dropped: counts, all of texts as the model gets them; under `..._at` the first rows of each kind, from 1, as in the file;
+        changes: texts that do not come back from their tokens as written (`Changes`);
         begins: of the first prompt and its chosen answer; histogram: of the pairs' lengths, `edges` and `counts`.
     """
-    pairs, _ = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed)
+    rows, numbers = reading.rows, reading.numbers
+    pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers)
     prompt, chosen, reject = (np.array([len(pair[part]) for pair in pairs]) for part in range(3))
     longer = np.maximum(chosen, reject)
     lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
@@ -54,16 +57,21 @@ def check_pairs(rows: Sequence[Row], tokenizer: Tokenizer, max_len: int, seed: i
     return {
         "rows": len(rows), "conversations": sum(is_conversation(row.prompt) for row in rows),
         "most_turns": max(len(prompt_turns(row.prompt)) + 1 for row in rows), "max_len": max_len, "tokenizer": tokenizer.name,
+        "bad_rows": skipped_rows(reading), "notes": reading.notes,
         "tokens": {name: _spread(values) for name, values in lengths.items()},
-        "begins": "".join(texts[0][:2])[:BEGINNING],
+        "begins_at": numbers[0], "begins": "".join(texts[0][:2])[:BEGINNING],
         **{name: len(found) for name, found in kinds.items()},
-        **{f"{name}_at": [at + 1 for at in found[:NAMED]] for name, found in kinds.items()},
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        **{f"{name}_at": [numbers[at] for at in found[:NAMED]] for name, found in kinds.items()},
+        "changes": asdict(report.changes), "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
 
 
-def print_check(path: str, found: dict[str, Any]) -> None:
-    """A table and a histogram on stderr, and the same as one line of JSON on stdout."""
+def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str]) -> None:
+    """A table and a histogram on stderr, and the same as one line of JSON on stdout.
+
+    Args:
+        first_of_kind: what is wrong with the first of the bad rows of each kind.
+    """
     console = Console(stderr=True)
     table = Table("tokens", *(name for name in found["tokens"]["pair"]), title=f"{path}: {found['rows']} rows")
     for name, spread in found["tokens"].items():
@@ -76,11 +84,16 @@ def print_check(path: str, found: dict[str, Any]) -> None:
         "cut": f"longer than {found['max_len']} tokens: the prompt would lose its beginning",
         "dropped": f"have an answer alone longer than {found['max_len']} tokens: they would be dropped",
     }
-    console.print(f"row 1 begins, as the model reads it: {found['begins']!r}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"row {found['begins_at']} begins, as the model reads it: {found['begins']!r}", highlight=False, markup=False,
+                  soft_wrap=True)
     for name, text in words.items():
         named = ", ".join(map(str, found.get(f"{name}_at", [])))
         more = ", ..." if found[name] > NAMED else ""
         console.print(f"{found[name]:8} {text}{f' (rows {named}{more})' if named else ''}", highlight=False, soft_wrap=True)
+    for kind, numbers in found["bad_rows"]["rows"].items():
+        console.print(f"{len(numbers):8} can't be used, {kind}: {name_rows(numbers)}; the first: {first_of_kind[kind]}",
+                      highlight=False, markup=False, soft_wrap=True)
+    Changes(**found["changes"]).report(path, found["tokenizer"])
     console.print("tokens of a pair (prompt + longer answer):", highlight=False)
     edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
     for low, high, count in zip(edges, edges[1:], counts, strict=False):

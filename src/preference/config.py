@@ -26,3 +26,4 @@ class PrepareConfig:
     peft: str = "lora"
     lora_r: int = 16
     check_data: bool = False
+    skip_bad_rows: bool = False

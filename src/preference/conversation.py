@@ -1,27 +1,30 @@
-"""Conversations of several turns: as turns, as a transcript in one text, and as the field's lists of messages.
+"""Conversations of several turns: as turns, and as a transcript in one text.
 
-A transcript is the form of Anthropic's HH-RLHF (Bai et al. 2022, arXiv:2204.05862): each turn is a paragraph that begins with
-"Human:" or "Assistant:", a system message one that begins with "System:". It is what a prompt of several turns looks like in a
-CSV's prompt column, where it is read back.
+A transcript has one paragraph a turn, which begins with the speaker's name: "Human:" and "Assistant:" in the form of Anthropic's
+HH-RLHF (Bai et al. 2022, arXiv:2204.05862), "User:" and "Assistant:" as RWKV's chat models read it, and "System:" at the
+beginning only. It is what a prompt of several turns looks like in a CSV's prompt column, where it is read back.
 """
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from src.errors import UserError
+from typing import NamedTuple
 
 HUMAN, ASSISTANT, SYSTEM = "Human", "Assistant", "System"
+# What the human is called; a transcript uses one name, and the other one is text in it.
+ASKERS = (HUMAN, "User")
 # A system message can only come first; anywhere else "System:" is text.
-_TURN = re.compile(rf"(?:\A\s*({HUMAN}|{ASSISTANT}|{SYSTEM})|\n\n({HUMAN}|{ASSISTANT})):")
-_SPEAKERS = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT, "system": SYSTEM, "developer": SYSTEM}
+_TURN = re.compile(r"(?:\A\s*(Human|User|Assistant|System)|\n\n(Human|User|Assistant)):")
+_LOOSE_TURN = re.compile(r"(?:\A\s*(User|Assistant|System)|\n(User|Assistant)):")
+# Prompts of one question that are already in a template of RWKV's, the answer left open.
+_SINGLE = (("Question", "Answer"), ("Input", "Response"), ("Instruction", "Response"), ("Q", "A"))
 
 
 class Turn(NamedTuple):
-    """`speaker` is HUMAN, ASSISTANT or SYSTEM."""
+    """`speaker` is HUMAN, ASSISTANT or SYSTEM; `trained` is False where the data say that a turn has no loss."""
 
     speaker: str
     text: str
+    trained: bool = True
 
 
 def clean(text: str) -> str:
@@ -38,22 +41,62 @@ def read_transcript(text: str) -> list[Turn] | None:
     A text that begins with a speaker is one. So is one that begins without, where "Assistant:" is the first speaker to come: what
     stands before is the human's. Empty turns are left out, and turns of one speaker in a row are one.
     """
-    # Blank lines come first, since a search for any number of them before a speaker would go through long runs again and again.
-    text = re.sub(r"\n\s*\n", "\n\n", re.sub(r"\r\n?", "\n", text))
-    marks = list(_TURN.finditer(text))
-    speakers = [mark[1] or mark[2] for mark in marks]
-    lead = text[:marks[0].start()] if marks else text
-    if not marks or (lead.strip() and speakers[0] != ASSISTANT):
+    turns = _all_turns(text)
+    return turns and joined(turns)
+
+
+def ends_in_empty_answer(text: str) -> bool:
+    """Whether a transcript's last turn is the assistant's and has no text."""
+    turns = _all_turns(text)
+    return bool(turns) and turns[-1].speaker == ASSISTANT and not turns[-1].text.strip()
+
+
+def _all_turns(text: str) -> list[Turn] | None:
+    """The turns as they stand, empty ones too."""
+    text = _one_blank_line(text)
+    marks = _marks(_TURN, text)
+    if [name for _, name in marks] in (["User"], [SYSTEM]):
+        # A file may have lost the blank lines. "Human:" stands in transcripts of our own, where single lines are text.
+        loose = _marks(_LOOSE_TURN, text)
+        marks = loose if any(name == ASSISTANT for _, name in loose) else marks
+    asker = next((name for _, name in marks if name in ASKERS), HUMAN)
+    marks = [(mark, name) for mark, name in marks if name not in ASKERS or name == asker]
+    lead = text[:marks[0][0].start()] if marks else text
+    if not marks or (lead.strip() and marks[0][1] != ASSISTANT):
         return None
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    bodies = (text[mark.end():end] for mark, end in zip(marks, ends, strict=True))
-    return _joined([Turn(HUMAN, lead), *map(Turn, speakers, bodies)])
+    ends = [*(mark.start() for mark, _ in marks[1:]), len(text)]
+    turns = [Turn(HUMAN if name == asker else name, text[mark.end():end]) for (mark, name), end in zip(marks, ends, strict=True)]
+    return [Turn(HUMAN, lead), *turns] if lead.strip() else turns
+
+
+def _marks(pattern: re.Pattern, text: str) -> list[tuple[re.Match, str]]:
+    """Where speakers are named, and their names."""
+    return [(mark, mark[1] or mark[2]) for mark in pattern.finditer(text)]
 
 
 def prompt_turns(prompt: str) -> list[Turn]:
-    """The turns of a prompt, the human's last: those of a transcript that leaves the answer open, else the whole text as one."""
+    """The turns of a prompt, the human's last: those of a transcript that leaves the answer open, else the whole text as one.
+
+    A question that stands in one of RWKV's templates already, such as `Question: ...\\n\\nAnswer:`, is that question.
+    """
     turns = read_transcript(prompt)
-    return turns if turns and turns[-1].speaker == HUMAN else [Turn(HUMAN, prompt)]
+    return turns if turns and turns[-1].speaker == HUMAN else [Turn(HUMAN, _bare_question(prompt))]
+
+
+def _bare_question(prompt: str) -> str:
+    text = _one_blank_line(prompt).strip()
+    for asker, answerer in _SINGLE:
+        opening, end = f"{asker}:", f"\n\n{answerer}:"
+        question = text[len(opening):-len(end)]
+        if (text.startswith(opening) and text.endswith(end) and question.strip()
+                and end not in question and f"\n\n{opening}" not in question):
+            return question.replace("\n\nInput:", "\n") if asker == "Instruction" else question
+    return prompt
+
+
+def _one_blank_line(text: str) -> str:
+    # A search for any number of blank lines before a speaker would go through long runs again and again.
+    return re.sub(r"\n\s*\n", "\n\n", re.sub(r"\r\n?", "\n", text))
 
 
 def is_conversation(prompt: str) -> bool:
@@ -65,41 +108,17 @@ def write_prompt(turns: Sequence[Turn]) -> str:
     """The text that `prompt_turns` reads as these turns, cleaned; a question alone stands as it is where it can."""
     if len(turns) == 1 and prompt_turns(turns[0].text) == [Turn(HUMAN, turns[0].text)]:
         return turns[0].text
-    return "\n\n".join(f"{speaker}: {clean(text)}" for speaker, text in turns)
+    return "\n\n".join(f"{turn.speaker}: {clean(turn.text)}" for turn in turns)
 
 
-def message_turns(messages: Sequence[Any], where: str) -> list[Turn]:
-    """Turns from messages: `{"role": ..., "content": ...}` as in TRL and OpenAI's API, or ShareGPT's `{"from", "value"}`.
-
-    Raises:
-        UserError: beginning with `where`; no messages, something else than one, a role that no template has (tool), a system
-            message behind others, or no text.
-    """
-    turns = []
-    for number, message in enumerate(messages, start=1):
-        place = f"{where}, message {number},"
-        if not isinstance(message, dict):
-            raise UserError(f"{place} is a {type(message).__name__} where an object with role and content is expected")
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
-        if speaker is None:
-            raise UserError(f"{place} has the role {role!r}; served are user, assistant and system")
-        if not isinstance(content, str) or not content.strip():
-            raise UserError(f"{place} has no text as its content; write it out or remove the row")
-        if speaker == SYSTEM and any(turn.speaker != SYSTEM for turn in turns):
-            raise UserError(f"{place} is a system message behind others; it must come first")
-        turns.append(Turn(speaker, content))
-    if not turns:
-        raise UserError(f"{where} is an empty list of messages; fill it in or remove the row")
-    return _joined(turns)
-
-
-def _joined(turns: Sequence[Turn]) -> list[Turn]:
+def joined(turns: Sequence[Turn]) -> list[Turn]:
+    """Turns of one speaker in a row as one, their texts on lines of their own; empty ones are left out."""
     result: list[Turn] = []
-    for speaker, text in turns:
-        if not text.strip():
+    for turn in turns:
+        text = turn.text.strip()
+        if not text:
             continue
-        if result and result[-1].speaker == speaker:
-            text = f"{result.pop().text}\n{text.strip()}"
-        result.append(Turn(speaker, text.strip()))
+        if result and result[-1].speaker == turn.speaker:
+            text = f"{result.pop().text}\n{text}"
+        result.append(turn._replace(text=text))
     return result

@@ -1,8 +1,8 @@
 """Read and write the CSV of prompts, chosen and rejected answers.
 
-The format is UTF-8 with or without a byte order mark, a header with at least `prompt,chosen`, fields quoted
-where they hold commas, quotes or line breaks, and any of the three line endings. Data rows are counted from 1;
-the header and blank lines are not counted, and every message that names a row counts this way.
+A CSV has a header with at least `prompt,chosen`, fields quoted where they hold separators, quotes or line breaks, and any of the
+three line endings. Fields may be separated by tabs, semicolons or vertical bars as well; the header tells by which. Data rows are
+counted from 1; the header and blank lines are not counted, and every message that names a row counts this way.
 
 The standard csv module reads here rather than pandas, which fills short rows up in silence, turns "NA" into a
 missing value unless told otherwise, and counts lines where a person counts rows.
@@ -10,33 +10,59 @@ missing value unless told otherwise, and counts lines where a person counts rows
 
 import csv
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from src.errors import UserError
-from src.files import atomic_write, existing_file
-from src.preference.rows import Row, Table
+from src.files import atomic_write
+from src.preference.columns import Table
+from src.preference.faults import BadRow
+from src.preference.rows import Row
+from src.preference.source import TELLING_NAMES, stray_byte
 
 HEADER = "prompt,chosen,reject\n"
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+# The first line by which Excel is told the separator.
+_SEP_LINE = re.compile(r'"?sep=([,;|\t])"?[,;|\t ]*(?:\r\n?|\n)', re.IGNORECASE)
 
 
-def read_csv(path: str | Path) -> Table:
-    """The header's columns and the texts under them.
+def read_csv(text: str, path: Path, tabs_first: bool = False) -> Table:
+    """The header's columns and the texts under them; a row that has more or fewer fields than the header is a `BadRow`.
+
+    Args:
+        text: of the file.
+        path: for messages.
+        tabs_first: whether the file's ending says that its separators are tabs, and not commas.
 
     Raises:
-        UserError: the file is missing, empty or not UTF-8; a row has more or fewer fields than the header, or an unclosed
-            quote. The message names the file and the row.
+        UserError: the file is empty, or a row has an unclosed quote, so that it can't be told where rows end.
     """
-    path = existing_file(path, "CSV file")
-    records = _records(_decode(path), path)
+    text, separator = _separator(text, tabs_first)
+    records = _records(text, separator, path)
     if not records:
         raise UserError(f"{path}: the file is empty; it needs a header (prompt,chosen,reject) and a row for each prompt")
-    names = [name.strip() for name in records[0]]
-    for number, fields in enumerate(records[1:], start=1):
-        if len(fields) != len(names):
-            raise UserError(f"{path}: row {number} has {len(fields)} fields where the header has {len(names)}; "
-                            "put texts that hold commas or line breaks in double quotes")
-    return Table(path, "the header", names, [dict(zip(names, fields, strict=True)) for fields in records[1:]])
+    names, words = [name.strip() for name in records[0]], _SEPARATORS[separator]
+    if what := stray_byte(" ".join(names)):
+        raise UserError(f"{path}: the header: {what}; save the file as UTF-8 text")
+
+    def row(number: int, fields: list[str]) -> dict[str, str] | BadRow:
+        if what := stray_byte("".join(fields)):
+            return BadRow("not UTF-8", f"{path}: row {number}: {what}; save the file as UTF-8 text")
+        if len(fields) == len(names):
+            return dict(zip(names, fields, strict=True))
+        return BadRow("number of fields", f"{path}: row {number} has {len(fields)} fields where the header has {len(names)}, "
+                                          f"separated by {words}; put texts that hold {words} or line breaks in double quotes")
+
+    where = "the header" if separator == "," else f"the header (separated by {words})"
+    return Table(path, where, names, [row(number, fields) for number, fields in enumerate(records[1:], start=1)])
+
+
+def has_known_header(text: str) -> bool:
+    """Whether a text begins with the names of columns, separated in any of the ways that are read."""
+    text, separator = _separator(text, tabs_first=False)
+    return _is_telling(_header(text, separator))
 
 
 def format_row(row: Row) -> str:
@@ -58,48 +84,81 @@ def write_pairs_csv(path: str | Path, rows: Iterable[Row]) -> None:
             file.write(format_row(row).encode())
 
 
-def _decode(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        place = _place_after(data[:error.start].decode())
-        raise UserError(f"{path}: {place}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; "
-                        "save the file as UTF-8") from None
-    nul = text.find("\0")
-    if nul >= 0:
-        raise UserError(f"{path}: {_place_after(text[:nul])}: holds a NUL character; save the file as UTF-8 text")
-    return text.removeprefix("\ufeff")
+def _separator(text: str, tabs_first: bool) -> tuple[str, str]:
+    """The text without a first line that only names the separator, and the separator.
+
+    It is the first of the four that makes of the header a name which a column here may have, else the first that makes several
+    of it, else the first.
+    """
+    said = _SEP_LINE.match(text)
+    if said:
+        return text[said.end():], said[1]
+    order = sorted(_SEPARATORS, key=lambda separator: separator != "\t") if tabs_first else list(_SEPARATORS)
+    headers = {separator: _header(text, separator) for separator in order}
+    telling = [separator for separator, names in headers.items() if _is_telling(names)]
+    several = [separator for separator, names in headers.items() if len(names) > 1]
+    return text, [*telling, *several, *order][0]
 
 
-def _records(text: str, path: Path) -> list[list[str]]:
+def _is_telling(names: list[str]) -> bool:
+    return any(name.strip().lower() in TELLING_NAMES for name in names)
+
+
+def _header(text: str, separator: str) -> list[str]:
+    with _fields_of_any_length(text):
+        return next(filter(None, csv.reader(_lines(text), delimiter=separator)), [])
+
+
+def _records(text: str, separator: str, path: Path) -> list[list[str]]:
     """All records, the header first, blank lines left out."""
     records: list[list[str]] = []
     try:
-        _parse(text, records, strict=True)
+        _parse(_without_outer_spaces(text, separator), separator, records, strict=True)
     except csv.Error as error:
-        raise UserError(f"{path}: {_place(len(records))}: a quoted field is not closed as it should be ({error}); "
+        reason = str(error).replace("\t", "tab")
+        raise UserError(f"{path}: {_place(len(records))}: a quoted field is not closed as it should be ({reason}); "
                         "a double quote inside a quoted text is written twice") from None
     return records
 
 
-def _parse(text: str, records: list[list[str]], strict: bool) -> None:
+def _parse(text: str, separator: str, records: list[list[str]], strict: bool) -> None:
     """Append to `records`, which keeps what was complete when an error ends the parsing."""
+    with _fields_of_any_length(text):
+        for fields in csv.reader(_lines(text), delimiter=separator, strict=strict):
+            if fields:
+                records.append(fields)
+
+
+def _without_outer_spaces(text: str, separator: str) -> str:
+    """The text without spaces between the quotes of a field and its separators, as in `"a", "b"`.
+
+    The csv module would take such quotes for part of an unquoted text. Spaces around unquoted texts stay, as do those before a
+    quote that does not close where the field ends.
+    """
+    ends = rf"[{re.escape(separator)}\r\n]"
+    if not re.search(rf'(?:{ends}|\A) +"|" +(?:{ends}|\Z)', text):
+        return text
+    kept, end = [], 0
+    for field in re.finditer(rf'(?:{ends}|\A)( *)("[^"]*+(?:""[^"]*+)*+")( *)(?={ends}|\Z)', text):
+        if field[1] or field[3]:
+            kept += [text[end:field.start(1)], field[2]]
+            end = field.end()
+    return "".join([*kept, text[end:]]) if kept else text
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines with their endings, one at a time: io.StringIO would hold a copy of four bytes a character."""
+    return (line[0] for line in re.finditer(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+", text))
+
+
+@contextmanager
+def _fields_of_any_length(text: str) -> Iterator[None]:
     # The limit of 131072 characters a field is the csv module's alone, and process-wide: lift it and put it back.
     limit = csv.field_size_limit(len(text) + 1)
     try:
-        for fields in csv.reader(io.StringIO(text, newline=""), strict=strict):
-            if fields:
-                records.append(fields)
+        yield
     finally:
         csv.field_size_limit(limit)
-
-
-def _place_after(prefix: str) -> str:
-    """The name of the record in which the character after `prefix` stands."""
-    records: list[list[str]] = []
-    _parse(prefix.removeprefix("\ufeff") + "?", records, strict=False)
-    return _place(len(records) - 1)
 
 
 def _place(index: int) -> str:

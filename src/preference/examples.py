@@ -5,26 +5,43 @@ have a loss, prompts have none; of plain text every token has one but the first,
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from src.errors import UserError
-from src.files import existing_file
-from src.preference.conversation import ASSISTANT, HUMAN, Turn, prompt_turns, read_transcript
+from src.preference.columns import (
+    CONVERSATIONS,
+    PromptColumns,
+    Table,
+    Usage,
+    find_column,
+    find_prompt_columns,
+    flag_columns,
+    flagged_out_note,
+    is_flagged_out,
+    known_columns,
+    read_cell,
+    read_prompt,
+    read_system,
+    require_rows,
+    with_system,
+)
+from src.preference.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
+from src.preference.faults import BadRow, Reading, read_rows, skipped_rows, usable
+from src.preference.kinds import check_kind
 from src.preference.packing import Text
 from src.preference.read import read_table
-from src.preference.rows import Table, find_column, known_columns, read_cell, require_rows, split_answer
+from src.preference.rows import split_answer, without_prompt
+from src.preference.source import data_ending, data_file, open_data, read_text
 from src.preference.templates import draw_template, format_conversation
 from src.tokenizer import Tokenizer
+from src.tokenizer.fidelity import Changes, Encoder
 
-MESSAGES = ("messages", "conversations")
-PROMPTS = ("prompt", "instruction", "question")
-ANSWERS = ("chosen", "completion", "response", "output", "answer")
-INPUT = "input"  # what an instruction is about, beside it
+ANSWERS = ("chosen", "completion", "response", "output", "answer", "chosen_messages", "chosen_response")
 TEXT = "text"
 # What ends a document within a .txt: the character 0, or the word that many corpora have for it.
 _END = re.compile(r"\0|<\|endoftext\|>")
@@ -45,10 +62,13 @@ class Report:
     trained: int  # tokens that have a loss
     cut: int  # conversations that lost their beginning, or documents that were cut into pieces
     dropped: int  # conversations left out since an answer alone is longer than the limit
+    changes: Changes  # texts that do not come back from their tokens as written
+    skipped_rows: dict[str, Any] = field(default_factory=dict)  # rows that can't be used: "count", and "rows" by kind
 
 
-def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool) -> tuple[list[Text], Report]:
-    """Read a `.txt` of documents, or a CSV, JSONL or Parquet of documents, prompts with answers, or conversations.
+def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool,
+               skip_bad_rows: bool = False) -> tuple[list[Text], Report]:
+    """Read a `.txt` of documents, or a table (see src/preference/read.py) of documents, prompts with answers, or conversations.
 
     A conversation over `max_len` tokens loses its beginning; one whose last answer is longer by itself is dropped. A document of
     more is cut into pieces of `max_len` inputs, each of which begins with the last token of the piece before it, so that every
@@ -58,25 +78,27 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
         max_len: tokens of a sequence.
         seed: of the templates, which a single prompt with its answer is put in as for preferences.
         on_prompt: give prompts a loss too.
+        skip_bad_rows: leave out rows that can't be used instead of refusing the file.
 
     Raises:
         UserError: a file or row that is not as it should be, both named; nothing is left under the limit.
     """
-    path = existing_file(path, "--train_data_file or --eval_file")
-    if path.suffix.lower() == ".txt":
-        rows: Sequence[Example | str] = _read_documents(path)
+    path = data_file(path, "--train_data_file or --eval_file")
+    if data_ending(path) == ".txt":
+        reading = Reading(path, *read_rows(_read_documents(path), lambda document, _: document), notes=[])
     else:
-        rows = read_examples(read_table(path))
-    generator = np.random.default_rng(seed)
+        reading = read_examples(read_table(path))
+    rows = usable(reading, skip_bad_rows)
+    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
     texts: list[Text] = []
     cut = dropped = 0
-    for row in rows:
+    for number, row in zip(reading.numbers, rows, strict=True):
         if isinstance(row, str):
-            pieces = list(_document([*tokenizer.encode(row), tokenizer.end_of_text], max_len))
+            pieces = list(_document([*encoder.encode(row, number, "text"), tokenizer.end_of_text], max_len))
             texts += pieces
             cut += len(pieces) > 1
             continue
-        text, last = _tokenized(row, tokenizer, draw_template(generator), on_prompt)
+        text, last = _tokenized(row, number, encoder, draw_template(generator), on_prompt)
         if last > max_len:
             dropped += 1
             continue
@@ -85,68 +107,91 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     if not any(any(text.trained[1:]) for text in texts):
         raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(rows)} rows have an answer of over {max_len} "
                         "tokens; raise --ctx_len")
-    return texts, Report(len(rows), sum(sum(text.trained[1:]) for text in texts), cut, dropped)
+    trained = sum(sum(text.trained[1:]) for text in texts)
+    return texts, Report(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
 
 
-def read_examples(table: Table) -> list[Example | str]:
-    """A table's rows: conversations, or documents as plain strings."""
-    messages, prompt, answer, text, about = (
-        find_column(table, names) for names in (MESSAGES, PROMPTS, ANSWERS, (TEXT,), (INPUT,)))
+def read_examples(table: Table) -> Reading:
+    """A table's rows, conversations or documents as plain strings; those that can't be used; what has no effect.
+
+    Raises UserError where no column is one to train on, or two could be.
+    """
+    messages, answer, text = (find_column(table, names) for names in (CONVERSATIONS, ANSWERS, (TEXT,)))
     if not (messages or answer or text):
         raise UserError(f"{table.path}: {table.where} lacks what to train on (found: {known_columns(table)}); the columns must "
                         "be prompt,completion or prompt,chosen or instruction,input,output, or messages, or text")
     require_rows(table)
-    examples: list[Example | str] = []
-    for number, record in enumerate(table.records, start=1):
-        where = f"{table.path}: row {number}"
+    prompt, usage = find_prompt_columns(table), Usage()
+    flags = flag_columns(table, numbers_are_thumbs=True) if messages or answer else []
+    flagged_out: list[int] = []
+
+    def read(record: dict[str, Any], number: int) -> Example | str | None:
+        where = table.place(number)
+        if is_flagged_out(record, flags, usage):
+            flagged_out.append(number)
+            return None
         if messages:
-            examples.append(_conversation(read_cell(record, messages, where, messages), where, messages))
-        elif answer:
-            cells = (read_cell(record, column, where, column or "prompt") for column in (prompt, about, answer))
-            examples.append(_answered(*cells, where))
-        else:
-            value = read_cell(record, text, where, TEXT)
-            if not isinstance(value, str) or not value.strip():
-                raise UserError(f"{where} has no {TEXT}; fill it in or remove the row")
-            examples.append(value)
-    return examples
+            return _conversation(record, messages, prompt.system, where, usage)
+        if answer:
+            return _answered(record, prompt, answer, where, usage)
+        value = read_cell(record, text, where, TEXT, usage)
+        if not isinstance(value, str) or not value.strip():
+            raise BadRow(f"no {TEXT}", f"{where} has no {TEXT}; fill it in or remove the row")
+        return value
+
+    rows, numbers, faults = read_rows(table.records, read)
+    return Reading(table.path, rows, numbers, faults, [*flagged_out_note(flagged_out, flags), *usage.notes(table)])
 
 
-def _conversation(turns: str | list[Turn], where: str, column: str) -> Example:
-    """All of the assistant's turns have a loss; what comes after the last of them has no use."""
+def _conversation(record: dict[str, Any], column: str, system: str | None, where: str, usage: Usage) -> Example:
+    """All of the assistant's turns have a loss but those of weight 0; what comes after the last of them has no use."""
+    turns = read_cell(record, column, where, column, usage)
+    if not turns or (isinstance(turns, str) and not turns.strip()):
+        raise BadRow("no messages", f"{where} has no messages in {column}; fill it in or remove the row")
     turns = (read_transcript(turns) or []) if isinstance(turns, str) else turns
+    usage.open_ended += bool(turns) and turns[-1].speaker != ASSISTANT
     while turns and turns[-1].speaker != ASSISTANT:
         turns = turns[:-1]
     split_answer(turns, f"{where}: its {column}")
-    return Example(turns, 0)
+    if not any(turn.trained for turn in turns if turn.speaker == ASSISTANT):
+        raise BadRow("answer without a loss", f"{where}: its {column} has weight 0 in all of the assistant's messages; "
+                                              "remove the row or the weights")
+    return Example(with_system(turns, read_system(record, system, where, usage), where), 0)
 
 
-def _answered(prompt: str | list[Turn], about: str | list[Turn], answer: str | list[Turn], where: str) -> Example:
+def _answered(record: dict[str, Any], columns: PromptColumns, column: str, where: str, usage: Usage) -> Example:
     """The last answer has a loss; one that is a conversation with its prompt before it needs no other prompt."""
-    turns = answer if isinstance(answer, list) else None if prompt else read_transcript(answer)
+    answer = read_cell(record, column, where, column, usage)
+    has_prompt = columns.prompt is not None or columns.history is not None
+    turns = answer if isinstance(answer, list) else None if has_prompt else read_transcript(answer)
     if turns and len(turns) > 1 and turns[0].speaker != ASSISTANT:
-        before, last = split_answer(turns, f"{where}: its answer")
-        return Example([*before, Turn(ASSISTANT, last)], len(before))
-    before = prompt_turns(prompt) if isinstance(prompt, str) else prompt
-    if isinstance(about, str) and about.strip():
-        before = [*before[:-1], Turn(HUMAN, f"{before[-1].text}\n{about}")]
-    after = [Turn(ASSISTANT, answer)] if isinstance(answer, str) else answer
-    if not before[-1].text.strip() or before[-1].speaker != HUMAN:
-        raise UserError(f"{where} has an empty prompt, or one that ends in no user's message; fill it in or remove the row")
-    if not after[-1].text.strip() or after[-1].speaker != ASSISTANT:
-        raise UserError(f"{where} has an empty answer, or one that is not the assistant's; fill it in or remove the row")
+        before, _ = split_answer(turns, f"{where}: its {column}")
+        before, after = with_system(before, read_system(record, columns.system, where, usage), where), [turns[-1]]
+    else:
+        prompt = read_prompt(record, columns, where, usage)
+        if not prompt.strip():
+            raise BadRow("empty prompt", f"{where} has an empty prompt; fill it in or remove the row")
+        answer, _ = without_prompt(answer, "", prompt)
+        before, after = prompt_turns(prompt), [Turn(ASSISTANT, answer)] if isinstance(answer, str) else answer
+    if after[-1].speaker != ASSISTANT:
+        raise BadRow("no answer", f"{where}: its {column} is not the assistant's")
+    if not after[-1].text.strip():
+        raise BadRow("empty answer", f"{where} has an empty answer (its {column}); fill it in or remove the row")
+    if not after[-1].trained:
+        raise BadRow("answer without a loss", f"{where}: its {column} has weight 0; remove the row or the weight")
     return Example([*before, *after], len(before))
 
 
-def _tokenized(example: Example, tokenizer: Tokenizer, template: int, on_prompt: bool) -> tuple[Text, int]:
+def _tokenized(example: Example, row: int, encoder: Encoder, template: int, on_prompt: bool) -> tuple[Text, int]:
     """Tokens with their losses, and how many the last answer has. Prompts and answers are tokenized apart, as in pairs."""
     tokens: list[int] = []
     trained: list[bool] = []
     piece: list[int] = []
-    for text, is_answer in format_conversation(example.turns, example.first, template):
-        piece = tokenizer.encode(text)
+    pieces = format_conversation(example.turns, example.first, template)
+    for number, (text, is_answer, may_train) in enumerate(pieces, start=1):
+        piece = encoder.encode(text, row, f"{'answer' if is_answer else 'prompt'} (part {number})", continues=number > 1)
         tokens += piece
-        trained += [is_answer or on_prompt] * len(piece)
+        trained += [may_train and (is_answer or on_prompt)] * len(piece)
     return Text(tokens, trained), len(piece)
 
 
@@ -157,13 +202,9 @@ def _document(tokens: list[int], max_len: int) -> Iterator[Text]:
 
 
 def _read_documents(path: Path) -> list[str]:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[:error.start].count(b"\n") + 1
-        raise UserError(f"{path}: line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; "
-                        "save the file as UTF-8") from None
+    with open_data(path) as stream:
+        check_kind(stream, path, as_table=False)
+    text = read_text(path, lambda before: f"line {before.count(chr(10)) + 1}")
     documents = [document for document in _END.split(text) if document.strip()]
     if not documents:
         raise UserError(f"{path}: the file is empty; it needs text to train on")

@@ -15,6 +15,7 @@ from src.files import check_output
 from src.model import build_model
 from src.preference.check import check_pairs, print_check
 from src.preference.config import PrepareConfig
+from src.preference.faults import refusal, report_notes, skipped_rows, usable
 from src.preference.journal import open_journal
 from src.preference.pairs import save_pairs
 from src.preference.read import read_pairs
@@ -37,13 +38,16 @@ def prepare(config: PrepareConfig) -> None:
         _check(config)
         return
     check_output(config.output_save, {"--input_csv": config.input_csv, "--load_model": config.load_model})
-    rows = read_pairs(config.input_csv, require_reject=True)
+    reading = read_pairs(config.input_csv, require_reject=True)
+    rows = usable(reading, config.skip_bad_rows)
     weights, dimensions = load_base(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     if tokenizer.vocab_size > dimensions.vocab_size:
         raise UserError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.load_model} only "
                         f"{dimensions.vocab_size}; take the tokenizer that the model was trained with")
-    pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed)
+    pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
+                                   reading.numbers)
+    report.changes.report(config.input_csv, tokenizer.name)
 
     if config.layer_profile in (None, "auto"):
         settings = auto_layer_profile(dimensions.n_layer, 0.0, 0.0, config.lora_r, mode=config.peft)
@@ -54,7 +58,8 @@ def prepare(config: PrepareConfig) -> None:
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
         "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
-        "max_len": config.rlhf_max_corpus_len, "cut": report.cut, "dropped": report.dropped, "references": config.reference,
+        "max_len": config.rlhf_max_corpus_len, "cut": report.cut, "dropped": report.dropped,
+        "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading), "references": config.reference,
     }
     started = time.monotonic()
     if not config.reference:
@@ -87,7 +92,14 @@ def _tell(config: PrepareConfig, n_rows: int, n_pairs: int, report: Report, seco
 
 
 def _check(config: PrepareConfig) -> None:
-    rows = read_pairs(config.input_csv, require_reject=True)
+    """Report what preparing would make of the file; UserError at the end where it would refuse it."""
+    reading = read_pairs(config.input_csv, require_reject=True)
+    if not reading.rows:
+        usable(reading, skip_bad_rows=True)
     vocab_size = load_base(config.load_model)[1].vocab_size if config.load_model else None
     tokenizer = load_tokenizer(config.tokenizer, vocab_size)
-    print_check(config.input_csv, check_pairs(rows, tokenizer, config.rlhf_max_corpus_len, config.seed))
+    report_notes(reading)
+    first_of_kind = {fault.kind: fault.message for fault in reversed(reading.faults)}
+    print_check(config.input_csv, check_pairs(reading, tokenizer, config.rlhf_max_corpus_len, config.seed), first_of_kind)
+    if reading.faults and not config.skip_bad_rows:
+        raise UserError(refusal(reading))

@@ -1,24 +1,54 @@
-"""From a table's columns to rows of prompt, chosen and reject, whatever the file was: the one place that knows the field's names.
+"""From a table's columns to rows of prompt, chosen and reject, whatever the file was.
 
-A prompt may stand in a column of its own or be what chosen and reject begin with; texts may be plain, transcripts, or lists of
-messages (TRL's dataset formats: standard and conversational, explicit and implicit prompt). Rows are counted from 1.
+A prompt may stand in columns of its own (src/preference/columns.py) or be what chosen and reject begin with; texts may be plain,
+transcripts, or messages (TRL's dataset formats: standard and conversational, explicit and implicit prompt). Rows are counted
+from 1.
 """
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.errors import UserError
-from src.preference.conversation import ASSISTANT, HUMAN, Turn, message_turns, read_transcript, write_prompt
+from src.preference.columns import (
+    ABOUT,
+    CONVERSATIONS,
+    PromptColumns,
+    Table,
+    Usage,
+    find_column,
+    find_prompt_columns,
+    flag_columns,
+    flagged_out_note,
+    is_flagged_out,
+    known_columns,
+    prompt_candidate,
+    read_cell,
+    read_prompt,
+    read_system,
+    require_rows,
+    with_system,
+)
+from src.preference.conversation import (
+    ASSISTANT,
+    HUMAN,
+    Turn,
+    clean,
+    ends_in_empty_answer,
+    prompt_turns,
+    read_transcript,
+    write_prompt,
+)
+from src.preference.faults import BadRow, Reading, read_rows
 
-# Every name that a column may have.
-NAMES = {"prompt": ("prompt",), "chosen": ("chosen",), "reject": ("reject", "rejected")}
+CHOSEN = ("chosen", "chosen_messages", "chosen_response")
+REJECT = ("reject", "rejected", "rejected_messages", "rejected_response")
 _GENERATE = "run rlhf_generate_reject_csv.py to have the base model write it"
+_NAME = re.compile(rf"\s*{ASSISTANT}:")
 
 
 class Row(NamedTuple):
-    """One data row, its texts just as they stand in the file; `reject` is "" where the file has none.
+    """One data row, its texts just as they stand in the file where they are texts; `reject` is "" where the file has none.
 
     A prompt of several turns is a transcript, which `src/preference/conversation.py` reads and writes.
     """
@@ -28,130 +58,184 @@ class Row(NamedTuple):
     reject: str
 
 
-class Table(NamedTuple):
-    """What a file holds before anything is known of its meaning."""
+class PairColumns(NamedTuple):
+    """Names of the columns that a pair is read from, None where the table has none."""
 
-    path: Path
-    where: str  # what names the columns: "the header", or "the rows" themselves
-    names: Sequence[str]  # of the columns
-    records: Sequence[dict[str, Any]]  # by name, without what is missing
-
-
-def find_column(table: Table, names: Sequence[str]) -> str | None:
-    """The one of `names` that the table has, or None. Raises UserError where it has several."""
-    found = [name for name in names if name in table.names]
-    for name in found:
-        if table.names.count(name) > 1:
-            raise UserError(f"{table.path}: {table.where} has the column {name} more than once")
-    if len(found) > 1:
-        raise UserError(f"{table.path}: {table.where} has both {' and '.join(found)}; keep one of them")
-    return found[0] if found else None
+    prompt: PromptColumns
+    chosen: str
+    reject: str | None
 
 
-def require_rows(table: Table) -> None:
-    """Raise UserError where there is nothing under the columns."""
-    if not table.records:
-        raise UserError(f"{table.path}: there is no data row under {table.where}")
-
-
-def known_columns(table: Table) -> str:
-    """The columns' names for a message: one line, whatever the file holds."""
-    return " ".join(", ".join(table.names).split())[:200]
-
-
-def to_pairs(table: Table, require_reject: bool) -> list[Row]:
-    """The table's rows; further columns are ignored.
+def to_pairs(table: Table, require_reject: bool) -> Reading:
+    """The table's rows, those that can't be used, and what has no effect.
 
     Args:
         require_reject: True where every row must have a rejected answer; False where it may be empty or absent, as it is before
             reject generation.
 
     Raises:
-        UserError: a column is missing; a row lacks a text, holds something else than texts or messages, or has no prompt that
-            its answers share. The message names the file and the row.
+        UserError: a column is missing, or it is not clear which one is the prompt.
     """
-    columns = {part: find_column(table, names) for part, names in NAMES.items()}
-    if columns["chosen"] is None:
-        missing = " and ".join(part for part in ("prompt", "chosen") if columns[part] is None)
+    columns = _columns(table, require_reject)
+    require_rows(table)
+    usage, flags = Usage(), flag_columns(table, numbers_are_thumbs=False)
+    flagged_out: list[int] = []
+    candidate = None
+    if columns.prompt.prompt is None:
+        candidate = prompt_candidate(table, (columns.chosen, columns.reject, columns.prompt.system, columns.prompt.history))
+
+    def read(record: dict[str, Any], number: int) -> Row | None:
+        if is_flagged_out(record, flags, usage):
+            flagged_out.append(number)
+            return None
+        return _row(record, columns, table, number, require_reject, candidate, usage)
+
+    rows, numbers, faults = read_rows(table.records, read)
+    if faults:  # of which some may have been found before all columns were looked at
+        usage.columns |= {columns.chosen, columns.reject or "", columns.prompt.prompt or ""}
+    notes = usage.notes(table)
+    return Reading(table.path, rows, numbers, faults, [*flagged_out_note(flagged_out, flags), *notes])
+
+
+def _columns(table: Table, require_reject: bool) -> PairColumns:
+    prompt, chosen, reject = find_prompt_columns(table), find_column(table, CHOSEN), find_column(table, REJECT)
+    if chosen is None and reject and prompt.prompt and prompt.prompt.lower() in CONVERSATIONS:
+        # The whole conversation stands for the good answer, as ms-swift has it.
+        prompt, chosen = prompt._replace(prompt=None), prompt.prompt
+    if chosen is None:
+        missing = "chosen" if prompt.prompt else "prompt and chosen"
         raise UserError(f"{table.path}: {table.where} lacks {missing} (found: {known_columns(table)}); "
                         "the columns must be prompt,chosen,reject")
-    if require_reject and columns["reject"] is None:
+    if require_reject and reject is None:
         raise UserError(f"{table.path}: there is no reject column (found: {known_columns(table)}), so row 1 has no reject; "
                         f"{_GENERATE}")
-    require_rows(table)
-    rows = []
-    for number, record in enumerate(table.records, start=1):
-        where = f"{table.path}: row {number}"
-        prompt, chosen, reject = (read_cell(record, columns[part], where, part) for part in Row._fields)
-        row = _row(prompt if columns["prompt"] else None, chosen, reject, where)
-        for part in ("prompt", "chosen"):
-            if not getattr(row, part).strip():
-                raise UserError(f"{where} has an empty {part}; fill it in or remove the row")
-        if require_reject and not row.reject.strip():
-            raise UserError(f"{where} has no reject; {_GENERATE}")
-        rows.append(row)
-    return rows
+    return PairColumns(prompt, chosen, reject)
 
 
-def read_cell(record: dict[str, Any], column: str | None, where: str, part: str) -> str | list[Turn]:
-    """A cell's text just as it stands, "" where there is none; of a list of messages, the turns.
+def _row(record: dict[str, Any], columns: PairColumns, table: Table, number: int, require_reject: bool, candidate: str | None,
+         usage: Usage) -> Row:
+    where = table.place(number)
+    chosen = _answer(record, columns.chosen, where, "chosen", usage)
+    reject = _answer(record, columns.reject, where, "reject", usage)
+    has_prompt = columns.prompt.prompt is not None or columns.prompt.history is not None
+    prompt = None
+    if has_prompt and not _is_whole(chosen):
+        prompt = read_prompt(record, columns.prompt, where, usage)
+        chosen, reject = without_prompt(chosen, reject, prompt)
+    whole = [_whole_turns(answer, implicit=not has_prompt) for answer in (chosen, reject)]
+    if _is_whole(chosen) and not whole[1] and (other := reject if isinstance(reject, str) else reject[0].text).strip():
+        whole[1] = [*whole[0][:-1], Turn(ASSISTANT, other)]
+    if whole[0] or whole[1]:
+        row = _from_conversations(whole, reject, record, columns, where, usage)
+    else:
+        chosen, reject = (answer if isinstance(answer, str) else answer[0].text for answer in (chosen, reject))
+        if prompt is None:
+            row = _shared_beginning(chosen, reject, table, where, candidate)
+            if system := read_system(record, columns.prompt.system, where, usage):
+                row = row._replace(prompt=write_prompt(with_system(prompt_turns(row.prompt), system, where)))
+        else:
+            row = Row(prompt, chosen, reject)
+    return _checked(row, where, require_reject)
 
-    Raises UserError for anything else, and for characters that no UTF-8 text has.
-    """
-    value = record.get(column, "")
-    if isinstance(value, list):
-        return message_turns(value, f"{where}: its {part}")
-    if not isinstance(value, str):
-        raise UserError(f"{where} has a {type(value).__name__} as its {part} where text or a list of messages is expected")
-    bad = re.search("[\0\ud800-\udfff]", value)
-    if bad:
-        what = "a NUL character" if bad[0] == "\0" else "half of a character (a lone surrogate)"
-        raise UserError(f"{where}: its {part} holds {what}; save the file as UTF-8 text")
-    return value
+
+def _checked(row: Row, where: str, require_reject: bool) -> Row:
+    for part, words in (("prompt", "prompt"), ("chosen", "chosen answer")):
+        if not getattr(row, part).strip():
+            raise BadRow(f"empty {words}", f"{where} has an empty {words}; fill it in or remove the row")
+    if require_reject and not row.reject.strip():
+        raise BadRow("no reject", f"{where} has no reject; {_GENERATE}")
+    return row
 
 
-def split_answer(turns: Sequence[Turn], where: str) -> tuple[list[Turn], str]:
-    """A conversation's turns before its last answer, and that answer. Raises UserError where it does not end in one."""
+def _answer(record: dict[str, Any], column: str | None, where: str, part: str, usage: Usage) -> str | list[Turn]:
+    cell = read_cell(record, column, where, part, usage)
+    if isinstance(cell, list) and cell[-1].speaker == ASSISTANT and not cell[-1].trained:
+        raise BadRow("answer without a loss", f"{where}: its {part} ends in a message of weight 0, which is not to be learned; "
+                                              "remove the row or the weight")
+    return cell
+
+
+def _is_whole(answer: str | list[Turn]) -> bool:
+    """Whether these are messages with their prompt before them."""
+    return isinstance(answer, list) and not (len(answer) == 1 and answer[0].speaker == ASSISTANT)
+
+
+def _whole_turns(answer: str | list[Turn], implicit: bool) -> list[Turn] | None:
+    """The turns of an answer that has its prompt before it; of a text only where there is no prompt column."""
+    if isinstance(answer, str):
+        turns = read_transcript(answer) if implicit else None
+        # An answer that is blank is the row's fault, not that its transcript ends too early.
+        if turns and turns[-1].speaker == HUMAN and ends_in_empty_answer(answer):
+            turns.append(Turn(ASSISTANT, ""))
+        return turns
+    return answer if _is_whole(answer) else None
+
+
+def _from_conversations(whole: list[list[Turn] | None], reject: str | list[Turn], record: dict[str, Any], columns: PairColumns,
+                        where: str, usage: Usage) -> Row:
+    """Of two conversations that are one up to their last answers."""
+    if not (whole[0] and (whole[1] or not reject)):
+        raise BadRow("no common form", f"{where}: one of chosen and reject is a conversation with its prompt and the other is "
+                                       "not")
+    turns, answer = split_answer(whole[0], f"{where}: its chosen")
+    other, other_answer = split_answer(whole[1], f"{where}: its reject") if whole[1] else (turns, "")
+    if _cleaned(other) != _cleaned(turns):
+        raise BadRow("two prompts", f"{where}: chosen and reject are not one conversation up to their last answers")
+    if turns[-1].speaker != HUMAN:
+        raise BadRow("prompt without a question", f"{where}: nothing of the user stands before its answers")
+    if columns.prompt.prompt is not None:
+        if turns[0].speaker == ASSISTANT:
+            raise BadRow("several answers", f"{where}: its answers go on for several turns; move all but the last into the "
+                                            "prompt")
+        if columns.prompt.prompt.lower() not in ABOUT:
+            _check_prompt_within(record, columns.prompt.prompt, turns, where, usage)
+    if system := read_system(record, columns.prompt.system, where, usage):
+        turns = with_system(turns, system, where)
+    return Row(write_prompt(turns), answer, other_answer)
+
+
+def _check_prompt_within(record: dict[str, Any], column: str, turns: list[Turn], where: str, usage: Usage) -> None:
+    """A prompt beside a conversation that has it must be a message of it."""
+    cell = read_cell(record, column, where, column, usage)
+    asked = {clean(turn.text) for turn in (prompt_turns(cell) if isinstance(cell, str) else cell) if turn.speaker == HUMAN}
+    if not asked - {""} <= {clean(turn.text) for turn in turns if turn.speaker == HUMAN}:
+        raise BadRow("two prompts", f"{where}: its {column} is not in the conversation of its chosen; keep one of the two")
+
+
+def without_prompt(chosen: str | list[Turn], reject: str | list[Turn],
+                   prompt: str) -> tuple[str | list[Turn], str | list[Turn]]:
+    """Answers without what the prompt says already: itself, as a transcript, or where it is one the speaker's name."""
+    if not isinstance(chosen, str) or not isinstance(reject, str):
+        return chosen, reject
+    answers = [chosen, *([reject] if reject.strip() else [])]
+    whole = [read_transcript(answer) for answer in answers]
+    if all(whole) and all(found[-1].speaker == ASSISTANT and _cleaned(found[:-1]) == _cleaned(prompt_turns(prompt))
+                          for found in whole):
+        answers = [found[-1].text for found in whole]
+    elif read_transcript(prompt) and all(map(_NAME.match, answers)):
+        answers = [_NAME.sub("", answer, count=1) for answer in answers]
+    return answers[0], answers[1] if len(answers) > 1 else reject
+
+
+def _cleaned(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    return [(turn.speaker, clean(turn.text)) for turn in turns]
+
+
+def split_answer(turns: list[Turn], where: str) -> tuple[list[Turn], str]:
+    """A conversation's turns before its last answer, and that answer. Raises BadRow where it does not end in one."""
     if len(turns) < 2 or turns[-1].speaker != ASSISTANT:
-        raise UserError(f"{where} is a conversation that does not end in the assistant's answer to a prompt")
+        raise BadRow("no answer", f"{where} is a conversation that does not end in the assistant's answer to a prompt")
     return list(turns[:-1]), turns[-1].text
 
 
-def _row(prompt: str | list[Turn] | None, chosen: str | list[Turn], reject: str | list[Turn], where: str) -> Row:
-    """`prompt` is None where the file has no such column; `reject` "" where there is none."""
-    whole = [_whole(answer, prompt is None) for answer in (chosen, reject)]
-    if whole[0] or whole[1]:
-        if not (whole[0] and (whole[1] or not reject)):
-            raise UserError(f"{where}: one of chosen and reject is a conversation with its prompt and the other is not")
-        turns, answer = split_answer(whole[0], f"{where}: its chosen")
-        other, other_answer = split_answer(whole[1], f"{where}: its reject") if whole[1] else (turns, "")
-        if other != turns:
-            raise UserError(f"{where}: chosen and reject are not one conversation up to their last answers")
-        if prompt is not None and turns[0].speaker == ASSISTANT:
-            raise UserError(f"{where}: its answers go on for several turns; move all but the last into the prompt")
-        return Row(write_prompt(turns), answer, other_answer)
-    chosen, reject = (answer if isinstance(answer, str) else answer[0].text for answer in (chosen, reject))
-    if prompt is None:
-        return _without_prompt(chosen, reject, where)
-    return Row(prompt if isinstance(prompt, str) else write_prompt(_open(prompt, where)), chosen, reject)
-
-
-def _whole(answer: str | list[Turn], implicit: bool) -> list[Turn] | None:
-    """The turns of an answer that has its prompt before it."""
-    turns = (read_transcript(answer) if implicit else None) if isinstance(answer, str) else answer
-    return None if not turns or (len(turns) == 1 and turns[0].speaker == ASSISTANT) else turns
-
-
-def _open(turns: list[Turn], where: str) -> list[Turn]:
-    if turns[-1].speaker != HUMAN:
-        raise UserError(f"{where}: its prompt does not end in a message of the user")
-    return turns
-
-
-def _without_prompt(chosen: str, reject: str, where: str) -> Row:
-    """The prompt is what plain answers begin with alike, in whole words."""
+def _shared_beginning(chosen: str, reject: str, table: Table, where: str, candidate: str | None) -> Row:
+    """The prompt is what plain answers begin with alike, in whole words; only where nothing else could be the prompt."""
+    if candidate is not None:
+        raise UserError(f"{table.path}: {table.where} has no prompt column, and {candidate!r} could be it (found: "
+                        f"{known_columns(table)}); rename it to prompt, or remove it where the answers begin with their prompt")
     alike = next((at for at, (one, other) in enumerate(zip(chosen, reject, strict=False)) if one != other), 0)
     shared = re.match(r"(?s).*\s", chosen[:alike])
     if not (shared and shared[0].strip()):
-        raise UserError(f"{where}: there is no prompt column, and chosen and reject begin with no prompt that they share")
+        raise BadRow("no prompt", f"{where}: there is no prompt column, and chosen and reject begin with no prompt that they "
+                                  "share")
     return Row(shared[0], chosen[shared.end():], reject[shared.end():])

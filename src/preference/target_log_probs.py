@@ -17,7 +17,8 @@ from src.adapters.linear import Linear
 from src.quantization.linear import QuantizedLinear
 
 ROWS = 1024
-# Elements of a tile: of its three copies at most (product, float32, back in the products' dtype) 12 and 48 MB.
+# Elements of a tile: of its three copies at most (product, float32, back in the products' dtype) 12 and 48 MB; of two more with a
+# factor 20 and 80.
 TILE_ON_CPU, TILE_ON_GPU = 1 << 20, 1 << 22
 # Quantized weights come in blocks of so many elements, which a border between tiles must not cut.
 ALIGNED = 64
@@ -27,25 +28,27 @@ def target_log_probs(head: Linear | QuantizedLinear | AdaptedLinear, hidden: Ten
     """log p(target) of each row, in nats.
 
     Args:
-        head: frozen, quantized, in training, or with an adapter that `serves_head`.
+        head: frozen, quantized, in training, or with an adapter.
         hidden: [A, n_embd]. targets: int64 [A].
 
     Returns:
         [A] in float32 (float64 for float64 inputs), differentiable in hidden and in whatever of the head trains.
     """
-    thin, wide = (head.thin(hidden), head.wide) if isinstance(head, AdaptedLinear) else (None, None)
+    thin = wide = factor = None
+    if isinstance(head, AdaptedLinear):
+        thin, wide, factor = head.thin(hidden), head.wide, head.factor(hidden.dtype)
     weight = head.weight if isinstance(head, Linear) else None
-    return _TargetLogProbs.apply(hidden, thin, weight, wide, head, targets)
+    return _TargetLogProbs.apply(hidden, thin, weight, wide, factor, head, targets)
 
 
 class _TargetLogProbs(torch.autograd.Function):
-    """The logits are hidden W^T + thin wide^T, with thin [A, r] and wide [V, r] of an adapter, or None."""
+    """The logits are (hidden W^T + thin wide^T) * factor, with thin [A, r], wide [V, r] and factor [V] of an adapter, or None."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, thin: Tensor | None, weight: Tensor | None, wide: Tensor | None, head: torch.nn.Module,
-                targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, thin: Tensor | None, weight: Tensor | None, wide: Tensor | None, factor: Tensor | None,
+                head: torch.nn.Module, targets: Tensor) -> Tensor:
         ctx.head = head
-        only_hidden = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:4])
+        only_hidden = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:5])
         full = torch.promote_types(hidden.dtype, torch.float32)
         log_probs = torch.empty(len(hidden), dtype=full, device=hidden.device)
         log_sums = torch.empty_like(log_probs)
@@ -57,7 +60,9 @@ class _TargetLogProbs(torch.autograd.Function):
             mean = torch.zeros(len(x), x.shape[1], dtype=full, device=x.device) if only_hidden else None
             for first, last in _columns(head, len(x), x.device):
                 w = head.rows(first, last, x.dtype)
-                logits = _logits(x, z, w, wide, first, last).to(full)
+                logits = _products(x, z, w, wide, first, last).to(full)
+                if factor is not None:
+                    logits.mul_(factor[first:last])
                 at = (t - first)[:, None]
                 inside = (at >= 0) & (at < last - first)
                 at_target = torch.where(inside, logits.gather(1, at.clamp(0, last - first - 1)), at_target)
@@ -74,40 +79,45 @@ class _TargetLogProbs(torch.autograd.Function):
             log_sums[rows], log_probs[rows] = log_sum.squeeze(1), (at_target - log_sum).squeeze(1)
             if only_hidden:
                 direction[rows] = _at_rows(head, t, x.dtype).to(full) - mean / total
-        ctx.save_for_backward(*((direction,) if only_hidden else (hidden, thin, wide, targets, log_sums)))
+        ctx.save_for_backward(*((direction,) if only_hidden else (hidden, thin, wide, factor, targets, log_sums)))
         return log_probs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if len(ctx.saved_tensors) == 1:
             (direction,) = ctx.saved_tensors
-            return (direction * gradient[:, None]).to(direction.dtype), None, None, None, None, None
-        hidden, thin, wide, targets, log_sums = ctx.saved_tensors
-        inputs = hidden, thin, ctx.head.weight if ctx.needs_input_grad[2] else None, wide
-        d_hidden, d_thin, d_weight, d_wide = (
+            return (direction * gradient[:, None]).to(direction.dtype), *[None] * 6
+        hidden, thin, wide, factor, targets, log_sums = ctx.saved_tensors
+        inputs = hidden, thin, ctx.head.weight if ctx.needs_input_grad[2] else None, wide, factor
+        d_hidden, d_thin, d_weight, d_wide, d_factor = gradients = [
             torch.zeros_like(x, dtype=log_sums.dtype) if needed else None
-            for x, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True))
+            for x, needed in zip(inputs, ctx.needs_input_grad[:5], strict=True)]
         for rows in _rows(len(hidden)):
             x, z, t = hidden[rows], None if thin is None else thin[rows], targets[rows]
             for first, last in _columns(ctx.head, len(x), x.device):
                 w = ctx.head.rows(first, last, x.dtype)
-                d_logits = _logits(x, z, w, wide, first, last).to(log_sums.dtype)
+                d_logits = products = _products(x, z, w, wide, first, last).to(log_sums.dtype)
+                if factor is not None:
+                    d_logits = products * factor[first:last]
                 d_logits.sub_(log_sums[rows, None]).exp_().neg_()
                 at = (t - first)[:, None]
                 inside = ((at >= 0) & (at < last - first)).to(d_logits.dtype)
                 d_logits.scatter_add_(1, at.clamp(0, last - first - 1), inside)
-                d_logits = d_logits.mul_(gradient[rows, None]).to(x.dtype)
+                d_logits.mul_(gradient[rows, None])
+                if d_factor is not None:
+                    d_factor[first:last] += (d_logits * products).sum(0)
+                if factor is not None:
+                    d_logits.mul_(factor[first:last])
+                d_products = d_logits.to(x.dtype)
                 if d_hidden is not None:
-                    d_hidden[rows] += d_logits @ w
+                    d_hidden[rows] += d_products @ w
                 if d_weight is not None:
-                    d_weight[first:last] += d_logits.T @ x
+                    d_weight[first:last] += d_products.T @ x
                 if d_thin is not None:
-                    d_thin[rows] += d_logits @ wide[first:last].to(x.dtype)
+                    d_thin[rows] += d_products @ wide[first:last].to(x.dtype)
                 if d_wide is not None:
-                    d_wide[first:last] += d_logits.T @ z
-        gradients = (None if d is None else d.to(x.dtype)
-                     for x, d in zip(inputs, (d_hidden, d_thin, d_weight, d_wide), strict=True))
-        return *gradients, None, None
+                    d_wide[first:last] += d_products.T @ z
+        return *(None if d is None else d.to(x.dtype) for x, d in zip(inputs, gradients, strict=True)), None, None
 
 
 def _rows(n: int) -> list[slice]:
@@ -121,9 +131,10 @@ def _columns(head: torch.nn.Module, n_rows: int, device: torch.device) -> list[t
     return [(first, min(first + width, head.out_features)) for first in range(0, head.out_features, width)]
 
 
-def _logits(x: Tensor, z: Tensor | None, w: Tensor, wide: Tensor | None, first: int, last: int) -> Tensor:
-    logits = F.linear(x, w)
-    return logits if z is None else logits + F.linear(z, wide[first:last].to(z.dtype))
+def _products(x: Tensor, z: Tensor | None, w: Tensor, wide: Tensor | None, first: int, last: int) -> Tensor:
+    """The logits but for their factor."""
+    products = F.linear(x, w)
+    return products if z is None else products + F.linear(z, wide[first:last].to(z.dtype))
 
 
 def _at_rows(head: torch.nn.Module, targets: Tensor, dtype: torch.dtype) -> Tensor:

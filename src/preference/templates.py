@@ -9,6 +9,7 @@ first of them whatever was drawn: `System: ...`, `User: ...`, `Assistant: ...`, 
 
 from collections.abc import Sequence
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,17 +19,25 @@ NAMES = ("user", "question", "input")
 _PREFIXES = (("User", "Assistant"), ("Question", "Answer"), ("Input", "Response"))
 
 
+class Piece(NamedTuple):
+    """A stretch of a conversation's text."""
+
+    text: str
+    is_answer: bool
+    may_train: bool = True  # False for an answer that the data say has no loss, whatever else has
+
+
 def format_prompt(template_index: int, prompt: str) -> str:
     """The prompt's side of a turn, `User: ...\\n\\nAssistant:` for template 0; `NAMES` names the indices.
 
     A transcript (`src/preference/conversation.py`) becomes `User: ...\\n\\nAssistant: ...\\n\\nUser: ...\\n\\nAssistant:`.
     """
     turns = [*prompt_turns(prompt), Turn(ASSISTANT, "")]
-    return format_conversation(turns, len(turns) - 1, template_index)[0][0]
+    return format_conversation(turns, len(turns) - 1, template_index)[0].text
 
 
-def format_conversation(turns: Sequence[Turn], first: int, template_index: int) -> list[tuple[str, bool]]:
-    """Whole turns as texts end to end: what comes before an answer, the answer, and so on, each with whether it is an answer.
+def format_conversation(turns: Sequence[Turn], first: int, template_index: int) -> list[Piece]:
+    """Whole turns as pieces end to end: what comes before an answer, the answer, and so on.
 
     Answers are the assistant's turns from number `first` on; one before counts as part of the prompt. The template drawn is for a
     single question with its answer, as in `format_prompt`.
@@ -36,13 +45,13 @@ def format_conversation(turns: Sequence[Turn], first: int, template_index: int) 
     asker, answerer = _PREFIXES[template_index if [turn.speaker for turn in turns] == [HUMAN, ASSISTANT] else 0]
     names = {HUMAN: asker, ASSISTANT: answerer, SYSTEM: "System"}
     pieces, before = [], ""
-    for number, (speaker, text) in enumerate(turns):
-        before += f"{names[speaker]}:"
-        if speaker == ASSISTANT and number >= first:
-            pieces += [(before, False), (format_answer(text), True)]
+    for number, turn in enumerate(turns):
+        before += f"{names[turn.speaker]}:"
+        if turn.speaker == ASSISTANT and number >= first:
+            pieces += [Piece(before, False), Piece(format_answer(turn.text), turn.trained, turn.trained)]
             before = ""
         else:
-            before += format_answer(text)
+            before += format_answer(turn.text)
     return pieces
 
 

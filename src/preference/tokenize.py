@@ -1,8 +1,9 @@
 """From CSV rows to token pairs: templates, tokenization, and the one rule for pairs that are too long.
 
-Prompt and answer are tokenized apart and their tokens joined. Tokenized as one text, the token at the boundary
-could swallow the first letters of an answer, and the two answers of a pair would then follow different prompts;
-apart, both follow the very same tokens, and the prompt's state can be computed once for both.
+Prompt and answer are tokenized apart, the answer as what continues the prompt, and their tokens joined. Tokenized as one text,
+the token at the border could swallow the first letters of an answer, and the two answers of a pair would then follow different
+prompts; apart, both follow the very same tokens, and the prompt's state can be computed once for both. Where no token reaches
+across the border, both ways give the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from src.preference.conversation import is_conversation
 from src.preference.rows import Row
 from src.preference.templates import NAMES, draw_template, format_answer, format_prompt
 from src.tokenizer import Tokenizer
+from src.tokenizer.fidelity import Changes, Encoder
 
 TokenPair = tuple[list[int], list[int], list[int]]
 
@@ -28,6 +30,7 @@ class Report:
     dropped: int  # pairs left out since an answer alone is longer than the limit
     equal: int  # pairs kept whose two answers are the same once cleaned
     longest: int  # tokens of the longest prompt + longer answer among the pairs kept
+    changes: Changes  # texts, of prompts and answers, that do not come back from their tokens as written
 
 
 def walk_rows(n_rows: int, target_pair_count: int | None) -> Iterator[int]:
@@ -37,7 +40,7 @@ def walk_rows(n_rows: int, target_pair_count: int | None) -> Iterator[int]:
 
 
 def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count: int | None, max_len: int,
-                   seed: int) -> tuple[list[TokenPair], Report]:
+                   seed: int, numbers: Sequence[int] | None = None) -> tuple[list[TokenPair], Report]:
     """Walk the rows, draw a template for each pair, and turn prompt, chosen and reject into tokens.
 
     A prompt of several turns has the template "user" whatever is drawn for it, so that other rows' templates don't depend on it.
@@ -56,6 +59,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         target_pair_count: how many pairs to walk; None for each row once.
         max_len: tokens of prompt and longer answer together, at most.
         seed: of the generator that draws templates; the same seed gives the same pairs.
+        numbers: of the rows in their file, for messages; counted from 1 where not given.
 
     Returns:
         (prompt_tokens, chosen_tokens, reject_tokens) for each pair kept, and the report.
@@ -65,7 +69,8 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     """
     if target_pair_count is not None and target_pair_count < 1:
         raise UserError(f"--target_pair_count is {target_pair_count}; it must be at least 1")
-    generator = np.random.default_rng(seed)
+    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
+    numbers = numbers or range(1, len(rows) + 1)
     answers: dict[int, tuple[list[int], list[int]]] = {}
     conversations: set[int] = set()
     prompts: dict[tuple[int, int], tuple[list[int], bool]] = {}
@@ -75,7 +80,8 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     for index in walk_rows(len(rows), target_pair_count):
         row, template = rows[index], draw_template(generator)
         if index not in answers:
-            answers[index] = (tokenizer.encode(format_answer(row.chosen)), tokenizer.encode(format_answer(row.reject)))
+            answers[index] = (encoder.encode(format_answer(row.chosen), numbers[index], "chosen", continues=True),
+                              encoder.encode(format_answer(row.reject), numbers[index], "reject", continues=True))
             if is_conversation(row.prompt):
                 conversations.add(index)
         if index in conversations:
@@ -87,7 +93,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
             dropped += 1
             continue
         if (index, template) not in prompts:
-            prompt = tokenizer.encode(format_prompt(template, row.prompt))
+            prompt = encoder.encode(format_prompt(template, row.prompt), numbers[index], "prompt")
             prompts[index, template] = prompt[max(0, len(prompt) - room):], len(prompt) > room
         prompt, was_cut = prompts[index, template]
         pairs.append((prompt, chosen, reject))
@@ -98,4 +104,4 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     if not pairs:
         raise UserError(f"no pair is left: each of the {dropped} has an answer of over {max_len} tokens; "
                         "raise --rlhf_max_corpus_len")
-    return pairs, Report(template_counts, cut, dropped, equal, longest)
+    return pairs, Report(template_counts, cut, dropped, equal, longest, encoder.changes())

@@ -11,8 +11,9 @@ class ByteTokenizer:
     name = "bytes"
     vocab_size = 256
     end_of_text = 0
+    lossless = True
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, continues: bool = False) -> list[int]:
         return list(text.encode("utf-8", errors="replace"))
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:

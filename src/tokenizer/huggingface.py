@@ -1,40 +1,106 @@
 """Any Hugging Face `tokenizer.json`, through the `tokenizers` library."""
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 
 from tokenizers import Tokenizer
 
 from src.errors import UserError
 from src.files import existing_file
 from src.tokenizer.base import require_known
+from src.tokenizer.tokenizer_json import parts_of, read_tokenizer_json
 
 
 class HuggingFaceTokenizer:
-    """The file's own ids, without the special tokens its post-processor would add.
+    """The file's own ids, without the special tokens its post-processor would add; control words in a text are text.
 
     End of text is `<|endoftext|>` where the file names it and 0, RWKV's convention, where it does not.
-    The library gives text rather than bytes, so a token that ends within a character decodes to U+FFFD.
     """
+
+    lossless = False
 
     def __init__(self, path: str) -> None:
         """Raises UserError where `path` is missing or not a tokenizer file."""
-        existing_file(path, "--tokenizer")
+        checked = existing_file(path, "--tokenizer")
         try:
-            self._tokenizer = Tokenizer.from_file(path)
+            file = read_tokenizer_json(checked)
         except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
             raise UserError(f"--tokenizer {path}: not a Hugging Face tokenizer.json ({str(error).splitlines()[0]})") from error
+        self._whole, self._continuing, self._segments = file.whole, file.continuing or file.whole, file.segments
+        self._decoder = file.decoder
         self.name = path
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-        self._named_end = self._tokenizer.token_to_id("<|endoftext|>")
+        self.vocab_size = 1 + max(self._whole.get_vocab(with_added_tokens=True).values(), default=0)
+        self._named_end = self._whole.token_to_id("<|endoftext|>")
         self.end_of_text = self._named_end or 0
+        self._control = {self._whole.token_to_id(word) for word in file.control}
+        self._control_words = re.compile("|".join(map(re.escape, sorted(file.control, key=len, reverse=True))))
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text.encode("utf-8", errors="replace").decode(), add_special_tokens=False).ids
+    def encode(self, text: str, continues: bool = False) -> list[int]:
+        text = text.encode("utf-8", errors="replace").decode()
+        begins = self._segments.search(text) if continues and self._segments else None
+        if not begins:
+            return self._read(self._continuing if continues else self._whole, text)
+        return self._read(self._continuing, text[:begins.start()]) + self._read(self._whole, text[begins.start():])
+
+    def _read(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        tokens = tokenizer.encode(text, add_special_tokens=False).ids
+        if self._control.isdisjoint(tokens):
+            return tokens
+        # A vocabulary may hold a control word as an ordinary entry too, which no text can be if it is read in two pieces.
+        cuts = [0, *(word.start() + 1 for word in self._control_words.finditer(text)), len(text)]
+        if len(cuts) == 2:
+            return tokens  # it stands for unknown letters
+        pieces = [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+        return [token for number, piece in enumerate(pieces)
+                for token in (self._continuing if number else tokenizer).encode(piece, add_special_tokens=False).ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
         require_known(tokens, self.vocab_size, self.name)
         kept = [token for token in tokens if token != self._named_end]
-        return self._tokenizer.decode(kept, skip_special_tokens=False)
+        return self._whole.decode(kept, skip_special_tokens=False)
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        return self.decode(tokens).encode("utf-8")
+        require_known(tokens, self.vocab_size, self.name)
+        return b"".join([self._pieces[token] for token in tokens])
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        """What each token adds to a text that it stands within, where no decoder takes a space off its beginning."""
+        kinds = {part["type"] for part in parts_of(self._decoder)}
+        names = [self._whole.id_to_token(token) for token in range(self.vocab_size)]
+        anchor, before, after = self._anchor(names)
+        pieces = []
+        for token, name in enumerate(names):
+            byte = re.fullmatch("<0x([0-9A-F]{2})>", name or "") if "ByteFallback" in kinds else None
+            if name is None or token == self._named_end:
+                pieces.append(b"")
+            elif kinds == {"ByteLevel"}:
+                pieces.append(_byte_level(name))
+            elif byte:
+                pieces.append(bytes.fromhex(byte[1]))
+            else:
+                text = self._whole.decode([*anchor, token, *anchor], skip_special_tokens=False)
+                pieces.append(text[before:len(text) - after].encode())
+        return pieces
+
+    def _anchor(self, names: Sequence[str | None]) -> tuple[list[int], int, int]:
+        """A token to put before and behind another, and how many characters it is in either place."""
+        suffix = next((part["suffix"] for part in parts_of(self._decoder) if part["type"] == "BPEDecoder"), None)
+        for token, name in enumerate(names):
+            if name and name.isascii() and name.isalnum() and not (suffix and name.endswith(suffix)):
+                once, twice = (self._whole.decode([token] * times, skip_special_tokens=False) for times in (1, 2))
+                if once and twice.startswith(once) and len(twice) > len(once):
+                    return [token], len(once), len(twice) - len(once)
+        return [], 0, 0
+
+
+# The characters that byte-level vocabularies have for bytes: what is visible in Latin-1 for itself, the rest from U+0100 on.
+_VISIBLE = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
+_BYTES = {chr(byte): byte for byte in _VISIBLE} | {
+    chr(0x100 + number): byte for number, byte in enumerate(byte for byte in range(0x100) if byte not in _VISIBLE)}
+
+
+def _byte_level(name: str) -> bytes:
+    """The bytes of a byte-level vocabulary's entry; an added token is written as itself."""
+    return bytes(_BYTES[character] for character in name) if all(map(_BYTES.__contains__, name)) else name.encode()

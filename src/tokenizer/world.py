@@ -25,6 +25,7 @@ class WorldTokenizer:
     name = "world"
     vocab_size = 65536
     end_of_text = 0
+    lossless = True
 
     def __init__(self) -> None:
         """Raises UserError where the `rwkv` package, or its vocabulary, is missing or damaged."""
@@ -36,7 +37,7 @@ class WorldTokenizer:
         self._lengths = [len(entry) for entry in self._bytes]
         self._longest = _longest_entry_of_beginnings(ids)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, continues: bool = False) -> list[int]:
         return self.encode_bytes(text.encode("utf-8", errors="replace"))
 
     def encode_bytes(self, data: bytes) -> list[int]:

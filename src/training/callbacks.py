@@ -31,16 +31,19 @@ EVAL_FILE = "eval.jsonl"
 FINAL_FILE = "rwkv-final.safetensors"
 # Seconds between the lines of a run whose stderr is no terminal: rarer than elsewhere, since runs take hours.
 LINE_EVERY = 30.0
-AVERAGED = ("sft_loss", "reward_chosen", "reward_rejected", "margin")
+AVERAGED = ("sft_loss", "reward_chosen", "reward_rejected", "margin", "pref_accuracy")
 
 
 class StepMetrics(pl.Callback):
-    """One line in metrics.jsonl for each optimizer step, the same to the loggers; means are over the step's pairs."""
+    """One line in metrics.jsonl for each optimizer step, the same to the loggers.
+
+    Means are over the step's pairs (tokens, with texts) and rates count them, both in all processes.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / METRICS_FILE
         self.pref_percentage = 0.5
-        self.before, self.losses, self.tokens, self.pairs = 0.0, [], 0, 0
+        self.before, self.means, self.tokens, self.pairs = 0.0, 0.0, 0, 0
         self.grad_norm, self.lr = 0.0, 0.0
         self.last: dict[str, float] = {}
 
@@ -70,30 +73,35 @@ class StepMetrics(pl.Callback):
                             f"adapters saved so far are good; lower --lr_init, or check the data")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule, *_: Any) -> None:
-        self.losses.append(pl_module.last_losses)
-        self.tokens += pl_module.last_tokens
-        self.pairs += len(pl_module.last_losses["loss"])
+        losses, share = pl_module.last_losses, pl_module.last_share
+        if "margin" in losses:
+            losses = losses | {"pref_accuracy": (losses["margin"] > 0).float()}
+        names = [name for name in ("loss", pl_module.objective.loss_name, *AVERAGED) if name in losses]
+        self.means = self.means + share * torch.stack([losses[name] for name in names]).sum(1, dtype=torch.float64)
+        if share:
+            self.tokens += pl_module.last_tokens
+            self.pairs += len(losses["loss"])
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
         if isinstance(trainer.strategy, pl.strategies.DeepSpeedStrategy):
             self.grad_norm = float(trainer.strategy.deepspeed_engine.get_global_grad_norm() or 0.0)
         now = time.monotonic()
-        averaged = ("loss", pl_module.objective.loss_name, *AVERAGED)
-        means = {name: torch.cat([losses[name] for losses in self.losses]).mean().item() for name in averaged
-                 if name in self.losses[0]}
+        counts = torch.tensor([self.tokens, self.pairs], dtype=torch.float64, device=pl_module.device)
+        *means, tokens, pairs = trainer.strategy.reduce(torch.cat([self.means, counts]), reduce_op="sum").tolist()
+        means = dict(zip(names, means, strict=True))
         preferences = {}
         if "margin" in means:  # which texts have not
-            accuracy = (torch.cat([losses["margin"] for losses in self.losses]) > 0).float().mean().item()
+            accuracy = means.pop("pref_accuracy")
             self.pref_percentage = pref_percentage(self.pref_percentage, accuracy)
             preferences = {"pref_percentage": self.pref_percentage, "pref_accuracy": accuracy,
-                           "pairs_per_s": self.pairs / (now - self.step_started)}
+                           "pairs_per_s": pairs / (now - self.step_started)}
         self.last = {
             "step": self.step, **means, **preferences, "lr": self.lr, "grad_norm": self.grad_norm,
-            "tokens_per_s": self.tokens / (now - self.step_started), "peak_memory_bytes": peak_memory(pl_module.device),
+            "tokens_per_s": tokens / (now - self.step_started), "peak_memory_bytes": peak_memory(pl_module.device),
             "elapsed_s": self.before + now - self.started,
         }
-        self.losses, self.tokens, self.pairs, self.step_started = [], 0, 0, now
+        self.means, self.tokens, self.pairs, self.step_started = 0.0, 0, 0, now
         if trainer.is_global_zero:
             append_line(self.path, self.last)
             for logger in trainer.loggers:

@@ -63,3 +63,4 @@ class TrainConfig:
     sft: bool = False
     train_data_file: str | None = None
     tokenizer: str | None = None
+    skip_bad_rows: bool = False

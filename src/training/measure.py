@@ -21,6 +21,7 @@ from src.checkpoint.io import fingerprint
 from src.errors import UserError
 from src.files import atomic_write, check_output
 from src.model import RWKV, build_model
+from src.preference.faults import skipped_rows, usable
 from src.preference.measures import preference_measures
 from src.preference.pairs import check_sidecar, has_references, load_pairs
 from src.preference.read import read_pairs
@@ -51,6 +52,7 @@ class EvaluateConfig:
     precision: str
     dtype: torch.dtype
     quantization: str | None
+    skip_bad_rows: bool = False
 
 
 def measure(config: EvaluateConfig) -> None:
@@ -135,11 +137,14 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
            made_with: dict[str, Any]) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
     """The pairs, their cached references where the file has them, and what is to be told of both."""
     path = config.pairs
-    if not path.endswith(".save"):
-        rows = read_pairs(path, require_reject=True)
+    if not path.lower().endswith(".save"):
+        reading = read_pairs(path, require_reject=True)
+        rows = usable(reading, config.skip_bad_rows)
         tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
-        pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed)
-        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped}
+        pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers)
+        report.changes.report(path, tokenizer.name)
+        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped,
+                             "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading)}
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "left_out": sum(left_out.values())}
     pairs = [(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]

@@ -30,22 +30,25 @@ class PreferenceModule(pl.LightningModule):
         self.model, self.settings, self.config, self.total_steps = model, settings, config, total_steps
         self.objective = objective_of(config)
         self.last_losses: dict[str, Tensor] = {}
-        self.last_tokens = 0
+        self.last_share, self.last_tokens = 0.0, 0
         self._random_state: dict[str, Any] | None = None
 
     def training_step(self, batch: tuple, _: int) -> Tensor:
-        packed, references = batch
+        """The micro-batch's part of its optimizer step's loss, which is the mean over all pairs (tokens) of the step."""
+        packed, references, share = batch
         if isinstance(packed, TextBatch):
             losses = text_losses(self.model, packed, self.config.grad_cp)
         else:
             losses = pair_losses(self.model, packed, references, self.objective, grad_cp=self.config.grad_cp)
-        loss = losses["loss"].mean()
+        loss = share * losses["loss"].sum()
         if not torch.isfinite(loss):
             raise UserError(f"step {self.global_step + 1}: the loss is not finite; stopped, and the adapters saved so far in "
                             f"{self.config.proj_dir} are good; lower --lr_init, or check the data")
         self.last_losses = {name: values.detach() for name, values in losses.items()}
-        self.last_tokens = len(packed.tokens)
-        return loss
+        self.last_share, self.last_tokens = share, len(packed.tokens)
+        # Lightning divides each micro-batch's loss by accumulate_grad_batches, however many a step really has, and DDP and
+        # DeepSpeed average gradients over the processes; the share has both in it already.
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def configure_optimizers(self) -> dict[str, Any]:
         config = self.config

@@ -31,7 +31,7 @@ from src.training.callbacks import (
     StepMetrics,
 )
 from src.training.config import TrainConfig
-from src.training.data import PairBatches, train_loader
+from src.training.data import PairBatches, TrainingData
 from src.training.folder import prepare_folder
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
@@ -92,10 +92,9 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
             block.att.compile(dynamic=True)
             block.ffn.compile(dynamic=True)
 
-    # Of each process its own share, known once Lightning has told which it is.
-    batches = PairBatches(pairs, config.epoch_steps, config.micro_bsz, config.batch_tokens, config.seed, config.epoch_begin, 0,
-                          config.devices)
-    total_steps = batches.total_steps(config.epoch_count, config.accumulate_grad_batches)
+    batches = PairBatches(pairs, config.epoch_steps, config.micro_bsz, config.batch_tokens, config.accumulate_grad_batches,
+                          config.seed, config.epoch_begin, config.devices)
+    total_steps = batches.total_steps(config.epoch_count)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     folder = Path(config.proj_dir)
     checkpoint = prepare_folder(folder, config, {
@@ -126,11 +125,10 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
         gradient_clip_val=config.gradient_clip_val or None, logger=loggers(config), callbacks=list(filter(None, callbacks)),
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        use_distributed_sampler=False, log_every_n_steps=1, default_root_dir=str(folder),
+        use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1, log_every_n_steps=1, default_root_dir=str(folder),
     )
-    batches.rank = trainer.global_rank
     try:
-        trainer.fit(module, train_loader(pairs, batches), ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=TrainingData(batches), ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     if trainer.is_global_zero:
@@ -157,11 +155,11 @@ def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
 def lightning_strategy(config: TrainConfig) -> Any:
     if not config.strategy.startswith("deepspeed"):
         return config.strategy
-    from pytorch_lightning.strategies import DeepSpeedStrategy
+    from src.training.deepspeed import SteppingDeepSpeed
 
     stage = int(config.strategy.removeprefix("deepspeed_stage_")[0])
     offload = config.strategy.endswith("_offload")
-    strategy = DeepSpeedStrategy(stage=stage, offload_optimizer=offload, offload_parameters=offload and stage == 3)
+    strategy = SteppingDeepSpeed(stage=stage, offload_optimizer=offload, offload_parameters=offload and stage == 3)
     strategy.config["train_micro_batch_size_per_gpu"] = config.micro_bsz
     return strategy
 

@@ -64,7 +64,9 @@ def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> tu
     Returns the texts, and what config.json and the report tell of them.
     """
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
-    texts, report = read_texts(path, tokenizer, config.rlhf_max_corpus_len, config.seed, config.sft_on_prompt)
+    texts, report = read_texts(path, tokenizer, config.rlhf_max_corpus_len, config.seed, config.sft_on_prompt,
+                               config.skip_bad_rows)
     print(f"{path}: {report.rows} rows make {len(texts)} texts, {report.trained} tokens of them with a loss; {report.cut} cut "
           f"and {report.dropped} dropped at {config.rlhf_max_corpus_len} tokens", file=sys.stderr)
+    report.changes.report(path, tokenizer.name)
     return texts, {"texts": len(texts), **asdict(report), "tokenizer": tokenizer.name}

@@ -44,8 +44,8 @@ rates = st.floats(0, 10, allow_subnormal=False)
 @st.composite
 def profiles(draw) -> list[LayerSetting]:
     def setting(layer: str) -> LayerSetting:
-        modes = ["freeze", "full", *([] if layer == "emb" else ["lora", "pissa", "bone"])]
-        mode = draw(st.sampled_from([*modes, *(["dora", "state"] if layer.isdigit() else [])]))
+        modes = ["freeze", "full", *([] if layer == "emb" else ["lora", "dora", "pissa", "bone"])]
+        mode = draw(st.sampled_from([*modes, *(["state"] if layer.isdigit() else [])]))
         parts, full = (tuple(draw(st.lists(st.sampled_from(["att.receptance", "ffn.value", "time_maa", "ln1"]), max_size=3)))
                        for _ in range(2))
         return LayerSetting(layer, mode, draw(st.integers(1, 512)), draw(st.floats(0.5, 64)), draw(st.floats(0, 0.99)),
@@ -155,10 +155,12 @@ def test_every_slip_is_named(tmp_path, text, n_layer, said):
     assert all(part in str(caught.value) for part in [str(path), *said]), str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["dora", "state"])
-def test_modes_that_do_not_serve_the_head(tmp_path, mode):
-    path = write(tmp_path, profile_text([*GOOD[:3], f"head,{mode},16,32,0,1e-4,1e-5,0,1e-3,1e-4,"]))
-    with pytest.raises(UserError, match=f"line 5 .layer head.: mode {mode} is not for head; choose one of freeze, full, lora"):
+def test_the_head_has_every_mode_but_a_state(tmp_path):
+    for mode in ("freeze", "full", "lora", "dora", "pissa", "bone"):
+        path = write(tmp_path, profile_text([*GOOD[:3], f"head,{mode},16,32,0,1e-4,1e-5,0,1e-3,1e-4,"]))
+        assert read_layer_profile(path, 2)[-1].mode == mode
+    path = write(tmp_path, profile_text([*GOOD[:3], "head,state,16,32,0,1e-4,1e-5,0,1e-3,1e-4,"]))
+    with pytest.raises(UserError, match="line 5 .layer head.: mode state is not for head; choose one of freeze, full, lora"):
         read_layer_profile(path, 2)
 
 

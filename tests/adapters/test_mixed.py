@@ -84,7 +84,7 @@ def merged_logits(weights, dimensions, path):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("head", ["lora", "pissa", "bone"])
+@pytest.mark.parametrize("head", ADAPTERS)
 def test_merged_it_is_the_same_model(version, head, tmp_path):
     weights, dimensions = checkpoint(version)
     model, path = adapted(weights, dimensions, mixed(head), step=0.02), tmp_path / "adapter.safetensors"

@@ -15,17 +15,19 @@ SCRIPTS = ("rlhf_generate_reject_csv", "rlhf_dpo_generate_save", "train", "merge
 
 @pytest.fixture
 def call(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
-    """`call(script, flags)` -> (exit code, stderr)."""
+    """`call(script, flags)` -> (exit code, stderr), and stdout behind them with `with_out`."""
 
-    def call(script: str, flags: list[str]) -> tuple[int, str]:
+    def call(script: str, flags: list[str], with_out: bool = False) -> tuple:
         main = importlib.import_module(script).main
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags])
         capsys.readouterr()
+        code = 0
         try:
             run(main)
         except SystemExit as stop:
-            return stop.code, capsys.readouterr().err
-        return 0, capsys.readouterr().err
+            code = stop.code
+        out, err = capsys.readouterr()
+        return (code, err, out) if with_out else (code, err)
 
     return call
 

@@ -65,11 +65,11 @@ def test_adapter_merged_model_and_csv_say_the_same(evaluated, adapter, material,
 def test_without_references_there_are_no_margins(evaluated, call, good, material, tmp_path):
     found, _ = evaluated({"--pairs": material / "pairs.csv", "--adapter": None})
     assert found["accuracy"] is None and found["references"] is None and 0 <= found["policy_accuracy"] <= 1
-    flags = good("rlhf_dpo_generate_save") | {"--reference": "0", "--output_save": str(tmp_path / "none.save")}
+    flags = good("rlhf_dpo_generate_save") | {"--reference": "0", "--output_save": str(tmp_path / "none.SAVE")}
     assert call("rlhf_dpo_generate_save", words_of(flags))[0] == 0
-    again, _ = evaluated({"--pairs": tmp_path / "none.save", "--adapter": None})
+    again, _ = evaluated({"--pairs": tmp_path / "none.SAVE", "--adapter": None})
     assert again["accuracy"] is None and again["log_prob_chosen"] == found["log_prob_chosen"]
-    measured, _ = evaluated({"--pairs": tmp_path / "none.save"})
+    measured, _ = evaluated({"--pairs": tmp_path / "none.SAVE"})
     assert measured["references"] == str(material / "x070.pth") and measured["margin"] is not None
 
 

@@ -74,7 +74,16 @@ def test_a_lora_command_of_rwkv_peft():
     (("--lora_config", '{"lora_dropout": 0.01}'), ("lora_dropout 0.01", "Dropout")),
     (("--lora_config", "r=8"), ("--lora_config", "--lora_r")),
     (("--lora_config", '{"rank": 8}'), ("rank is unknown", "--lora_r")),
-    (("--state_tune",), ("--state_tune is", "layer profile")),
+    (("--state_tune",), ("--state_tune is", "--peft state", "layer profile")),
+    (("--train_type", "state"), ("--peft state", "layer profile")), (("--train_type", "finetune"), ("--peft full",)),
+    (("--train_type", "infctx"), ("--train_type infctx", "leave it out", "pieces")),
+    (("--loss_mask", "se"), ("--loss_mask se", "leave it out", "columns")),
+    (("--loss_mask", "user"), ("--loss_mask user", "--sft_on_prompt 1")),
+    (("--peft", "bone", "--bone_config", '{"bone_mode":"bat","bone_r":64}'), ("--bone_config: bone_mode bat", "second version")),
+    (("--peft", "pissa", "--pissa_config", '{"pissa_load":"a.pth"}'), ("--pissa_config: pissa_load a.pth", "--load_adapter")),
+    (("--peft", "bone", "--bone_config", "[1]"), ("--bone_config [1]", "--lora_r")),
+    (("--train_parts", "time,ln"), ("--train_parts time,ln", "FullParts")),
+    (("--sft_field", "query", "response"), ("--sft_field query", "prompt and completion")),
     (("--state", "1"), ("--state 1", "layer profile")), (("--wpo", "1"), ("--wpo 1", "--loss")),
     (("--grpo", "1"), ("--grpo 1",)), (("--distillation", "1"), ("--distillation 1",)), (("--moe", "1"), ("--moe 1",)),
     (("--dropout", "0.1"), ("--dropout 0.1", "Dropout")), (("--weight_decay", "0.1"), ("--weight_decay 0.1", "Weight_decay")),
@@ -86,6 +95,48 @@ def test_what_would_change_the_result_is_refused(words, told):
     message = refusal(*words)
     for word in told:
         assert word in message
+
+
+SFT = ["--load_model", "m.pth", "--sft", "1", "--train_data_file", "t.jsonl", "--proj_dir", "out", "--accelerator", "cpu"]
+
+
+def test_loss_masks_of_rwkv_peft(capsys):
+    """`qa` is the answers, which is ours by itself; `none` and `pad` are every token of a text."""
+    assert not config("--loss_mask", "qa", needed=SFT).sft_on_prompt
+    for value in ("none", "pad"):
+        assert config("--loss_mask", value, needed=SFT).sft_on_prompt
+        assert config(f"--loss_mask={value}", needed=SFT).sft_on_prompt
+        assert not config("--loss_mask", value, "--sft_on_prompt", "0", needed=SFT).sft_on_prompt  # our own flag rules
+    assert capsys.readouterr().err == ""
+    # A preference loss has no such mask, and its share of SFT loss stays as it is.
+    for value in ("none", "pad", "qa"):
+        assert not config("--loss_mask", value).sft_on_prompt
+    err = capsys.readouterr().err
+    assert err.count("\n") == 2 and err.count("--loss_mask (a preference loss is over the answers)") == 2
+
+
+def test_data_types_of_rwkv_peft(capsys):
+    for value in ("utf-8", "jsonl", "sft"):
+        config("--data_type", value, needed=SFT)
+        assert capsys.readouterr().err == "note: ignored: --data_type (a file's ending says what it holds)\n"
+    for value in ("binidx", "numpy", "uint16", "utf-16le", "dummy"):
+        with pytest.raises(UserError, match=f"--data_type {value} is not supported; give the texts themselves"):
+            config("--data_type", value, needed=SFT)
+
+
+def test_adapters_of_rwkv_peft_have_their_own_rank(capsys):
+    for peft, flag, value, mode in (
+            ("bone", "--bone_config", '{"bone_mode":"bone","bone_load":"","bone_r":64}', "bone"),
+            ("disha", "--disha_config", '{"mode":"bone","load":"","r":64}', "bone"),
+            ("pissa", "--pissa_config", '{"pissa_load":"","pissa_init":"","pissa_r":64,"svd_niter":4}', "pissa")):
+        made = config("--peft", peft, flag, value)
+        assert (made.peft, made.lora_r) == (mode, 64)
+    assert capsys.readouterr().err == ""
+    made = config("--lora_config", '{"lora_r":8,"lora_alpha":16}', "--bone_config", '{"bone_r":64}')
+    assert (made.peft, made.lora_r, made.lora_alpha) == ("lora", 8, 16.0)
+    made = config("--peft", "bone", "--lora_config", '{"lora_r":8,"lora_dropout":0.01}')
+    assert made.lora_r == 16
+    assert capsys.readouterr().err.count("(it belongs to what is not switched on)\n") == 2
 
 
 def test_harmless_values_pass_and_numbers_are_compared_by_value(capsys):
@@ -149,6 +200,43 @@ def test_profiles_of_rwkv_lm_rlhf(tmp_path):
     (tmp_path / "none.csv").write_text(V6_PROFILE.replace(",LISAProb,LoRAProb,LRScale", ",,,"))
     with pytest.raises(UserError, match="Weight_lr_init is empty"):
         read_layer_profile(tmp_path / "none.csv", 2)
+
+
+@pytest.mark.parametrize("mode", ["freeze", "full", "lora", "dora", "pissa", "bone"])
+def test_modes_of_its_profiles_for_blocks_and_head(mode, tmp_path):
+    """All that its profiler knows, each with the columns it fills in whether the mode uses them or not."""
+    row = f"{mode},64,128,0.01,1.00E-05,0.00001,0.001,0.05,0.01,"
+    rows = ["emb,freeze,0,0,0.01,0.00001,0.00001,0.001,0.05,0.01,", f"0,{row}", f'1,{row}"ln,x_r,ffn.key"', f"head,{row}"]
+    (tmp_path / "p.csv").write_text("\n".join([V7_PROFILE.partition("\n")[0], *rows]))
+    settings = read_layer_profile(tmp_path / "p.csv", 2)
+    assert [setting.mode for setting in settings] == ["freeze", mode, mode, mode]
+    for setting in settings[1:]:
+        assert (setting.rank, setting.alpha, setting.dropout, setting.weight_decay) == (64, 128, 0.01, 0.001)
+        assert setting.rates("head.weight") == (1e-5, 1e-5) and setting.rates("att.time_state") == (0.05, 0.01)
+    assert settings[2].reject_parts == ("ln", "x_r", "ffn.key")
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("Position,Value\n1,0\n2,1\n", "unknown column 'Position'"),  # what came before its layer profiles
+    (V7_PROFILE.replace("emb,freeze", "emb,lora"), "mode lora is not for emb; choose one of freeze, full"),
+])
+def test_what_its_profiles_say_that_is_not_supported_is_one_line(text, told, tmp_path):
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(UserError, match=told) as caught:
+        read_layer_profile(tmp_path / "p.csv", 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_its_profiles_for_states_freeze_every_layer_and_are_refused_with_the_mode(call, good, tmp_path):
+    """There --state 1 trains the states besides, at the profile's State_lr."""
+    frozen = "".join(f"{layer},freeze,128,32,0.01,0.0001,0.00001,0,1.00E-02,0.00001,\n" for layer in ("emb", 0, 1, "head"))
+    (tmp_path / "p.csv").write_text(V7_PROFILE.partition("\n")[0] + "\n" + frozen)
+    code, err = call("train", words_of(good("train") | {"--layer_profile": str(tmp_path / "p.csv")}))
+    assert code == 2 and err.count("\n") == 1 and "nothing to train" in err and "or state" in err
+    states = frozen.replace("0,freeze", "0,state", 1).replace("1,freeze", "1,state", 1)
+    (tmp_path / "p.csv").write_text(V7_PROFILE.partition("\n")[0] + "\n" + states)
+    code, _ = call("train", words_of(good("train") | {"--layer_profile": str(tmp_path / "p.csv")}))
+    assert code == 0
 
 
 def as_upstream_writes(path, reference):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from src.checkpoint.base import load_base
 from src.errors import UserError
@@ -9,9 +10,11 @@ from src.generation.batch import ATTEMPTS, Request, generate, prefill
 from src.generation.config import Sampling
 from src.model import State, build_model
 from src.model.decode import Forward, Kernels, serve
-from src.tokenizer import load_tokenizer
+from src.preference.templates import clean
+from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from tests.generation.tiny import PROMPTS, fixed_model, logits_of, random_model
 from tests.rwkv_package import package_generate
+from tests.tokenizer.files import KINDS, saved
 
 BYTES = load_tokenizer("bytes")
 
@@ -218,3 +221,30 @@ def test_logits_that_are_not_finite_are_told_with_the_row():
     model.emb.weight[ord("q")] = torch.nan
     with pytest.raises(UserError, match="row 2, token 1 of its answer are not finite"):
         answers(model, Sampling(), [b"a", b"q"])
+
+
+@pytest.mark.parametrize("stop", ["\n\n", "the c", " t", "e"])
+@pytest.mark.parametrize("kind", ["Prepend without bytes", "Metaspace first", "Unigram", "ByteLevel"])
+def test_with_a_hugging_face_tokenizer_answers_are_what_the_library_decodes_up_to_the_stop(kind, stop, tmp_path):
+    """Its decoders take a space off the text they are given; an answer ends at the first token that completes the stop."""
+    tokenizer = HuggingFaceTokenizer(saved(KINDS[kind](), tmp_path))
+    library = Tokenizer.from_file(tokenizer.name)
+    logits, likely = torch.full((tokenizer.vocab_size,), -20.0), torch.Generator().manual_seed(1)
+    for token in tokenizer.encode("the cat sat\n\nUser Assistant the te c", continues=True):
+        logits[token] = torch.rand((), generator=likely)
+    prompts = [tuple(tokenizer.encode("User: the\n\nAssistant:"))] * 20
+    requests = [Request(row, prompt) for row, prompt in enumerate(prompts)]
+    sampling = Sampling(top_p=1.0, frequency=0.0, max_tokens=100, stop=stop)
+    found = list(generate(fixed_model(logits), tokenizer, requests, sampling, 0, 8))
+
+    def decoded(tokens: list[int]) -> str:
+        """Behind an x, which keeps the decoder off the first space."""
+        before = tokenizer.encode("x")
+        whole = library.decode(before + tokens, skip_special_tokens=False)
+        return whole[len(library.decode(before, skip_special_tokens=False)):]
+
+    assert len(found) == 20 and sum(answer.reason == "stop" for answer in found) > 3
+    for answer in found:
+        text = decoded(answer.tokens)
+        assert answer.text == clean(text.partition(stop)[0])
+        assert (answer.reason == "stop") == (stop in text) and stop not in decoded(answer.tokens[:-1])

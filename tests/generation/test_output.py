@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from src.errors import UserError
 from src.generation.output import open_output, read_progress
 from src.preference.csv import HEADER, Row, format_row
-from src.preference.read import read_pairs
+from tests.preference.reading import read_pairs
 
 SETTINGS = {"seed": 1, "stop": "\n\n", "top_p": 0.3, "quantization": None}
 characters = st.one_of(st.sampled_from('",\n\r'), st.characters(exclude_categories=["Cs"], exclude_characters="\0"))

@@ -1,12 +1,14 @@
 """`--check_data 1`: what it tells is what preparing would do, and nothing is written."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from src.errors import UserError
 from src.preference.check import check_pairs
 from src.preference.csv import write_pairs_csv
+from src.preference.faults import Reading
 from src.preference.rows import Row
 from src.preference.tokenize import tokenize_pairs
 from src.tokenizer import load_tokenizer
@@ -15,13 +17,14 @@ from tests.cli.conftest import snapshot
 ROWS = [Row("What?" * n, "yes" * (1 + n % 5), "no" * (1 + n % 7)) for n in range(1, 40)]
 ROWS += [ROWS[3], Row(" " + ROWS[5].prompt, "another", "answer"), Row("Why?", "so\n\n.", " so\n."),
          Row("Human: a\n\nAssistant: b\n\nHuman: c", "d", "e")]
+READING = Reading(Path("pairs.csv"), ROWS, list(range(1, len(ROWS) + 1)), [], [])
 
 
 def test_cut_and_dropped_are_those_of_preparing():
     tokenizer = load_tokenizer("bytes")
     whole = [(len(p), len(c), len(r)) for p, c, r in tokenize_pairs(ROWS, tokenizer, None, 10**6, seed=3)[0]]
     for limit in [*range(14, 60), *(p + max(c, r) for p, c, r in whole)]:
-        found = check_pairs(ROWS, tokenizer, limit, seed=3)
+        found = check_pairs(READING, tokenizer, limit, seed=3)
         pairs, report = tokenize_pairs(ROWS, tokenizer, None, limit, seed=3)
         assert (found["cut"], found["dropped"]) == (report.cut, report.dropped)
         assert found["rows"] == len(ROWS) == len(pairs) + report.dropped == sum(found["histogram"]["counts"])
@@ -31,7 +34,7 @@ def test_cut_and_dropped_are_those_of_preparing():
 
 
 def test_repeats_equal_answers_and_conversations_are_named_by_row():
-    found = check_pairs(ROWS, load_tokenizer("bytes"), 1000, seed=0)
+    found = check_pairs(READING, load_tokenizer("bytes"), 1000, seed=0)
     assert (found["duplicate_rows_at"], found["duplicate_prompts_at"], found["equal_answers_at"]) == ([40], [40, 41], [42])
     assert (found["conversations"], found["most_turns"]) == (1, 4)
     assert found["begins"].startswith("User: What?\n\nAssistant: yesyes")

@@ -12,10 +12,10 @@ from src.preference.conversation import (
     Turn,
     clean,
     is_conversation,
-    message_turns,
     prompt_turns,
     write_prompt,
 )
+from src.preference.messages import message_turns
 from src.preference.templates import format_answer, format_conversation, format_prompt
 
 # The words that structure a transcript come often, within lines and at their beginnings.
@@ -33,7 +33,7 @@ def conversations(draw):
 
 
 def cleaned(turns) -> list[Turn]:
-    return [Turn(speaker, clean(text)) for speaker, text in turns]
+    return [turn._replace(text=clean(turn.text)) for turn in turns]
 
 
 @given(conversations())
@@ -48,10 +48,10 @@ def test_turns_survive_the_transcript(turns):
 def test_prompt_and_answer_are_the_conversation(turns, answer):
     """What a prompt becomes for preferences is what the same turns become for SFT, the answer apart."""
     pieces = format_conversation([*turns, Turn(ASSISTANT, answer)], len(turns), 1)
-    assert pieces == [(format_prompt(1, write_prompt(turns)), False), (format_answer(answer), True)]
+    assert [piece[:2] for piece in pieces] == [(format_prompt(1, write_prompt(turns)), False), (format_answer(answer), True)]
     every = format_conversation([*turns, Turn(ASSISTANT, answer)], 0, 1)
-    assert "".join(text for text, _ in every) == "".join(text for text, _ in pieces)
-    assert sum(is_answer for _, is_answer in every) == sum(speaker == ASSISTANT for speaker, _ in turns) + 1
+    assert "".join(piece.text for piece in every) == "".join(piece.text for piece in pieces)
+    assert sum(piece.is_answer for piece in every) == sum(turn.speaker == ASSISTANT for turn in turns) + 1
 
 
 @given(st.text(st.one_of(st.sampled_from(" :\r\n\taHhu"), st.characters()), max_size=40))
@@ -102,10 +102,10 @@ def test_messages_of_trl_and_sharegpt():
 
 
 @pytest.mark.parametrize(("messages", "words"), [
-    ([], "an empty list"), (["hi"], "message 1, is a str"), ([{"role": "tool", "content": "x"}], "the role 'tool'"),
+    ([], "an empty list"), (["hi"], "message 1, is of type str"), ([{"role": "tool", "content": "x"}], "the role 'tool'"),
     ([{"content": "x"}], "the role None"),
     ([{"role": "user", "content": "x"}, {"role": "user", "content": " "}], "message 2, has no text"),
-    ([{"role": "user", "content": ["x"]}], "no text"), ([{"role": ["user"], "content": "x"}], "role"),
+    ([{"role": "user", "content": [1]}], "a part of type 'int'"), ([{"role": ["user"], "content": "x"}], "role"),
     ([{"role": "user", "content": "x"}, {"role": "system", "content": "x"}], "message 2, is a system message behind"),
 ])
 def test_messages_that_are_none(messages, words):

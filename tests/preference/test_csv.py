@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from src.errors import UserError
 from src.preference.csv import HEADER, Row, format_row, write_pairs_csv
-from src.preference.read import read_pairs
+from tests.preference.reading import read_pairs
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -22,6 +22,7 @@ any_text = st.one_of(
     st.sampled_from(["NA", "null", "nan", "None", "", "1e5", "0012", "\ufeffx", '"', "\r", "\n"]),
 )
 some_text = any_text.filter(str.strip)
+SEPARATORS = [",", "\t", ";", "|"]
 row_lists = st.lists(st.builds(Row, some_text, some_text, any_text), min_size=1, max_size=6)
 
 
@@ -30,14 +31,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("csv")
 
 
-def put(folder, content: bytes | str) -> Path:
-    path = folder / "pairs.csv"
+def put(folder, content: bytes | str, name: str = "pairs.csv") -> Path:
+    path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
-def refusal(folder, content: bytes | str, require_reject=False) -> str:
-    path = put(folder, content)
+def refusal(folder, content: bytes | str, require_reject=False, name: str = "pairs.csv") -> str:
+    path = put(folder, content, name)
     with pytest.raises(UserError) as caught:
         read_pairs(path, require_reject)
     message = str(caught.value)
@@ -47,11 +48,12 @@ def refusal(folder, content: bytes | str, require_reject=False) -> str:
 
 @given(rows=row_lists, bom=st.booleans(), dialect=st.sampled_from([("\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_ALL),
                                                                  ("\r\n", csv.QUOTE_MINIMAL), ("\r", csv.QUOTE_ALL)]),
-       order=st.permutations(["prompt", "chosen", "reject", "source"]), blank_lines=st.booleans(), last_newline=st.booleans())
-def test_reads_what_the_csv_module_writes(folder, rows, bom, dialect, order, blank_lines, last_newline):
+       order=st.permutations(["prompt", "chosen", "reject", "source"]), blank_lines=st.booleans(), last_newline=st.booleans(),
+       separator=st.sampled_from(SEPARATORS), name=st.sampled_from(["pairs.csv", "pairs.tsv", "pairs.TAB", "pairs"]))
+def test_reads_what_the_csv_module_writes(folder, rows, bom, dialect, order, blank_lines, last_newline, separator, name):
     newline, quoting = dialect
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, order, lineterminator=newline, quoting=quoting)
+    writer = csv.DictWriter(buffer, order, delimiter=separator, lineterminator=newline, quoting=quoting)
     writer.writeheader()
     for row in rows:
         if blank_lines:
@@ -60,7 +62,51 @@ def test_reads_what_the_csv_module_writes(folder, rows, bom, dialect, order, bla
     text = buffer.getvalue()
     if not last_newline:
         text = text.removesuffix(newline)
-    assert read_pairs(put(folder, ("\ufeff" if bom else "") + text), require_reject=False) == rows
+    assert read_pairs(put(folder, ("\ufeff" if bom else "") + text, name), require_reject=False) == rows
+
+
+@given(rows=row_lists, separator=st.sampled_from(SEPARATORS), newline=st.sampled_from(["\n", "\r\n", "\r"]),
+       before=st.sampled_from([" ", "   "]), behind=st.sampled_from(["", " "]))
+def test_spaces_around_quoted_fields_are_no_part_of_them(folder, rows, separator, newline, before, behind):
+    """`"q", "a b"`, as people write it, and `"q" , "a b"`."""
+    fields = [['"' + text.replace('"', '""') + '"' for text in row] for row in (Row._fields, *rows)]
+    text = "".join((behind + separator + before).join(line) + behind + newline for line in fields)
+    if not behind:  # of spaces before a quote the csv module knows too
+        spaced = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        assert list(map(tuple, spaced))[1:] == rows
+    assert read_pairs(put(folder, text), require_reject=False) == rows
+
+
+@pytest.mark.parametrize(("line", "row"), [
+    ('p, c ,r', ("p", " c ", "r")),
+    ('"p", "c, ""c""\n, ""c""", r', ("p", 'c, "c"\n, "c"', " r")),
+    ('p, "c" he said,r', ("p", ' "c" he said', "r")),  # no quoted field: the quote does not end where the field does
+    ('"p ""x"" , ""y""", c "z",r', ('p "x" , "y"', ' c "z"', "r")),
+    (' "p" ,"c", "r" ', ("p", "c", "r")),
+])
+def test_spaces_of_unquoted_fields_stay(folder, line, row):
+    assert read_pairs(put(folder, f"prompt, chosen, reject\n{line}\n{line}"), require_reject=False) == [Row(*row)] * 2
+
+
+@pytest.mark.parametrize(("name", "header", "line"), [
+    ("a.csv", "prompt\tchosen\tnotes, etc.", "p\tc, c\tr"), ("a.csv", "id;prompt;chosen", "1;p;c, c"),
+    ("a.tsv", "prompt,chosen", 'p,"c, c"'), ("a.tsv", "text, prompt\tprompt\tchosen", "x\tp\tc, c"),
+    ("a.csv", "prompt,chosen,a;b;c;d", "p,\"c, c\",1"), ("a.csv", "prompt,chosen,a\tb", "p,\"c, c\",1"),
+    ("a.csv", '"id|x"|prompt|chosen', "1|p|c, c"), ("a.csv", "sep=;\r\nid;prompt;chosen", "1;p;c, c"),
+    ("a.csv", '"sep=\t"\n\nPrompt\tChosen', "p\tc, c"),
+])
+def test_the_header_tells_the_separator(folder, name, header, line):
+    assert read_pairs(put(folder, f"{header}\n{line}\n", name), require_reject=False) == [Row("p", "c, c", "")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_other_encodings_of_unicode_with_their_mark(folder, encoding):
+    """Excel's "Unicode text" is UTF-16 with tabs."""
+    mark = "\ufeff" if encoding.endswith("be") else ""
+    text = f"{mark}prompt\tchosen\treject\r\né😀\t日本\tr"
+    assert read_pairs(put(folder, text.encode(encoding)), require_reject=True) == [Row("é😀", "日本", "r")]
+    message = refusal(folder, text.encode(encoding)[:-1])
+    assert message.startswith("the file: byte 0x") and f"is not {encoding[:6].upper()}; save the file as UTF-8" in message
 
 
 @given(rows=row_lists)
@@ -76,8 +122,9 @@ def test_pandas_reads_what_we_write_and_the_reverse(folder):
     write_pairs_csv(folder / "ours.csv", rows)
     frame = pd.read_csv(folder / "ours.csv", dtype=str, keep_default_na=False)
     assert [tuple(values) for values in frame.values] == rows
-    pd.DataFrame(rows).to_csv(folder / "theirs.csv", index=False)
-    assert read_pairs(folder / "theirs.csv", require_reject=False) == rows
+    for name, separator in (("theirs.csv", ","), ("theirs.tsv", "\t"), ("tabs.csv", "\t"), ("semicolons.csv", ";")):
+        pd.DataFrame(rows).to_csv(folder / name, index=False, sep=separator)
+        assert read_pairs(folder / name, require_reject=False) == rows
 
 
 def test_nul_from_a_model_does_not_break_our_own_file(folder):
@@ -105,7 +152,13 @@ def test_fields_beyond_the_csv_modules_limit_are_read_and_the_limit_is_left_alon
     (HEADER, "there is no data row", ""),
     (HEADER + "\n\r\n", "there is no data row", ""),
     ("prompt,answer\na,b\n", "the header lacks chosen (found: prompt, answer)", "prompt,chosen,reject"),
-    ("prompt;chosen;reject\na;b;c\n", "the header lacks prompt and chosen (found: prompt;chosen;reject)", ""),
+    ("prompt\tanswer\na\tb\n", "the header (separated by tabs) lacks chosen (found: prompt, answer)", "prompt,chosen,reject"),
+    ("id;b\na;b\n", "the header (separated by semicolons) lacks prompt and chosen (found: id, b)", ""),
+    ("id:b\na:b\n", "the header lacks prompt and chosen (found: id:b)", ""),
+    ("prompt\tchosen\np,c\n", "row 1 has 1 fields where the header has 2, separated by tabs; put texts that hold tabs", ""),
+    ("prompt|chosen\np|c\np|c|d\n", "row 2 has 3 fields where the header has 2, separated by vertical bars", ""),
+    ('prompt\tchosen\np\tc\n"p"x\tc\n', "row 2: a quoted field is not closed as it should be ('tab' expected", "twice"),
+    ('prompt, chosen\n"p", "c\nc"\n"p", "c\n\0"', "row 2: holds a NUL character", ""),
     ("prompt,chosen,prompt\na,b,c\n", "the header has the column prompt more than once", ""),
     (HEADER + 'p,c,r\n\n"a\nb",c,r\np, \t,r\n', "row 3 has an empty chosen", ""),
     (HEADER + "p,c,r\n,c,r\n", "row 2 has an empty prompt", ""),
@@ -115,12 +168,12 @@ def test_fields_beyond_the_csv_modules_limit_are_read_and_the_limit_is_left_alon
     (HEADER + 'p,c,r\np,"c,r\np,"c",r\n', "row 2: a quoted field is not closed", "twice"),
     ('prompt,"chosen,reject\np,c,r\n', "the header: a quoted field is not closed", "twice"),
     (HEADER + 'p,"c\nc",r\np,"a\0b",r\n', "row 2: holds a NUL character", "UTF-8"),
-    (HEADER.encode() + 'p,"c\n\né",r\n'.encode() + b"p,\xe9,r\n", "row 2: byte 0xe9 at offset 35 is not UTF-8",
+    (HEADER.encode() + 'p,"c\n\né",r\n'.encode() + b"p,\xe9,r\n", "row 2: byte 0xe9 is not UTF-8",
      "save the file as UTF-8"),
-    (HEADER.encode() + b'p,"c\n\xff', "row 1: byte 0xff at offset 26 is not UTF-8", ""),
-    (HEADER.encode() + b"p,c,r\n\xffp,c,r", "row 2: byte 0xff at offset 27 is not UTF-8", ""),
-    (b"\xef\xbb\xbf" + HEADER.encode() + b"p,c\xff,r\n", "row 1: byte 0xff at offset 27 is not UTF-8", ""),
-    (HEADER.encode("utf-16"), "the header: byte 0xff at offset 0 is not UTF-8", ""),
+    (HEADER.encode() + b'p,"c\n\xff', "row 1: a quoted field is not closed", ""),
+    (HEADER.encode() + b"p,c,r\n\xffp,c,r", "row 2: byte 0xff is not UTF-8", ""),
+    (b"\xef\xbb\xbf" + HEADER.encode() + b"p,c\xff,r\n", "row 1: byte 0xff is not UTF-8", ""),
+    (HEADER.encode() + b"p,c,r\np,c,r\n\xff", "row 3: byte 0xff", ""), ("sep=;\nprompt;chosen\np;\0", "row 1: holds a NUL", ""),
     (HEADER.encode("utf-16-le"), "the header: holds a NUL character", ""),
 ])
 def test_faults_name_the_row(folder, content, beginning, hint):

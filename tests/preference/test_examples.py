@@ -1,15 +1,18 @@
 """What `--sft 1` trains on: which tokens have a loss, where long texts are cut, and which columns are known."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from src.errors import UserError
 from src.preference.examples import read_texts
-from src.tokenizer import load_tokenizer
+from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from tests.tokenizer.files import KINDS, saved
 
 BYTES = load_tokenizer("bytes")
 
@@ -55,6 +58,19 @@ USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "co
      "User: Why?\n\nAssistant: So.\n\nUser: Why?\n\nAssistant:[ So.\n\n]"),
     ({"prompt": "Human: Why?\n\nAssistant: So.\n\nHuman: Why?", "chosen": "So."},
      "User: Why?\n\nAssistant: So.\n\nUser: Why?\n\nAssistant:[ So.\n\n]"),
+    # Other tools' names, and what belongs to a prompt.
+    ({"query": "Why?", "response": "So.", "system": "Hm", "history": [["Hi", "Ho"]]},
+     "System: Hm\n\nUser: Hi\n\nAssistant: Ho\n\nUser: Why?\n\nAssistant:[ So.\n\n]"),
+    ({"prompt": "User: Why?\n\nAssistant:", "completion": "So."}, PLAIN),
+    ({"prompt": "User: Why?\n\nAssistant:", "completion": "User: Why?\n\nAssistant: So."}, PLAIN),
+    ({"messages": [USER, ASSISTANT], "system": "Hm"}, "System: Hm\n\nUser: Why?\n\nAssistant:[ So.\n\n]"),
+    ({"messages": json.dumps([USER, ASSISTANT])}, PLAIN), ({"messages": str([USER, ASSISTANT])}, PLAIN),
+    ({"instruction": "Why?", "output": ASSISTANT}, PLAIN), ({"chosen_messages": [USER, ASSISTANT]}, PLAIN),
+    # Messages of weight 0 are read and not learned.
+    ({"messages": [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1}]},
+     "User: Why?\n\nAssistant: So.\n\nUser: Why?\n\nAssistant:[ So.\n\n]"),
+    ({"messages": [USER, ASSISTANT, USER, ASSISTANT | {"train": False}]},
+     "User: Why?\n\nAssistant:[ So.\n\n]User: Why?\n\nAssistant: So.\n\n"),
     ({"text": "Any text.\n\nOf two paragraphs."}, "[Any text.\n\nOf two paragraphs.\0]"),
 ])
 def test_known_columns(folder, record, text):
@@ -63,7 +79,42 @@ def test_known_columns(folder, record, text):
     assert (report.rows, report.cut, report.dropped) == (1, 0, 0)
     assert report.trained == sum(texts[0].trained) - texts[0].trained[0]
     everything, _ = read_texts(folder / "a.jsonl", BYTES, 1000, seed=0, on_prompt=True)
-    assert everything[0].tokens == texts[0].tokens and all(everything[0].trained)
+    assert everything[0].tokens == texts[0].tokens
+    without_loss = any(message.get("weight") == 0 or message.get("train") is False for message in record.get("messages", [])
+                       if isinstance(message, dict))
+    assert sum(not trained for trained in everything[0].trained) == (len(" So.\n\n") if without_loss else 0)
+
+
+def test_rows_that_are_not_to_be_learned_are_left_out(folder, capsys):
+    good, bad = {"prompt": "Why?", "completion": "So."}, {"prompt": "Why?", "completion": "No."}
+    for key, yes, no in (("label", True, False), ("label", 1, 0), ("kto_tag", "true", "false"), ("weight", 1, 0.0)):
+        path = put(folder / "thumbs.jsonl", [good | {key: yes}, bad | {key: no}, good])
+        texts, report = read_texts(path, BYTES, 1000, seed=0, on_prompt=False)
+        assert [text.tokens for text in texts] == [list(b"User: Why?\n\nAssistant: So.\n\n")] * 2 and report.rows == 2
+        assert capsys.readouterr().err == f"note: {path}: left out 1 row that {key} marks as not to be learned\n"
+    # Classes are no thumbs, and a plain text has no answer that they could be of.
+    for rows in ([good | {"label": "math"}, good | {"label": 1}], [{"text": "a b", "label": 0}, {"text": "c d", "label": 1}]):
+        path = put(folder / "classes.jsonl", rows)
+        assert read_texts(path, BYTES, 1000, seed=0, on_prompt=False)[1].rows == 2
+        assert capsys.readouterr().err == f"note: {path}: not used: column label\n"
+
+
+def test_faulty_rows_are_left_out_on_demand(folder, capsys):
+    path = put(folder / "faulty.jsonl", [{"instruction": "Hi.", "output": "Ho."}, {"instruction": "Hi.", "output": ""},
+                                         {"instruction": "Hi.", "output": [ASSISTANT | {"weight": 0}]}])
+    with pytest.raises(UserError, match="2 of 3 rows can't be used: empty answer: row 2; answer without a loss: row 3; the "
+                                        r"first: row 2 has an empty answer \(its output\)"):
+        read_texts(path, BYTES, 1000, seed=0, on_prompt=False)
+    texts, report = read_texts(path, BYTES, 1000, seed=0, on_prompt=False, skip_bad_rows=True)
+    assert len(texts) == report.rows == 1
+    assert report.skipped_rows == {"count": 2, "rows": {"empty answer": [2], "answer without a loss": [3]}}
+    assert "left out 2 of 3 rows" in capsys.readouterr().err
+
+
+def test_a_question_that_nothing_answers_is_named(folder, capsys):
+    path = put(folder / "open.jsonl", [{"messages": [USER, ASSISTANT, USER]}, {"messages": [USER, ASSISTANT]}])
+    read_texts(path, BYTES, 1000, seed=0, on_prompt=False)
+    assert capsys.readouterr().err == f"note: {path}: not used: the last message of 1 conversation, which is the user's\n"
 
 
 def test_single_prompts_have_the_templates_of_preferences(folder):
@@ -84,6 +135,10 @@ def test_every_token_of_a_document_but_the_first_is_predicted_once(folder, docum
     assert all(2 <= len(text.tokens) <= max_len + 1 and all(text.trained) for text in texts)
     assert [token for text in texts for token in text.tokens[1:]] == [token for document in whole for token in document[1:]]
     assert report.trained == sum(len(document) - 1 for document in whole)
+    content = end.join(documents)
+    for name, data in (("a.txt.gz", gzip.compress(content.encode())), ("a.TXT", content.encode("utf-16"))):
+        (folder / name).write_bytes(data)
+        assert read_texts(folder / name, BYTES, max_len, seed=0, on_prompt=False) == (texts, report)
     assert report.cut == sum(len(document) - 1 > max_len for document in whole)
     put(folder / "documents.jsonl", [{"text": document} for document in documents])
     assert read_texts(folder / "documents.jsonl", BYTES, max_len, seed=0, on_prompt=False) == (texts, report)
@@ -105,10 +160,10 @@ def test_a_conversation_loses_its_beginning_and_an_answer_too_long_the_row(folde
     ("a.jsonl", [{"text": "a"}, {"text": ["b"]}], ("row 2: its text, message 1,",)),
     ("a.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}], ("row 2 has an empty answer",)),
     ("a.jsonl", [{"prompt": "a", "completion": "b"}, {"completion": "b"}], ("row 2 has an empty prompt",)),
-    ("a.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": [ASSISTANT], "completion": "b"}], ("row 2 has an empty prompt",)),
+    ("a.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": [ASSISTANT], "completion": "b"}], ("row 2: its prompt",)),
     ("a.jsonl", [{"messages": [USER]}], ("row 1: its messages", "does not end in the assistant's answer")),
     ("a.jsonl", [{"messages": "hello"}], ("row 1: its messages",)),
-    ("a.jsonl", [{"messages": []}], ("row 1: its messages is an empty list",)),
+    ("a.jsonl", [{"messages": []}], ("row 1 has no messages in messages",)),
     ("a.csv", "prompt,completion\na,b\n,c\n", ("row 2 has an empty prompt",)),
     ("a.csv", "text\n", ("no data row",)),
     ("a.txt", "", ("empty",)), ("a.txt", "\0 \0\n", ("empty",)), ("a.txt", b"a\nb\nc\xff", ("line 3", "0xff", "UTF-8")),
@@ -119,3 +174,25 @@ def test_faults_name_the_row(folder, name, content, words):
         read_texts(path, BYTES, 100, seed=0, on_prompt=False)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("kind", ["Prepend", "Metaspace always", "Metaspace first", "Unigram", "ByteLevel with a prefix"])
+def test_a_conversation_s_pieces_join_to_the_whole_text(folder, kind):
+    """No piece but the first has what a tokenizer puts before a text."""
+    path = saved(KINDS[kind](), folder)
+    turns = [{"role": role, "content": text} for role, text in (
+        ("user", "the cat"), ("assistant", "sat"), ("user", "who?"), ("assistant", "12 cats"))]
+    texts, report = read_texts(put(folder / "a.jsonl", [{"messages": turns}]), HuggingFaceTokenizer(path), 1000, 0, False)
+    whole = "User: the cat\n\nAssistant: sat\n\nUser: who?\n\nAssistant: 12 cats\n\n"
+    library = Tokenizer.from_file(path)
+    assert library.decode(texts[0].tokens, skip_special_tokens=False).removeprefix(" ") == whole
+    if kind != "ByteLevel with a prefix":  # where GPT-2 splits a blank line by whether a letter stands behind it
+        assert texts[0].tokens == library.encode(whole, add_special_tokens=False).ids
+    assert report.changes.texts == 0 and report.changes.looked_at == 4
+
+
+def test_changed_texts_are_counted(folder):
+    tokenizer = HuggingFaceTokenizer(saved(KINDS["Prepend without bytes"](), folder))
+    path = put(folder / "a.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "é"}])
+    assert read_texts(path, tokenizer, 1000, 0, False)[1].changes.rows == (2,)
+    assert read_texts(put(folder / "b.txt", "abc\0é\0\x01"), tokenizer, 1000, 0, False)[1].changes.rows == (2, 3)

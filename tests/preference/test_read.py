@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow
+import pyarrow.ipc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from src.errors import UserError
 from src.preference.conversation import clean
 from src.preference.csv import write_pairs_csv
-from src.preference.read import read_pairs
+from src.preference.read import read_table
 from src.preference.rows import Row
 from src.preference.templates import format_prompt
+from tests.preference.reading import read_pairs
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "hh_harmless_pairs.csv"
 
@@ -129,8 +132,8 @@ GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
     ([GOOD, '{"prompt": "p", "chosen": "c"'], ("row 2 is not JSON",)),
     ([GOOD, "", '{"a": 1}, {"b": 2}'], ("row 2 is not JSON",)),
     ([GOOD, "[1, 2]"], ("row 2 is a list",)), ([GOOD, "5"], ("row 2 is a int",)),
-    ([GOOD, GOOD | {"chosen": 5}], ("row 2 has a int as its chosen",)),
-    ([GOOD, GOOD | {"prompt": {"text": "x"}}], ("row 2 has a dict as its prompt",)),
+    ([GOOD, GOOD | {"chosen": 5}], ("row 2: its chosen is of type int",)),
+    ([GOOD, GOOD | {"prompt": {"text": "x"}}], ("row 2: its prompt is of type dict",)),
     ([GOOD, GOOD | {"prompt": " "}], ("row 2 has an empty prompt",)),
     ([GOOD, GOOD | {"prompt": None}], ("row 2 has an empty prompt",)),
     ([GOOD, GOOD | {"chosen": None}], ("row 2 has an empty chosen",)),
@@ -138,18 +141,19 @@ GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
     ([GOOD, GOOD | {"chosen": "a\0b"}], ("row 2: its chosen holds a NUL",)),
     ([GOOD, '{"prompt": "\\ud800", "chosen": "c", "rejected": "r"}'], ("row 2: its prompt holds half of a character",)),
     ([GOOD | {"reject": "r"}], ("both reject and rejected",)),
-    ([{"question": "p", "answer": "c"}], ("lacks prompt and chosen", "question, answer")),
+    ([{"question": "p", "answer": "c"}], ("lacks chosen", "question, answer")),
+    ([{"id": "p", "answer": "c"}], ("lacks prompt and chosen", "id, answer")),
     ([{"chosen": "a b", "rejected": "x y"}], ("row 1", "no prompt that they share")),
     ([{"chosen": "same text", "rejected": "same text"}], ("row 1", "no prompt that they share")),
     ([{"chosen": f"{HH} a", "rejected": "\n\nHuman: hi\n\nAssistant: b"}], ("row 1", "not one conversation")),
     ([{"chosen": f"{HH} a", "rejected": "plain"}], ("row 1", "the other is not")),
-    ([{"chosen": HH, "rejected": HH}], ("row 1", "does not end in the assistant's answer")),
+    ([{"chosen": HH, "rejected": HH}], ("row 1 has an empty chosen answer",)),
     ([{"chosen": [user("a")], "rejected": [user("b")]}], ("row 1", "does not end in the assistant's answer")),
     ([{"prompt": [user("a"), assistant("b")], "chosen": "c", "rejected": "d"}], ("row 1", "its prompt does not end")),
     ([{"prompt": [user("a")], "chosen": [assistant("b"), user("c"), assistant("d")],
        "rejected": [assistant("b"), user("c"), assistant("e")]}], ("row 1", "several turns")),
     ([GOOD, GOOD | {"prompt": [{"role": "tool", "content": "x"}]}], ("row 2: its prompt, message 1,", "'tool'")),
-    (["[" * 100_000 + "]" * 100_000], ("the file can't be read as JSON",)), (['{"prompt": ' + "9" * 5000 + "}"], ("row 1",)),
+    (["[" * 100_000 + "]" * 100_000], ("row 1 can't be read as JSON",)), (['{"prompt": ' + "9" * 5000 + "}"], ("row 1",)),
     ([], ("empty",)), (["", " "], ("empty",)), (["[]"], ("empty",)),
 ])
 def test_faults_name_the_row(folder, lines, words):
@@ -165,12 +169,12 @@ def test_faults_name_the_row(folder, lines, words):
 def test_a_byte_that_is_not_utf8_names_its_row(folder):
     path = folder / "latin.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b'\n\n{"prompt": "caf\xe9"}')
-    with pytest.raises(UserError, match="row 2: byte 0xe9 at offset"):
+    with pytest.raises(UserError, match="row 2: byte 0xe9 is not UTF-8"):
         read_pairs(path, require_reject=True)
 
 
 @given(data=st.one_of(st.binary(max_size=40), st.binary(max_size=20).map(lambda tail: b'{"prompt": "p", "chosen": ' + tail)),
-       ending=st.sampled_from(["jsonl", "json", "parquet"]))
+       ending=st.sampled_from(["jsonl", "json", "parquet", "arrow", "csv", "tsv", "csv.gz", "save"]))
 def test_any_bytes_are_read_or_refused_in_one_line(folder, data, ending):
     path = folder / f"any.{ending}"
     path.write_bytes(data)
@@ -186,6 +190,33 @@ def test_a_parquet_that_is_cut_off(folder):
         (folder / "cut.parquet").write_bytes(data[:length])
         with pytest.raises(UserError, match="can't be read as Parquet"):
             read_pairs(folder / "cut.parquet", require_reject=True)
+
+
+def test_an_arrow_stream_that_is_cut_off_or_none(folder):
+    table = pyarrow.Table.from_pylist([GOOD] * 3)
+    for new in (pyarrow.ipc.new_stream, pyarrow.ipc.new_file):
+        with new(folder / "cut.arrow", table.schema) as writer:
+            writer.write_table(table)
+        assert len(read_pairs(folder / "cut.arrow", require_reject=True)) == 3
+        data = (folder / "cut.arrow").read_bytes()
+        for cut in (data[:len(data) // 2], data[:100], b"", b"prompt,chosen,reject\np,c,r\n"):
+            (folder / "cut.arrow").write_bytes(cut)
+            with pytest.raises(UserError, match="cut.arrow: can't be read as Arrow"):
+                read_pairs(folder / "cut.arrow", require_reject=True)
+
+
+def test_labels_of_rows_and_columns_of_other_types_do_no_harm(folder):
+    """What pandas and `datasets` write beside the texts: labels, dates, categories, missing numbers, dictionaries, bytes."""
+    frame = pd.DataFrame([GOOD, GOOD], index=[5, 7]).assign(
+        day=pd.Timestamp("2020-01-01", tz="UTC"), kind=pd.Categorical(["a", "b"]), score=[1.5, None], more=[{"a": [1]}, None],
+        raw=b"x")
+    frame.to_parquet(folder / "labels.parquet")
+    table = read_table(folder / "labels.parquet")
+    assert table.names == [*GOOD, "day", "kind", "score", "more", "raw"]
+    assert [set(GOOD) <= set(record) for record in table.records] == [True] * 2
+    assert table.records[0]["more"] == {"a": [1]} and not {"score", "more"} & set(table.records[1])
+    frame.set_index("prompt").to_parquet(folder / "labels.parquet")  # a column like the others, which pandas makes labels
+    assert [row.prompt for row in read_pairs(folder / "labels.parquet", require_reject=True)] == ["p", "p"]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(folder, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.adapters.dora import DoRALinear
 from src.adapters.linear import Linear
 from src.adapters.lora import LoRALinear
 from src.preference import target_log_probs as module
@@ -34,10 +35,12 @@ def make_head(kind: str, dtype: torch.dtype) -> torch.nn.Module:
     head = Linear(WIDTH, VOCABULARY, dtype=dtype)
     head.weight.data = weight.to(dtype)
     head.weight.requires_grad_(kind == "full")
-    if kind.startswith("lora"):
-        base = quantize_linear(weight, "nf4") if kind == "lora on nf4" else head
-        head = LoRALinear(base, 4, 8.0, 0.0, generator)
+    if kind.startswith(("lora", "dora")):
+        base = quantize_linear(weight, kind[8:]) if " on " in kind else head
+        head = {"lora": LoRALinear, "dora": DoRALinear}[kind[:4]](base, 4, 8.0, 0.0, generator)
         head.lora_B.data = torch.randn(VOCABULARY, 4, generator=generator) * 0.1
+        if kind.startswith("dora"):
+            head.lora_M.data *= 1 + 0.3 * torch.randn(VOCABULARY, generator=generator)
         head = head.double() if dtype == torch.float64 else head
     return head
 
@@ -49,7 +52,7 @@ def plain(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) ->
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("kind", ["frozen", "full", "nf4", "int8", "lora", "lora on nf4"])
+@pytest.mark.parametrize("kind", ["frozen", "full", "nf4", "int8", "lora", "lora on nf4", "dora", "dora on nf4", "dora on int8"])
 def test_value_and_gradients_are_those_of_the_whole_logits(kind, dtype):
     head = make_head(kind, dtype)
     generator = torch.Generator().manual_seed(1)
@@ -64,9 +67,26 @@ def test_value_and_gradients_are_those_of_the_whole_logits(kind, dtype):
         results.append([log_probs, *torch.autograd.grad(log_probs @ weights, leaves)])
         with torch.no_grad():
             assert torch.equal(form(head, hidden, targets), log_probs)
-    assert len(results[0]) == {"full": 3, "lora": 4, "lora on nf4": 4}.get(kind, 2)
+    assert len(results[0]) == {"full": 3, "lora": 4, "dora": 5}.get(kind[:4], 2)
     for ours, theirs in zip(*results, strict=True):
         assert theirs.norm() > 0 and (ours - theirs).norm() < TOLERANCE[dtype] * theirs.norm()
+
+
+def test_a_head_in_mode_dora_is_equation_5_with_constant_norms():
+    """arXiv:2402.09353 in float64: softmax of (m V / ||V||) x with V = W + (alpha / r) B A, and autograd's gradients of it."""
+    head, generator = make_head("dora", torch.float64), torch.Generator().manual_seed(3)
+    hidden = torch.randn(25, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(VOCABULARY, (25,), generator=generator)
+    weights = torch.randn(25, generator=generator, dtype=torch.float64)
+    v = head.weight.detach() + 8.0 / 4 * head.lora_B @ head.lora_A
+    changed = head.lora_M[:, None] * v / torch.linalg.norm(v, dim=1, keepdim=True).detach()
+    expected = (hidden @ changed.T).softmax(-1)[torch.arange(25), targets].log()
+    leaves = [hidden, head.lora_A, head.lora_B, head.lora_M]
+    found = target_log_probs(head, hidden, targets)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)  # logits of size 10, sums of 300 terms
+    for ours, theirs in zip(torch.autograd.grad(found @ weights, leaves), torch.autograd.grad(expected @ weights, leaves),
+                            strict=True):
+        assert theirs.norm() > 0 and (ours - theirs).norm() < 1e-11 * theirs.norm()
 
 
 @settings(max_examples=30)
@@ -91,9 +111,12 @@ def test_any_shape_and_any_size_of_logits(rows, vocabulary, size, seed):
 
 MEMORY = """
 import resource, sys, torch
+from src.adapters.dora import DoRALinear
 from src.adapters.linear import Linear
 from src.preference.target_log_probs import target_log_probs
 head = Linear(64, 65536); head.weight.data.normal_(); head.weight.requires_grad_(sys.argv[1] == "full")
+if sys.argv[1] == "dora":
+    head = DoRALinear(head, 4, 8.0, 0.0, torch.Generator())
 hidden = torch.randn(8192, 64, requires_grad=True)
 targets = torch.randint(65536, (8192,))
 target_log_probs(head, hidden[:64], targets[:64]).sum().backward()
@@ -105,8 +128,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
-@pytest.mark.parametrize("kind", ["frozen", "full"])
+@pytest.mark.parametrize("kind", ["frozen", "full", "dora"])
 def test_peak_memory(kind):
-    """8192 rows of 65536 logits would be 2 GB; hidden's gradient is 2 MB, and a full head's own 16 MB."""
+    """8192 rows of 65536 logits would be 2 GB; hidden's gradient is 2 MB, a full head's own 16 MB, DoRA's 1 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY, kind], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 64 + (16 if kind == "full" else 0)

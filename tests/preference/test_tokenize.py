@@ -1,20 +1,22 @@
-"""Rows to token pairs, with a tokenizer of one token a byte so that lengths can be counted by eye."""
+"""Rows to token pairs, most with a tokenizer of one token a byte so that lengths can be counted by eye."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from src.errors import UserError
 from src.preference.csv import Row
-from src.preference.read import read_pairs
 from src.preference.templates import format_answer, format_prompt
 from src.preference.tokenize import tokenize_pairs, walk_rows
+from src.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from tests.preference.reading import read_pairs
+from tests.tokenizer.files import KINDS, saved
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-BYTES = SimpleNamespace(encode=lambda text: list(text.encode()))
+BYTES = ByteTokenizer()
 
 ROWS = [Row("one", "yes", "no"), Row("two\r\n\r\nlines", "maybe", "never"), Row("three", "same ", " same")]
 
@@ -89,8 +91,13 @@ def test_a_pair_of_exactly_the_limit_is_whole():
 
 def test_each_text_is_tokenized_once():
     seen = []
-    counting = SimpleNamespace(encode=lambda text: seen.append(text) or list(text.encode()))
-    tokenize_pairs(ROWS, counting, 3000, 1000, seed=0)
+
+    class Counting(ByteTokenizer):
+        def encode(self, text: str, continues: bool = False) -> list[int]:
+            seen.append(text)
+            return super().encode(text, continues)
+
+    tokenize_pairs(ROWS, Counting(), 3000, 1000, seed=0)
     # Two answers and at most three templated prompts a row, however many pairs are made; no text comes twice but
     # the answers of the third row, which are equal once cleaned.
     assert len(seen) == 3 * (2 + 3) and len(set(seen)) == len(seen) - 1
@@ -106,3 +113,30 @@ def test_real_pairs_keep_the_limit():
     rows = read_pairs(SHARED / "hh_harmless_pairs.csv", require_reject=True)
     pairs, report = tokenize_pairs(rows, BYTES, None, 512, seed=0)
     assert len(pairs) + report.dropped == 1500 and report.cut > 0 and report.longest == 512
+
+
+# What a table's cell may hold; control words are no part of it, which the library itself would read as tokens.
+CELL = st.text(alphabet=" \nabcdehstuUA:;,.!?'0123456789-é你👍", max_size=25).filter(str.strip)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40)
+@given(cells=st.tuples(CELL, CELL, CELL), seed=st.integers(0, 20))
+def test_prompt_and_answer_have_the_tokens_of_the_whole_text(kind, cells, seed, tmp_path):
+    """By the `tokenizers` library; and both answers follow the very same prompt."""
+    path = saved(KINDS[kind](), tmp_path)
+    row, library = Row(*cells), Tokenizer.from_file(path)
+    [(prompt, chosen, reject)], report = tokenize_pairs([row], HuggingFaceTokenizer(path), None, 1000, seed)
+    template = next(number for number, name in enumerate(report.template_counts) if report.template_counts[name])
+    for tokens, answer in ((chosen, row.chosen), (reject, row.reject)):
+        whole = format_prompt(template, row.prompt) + format_answer(answer)
+        assert prompt + tokens == library.encode(whole, add_special_tokens=False).ids
+
+
+def test_the_report_counts_texts_that_the_tokenizer_changes(tmp_path):
+    tokenizer = HuggingFaceTokenizer(saved(KINDS["Prepend without bytes"](), tmp_path))
+    rows = [Row("one", "yes", "no"), Row("two 你", "好", "no"), Row("three", "yes", "你")]
+    _, report = tokenize_pairs(rows, tokenizer, 300, 1000, seed=0)
+    changes = report.changes
+    assert (changes.looked_at, changes.texts, changes.rows, set(changes.lost)) == (9, 3, (2, 3), {"你", "好"})
+    assert tokenize_pairs(rows, BYTES, 300, 1000, seed=0)[1].changes.texts == 0

@@ -17,7 +17,7 @@ from tests.conftest import prepare_csv
 HEADER = "Layer,Mode,Rank,Alpha,Dropout,Weight_lr_init,Weight_lr_final,Weight_decay,State_lr_init,State_lr_final,FullParts\n"
 ENDS = "emb,freeze,,,,,,,,,\n{}head,{},4,8,0,1e-3,1e-4,0.01,,,\n"
 # The material has two blocks, so that the modes go in pairs; the head takes one more.
-PAIRS = [("pissa", "bone", "lora"), ("dora", "state", "pissa")]
+PAIRS = [("pissa", "bone", "dora"), ("dora", "state", "pissa")]
 SCHEMES = [None, "int8", "nf4"]
 
 

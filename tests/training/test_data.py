@@ -1,23 +1,18 @@
 import pytest
 
-from src.preference.packing import packed_length
+from src.preference.packing import Text, packed_length
 from src.training.data import PairBatches
 
 PAIRS = [([number], [1] * (1 + number % 4), [2, 3], 0.0, 0.0) for number in range(10)]
 
 
-def batches(epoch_steps: int = 4, micro_bsz: int = 1, batch_tokens: int = 0, seed: int = 0, first_epoch: int = 0, rank: int = 0,
-            world_size: int = 1, pairs=PAIRS) -> PairBatches:
-    return PairBatches(pairs, epoch_steps, micro_bsz, batch_tokens, seed, first_epoch, rank, world_size)
+def batches(epoch_steps: int = 4, micro_bsz: int = 1, batch_tokens: int = 0, accumulate: int = 1, seed: int = 0,
+            first_epoch: int = 0, world_size: int = 1, pairs=PAIRS) -> PairBatches:
+    return PairBatches(pairs, epoch_steps, micro_bsz, batch_tokens, accumulate, seed, first_epoch, world_size)
 
 
-def epochs(sampler: PairBatches, numbers) -> list[list[list[int]]]:
-    drawn = []
-    for number in numbers:
-        sampler.set_epoch(number)
-        drawn.append(list(sampler))
-        assert len(drawn[-1]) == len(sampler)
-    return drawn
+def epochs(drawn_from: PairBatches, numbers, rank: int = 0) -> list[list[list[int]]]:
+    return [[micro_batch.indices for micro_batch in drawn_from.epoch(number, rank)] for number in numbers]
 
 
 def flat(drawn) -> list[int]:
@@ -50,15 +45,43 @@ def test_epoch_begin_goes_on_where_earlier_epochs_ended(batch_tokens, epoch_step
 
 
 @pytest.mark.parametrize(("epoch_steps", "batch_tokens"), [(10, 0), (0, 0), (4, 12), (0, 12)])
-def test_devices_share_the_pairs_of_an_epoch(epoch_steps, batch_tokens):
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_pairs_of_an_epoch_and_those_with_none_left_repeat_one_that_counts_for_nothing(
+        epoch_steps, batch_tokens, world_size):
     whole, = epochs(batches(epoch_steps, 1, batch_tokens, seed=3), [0])
-    parts = [epochs(batches(-(-epoch_steps // 2), 1, batch_tokens, seed=3, rank=rank, world_size=2), [0])[0] for rank in range(2)]
-    assert len(parts[0]) == len(parts[1])
-    together = sum(map(list, zip(*parts, strict=True)), [])
-    assert together[:len(whole)] == whole and together[len(whole):] == whole[:len(together) - len(whole)]
+    shared = batches(-(-epoch_steps // world_size), 1, batch_tokens, seed=3, world_size=world_size)
+    parts = [shared.epoch(0, rank) for rank in range(world_size)]
+    together = [micro_batch for step in zip(*parts, strict=True) for micro_batch in step]
+    assert [micro_batch.indices for micro_batch in together][:len(whole)] == whole
+    if not epoch_steps:
+        assert [micro_batch.share > 0 for micro_batch in together] == [True] * len(whole) + [False] * (-len(whole) % world_size)
+    else:
+        assert all(micro_batch.share > 0 for micro_batch in together)
+
+
+@pytest.mark.parametrize("batch_tokens", [0, 12])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_shares_of_every_step_add_up_to_one(batch_tokens, world_size):
+    drawn_from = batches(0, 3, batch_tokens, accumulate=2, world_size=world_size)
+    for number in range(3):
+        parts = [drawn_from.epoch(number, rank) for rank in range(world_size)]
+        for start in range(0, len(parts[0]), 2):
+            step = [micro_batch for part in parts for micro_batch in part[start:start + 2]]
+            assert sum(micro_batch.share * len(micro_batch.indices) for micro_batch in step) == pytest.approx(1)
+            assert len({micro_batch.share for micro_batch in step} - {0}) == 1
+
+
+def test_in_texts_every_token_that_has_a_loss_counts_once():
+    texts = [Text([1, 2, 3], [True, True, False]), Text([1] * 6, [False] * 2 + [True] * 4), Text([5], [True])]
+    drawn_from = PairBatches(texts, 0, 1, 0, 2, 0, 0, 1)
+    for number in range(3):
+        for step in (drawn_from.epoch(number, 0)[:2], drawn_from.epoch(number, 0)[2:]):
+            tokens = sum({0: 1, 1: 4, 2: 0}[micro_batch.indices[0]] for micro_batch in step)
+            assert all(micro_batch.share == 1 / max(tokens, 1) for micro_batch in step)
 
 
 def test_optimizer_steps_are_counted_before_the_first():
-    assert batches(5).total_steps(3, 2) == 9
-    sampler = batches(0, batch_tokens=12)
-    assert sampler.total_steps(3, 2) == sum(-(-len(epoch) // 2) for epoch in epochs(sampler, range(3)))
+    assert batches(5, accumulate=2).total_steps(3) == 9
+    assert batches(0, 4, accumulate=2, world_size=2).total_steps(3) == 3  # of 10 pairs, two micro-batches and one on each process
+    drawn_from = batches(0, batch_tokens=12, accumulate=2)
+    assert drawn_from.total_steps(3) == sum(-(-len(epoch) // 2) for epoch in epochs(drawn_from, range(3)))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from src.preference.csv import write_pairs_csv
-from src.preference.read import read_pairs
 from src.training.run import train
 from tests.conftest import prepare_csv
+from tests.preference.reading import read_pairs
 
 ROOT = Path(__file__).parents[2]
 PAIRS = ROOT.parent / "shared" / "data" / "hh_harmless_pairs.csv"

@@ -1,0 +1,122 @@
+"""Rows that can't be used: each is found, none hides the others, and leaving them out is the user's decision.
+
+Whatever reads a row raises `BadRow`, or puts one in the row's place in the table. `read_rows` collects them all, and `usable`
+refuses the file or leaves them out, and reports what the reading did not use. Rows are counted from 1, as a person counts them.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from src.errors import UserError
+
+Record = TypeVar("Record")
+RowType = TypeVar("RowType")
+# Rows named of each kind in a message; a sidecar names them all.
+NAMED = 20
+
+
+class BadRow(UserError):
+    """A row that can't be used. `kind` is what such rows have in common, in a few words: "empty prompt", "not JSON"."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+class Fault(NamedTuple):
+    """A row that can't be used, with the whole message about it, which names the file and the row."""
+
+    row: int
+    kind: str
+    message: str
+
+
+class Reading(NamedTuple):
+    """What was read of a file."""
+
+    path: Path
+    rows: list[Any]
+    numbers: list[int]  # of each of `rows` in the file, from 1
+    faults: list[Fault]
+    notes: list[str]  # what of the file has no effect
+
+
+def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], RowType | None]
+              ) -> tuple[list[RowType], list[int], list[Fault]]:
+    """`read(record, number)` of every record: the rows, their numbers, and the faults.
+
+    A row for which `read` returns None is left out.
+    """
+    rows, numbers, faults = [], [], []
+    for number, record in enumerate(records, start=1):
+        try:
+            if isinstance(record, BadRow):
+                raise record
+            row = read(record, number)
+        except BadRow as fault:
+            faults.append(Fault(number, fault.kind, str(fault)))
+            continue
+        if row is not None:
+            rows.append(row)
+            numbers.append(number)
+    return rows, numbers, faults
+
+
+def usable(reading: Reading, skip_bad_rows: bool) -> list[Any]:
+    """The rows, once it is reported on stderr what was not used.
+
+    Raises:
+        UserError: a row can't be used and `skip_bad_rows` is False, or none can; one line that has them all by kind.
+    """
+    report_notes(reading)
+    total = len(reading.rows) + len(reading.faults)
+    if reading.faults and not skip_bad_rows:
+        raise UserError(refusal(reading))
+    if not reading.rows:
+        why = f"; {reading.faults[0].message}" if reading.faults else ""
+        raise UserError(f"{reading.path}: none of its {total} rows can be used{why}")
+    if reading.faults:
+        print(f"{reading.path}: left out {len(reading.faults)} of {total} rows, which can't be used: {in_words(reading.faults)}",
+              file=sys.stderr)
+    return reading.rows
+
+
+def report_notes(reading: Reading) -> None:
+    """One line on stderr about what of the file has no effect, where there is something."""
+    if reading.notes:
+        print(f"note: {reading.path}: {'; '.join(reading.notes)}", file=sys.stderr)
+
+
+def refusal(reading: Reading) -> str:
+    """Why a run refuses the file: all faults by kind, and the first of them in full."""
+    first, total = reading.faults[0], len(reading.rows) + len(reading.faults)
+    if len(reading.faults) == 1:
+        return f"{first.message}; --skip_bad_rows 1 leaves the row out"
+    return (f"{reading.path}: {len(reading.faults)} of {total} rows can't be used: {in_words(reading.faults)}; the first: "
+            f"{first.message.removeprefix(f'{reading.path}: ')}; --skip_bad_rows 1 leaves such rows out")
+
+
+def by_kind(faults: Iterable[Fault]) -> dict[str, list[int]]:
+    """Kind -> the numbers of its rows; kinds with more rows first."""
+    kinds: dict[str, list[int]] = {}
+    for fault in faults:
+        kinds.setdefault(fault.kind, []).append(fault.row)
+    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
+
+
+def skipped_rows(reading: Reading) -> dict[str, Any]:
+    """The rows left out, as a sidecar records them."""
+    return {"count": len(reading.faults), "rows": by_kind(reading.faults)}
+
+
+def in_words(faults: Iterable[Fault]) -> str:
+    """`empty chosen: rows 2, 4; not JSON: row 7`"""
+    return "; ".join(f"{kind}: {name_rows(rows)}" for kind, rows in by_kind(faults).items())
+
+
+def name_rows(rows: Sequence[int]) -> str:
+    """`row 2`, `rows 2, 4`; of many the first."""
+    more = ", ..." if len(rows) > NAMED else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:NAMED]))}{more}"

@@ -1,0 +1,80 @@
+"""Which texts do not come back from their tokens as they were written, so that no letter is lost without a word.
+
+A vocabulary may lack letters, and a tokenizer may throw away case, accents or white space; World and bytes keep everything.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+from src.tokenizer.base import Tokenizer
+
+NAMED_CHARACTERS, NAMED_ROWS = 10, 20
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a tokenizer changes in a file's texts."""
+
+    looked_at: int = 0
+    texts: int = 0  # of these, those that come back otherwise than they were written
+    rows: tuple[int, ...] = ()  # that have such a text, the first NAMED_ROWS
+    lost: str = ""  # characters that do not come back, those missing in the most texts first
+    example: str = ""  # the first such text and what happens to it
+
+    def report(self, path: str, tokenizer: str) -> None:
+        """One line on stderr, where there is something to say."""
+        if self.texts:
+            lost = f"; lost in all: {_quoted(self.lost)}" if self.texts > 1 and self.lost else ""
+            print(f"warning: {path}: {self.texts} of {self.looked_at} texts do not come back from the tokens of {tokenizer} as "
+                  f"written; the first is {self.example}{lost}; choose a --tokenizer that keeps them, or change the texts",
+                  file=sys.stderr)
+
+
+class Encoder:
+    """Encodes a file's texts, and remembers which of them their tokens do not give back."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._seen: set[tuple[int, str]] = set()
+        self._changed: dict[tuple[int, str], str] = {}
+        self._lost: Counter[str] = Counter()
+
+    def encode(self, text: str, row: int, part: str, continues: bool = False) -> list[int]:
+        """`Tokenizer.encode` of a row's text.
+
+        Args:
+            row: counted from 1.
+            part: which of the row's texts it is; a text that is encoded in several forms counts once.
+        """
+        tokens = self._tokenizer.encode(text, continues)
+        if self._tokenizer.lossless:
+            return tokens
+        self._seen.add((row, part))
+        back = self._tokenizer.decode_bytes(tokens).decode("utf-8", errors="replace")
+        # A space before a whole text is the tokenizer's own.
+        if back != text and (continues or text not in (back.removeprefix(" "), self._tokenizer.decode(tokens))):
+            lost = Counter(text) - Counter(back)
+            if (row, part) not in self._changed:
+                self._lost.update(lost.keys())
+            self._changed.setdefault((row, part), _difference(text, back, "".join(lost)))
+        return tokens
+
+    def changes(self) -> Changes:
+        """Of all texts until now."""
+        rows = sorted({row for row, _ in self._changed})[:NAMED_ROWS]
+        first = min(self._changed, default=None)
+        example = f"row {first[0]}'s {first[1]}, {self._changed[first]}" if first else ""
+        lost = "".join(character for character, _ in self._lost.most_common())
+        return Changes(len(self._seen), len(self._changed), tuple(rows), lost, example)
+
+
+def _difference(text: str, back: str, lost: str) -> str:
+    if lost:
+        return f"which loses {_quoted(lost)}"
+    at = next((at for at, (one, other) in enumerate(zip(text, back, strict=False)) if one != other), min(len(text), len(back)))
+    return f"where {text[max(0, at - 10):at + 10]!r} becomes {back[max(0, at - 10):at + 10]!r}"
+
+
+def _quoted(characters: str) -> str:
+    return ", ".join(map(repr, characters[:NAMED_CHARACTERS])) + (", ..." if len(characters) > NAMED_CHARACTERS else "")

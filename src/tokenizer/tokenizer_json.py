@@ -1,0 +1,114 @@
+"""What of a Hugging Face `tokenizer.json` is taken, and what is left out so that every text is read as text and as a whole.
+
+Truncation and padding, which a file keeps from the last call it was used for, are switched off, and so is BPE's dropout, which
+draws another split at each call. Control words are marked as special, whatever the file says of them, which makes the library
+read them as text.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+# How control words are spelled. An added token that a file does not call special and that looks otherwise is text with a token
+# of its own: GPT-NeoX's runs of spaces, Gemma's HTML tags.
+_CONTROL = re.compile(
+    r"<[|｜].*[|｜]>|</?s>|<(?:pad|unk|bos|eos|sep|cls|mask|eot|eod|(?:start|begin|end)_of_\w+)>|\[(?:PAD|UNK|BOS|EOS|SEP|CLS|MASK)]",
+    re.DOTALL | re.IGNORECASE)
+
+
+class TokenizerFile(NamedTuple):
+    """The library's tokenizers as a file describes them, and what it says of its tokens."""
+
+    whole: Tokenizer  # of a whole text, or its beginning
+    continuing: Tokenizer | None  # of a text that continues another; None where `whole` reads that alike
+    control: frozenset[str]  # words that must not become the tokens named so
+    segments: re.Pattern[str] | None  # the other added tokens, behind which a file's own rules begin anew; None: none matters
+    decoder: dict[str, Any] | None  # its description
+
+
+def read_tokenizer_json(path: Path) -> TokenizerFile:
+    """Raises whatever the library raises for a file that is no tokenizer."""
+    described = json.loads(Tokenizer.from_file(str(path)).to_str())
+    control = {word["content"] for word in described["added_tokens"] if word["special"] or _CONTROL.fullmatch(word["content"])}
+    control |= set(_named_for_control(described)) & {word["content"] for word in described["added_tokens"]}
+    for word in described["added_tokens"]:
+        word["special"] = word["content"] in control
+    described |= {"truncation": None, "padding": None, "post_processor": None}
+    if "dropout" in described["model"]:
+        described["model"]["dropout"] = None
+    described["decoder"] = described["decoder"] or _missing_decoder(described)
+
+    within = described | {name: _within_text(described[name]) for name in ("normalizer", "pre_tokenizer")}
+    if within == described:
+        return TokenizerFile(_build(described), None, frozenset(control), None, described["decoder"])
+    if any(part["type"] == "Prepend" for part in parts_of(described["normalizer"])):
+        # The library looks for these words with what is prepended, which only the beginning of a text would have.
+        within["added_tokens"] = [word | {"special": word["special"] or word["normalized"]} for word in within["added_tokens"]]
+    return TokenizerFile(_build(described), _build(within), frozenset(control), _segments(within["added_tokens"]),
+                         described["decoder"])
+
+
+def parts_of(described: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """A normalizer's, pre-tokenizer's or decoder's parts, those of sequences one by one."""
+    if described is not None and described["type"] != "Sequence":
+        yield described
+    elif described is not None:
+        for part in next(parts for parts in described.values() if isinstance(parts, list)):
+            yield from parts_of(part)
+
+
+def _build(described: dict[str, Any]) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(json.dumps(described))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _named_for_control(described: dict[str, Any]) -> Iterator[str]:
+    """The tokens that the file itself uses for unknown letters, padding, and a text's ends."""
+    model, padding, ends = described["model"], described["padding"] or {}, described["post_processor"] or {}
+    yield from filter(None, (model.get("unk_token"), padding.get("pad_token")))
+    if model.get("type") == "Unigram" and model.get("unk_id") is not None:
+        yield model["vocab"][model["unk_id"]][0]
+    for part in (ends, *ends.get("processors", ())):
+        yield from part.get("special_tokens", ())
+        yield from (part[name][0] for name in ("sep", "cls") if name in part)
+
+
+def _missing_decoder(described: dict[str, Any]) -> dict[str, Any] | None:
+    """Without a decoder the library puts a space between all tokens, which is right for whole words alone."""
+    parts = [*parts_of(described["normalizer"]), *parts_of(described["pre_tokenizer"])]
+    for part in parts:
+        if part["type"] == "ByteLevel":
+            return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        if part["type"] == "Metaspace":
+            return part
+    return {"type": "Fuse"} if described["model"].get("type") in ("BPE", "Unigram") else None
+
+
+def _within_text(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer without what it does at a text's beginning."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    for name in ("normalizers", "pretokenizers"):
+        if name in part:
+            return part | {name: [inner for inner in map(_within_text, part[name]) if inner is not None]}
+    changed = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False},
+               "Strip": {"strip_left": False}}.get(part["type"], {})
+    if part["type"] == "Replace" and part["pattern"].get("Regex", "").startswith(("^", r"\A")):
+        # In the library's regular expressions ^ is also the beginning of a line.
+        regex = part["pattern"]["Regex"]
+        return part | {"pattern": {"Regex": r"(?<=\n)" + regex[1:]}} if regex[0] == "^" else None
+    return part | {name: value for name, value in changed.items() if name in part}
+
+
+def _segments(added_tokens: list[dict[str, Any]]) -> re.Pattern[str] | None:
+    """Finds the first added token that is text: what is put before a text is put before what stands behind one, too."""
+    forms = []
+    for word in sorted(added_tokens, key=lambda word: -len(word["content"])):
+        form = rf"\b{re.escape(word['content'])}\b" if word["single_word"] else re.escape(word["content"])
+        forms += [] if word["special"] else [rf"\s*{form}" if word["lstrip"] else form]
+    return re.compile("|".join(forms)) if forms else None

@@ -1,0 +1,38 @@
+"""train.py under a DeepSpeed strategy on the CPU, which neither train.py nor Lightning accepts:
+
+    python deepspeed_on_cpu.py STRATEGY FLAGS_OF_TRAIN...
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import deepspeed
+import pytorch_lightning.strategies.deepspeed as lightning
+
+from src.cli.run import run
+from src.cli.train import parse
+from src.training.run import train
+
+
+def main(arguments) -> None:
+    strategy, *flags = arguments
+    base, initialize = lightning.DeepSpeedStrategy, deepspeed.initialize
+
+    def on_cpu(args, **named):
+        args.device_rank = 0  # Lightning gives the CUDA device's number
+        return initialize(args=args, **named)
+
+    base.setup_environment = lambda self: super(base, self).setup_environment()
+    lightning._validate_device_index_selection = lambda devices: None
+    deepspeed.initialize = on_cpu
+    config, expected = parse(flags)
+    train(replace(config, strategy=strategy), expected)
+
+
+if __name__ == "__main__":
+    run(main)

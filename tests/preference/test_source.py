@@ -1,0 +1,132 @@
+"""Compressed files give the rows of what was compressed, and what a file is counts more than how it is named."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import tarfile
+
+import pandas as pd
+import pyarrow
+import pytest
+
+from src.errors import UserError
+from src.preference.read import read_table
+from src.preference.rows import Row
+from tests.preference.reading import read_pairs
+
+ROWS = [Row("a, b", 'c\n"d"', "e\tf;g|h"), Row("é😀", "NA", " r ")]
+FRAME = pd.DataFrame(ROWS)
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def parquet() -> bytes:
+    buffer = io.BytesIO()
+    FRAME.to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def arrow(new) -> bytes:
+    """`new`: pyarrow.ipc.new_file or new_stream."""
+    buffer, table = io.BytesIO(), pyarrow.Table.from_pandas(FRAME)
+    with new(buffer, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    return buffer.getvalue()
+
+
+CONTENTS = {
+    ".csv": FRAME.to_csv(index=False).encode(), ".tsv": FRAME.to_csv(index=False, sep="\t").encode("utf-16"),
+    ".json": json.dumps([row._asdict() for row in ROWS]).encode(), ".parquet": parquet(),
+    ".jsonl": "\n".join(json.dumps(row._asdict()) for row in ROWS).encode(),
+    ".arrow": arrow(pyarrow.ipc.new_stream), ".feather": arrow(pyarrow.ipc.new_file),
+}
+COMPRESSIONS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
+def put(folder, name: str, data: bytes):
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+def refusal(path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_table(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message.replace(str(path), "FILE")
+
+
+@pytest.mark.parametrize("ending", CONTENTS)
+@pytest.mark.parametrize("compression", ["", *COMPRESSIONS])
+def test_every_format_in_every_compression(tmp_path, ending, compression):
+    data = COMPRESSIONS.get(compression, bytes)(CONTENTS[ending])
+    assert read_pairs(put(tmp_path, f"a{ending}{compression}".upper(), data), require_reject=True) == ROWS
+    if compression:  # named without it
+        assert read_pairs(put(tmp_path, f"b{ending}", data), require_reject=True) == ROWS
+
+
+def test_compressed_parts_one_after_another_are_one_file(tmp_path):
+    begins, ends = CONTENTS[".csv"][:20], CONTENTS[".csv"][20:]
+    for ending, compress in COMPRESSIONS.items():
+        path = put(tmp_path, f"two.csv{ending}", compress(begins) + compress(ends))
+        assert read_pairs(path, require_reject=True) == ROWS
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_damaged_compression_is_told(tmp_path, compression):
+    data = COMPRESSIONS[compression](CONTENTS[".csv"])
+    for length in (len(data) // 2, len(data) - 1):
+        message = refusal(put(tmp_path, f"cut.csv{compression}", data[:length]))
+        assert message.startswith("FILE: can't be unpacked with ") and message.endswith("; it is damaged or cut off")
+    if compression != ".bz2":  # Python's bz2 ignores it, as bzip2 itself does
+        assert "can't be unpacked" in refusal(put(tmp_path, f"more.csv{compression}", data + b"more"))
+    for plain in (b"", CONTENTS[".csv"]):
+        message = refusal(put(tmp_path, f"plain.csv{compression}", plain))
+        assert message.startswith("FILE: is not compressed with ") and f"its ending {compression} says" in message
+    assert refusal(put(tmp_path, "twice.csv.gz", gzip.compress(data))) == "FILE: is compressed twice; unpack it once"
+
+
+def test_a_flipped_byte_of_gzip_is_told(tmp_path):
+    data = bytearray(gzip.compress(CONTENTS[".csv"]))
+    data[-6] ^= 1  # in the checksum
+    assert "CRC" in refusal(put(tmp_path, "flipped.csv.gz", bytes(data)))
+
+
+@pytest.mark.parametrize("ending", CONTENTS)
+def test_a_format_under_another_name(tmp_path, ending):
+    names = (".csv", ".jsonl", ".json", ".tsv", "", ".data")
+    binary = (".parquet", ".arrow") if ending in (".parquet", ".arrow", ".feather") else ()
+    for name in (*names, *binary):
+        assert read_pairs(put(tmp_path, f"a{name}", CONTENTS[ending]), require_reject=True) == ROWS
+
+
+def test_an_archive_of_files_is_told(tmp_path):
+    put(tmp_path, "a.csv", CONTENTS[".csv"])
+    for name, mode in (("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")):
+        with tarfile.open(tmp_path / name, mode) as archive:
+            archive.add(tmp_path / "a.csv", "a.csv")
+        assert refusal(tmp_path / name) == "FILE: is a tar archive; unpack it and give a file in it"
+
+
+def test_a_folder_is_told_with_the_files_in_it(tmp_path):
+    assert refusal(tmp_path) == "data file: FILE is not a file but a folder; give one of the files in it"
+    (tmp_path / "train").mkdir()  # as `datasets` saves one
+    for name in ("dataset_dict.json", "train/dataset_info.json", "train/state.json"):
+        put(tmp_path, name, b"{}")
+    for number in range(2):
+        put(tmp_path, f"train/data-0000{number}-of-00002.arrow", CONTENTS[".arrow"])
+    assert refusal(tmp_path).endswith("in it, such as train/data-00000-of-00002.arrow (2 files could be meant)")
+
+
+def test_what_can_not_be_opened_is_told(tmp_path):
+    assert refusal(tmp_path / "none.csv") == "data file: FILE does not exist"
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path / "pipe") == "data file: FILE is not a file"
