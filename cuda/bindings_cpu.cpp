@@ -1,19 +1,12 @@
 // torch.ops.rwkv_wkv: the operators' schemas and their CPU kernels. Fake kernels and autograd are in src/wkv/native.py.
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
-#include <string>
 
 #include "bindings.h"
-#include "cpu_kernels.h"
-
-const wkv::CpuKernels& wkv::cpu_kernels() {
-    static const std::string capability = at::get_cpu_capability();
-    return capability == "AVX512" ? AVX512_KERNELS : capability == "AVX2" ? AVX2_KERNELS : PLAIN_KERNELS;
-}
+#include "instructions.h"
 
 namespace {
 

@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "bindings_decode.h"
-#include "cpu_kernels.h"
 
 namespace {
 

@@ -4,7 +4,6 @@
 #endif
 #define WKV_ISA avx2
 #define WKV_BYTES 32
-#define WKV_NAME "avx2"
 #define WKV_TABLE AVX2_KERNELS
 #define DECODE_TABLE AVX2_DECODE
 #include "cpu_kernels.inl"

@@ -4,7 +4,6 @@
 #endif
 #define WKV_ISA avx512
 #define WKV_BYTES 64
-#define WKV_NAME "avx512"
 #define WKV_TABLE AVX512_KERNELS
 #define DECODE_TABLE AVX512_DECODE
 #include "cpu_kernels.inl"

@@ -9,7 +9,6 @@ constexpr int CPU_INTERVAL_TOKENS = 16;
 constexpr int CPU_LARGEST_HEAD = 128;
 
 struct CpuKernels {
-    const char* name;
     void (*forward6)(const Shape& shape, const Forward6& x, int sequence, int head);
     void (*backward6)(const Shape& shape, const Backward6& x, int sequence, int head);
     void (*forward7)(const Shape& shape, const Forward7& x, int sequence, int head);
@@ -17,8 +16,5 @@ struct CpuKernels {
 };
 
 extern const CpuKernels AVX512_KERNELS, AVX2_KERNELS, PLAIN_KERNELS;
-
-// Those for this processor, in torch's own reading of it, so that its ATEN_CPU_CAPABILITY rules them too.
-const CpuKernels& cpu_kernels();
 
 }  // namespace wkv

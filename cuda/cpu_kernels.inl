@@ -29,6 +29,6 @@ WKV_ENTRY(backward7, Backward7)
 
 }  // namespace WKV_ISA
 
-const CpuKernels WKV_TABLE = {WKV_NAME, WKV_ISA::run_forward6, WKV_ISA::run_backward6, WKV_ISA::run_forward7, WKV_ISA::run_backward7};
+const CpuKernels WKV_TABLE = {WKV_ISA::run_forward6, WKV_ISA::run_backward6, WKV_ISA::run_forward7, WKV_ISA::run_backward7};
 
 }  // namespace wkv

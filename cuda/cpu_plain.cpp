@@ -2,7 +2,6 @@
 
 #define WKV_ISA plain
 #define WKV_BYTES 16
-#define WKV_NAME "plain"
 #define WKV_TABLE PLAIN_KERNELS
 #define DECODE_TABLE PLAIN_DECODE
 #include "cpu_kernels.inl"

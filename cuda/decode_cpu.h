@@ -206,20 +206,23 @@ double softmax_terms(float* x, const short* next, bool last, int n_blank, long n
     float largest = most[0];
     for (int i = 1; i < STEP; i++) largest = most[i] > largest ? most[i] : largest;
     if (largest < -3.4e38f) return __builtin_nan("");
-    double sum = 0;
-    for (long start = 0; start < n; start += 512) {
-        vec part{};
-        for (long i = start; i < n && i < start + 512; i += STEP) {
-            const int left = n - i < STEP ? n - i : STEP;
-            const vec from = take(x + i, left);
-            vec e = exp_below_zero(from - largest);
-            e = from < -3.4e38f ? vec{} : e;
-            give(x + i, e, left);
-            for (int j = left; j < STEP; j++) e[j] = 0;
-            part += e;
-        }
-        sum += total_of(part);
+    // In double: as exact as the sums of single terms that it is compared with, so that a nucleus's border is theirs alone.
+    typedef float half __attribute__((vector_size(WKV_BYTES / 2)));
+    Vector<double>::type sums[2]{};
+    for (long i = 0; i < n; i += STEP) {
+        const int left = n - i < STEP ? n - i : STEP;
+        const vec from = take(x + i, left);
+        vec e = exp_below_zero(from - largest);
+        e = from < -3.4e38f ? vec{} : e;
+        give(x + i, e, left);
+        for (int j = left; j < STEP; j++) e[j] = 0;
+        half halves[2];
+        __builtin_memcpy(halves, &e, sizeof(e));
+        for (int h = 0; h < 2; h++) sums[h] += __builtin_convertvector(halves[h], Vector<double>::type);
     }
+    sums[0] += sums[1];
+    double sum = 0;
+    for (int i = 0; i < STEP / 2; i++) sum += sums[0][i];
     return sum;
 }
 

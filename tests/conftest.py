@@ -1,20 +1,43 @@
 """What several test folders share."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from src.checkpoint.io import save_checkpoint
 from src.checkpoint.random import make_dimensions, random_weights
+from src.errors import UserError
 from src.preference.config import PrepareConfig
 from src.preference.csv import Row, write_pairs_csv
 from src.preference.prepare import prepare
+from src.wkv import native
+from tests import instructions
 from tests.tiny import tiny_dimensions, trained_tiny
 
+# The same examples in every run, however long a busy machine takes for one. What fixtures give stays as it is between examples.
+hypothesis_settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[
+    HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+hypothesis_settings.load_profile("suite")
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--instructions", metavar="NAME", help="keep torch, its libraries and the CPU's kernels to a set of "
+                     f"instructions that this machine has: {', '.join(instructions.SETS)} (default: the machine's own)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if name := config.getoption("--instructions"):
+        try:
+            instructions.use(name)
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def prepare_csv(model: Path, pairs: Path, output: Path, precision: str = "fp32", quantization: str | None = None,
@@ -24,6 +47,22 @@ def prepare_csv(model: Path, pairs: Path, output: Path, precision: str = "fp32",
         load_model=str(model), input_csv=str(pairs), output_save=str(output), target_pair_count=None, rlhf_max_corpus_len=512,
         tokenizer=None, layer_profile=profile, seed=0, batch_tokens=4096, device=torch.device("cpu"), precision=precision,
         dtype=DTYPES[precision], quantization=quantization, **more))
+
+
+@pytest.fixture
+def keep_to() -> Iterator[Callable[[str], None]]:
+    """`keep_to(instructions)`: the CPU's kernels, and they alone, keep to a set for the rest of the test."""
+    if (reason := native.missing("cpu")) is not None:
+        pytest.skip(reason)
+    before = torch.ops.rwkv_wkv.instructions()
+
+    def keep_to(name: str) -> None:
+        if name not in torch.ops.rwkv_wkv.available_instructions():
+            pytest.skip(f"this processor has no {name}")
+        native.use_instructions(name)
+
+    yield keep_to
+    native.use_instructions(before)
 
 
 @pytest.fixture(scope="session")

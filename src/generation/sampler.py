@@ -165,8 +165,10 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
 def _nucleus(probs: Tensor, top_p: float, candidates: int) -> Tensor:
     """The probability [B, 1] of the token at which the sum from the likeliest down reaches top_p."""
     largest = probs.topk(candidates, dim=-1).values
-    reached = largest.cumsum(-1, dtype=torch.float64) >= top_p
-    # Where even the sum of all rounds to less than top_p, all stay.
+    # Of their own sum, which is 1 but for float32's rounding, as the sums are that it is compared with.
+    share = top_p * probs.sum(-1, keepdim=True, dtype=torch.float64)
+    reached = largest.cumsum(-1, dtype=torch.float64) >= share
+    # Where even the sum of all rounds to less than the share, all stay.
     cutoff = largest.gather(-1, reached.int().argmax(-1, keepdim=True)).masked_fill(~reached[:, -1:], 0)
     if candidates < probs.shape[-1] and len(short := (~reached[:, -1]).nonzero().squeeze(-1)):
         cutoff[short] = _nucleus(probs[short], top_p, min(16 * candidates, probs.shape[-1]))

@@ -16,12 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from src.errors import UserError
+
 SOURCES = Path(__file__).resolve().parents[2] / "cuda"
-CPU_SOURCES = ("bindings_cpu.cpp", "bindings_decode.cpp", "bindings_sample.cpp", "cpu_memory.cpp",
+CPU_SOURCES = ("bindings_cpu.cpp", "bindings_decode.cpp", "bindings_sample.cpp", "cpu_memory.cpp", "instructions.cpp",
                "cpu_avx512bf16.cpp", "cpu_avx512.cpp", "cpu_avx2.cpp", "cpu_plain.cpp")
 FLAGS = ("-std=c++20", "-O3")
 # Without it torch's parallel loops run on one thread; Apple's compiler has none.
 OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
+# Sets of instructions that the CPU's kernels are built for, the highest first; as in cuda/instructions.cpp.
+INSTRUCTIONS = ("avx512bf16", "avx512", "avx2", "default")
 CPU_FLAGS = (*FLAGS, *OPENMP, "-ffp-contract=fast", "-Wno-psabi")
 # As in cuda/cpu_kernels.h and cuda/cuda_kernels.h.
 INTERVAL = 16
@@ -71,6 +75,21 @@ def recycle_memory() -> None:
     """
     if missing("cpu") is None:
         torch.ops.rwkv_wkv.recycle_memory()
+
+
+def use_instructions(name: str) -> None:
+    """From here on the CPU's kernels use this set of instructions, one of INSTRUCTIONS; before, the highest that torch uses here.
+
+    Raises:
+        UserError: the set is unknown, this processor has not got it, or the kernels can't be built.
+    """
+    if name not in INSTRUCTIONS:
+        raise UserError(f"instructions {name!r} are unknown; choose one of {', '.join(INSTRUCTIONS)}")
+    if (reason := missing("cpu")) is not None:
+        raise UserError(f"instructions {name!r} can't be chosen without the kernels: {reason}")
+    if name not in (here := torch.ops.rwkv_wkv.available_instructions()):
+        raise UserError(f"this processor has no {name!r} instructions; choose one of {', '.join(here)}")
+    torch.ops.rwkv_wkv.use_instructions(name)
 
 
 def _form(r: Tensor, state: Tensor) -> tuple[int, bool]:

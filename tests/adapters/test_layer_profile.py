@@ -54,7 +54,7 @@ def profiles(draw) -> list[LayerSetting]:
     return [setting(layer) for layer in ("emb", *map(str, range(draw(st.integers(1, 4)))), "head")]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(profile=profiles(), data=st.data())
 def test_round_trip_in_any_order_case_and_line_end(tmp_path_factory, profile, data):
     order = data.draw(st.permutations(range(len(COLUMNS))))
@@ -73,7 +73,7 @@ def test_round_trip_in_any_order_case_and_line_end(tmp_path_factory, profile, da
     assert read_layer_profile(path, len(profile) - 2) == profile
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.one_of(st.binary(max_size=200), st.text(alphabet="emb,head01lora\"\n 9.-", max_size=120).map(
     lambda rows: f"{HEADER}\n{rows}".encode())))
 def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory, text):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from src.generation.automaton import ENDS, NEVER, STOPS, build_automaton
@@ -36,7 +36,6 @@ def follow(automaton, pieces: list[bytes], stop: str, tokens: list[int]) -> None
             state, text = int(automaton.next[state, token]), text + pieces[token]
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from(STOPS_TRIED), st.lists(st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=5), max_size=6))
 def test_it_says_what_the_text_says(data, stop, longer):
     pieces = [b"<end>", b"\n", *(bytes([byte]) for byte in ALPHABET), *map(bytes, longer), stop.encode(), stop.encode()[:2]]

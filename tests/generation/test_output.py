@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import UserError
@@ -24,7 +24,6 @@ def written(rows) -> bytes:
     return (HEADER + "".join(map(format_row, rows))).encode()
 
 
-@settings(deadline=None)
 @given(rows_and_kept)
 def test_every_torn_end_is_found(pairs):
     rows, kept = zip(*pairs, strict=True)

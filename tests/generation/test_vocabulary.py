@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -46,7 +46,7 @@ def test_answer_text_without_a_stop():
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(answer=st.text(alphabet=" abcthes.\né", max_size=20))
 def test_an_answer_s_text_and_the_pieces_it_is_followed_by_are_what_the_library_decodes(kind, answer, tmp_path):
     """Though its decoder takes off the space before the first token, each of these tokens may be one that begins with a space."""

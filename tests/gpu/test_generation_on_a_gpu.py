@@ -25,7 +25,7 @@ REQUESTS = [Request(row, tuple(prompt), sample) for row, prompt in enumerate(PRO
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 8.0])
 @pytest.mark.parametrize("sampler", [KernelSampler, TorchSampler])
-def test_draws_are_those_of_the_cpu(sampler, settings, scale):
+def test_every_draw_is_right(sampler, settings, scale):
     assert native.missing("cuda") is None
     check_draws(sampler, settings, scale, vocab_size=3001, device="cuda")
 

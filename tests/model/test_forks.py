@@ -18,7 +18,7 @@ from tests.model.test_packed import MODELS, pack, same, tokens
 from tests.tiny import VERSIONS
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(version=st.sampled_from(VERSIONS), roots=st.lists(st.integers(0, 20), min_size=1, max_size=3),
        forks=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20)), min_size=1, max_size=4), with_state=st.booleans())
 @torch.no_grad()

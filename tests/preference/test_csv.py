@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import UserError
@@ -46,7 +46,6 @@ def refusal(folder, content: bytes | str, require_reject=False, name: str = "pai
     return message.removeprefix(f"{path}: ")
 
 
-@settings(deadline=None)
 @given(rows=row_lists, bom=st.booleans(), dialect=st.sampled_from([("\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_ALL),
                                                                  ("\r\n", csv.QUOTE_MINIMAL), ("\r", csv.QUOTE_ALL)]),
        order=st.permutations(["prompt", "chosen", "reject", "source"]), blank_lines=st.booleans(), last_newline=st.booleans(),
@@ -66,7 +65,6 @@ def test_reads_what_the_csv_module_writes(folder, rows, bom, dialect, order, bla
     assert read_pairs(put(folder, ("\ufeff" if bom else "") + text, name), require_reject=False) == rows
 
 
-@settings(deadline=None)
 @given(rows=row_lists, separator=st.sampled_from(SEPARATORS), newline=st.sampled_from(["\n", "\r\n", "\r"]),
        before=st.sampled_from([" ", "   "]), behind=st.sampled_from(["", " "]))
 def test_spaces_around_quoted_fields_are_no_part_of_them(folder, rows, separator, newline, before, behind):
@@ -111,7 +109,6 @@ def test_other_encodings_of_unicode_with_their_mark(folder, encoding):
     assert message.startswith("the file: byte 0x") and f"is not {encoding[:6].upper()}; save the file as UTF-8" in message
 
 
-@settings(deadline=None)
 @given(rows=row_lists)
 def test_round_trip_and_growth_by_appending(folder, rows):
     path = folder / "written.csv"
@@ -197,7 +194,6 @@ def test_a_missing_file_and_a_folder_are_named(folder):
             read_pairs(path, require_reject=False)
 
 
-@settings(deadline=None)
 @given(data=st.one_of(st.binary(max_size=60), st.binary(max_size=60).map(lambda tail: HEADER.encode() + tail)))
 def test_any_bytes_are_read_or_refused_in_one_line(folder, data):
     path = put(folder, data)

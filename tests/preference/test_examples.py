@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -125,7 +125,6 @@ def test_single_prompts_have_the_templates_of_preferences(folder):
     assert read_texts(path, BYTES, 1000, seed=1, on_prompt=False)[0] == texts != read_texts(path, BYTES, 1000, 2, False)[0]
 
 
-@settings(deadline=None)
 @given(documents=st.lists(st.text(st.characters(exclude_characters="\0<\ufeff", exclude_categories=["Cs"]), min_size=1)
                           .filter(str.strip), min_size=1, max_size=4),
        max_len=st.integers(1, 9), end=st.sampled_from(["\0", "<|endoftext|>"]))

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import UserError
@@ -44,7 +44,6 @@ def refusal(path, vocab_size=VOCAB, max_len=100) -> str:
     return message
 
 
-@settings(deadline=None)
 @given(pairs=pair_lists)
 def test_round_trip(folder, pairs):
     path = folder / "new.save"
@@ -147,7 +146,6 @@ def test_a_pickle_that_runs_code_does_not_run(folder, zipped):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@settings(deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_are_refused_in_one_line(folder, data):
     buffer = io.BytesIO()

@@ -48,7 +48,6 @@ def put_all(folder: Path, records: list[dict]) -> list[Path]:
     return [put_jsonl(folder / "pairs.jsonl", records), array, parquet, *([folder / "pairs.csv"] if texts else [])]
 
 
-@settings(deadline=None)
 @given(rows=row_lists, ascii_only=st.booleans(), newline=st.sampled_from(["\n", "\r\n", "\n\n"]), alias=st.booleans())
 def test_jsonl_gives_the_rows(folder, rows, ascii_only, newline, alias):
     names = ("chosen", "prompt", "rejected" if alias else "reject", "id")
@@ -58,7 +57,7 @@ def test_jsonl_gives_the_rows(folder, rows, ascii_only, newline, alias):
     assert read_pairs(folder / "a.json", require_reject=True) == rows
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(rows=row_lists)
 def test_parquet_and_csv_give_the_same_rows(folder, rows):
     pd.DataFrame(rows).to_parquet(folder / "b.parquet")
@@ -174,7 +173,6 @@ def test_a_byte_that_is_not_utf8_names_its_row(folder):
         read_pairs(path, require_reject=True)
 
 
-@settings(deadline=None)
 @given(data=st.one_of(st.binary(max_size=40), st.binary(max_size=20).map(lambda tail: b'{"prompt": "p", "chosen": ' + tail)),
        ending=st.sampled_from(["jsonl", "json", "parquet", "arrow", "csv", "tsv", "csv.gz", "save"]))
 def test_any_bytes_are_read_or_refused_in_one_line(folder, data, ending):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -50,7 +50,6 @@ def test_the_seed_alone_decides():
     assert tokenize_pairs(ROWS, BYTES, 80, 1000, seed=7)[0][:50] == first[0]
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.tuples(*[st.integers(1, 30)] * 3), min_size=1, max_size=5), max_len=st.integers(1, 60),
        seed=st.integers(0, 99))
 def test_long_pairs_lose_their_beginning_or_are_dropped(lengths, max_len, seed):
@@ -121,7 +120,7 @@ CELL = st.text(alphabet=" \nabcdehstuUA:;,.!?'0123456789-é你👍", max_size=25
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(cells=st.tuples(CELL, CELL, CELL), seed=st.integers(0, 20))
 def test_prompt_and_answer_have_the_tokens_of_the_whole_text(kind, cells, seed, tmp_path):
     """By the `tokenizers` library; and both answers follow the very same prompt."""

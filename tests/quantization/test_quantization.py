@@ -74,7 +74,7 @@ def test_int8_takes_a_byte_a_weight_and_a_scale_a_row():
     assert not list(layer.parameters())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(out=st.integers(1, 9), width=st.integers(1, 70), seed=st.integers(0, 2**31), size=st.floats(1e-6, 1e6))
 def test_int8_is_off_by_half_a_step_at_most(out, width, seed, size):
     weight = random_weight(out, width, seed=seed) * size

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -108,7 +108,7 @@ def whole_ids(library: Tokenizer, text: str) -> list[int]:
 LETTERS = st.text(alphabet=" \nabcdehstuUA:;,.!?'0123456789-é你👍", max_size=30)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(prompt=LETTERS, answer=LETTERS)
 def test_a_continuing_text_s_tokens_end_the_whole_text_s(both, prompt, answer):
     """A colon before and a space behind, as in every template: no token of these vocabularies reaches across."""
@@ -118,7 +118,7 @@ def test_a_continuing_text_s_tokens_end_the_whole_text_s(both, prompt, answer):
     assert ours.encode(prompt) + ours.encode(answer, continues=True) == whole_ids(library, prompt + answer)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(first=st.text(alphabet="abcthesU :.\n", min_size=1, max_size=12), second=st.text(alphabet="abcthesU :.\n", max_size=12))
 @pytest.mark.parametrize("kind", ["ByteLevel", "ByteLevel with a prefix", "Prepend", "Metaspace first", "Metaspace always"],
                          indirect=True)
@@ -242,7 +242,7 @@ def test_added_tokens_that_are_no_control_words_stay_tokens(word, tmp_path):
 
 
 @pytest.mark.parametrize("kind", LOSSLESS, indirect=True)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(text=st.text(alphabet=" \nabcthe,.é你👍0", max_size=20), cut=st.integers(0, 60))
 def test_pieces_join_to_the_text(both, text, cut):
     """A token that ends within a character gives the bytes that it has, and no token loses the space it begins with."""
