@@ -22,6 +22,7 @@ from tests.training.test_run import lines
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = str(Path(__file__).parent / "deepspeed_on_cpu.py")
 PAIRS = 9
+HUNG = 900.0  # seconds after which a run will not end any more, however busy the machine
 
 
 def run(folder: Path, *script: str, **flags) -> list[dict]:
@@ -30,7 +31,7 @@ def run(folder: Path, *script: str, **flags) -> list[dict]:
              "peft": "full", "lr_init": 1e-9, "lr_final": 1e-10, "gradient_clip_val": 0, "epoch_steps": 0, "micro_bsz": 1,
              "accumulate_grad_batches": 3} | flags
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    done = subprocess.run([sys.executable, *script, *words], cwd=ROOT, capture_output=True, text=True, timeout=300,
+    done = subprocess.run([sys.executable, *script, *words], cwd=ROOT, capture_output=True, text=True, timeout=HUNG,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return lines(folder / "metrics.jsonl")

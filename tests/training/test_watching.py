@@ -3,10 +3,12 @@
 import os
 import re
 import threading
-import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.progress import Progress
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import src.training.callbacks as callbacks
@@ -39,7 +41,7 @@ def terminal(monkeypatch):
 
         def text() -> str:
             stderr.close()
-            reader.join(10)
+            reader.join()
             return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(shown).decode()).replace("\r", "\n")
 
         return text
@@ -48,18 +50,39 @@ def terminal(monkeypatch):
     os.close(master)
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """What a run takes for the time, `clock.now` in seconds: each micro-batch takes `clock.step` of them, and all else none."""
+    clock = SimpleNamespace(now=1000.0, step=1.0)
+
+    def pass_a_step(*_) -> None:
+        clock.now += clock.step
+
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(callbacks, "Progress", partial(Progress, get_time=lambda: clock.now))
+    monkeypatch.setattr(callbacks.StepMetrics, "on_train_batch_start", pass_a_step, raising=False)
+    return clock
+
+
 @pytest.mark.parametrize("columns", [100, 80, 50])
-def test_a_terminal_shows_everything_with_the_time_left(config, prepared, terminal, monkeypatch, columns):
+def test_a_terminal_shows_everything_with_the_time_left(config, prepared, terminal, clock, monkeypatch, columns):
     text = terminal(columns)
-    # Steps long enough for the bar, drawn ten times a second, to be seen between them.
-    monkeypatch.setattr(callbacks.StepMetrics, "on_train_batch_start", lambda *_: time.sleep(0.15), raising=False)
+    update = callbacks.ProgressBar.on_train_batch_end
+
+    def update_and_draw(bar, *arguments) -> None:
+        update(bar, *arguments)
+        bar.live.refresh()  # else it is drawn ten times a second
+
+    monkeypatch.setattr(callbacks.ProgressBar, "on_train_batch_end", update_and_draw)
     run = config(eval_file=str(prepared("x070")))
     train(run, {})
     shown = " ".join(text().split())
     assert re.search(NUMBERS, shown)
-    steps = [int(step) for step in re.findall(r"training \S+ +(\d)/8 \d:\d\d:\d\d", shown)]
-    assert steps == sorted(steps) and len(set(steps)) > 3
-    assert re.search(r"[2-6]/8 0:00:0\d 0:00:0[0-3]", shown)  # elapsed, left
+    # Also drawn, by a thread, whenever that comes to it.
+    assert {f"{step}/8 0:00:0{step} 0:00:0{8 - step}" for step in range(2, 9)} <= \
+        set(re.findall(r"training \S+ +(\d/8 0:00:0\d 0:00:0\d)", shown))
+    steps = re.findall(r"training \S+ +(\d)/8 ", shown)
+    assert steps == sorted(steps)
     last = lines(Path(run.proj_dir) / "metrics.jsonl")[-1]
     final = (f"epoch 2, step 8/8: loss {last['loss']:.4f} pref {last['pref_percentage']:.0%} margin {last['margin']:+.4f} "
              f"{last['pairs_per_s']:.3g} pairs/s {last['tokens_per_s']:.0f} tok/s {last['peak_memory_bytes'] / 2**30:.1f} GiB; "
@@ -89,24 +112,30 @@ def test_elsewhere_there_are_plain_lines(config, capsys, monkeypatch):
     monkeypatch.undo()
 
 
-def test_lines_are_rare(config, capsys):
+def test_lines_are_rare(config, capsys, clock):
+    clock.step = 20.0
     train(config(), {})
-    assert "s left" not in capsys.readouterr().err
+    found = re.findall(r"^step (\d)/8, (\d+) s left: ", capsys.readouterr().err, re.MULTILINE)
+    assert callbacks.LINE_EVERY == 30.0
+    assert found == [("2", "120"), ("4", "80"), ("6", "40"), ("8", "0")]
 
 
-def test_pairs_and_tokens_a_second_are_those_of_the_steps_alone(config, prepared, monkeypatch):
+def test_pairs_and_tokens_a_second_are_those_of_the_steps_alone(config, prepared, monkeypatch, clock):
     evaluate = callbacks.evaluate
-    monkeypatch.setattr(callbacks, "evaluate", lambda *given: time.sleep(2) or evaluate(*given))
+
+    def slow_evaluate(*given):
+        clock.now += 100.0
+        return evaluate(*given)
+
+    monkeypatch.setattr(callbacks, "evaluate", slow_evaluate)
     run = config(eval_file=str(prepared("x070")), accumulate_grad_batches=2, epoch_steps=8)
     train(run, {})
     metrics = lines(Path(run.proj_dir) / "metrics.jsonl")
-    for before, line in zip(metrics, metrics[1:], strict=False):
-        if line["step"] != 5:  # the first of an epoch, with what was evaluated before it
-            # Two micro-batches of two pairs; the clock is read at another moment.
-            assert line["pairs_per_s"] * (line["elapsed_s"] - before["elapsed_s"]) == pytest.approx(4, rel=1e-6)
-    assert metrics[4]["elapsed_s"] - metrics[3]["elapsed_s"] > 2
-    assert all(line["pairs_per_s"] > 4 / 2 for line in metrics)
-    assert all(line["tokens_per_s"] > line["pairs_per_s"] * 20 for line in metrics)  # a pair has more tokens than that
+    # Two micro-batches of two pairs.
+    assert [line["pairs_per_s"] for line in metrics] == [2.0] * 8
+    assert all(line["tokens_per_s"] > 2 * 20 for line in metrics)  # a pair has more tokens than that
+    taken = [after["elapsed_s"] - before["elapsed_s"] for before, after in zip(metrics, metrics[1:], strict=False)]
+    assert taken == [2.0, 2.0, 2.0, 102.0, 2.0, 2.0, 2.0]
 
 
 def test_tensorboard_and_wandb_at_once(config, prepared, monkeypatch, tmp_path, capfd):
