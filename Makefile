@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | bench | lint. Each does its own set-up.
+# make setup | demo | test | test-all | test-instructions | bench | lint. Each does its own set-up.
 #
 # PYTHON may name the interpreter; without it the first of these that runs and is 3.11 to 3.13 is taken.
 CANDIDATES := python3 python3.12 python3.11 python3.13 python
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUPPORTED)' >/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all bench lint base clean
+.PHONY: setup demo test test-all test-instructions bench lint base clean
 
 setup: $(VENV)/.installed
 
@@ -38,6 +38,15 @@ test: $(VENV)/.installed-dev
 # Slow tests too.
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# The suite once more by each set of instructions below this processor's own (AVX-512 without products of bfloat16 pairs, AVX2,
+# neither), but for the tests that hang on none: of flags, files, tokenizers and sources.
+WITHOUT_INSTRUCTIONS := tests/cli tests/checkpoint tests/tokenizer tests/example tests/gpu tests/wkv/test_nvcc.py
+test-instructions: $(VENV)/.installed-dev
+	for name in $$($(BIN)/python -m tests.instructions); do \
+	  echo "instructions: $$name"; \
+	  $(BIN)/python -m pytest --instructions "$$name" $(WITHOUT_INSTRUCTIONS:%=--ignore=%) || exit; \
+	done
 
 # Every benchmark, half an hour on 2 cores; the results are in benchmarks/results.
 bench: $(VENV)/.installed-bench
