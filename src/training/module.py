@@ -33,17 +33,13 @@ class PreferenceModule(pl.LightningModule):
         self.last_share, self.last_tokens = 0.0, 0
         self._random_state: dict[str, Any] | None = None
 
-    def losses(self, batch: tuple, grad_cp: bool = False) -> dict[str, Tensor]:
-        """Everything that is known of each pair, or token, of a micro-batch; see `pair_losses` and `text_losses`."""
-        packed, references, _ = batch
-        if isinstance(packed, TextBatch):
-            return text_losses(self.model, packed, grad_cp)
-        return pair_losses(self.model, packed, references, self.objective, grad_cp=grad_cp)
-
     def training_step(self, batch: tuple, _: int) -> Tensor:
         """The micro-batch's part of its optimizer step's loss, which is the mean over all pairs (tokens) of the step."""
-        packed, _, share = batch
-        losses = self.losses(batch, self.config.grad_cp)
+        packed, references, share = batch
+        if isinstance(packed, TextBatch):
+            losses = text_losses(self.model, packed, self.config.grad_cp)
+        else:
+            losses = pair_losses(self.model, packed, references, self.objective, grad_cp=self.config.grad_cp)
         loss = share * losses["loss"].sum()
         if not torch.isfinite(loss):
             raise NotFinite(f"step {self.global_step + 1}: the loss is not finite")

@@ -12,12 +12,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from src.adapters.files import adapter_tensors, save_adapter
 from src.checkpoint.io import not_finite
 from src.errors import NotFinite, UserError
+from src.preference.packing import TextBatch
 from src.training.config import TrainConfig
 from src.training.module import PreferenceModule
+from src.training.objective import pair_losses
+from src.training.text import text_losses
 
 RESUME_FILE = "last.ckpt"
 FINAL_FILE = "rwkv-final.safetensors"
@@ -52,9 +56,16 @@ class CheckAdapter(pl.Callback):
         model.eval()
         # A few batches are not worth what compiling them (--compile 1) takes.
         with torch.compiler.set_stance("force_eager" if pl_module.config.compile else "default"):
-            losses = [not_finite(pl_module.losses(batch)) for batch in self.batches]
+            losses = [not_finite(_losses(pl_module, batch)) for batch in self.batches]
         model.train(was_training)
         return "after it, the loss of the last micro-batches is not finite" if any(losses) else None
+
+
+def _losses(pl_module: PreferenceModule, batch: tuple) -> dict[str, Tensor]:
+    packed, references, _ = batch
+    if isinstance(packed, TextBatch):
+        return text_losses(pl_module.model, packed)
+    return pair_losses(pl_module.model, packed, references, pl_module.objective)
 
 
 class SaveAdapters(pl.Callback):
