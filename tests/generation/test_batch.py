@@ -8,7 +8,9 @@ from src.checkpoint.base import load_base
 from src.errors import UserError
 from src.generation.batch import ATTEMPTS, Request, generate, prefill
 from src.generation.config import Sampling
-from src.model import State, build_model
+from src.generation.sampler import count, penalize
+from src.generation.vocabulary import read_vocabulary
+from src.model import RWKV, State, build_model
 from src.model.decode import Forward, Kernels, serve
 from src.preference.templates import clean
 from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
@@ -37,14 +39,38 @@ def test_greedy_tokens_are_the_packages(version, kind, tiny_checkpoints):
     expected = package_generate(path, version, [list(prompt) for prompt in PROMPTS], 200, arguments)
     weights, dimensions = load_base(path)
     sampling = Sampling(temperature=0, presence=0.2, max_tokens=200, stop="")
+    exact = build_model(weights, dimensions, torch.float64)
+    closed = [first_open_step(exact, prompt, tokens, sampling) for prompt, tokens in zip(PROMPTS, expected, strict=True)]
+    assert sum(closed) > 0.8 * 200 * len(PROMPTS)
     for engine in (serve(build_model(weights, dimensions)), Forward(build_model(weights, dimensions))):
         ours = answers(engine, sampling)
-        assert [ours[row].tokens for row in range(len(PROMPTS))] == expected
+        for row, (theirs, alike) in enumerate(zip(expected, closed, strict=True)):
+            assert ours[row].tokens[:alike] == theirs[:alike] and len(ours[row].tokens) == len(theirs)
     assert len({tuple(tokens) for tokens in expected}) > len(PROMPTS) // 2
 
 
+def first_open_step(exact: RWKV, prompt: bytes, tokens: list[int], sampling: Sampling) -> int:
+    """At which of these tokens, each the likeliest after those before it, another one is within rounding of it in float64.
+
+    Those of float32 are off by 1e-5 in norm (tests/model/test_logits.py), each of 256 by some 1e-6 of the norm; 4e-6 are taken.
+    """
+    hidden, _ = exact(torch.tensor([*prompt, *tokens]))
+    logits = exact.logits(hidden[len(prompt) - 1:-1]).index_fill(1, torch.tensor([0]), -torch.inf)
+    bounds = 4e-6 * logits[:, 1:].norm(dim=1)
+    weight = read_vocabulary(BYTES, 256, True).weight
+    times, seen = torch.zeros(1, 256, dtype=torch.float64), torch.zeros(1, 256, dtype=torch.bool)
+    for step, (token, bound) in enumerate(zip(tokens, bounds, strict=True)):
+        lowered = penalize(logits[step], times, seen, sampling.presence, sampling.frequency)[0]
+        if (lowered >= lowered.max() - bound).sum() > 1:
+            return step
+        assert token == int(lowered.argmax())
+        count(times, seen, torch.tensor([token]), weight, sampling.penalty_decay)
+    return len(tokens)
+
+
 def test_greedy_tokens_are_the_argmax_of_the_model_alone():
-    model = random_model("x070")
+    """In float64, where no two tokens lie within rounding of each other."""
+    model = random_model("x070", torch.float64)
     ours = answers(model, Sampling(temperature=0, frequency=0, max_tokens=12, stop="", ban_end_of_text=False))
     for row, prompt in enumerate(PROMPTS):
         text = list(prompt)

@@ -16,8 +16,8 @@ PROMPTS = [list(f"\0User: What colour is {thing}?\n\nAssistant:".encode()) for t
 @pytest.mark.parametrize("tuned", [False, True])
 @pytest.mark.parametrize("version", ["x060", "x070"])
 def test_answers_take_the_likeliest_byte_each_time_and_come_in_the_prompts_order(tiny_checkpoints, version, tuned):
-    """By a base model, and by one with trained initial states."""
-    model = build_model(*load_base(tiny_checkpoints(version, "trained", 16)))
+    """By a base model, and by one with trained initial states; in float64, where no two bytes are within rounding."""
+    model = build_model(*load_base(tiny_checkpoints(version, "trained", 16)), torch.float64)
     if tuned:
         plain = likeliest_answers(model, ByteTokenizer(), PROMPTS, 40)
         generator = torch.Generator().manual_seed(0)
