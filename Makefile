@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | bench | lint. Each does its own set-up.
+# make setup | demo | test | test-all | test-instructions | bench | lint. Each does its own set-up.
 #
 # PYTHON may name the interpreter; without it the first of these that runs and is 3.11 to 3.13 is taken.
 CANDIDATES := python3 python3.12 python3.11 python3.13 python
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUPPORTED)' >/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all bench lint base clean
+.PHONY: setup demo test test-all test-instructions bench lint base clean
 
 setup: $(VENV)/.installed
 
@@ -38,6 +38,11 @@ test: $(VENV)/.installed-dev
 # Slow tests too.
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# The tests once more by each set of instructions below this processor's own, as on older ones; says so where there is none.
+test-instructions: $(VENV)/.installed-dev
+	@lower=$$($(BIN)/python -m tests.instructions) || exit; for name in $$lower; do \
+	  echo "$(BIN)/python -m pytest --instructions $$name"; $(BIN)/python -m pytest --instructions "$$name" || exit; done
 
 # Every benchmark, half an hour on 2 cores; the results are in benchmarks/results.
 bench: $(VENV)/.installed-bench
