@@ -14,6 +14,7 @@ from src.model import RWKV, State, build_model
 from src.model.decode import Forward, Kernels, serve
 from src.preference.templates import clean
 from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from tests.compiled import compiled
 from tests.generation.tiny import PROMPTS, fixed_model, logits_of, random_model
 from tests.rwkv_package import package_generate
 from tests.tokenizer.files import KINDS, saved
@@ -80,6 +81,7 @@ def test_greedy_tokens_are_the_argmax_of_the_model_alone():
         assert ours[row].tokens == text[len(prompt):]
 
 
+@compiled
 @pytest.mark.parametrize(("version", "dtype"), [("x070", torch.float32), ("x060", torch.float32), ("x070", torch.bfloat16)])
 def test_a_rows_answer_depends_on_seed_row_and_prompt_alone(version, dtype):
     """By the kernels to the last bit, so that this holds at any precision and not only where no two outcomes lie close."""
@@ -101,6 +103,7 @@ def test_a_rows_answer_depends_on_seed_row_and_prompt_alone(version, dtype):
     assert same_prompt[0].tokens == whole[0].tokens != same_prompt[1].tokens
 
 
+@compiled
 @pytest.mark.parametrize("version", ["x060", "x070"])
 def test_prompts_read_in_pieces_give_what_each_gives_alone(version):
     """By the model's forward up to rounding in float64; by the kernels to the last bit, behind a common beginning too."""

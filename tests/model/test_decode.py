@@ -9,6 +9,7 @@ from src.model.decode import Forward, Kernels, serve
 from src.model.panels import RELU_SQUARE, SIGMOID, TANH, Products, lay
 from src.quantization.linear import QuantizedLinear, quantize_linear
 from src.wkv import native
+from tests.compiled import compiled
 
 VOCABULARY = 300
 TOKENS = torch.randint(0, VOCABULARY, (222,), generator=torch.Generator().manual_seed(1))
@@ -39,6 +40,7 @@ def logits_and_states(model: RWKV | Kernels) -> list[torch.Tensor]:
     return [x.double() for x in (logits, *state.att_shift, *state.wkv, *state.ffn_shift)]
 
 
+@compiled
 @pytest.mark.parametrize("version", ["x060", "x070"])
 @pytest.mark.parametrize(("width", "head_size"), [(64, 16), (128, 64), (40, 8)])
 @pytest.mark.parametrize(("dtype", "quantize"), [
@@ -63,6 +65,7 @@ def test_logits_are_the_models(version, width, head_size, dtype, quantize):
         assert (found - truth).norm() <= max((other - truth).norm() for other in others)
 
 
+@compiled
 @pytest.mark.parametrize("version", ["x060", "x070"])
 @pytest.mark.parametrize(("dtype", "quantize"), [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8")])
 @pytest.mark.parametrize("threads", [1, 2])
@@ -84,6 +87,7 @@ def test_no_sequence_and_no_cut_changes_a_bit(version, dtype, quantize, threads)
         torch.set_num_threads(before)
 
 
+@compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1), (64, 64), (65, 63), (130, 257), (7, 600)])
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 95, 96, 97])
@@ -113,6 +117,7 @@ def test_products_against_float64(dtype, shape, rows):
     assert ((y - expected).abs() <= off).all()
 
 
+@compiled
 @pytest.mark.parametrize("mode", ["int8", "nf4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_quantized_weights_are_those_that_training_sees(mode, dtype):
@@ -127,6 +132,7 @@ def test_quantized_weights_are_those_that_training_sees(mode, dtype):
         assert found.equal(exact)
 
 
+@compiled
 @pytest.mark.parametrize("mode", [None, "int8", "nf4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("width", [257, 320])

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from src.wkv import BACKENDS, SHORT, chunked, native, reference, wkv6, wkv6_step, wkv7, wkv7_step
+from src.wkv import SHORT, chunked, native, reference, wkv6, wkv6_step, wkv7, wkv7_step
+from tests.compiled import compiled
 from tests.wkv.inputs import VERSIONS, bounds, draw, run
 
 PER_HEAD = ("u", "state")
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 37])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "steps"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_batches_are_packed_sequences_of_one_length(version, backend, length):
     inputs = draw(version, [length] * 3, 2, 8)
@@ -23,14 +24,14 @@ def test_batches_are_packed_sequences_of_one_length(version, backend, length):
         assert torch.equal(state, inputs["state"])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "steps"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_no_sequences_at_all(version, backend):
     y, state = run(version, draw(version, [], 2, 8), bounds([]), backend)
     assert y.shape == (0, 2, 8) and state.shape == (0, 2, 8, 8)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "steps"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_no_state_is_a_state_of_zeros_and_a_given_one_is_not_changed(version, backend):
     lengths = [9, 0, 1]
@@ -60,7 +61,7 @@ def test_a_step_is_one_token_of_each_sequence_and_changes_the_state_in_place(ver
     assert y.dtype == dtype
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "steps"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_dtypes(version, dtype, backend):
@@ -75,7 +76,7 @@ def test_dtypes(version, dtype, backend):
     assert torch.equal(y, exact_y.to(dtype)) and torch.equal(state, exact_state)
 
 
-@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("served", [pytest.param(True, marks=compiled), False])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_auto_takes_native_kernels_or_else_steps_for_short_sequences_and_chunks_for_long_ones(version, served, monkeypatch):
     taken = []

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from src.wkv import native
+from tests.compiled import compiled
 
-pytestmark = pytest.mark.skipif(native.missing("cpu") is not None, reason="the kernels can't be built here")
+pytestmark = compiled
 ROOT = Path(__file__).resolve().parents[2]
 
 CONTENTS = """

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from src.errors import UserError
 from src.wkv import native
+from tests.compiled import compiled
 from tests.wkv.inputs import SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, with_gradients
 
 ROOT = Path(__file__).resolve().parents[2]
-compiled = pytest.mark.skipif(native.missing("cpu") is not None, reason="the kernels can't be built here")
 # float32: rounding over up to 4097 steps, 3e-7 as measured. bfloat16: that of the outputs alone, 2^-9 at most for each.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3}
 LENGTHS = [1, native.INTERVAL - 1, native.INTERVAL, native.INTERVAL + 1, 100]
