@@ -5,13 +5,13 @@ system message, the turns before it. Names are compared without regard to case.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.errors import UserError
 from src.preference.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, clean, prompt_turns, read_transcript, write_prompt
-from src.preference.faults import BadRow
+from src.preference.faults import BadRow, Reading, read_rows
 from src.preference.messages import as_flag, checked_text, message_turns, messages_in, parse
 
 PROMPTS = ("prompt", "instruction", "question", "query")
@@ -138,17 +138,33 @@ def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
     return found
 
 
-def is_flagged_out(record: dict[str, Any], flags: Sequence[str], usage: Usage) -> bool:
-    """Whether one of these columns says that the row is not to be learned."""
+def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callable[[dict[str, Any], str], Any],
+                 parts: Sequence[str | None] = ()) -> Reading:
+    """What `read(record, where)` makes of the table's rows, but for those that one of the `flags` marks as not to be learned.
+
+    Args:
+        flags: as `flag_columns` finds them.
+        usage: where `read` notes which columns it uses.
+        parts: columns that count as used where there are faulty rows, some of which were found before all columns were looked at.
+    """
     usage.columns |= set(flags)
-    return any(as_flag(record.get(name)) is False for name in flags)
+    flagged_out = 0
 
+    def read_one(record: dict[str, Any], number: int) -> Any:
+        nonlocal flagged_out
+        if any(as_flag(record.get(name)) is False for name in flags):
+            flagged_out += 1
+            return None
+        return read(record, table.place(number))
 
-def flagged_out_note(rows: Sequence[int], flags: Sequence[str]) -> list[str]:
-    """What a run says of rows that these columns mark."""
-    if not rows:
-        return []
-    return [f"left out {len(rows)} row{'s' * (len(rows) > 1)} that {' or '.join(flags)} marks as not to be learned"]
+    rows, numbers, faults = read_rows(table.records, read_one)
+    if faults:
+        usage.columns |= set(filter(None, parts))
+    notes = usage.notes(table)
+    if flagged_out:
+        marked = f"{flagged_out} row{'s' * (flagged_out > 1)}"
+        notes.insert(0, f"left out {marked} that {' or '.join(flags)} marks as not to be learned")
+    return Reading(table.path, rows, numbers, faults, notes)
 
 
 def read_cell(record: dict[str, Any], column: str | None, where: str, part: str, usage: Usage) -> str | list[Turn]:
@@ -175,6 +191,8 @@ def read_prompt(record: dict[str, Any], columns: PromptColumns, where: str, usag
     Raises BadRow for what is not as it should be; an empty prompt comes back as "".
     """
     prompt = read_cell(record, columns.prompt, where, columns.prompt or "prompt", usage)
+    if isinstance(prompt, str) and not (columns.about or columns.history or columns.system):
+        return prompt
     turns = prompt if isinstance(prompt, list) else prompt_turns(prompt) if prompt.strip() else []
     added = False
     for column in columns.about:

@@ -6,7 +6,7 @@ have a loss, prompts have none; of plain text every token has one but the first,
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +21,16 @@ from src.preference.columns import (
     find_column,
     find_prompt_columns,
     flag_columns,
-    flagged_out_note,
-    is_flagged_out,
     known_columns,
     read_cell,
     read_prompt,
+    read_records,
     read_system,
     require_rows,
     with_system,
 )
 from src.preference.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
-from src.preference.faults import BadRow, Reading, read_rows, skipped_rows, usable
+from src.preference.faults import BadRow, Reading, skipped_rows, usable
 from src.preference.kinds import check_kind
 from src.preference.packing import Text
 from src.preference.read import read_table
@@ -63,7 +62,7 @@ class Report:
     cut: int  # conversations that lost their beginning, or documents that were cut into pieces
     dropped: int  # conversations left out since an answer alone is longer than the limit
     changes: Changes  # texts that do not come back from their tokens as written
-    skipped_rows: dict[str, Any] = field(default_factory=dict)  # rows that can't be used: "count", and "rows" by kind
+    skipped_rows: dict[str, Any]  # rows that can't be used: "count", and "rows" by kind
 
 
 def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool,
@@ -85,7 +84,8 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     """
     path = data_file(path, "--train_data_file or --eval_file")
     if data_ending(path) == ".txt":
-        reading = Reading(path, *read_rows(_read_documents(path), lambda document, _: document), notes=[])
+        documents = _read_documents(path)
+        reading = Reading(path, documents, list(range(1, len(documents) + 1)), faults=[], notes=[])
     else:
         reading = read_examples(read_table(path))
     rows = usable(reading, skip_bad_rows)
@@ -123,13 +123,8 @@ def read_examples(table: Table) -> Reading:
     require_rows(table)
     prompt, usage = find_prompt_columns(table), Usage()
     flags = flag_columns(table, numbers_are_thumbs=True) if messages or answer else []
-    flagged_out: list[int] = []
 
-    def read(record: dict[str, Any], number: int) -> Example | str | None:
-        where = table.place(number)
-        if is_flagged_out(record, flags, usage):
-            flagged_out.append(number)
-            return None
+    def read(record: dict[str, Any], where: str) -> Example | str:
         if messages:
             return _conversation(record, messages, prompt.system, where, usage)
         if answer:
@@ -139,8 +134,7 @@ def read_examples(table: Table) -> Reading:
             raise BadRow(f"no {TEXT}", f"{where} has no {TEXT}; fill it in or remove the row")
         return value
 
-    rows, numbers, faults = read_rows(table.records, read)
-    return Reading(table.path, rows, numbers, faults, [*flagged_out_note(flagged_out, flags), *usage.notes(table)])
+    return read_records(table, flags, usage, read)
 
 
 def _conversation(record: dict[str, Any], column: str, system: str | None, where: str, usage: Usage) -> Example:

@@ -19,12 +19,11 @@ from src.preference.columns import (
     find_column,
     find_prompt_columns,
     flag_columns,
-    flagged_out_note,
-    is_flagged_out,
     known_columns,
     prompt_candidate,
     read_cell,
     read_prompt,
+    read_records,
     read_system,
     require_rows,
     with_system,
@@ -39,7 +38,7 @@ from src.preference.conversation import (
     read_transcript,
     write_prompt,
 )
-from src.preference.faults import BadRow, Reading, read_rows
+from src.preference.faults import BadRow, Reading
 
 CHOSEN = ("chosen", "chosen_messages", "chosen_response")
 REJECT = ("reject", "rejected", "rejected_messages", "rejected_response")
@@ -78,23 +77,15 @@ def to_pairs(table: Table, require_reject: bool) -> Reading:
     """
     columns = _columns(table, require_reject)
     require_rows(table)
-    usage, flags = Usage(), flag_columns(table, numbers_are_thumbs=False)
-    flagged_out: list[int] = []
-    candidate = None
+    usage, candidate = Usage(), None
     if columns.prompt.prompt is None:
         candidate = prompt_candidate(table, (columns.chosen, columns.reject, columns.prompt.system, columns.prompt.history))
 
-    def read(record: dict[str, Any], number: int) -> Row | None:
-        if is_flagged_out(record, flags, usage):
-            flagged_out.append(number)
-            return None
-        return _row(record, columns, table, number, require_reject, candidate, usage)
+    def read(record: dict[str, Any], where: str) -> Row:
+        return _row(record, columns, table, where, require_reject, candidate, usage)
 
-    rows, numbers, faults = read_rows(table.records, read)
-    if faults:  # of which some may have been found before all columns were looked at
-        usage.columns |= {columns.chosen, columns.reject or "", columns.prompt.prompt or ""}
-    notes = usage.notes(table)
-    return Reading(table.path, rows, numbers, faults, [*flagged_out_note(flagged_out, flags), *notes])
+    return read_records(table, flag_columns(table, numbers_are_thumbs=False), usage, read,
+                        parts=(columns.chosen, columns.reject, columns.prompt.prompt))
 
 
 def _columns(table: Table, require_reject: bool) -> PairColumns:
@@ -112,9 +103,8 @@ def _columns(table: Table, require_reject: bool) -> PairColumns:
     return PairColumns(prompt, chosen, reject)
 
 
-def _row(record: dict[str, Any], columns: PairColumns, table: Table, number: int, require_reject: bool, candidate: str | None,
+def _row(record: dict[str, Any], columns: PairColumns, table: Table, where: str, require_reject: bool, candidate: str | None,
          usage: Usage) -> Row:
-    where = table.place(number)
     chosen = _answer(record, columns.chosen, where, "chosen", usage)
     reject = _answer(record, columns.reject, where, "reject", usage)
     has_prompt = columns.prompt.prompt is not None or columns.prompt.history is not None
