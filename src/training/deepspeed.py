@@ -3,11 +3,14 @@
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins import DeepSpeedPrecision
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.nn import Module
+
+from src.wkv.toolkit import Toolkit, find_toolkit, use_toolkit
 
 
 class SteppingDeepSpeed(DeepSpeedStrategy):
@@ -19,6 +22,9 @@ class SteppingDeepSpeed(DeepSpeedStrategy):
 
     def __init__(self, **settings: Any):
         super().__init__(precision_plugin=AsItIs("32-true"), **settings)
+        # DeepSpeed builds its optimizers with what torch's builder found.
+        if torch.version.cuda is not None and isinstance(toolkit := find_toolkit(), Toolkit):
+            use_toolkit(toolkit)
 
     @property
     def handles_gradient_accumulation(self) -> bool:

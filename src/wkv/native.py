@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from src.errors import UserError
+from src.wkv.toolkit import architectures, find_toolkit, use_toolkit
 
 SOURCES = Path(__file__).resolve().parents[2] / "cuda"
 CPU_SOURCES = ("bindings_cpu.cpp", "bindings_decode.cpp", "bindings_sample.cpp", "cpu_memory.cpp", "instructions.cpp",
@@ -119,17 +120,23 @@ def missing(device: str) -> str | None:
 
 
 def _load(device: str) -> str | None:
-    name = f"rwkv_wkv_{device}"
-    folder = _folder(name)
+    name, built_with = f"rwkv_wkv_{device}", ()
+    if device == "cuda":
+        if torch.version.hip is not None:
+            return "they have never been tried on ROCm"
+        if torch.version.cuda is None:
+            return "this torch is built for the CPU alone"
+        toolkit = find_toolkit()
+        if isinstance(toolkit, str):
+            return toolkit
+        use_toolkit(toolkit)
+        built_with = toolkit.version, architectures()
+    folder = _folder(name, built_with)
     library = folder / f"{name}.so"
     if not library.exists():
         compiler = os.environ.get("CXX", "c++")
         if shutil.which(compiler) is None:
             return f"no C++ compiler ({compiler}) was found; install g++ 10 or newer"
-        if device == "cuda" and torch.version.hip is not None:
-            return "they have never been tried on ROCm"
-        if device == "cuda" and shutil.which("nvcc") is None and "CUDA_HOME" not in os.environ:
-            return "no CUDA compiler was found; install the toolkit (nvcc) of torch's CUDA version, or set CUDA_HOME"
         from filelock import FileLock  # torch brings it
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,11 +148,11 @@ def _load(device: str) -> str | None:
     return None
 
 
-def _folder(name: str) -> Path:
-    """One for each state of the sources, the flags, torch and Python, in the builder's cache."""
+def _folder(name: str, built_with: tuple[str, ...]) -> Path:
+    """One for each state of the sources, the flags, torch, Python and what else it is built with, in the builder's cache."""
     from torch.utils.cpp_extension import get_default_build_root
 
-    digest = hashlib.sha256(repr((torch.__version__, sys.version, CPU_FLAGS)).encode())
+    digest = hashlib.sha256(repr((torch.__version__, sys.version, CPU_FLAGS, *built_with)).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / f"{name}_{digest.hexdigest()[:16]}"

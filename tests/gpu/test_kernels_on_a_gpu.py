@@ -1,4 +1,7 @@
-"""The CUDA kernels on a GPU, both forms, against the steps in float64 on the CPU; as torch operators; on another stream."""
+"""The CUDA kernels on a GPU, both forms, against the CPU's in float64; as torch operators; on another stream.
+
+The CPU's kernels are within 1e-12 of the recurrence step by step (tests/wkv), and thousands of tokens take them no time.
+"""
 
 import pytest
 import torch
@@ -25,7 +28,7 @@ def check(version: str, inputs: dict[str, torch.Tensor], lengths: list[int], dty
     tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
     inputs = {name: x.to(dtype).double() if name in tokens else x for name, x in inputs.items()}
     cu_seqlens = bounds(lengths)
-    truth = with_gradients(version, inputs, cu_seqlens, "steps")
+    truth = with_gradients(version, inputs, cu_seqlens, "native")
     leaves = {name: x.to("cuda", dtype if name in tokens else torch.float32).requires_grad_() for name, x in inputs.items()}
     y, state, _ = operator(version)(*leaves.values(), cu_seqlens, native.INTERVAL, chunked, True)
     generator = torch.Generator().manual_seed(1)  # the projection of with_gradients
