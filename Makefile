@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | test-instructions | bench | lint. Each does its own set-up.
+# make setup | demo | test | test-all | test-instructions | gpu | bench | lint. Each does its own set-up.
 #
 # PYTHON may name the interpreter; without it the first of these that runs and is 3.11 to 3.13 is taken.
 CANDIDATES := python3 python3.12 python3.11 python3.13 python
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUPPORTED)' >/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all test-instructions bench lint base clean
+.PHONY: setup demo test test-all test-instructions gpu bench lint base clean
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,14 @@ test-all: $(VENV)/.installed-dev
 test-instructions: $(VENV)/.installed-dev
 	@lower=$$($(BIN)/python -m tests.instructions) || exit; for name in $$lower; do \
 	  echo "$(BIN)/python -m pytest --instructions $$name"; $(BIN)/python -m pytest --instructions "$$name" || exit; done
+
+# On a machine with an NVIDIA card: what a GPU changes, checked and measured, some eight minutes. ONLY="NAME ..." takes some of it.
+# A Python that has the packages is used as it is.
+GPU_IMPORTS := import bitsandbytes, deepspeed, hypothesis, ninja, pandas, pytest, pytorch_lightning, rich, safetensors, tokenizers
+gpu:
+	@if "$(PYTHON)" -c '$(GPU_IMPORTS)' >/dev/null 2>&1; then python="$(PYTHON)"; \
+	  else $(MAKE) --no-print-directory $(VENV)/.installed-dev && python=$(BIN)/python; fi || exit; \
+	  "$$python" benchmarks/gpu/checks.py --only $(ONLY)
 
 # Every benchmark, half an hour on 2 cores; the results are in benchmarks/results.
 bench: $(VENV)/.installed-bench

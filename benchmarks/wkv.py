@@ -3,8 +3,8 @@
     python benchmarks/wkv.py                      # a GPU where there is one, else the CPU
     python benchmarks/wkv.py --shape 2 512 12 64  # other than the usual shapes: batch, tokens, heads, head size
 
-Prints a table and writes benchmarks/results/wkv_DEVICE.json. Ratios are medians over rounds in which every form runs once,
-so that a busy machine slows all alike. The floor is each input read and each output written once, 2 bytes an element
+Prints a table and writes benchmarks/results/wkv_cpu.json or wkv_gpu.json. Ratios are medians over rounds in which every form
+runs once, so that a busy machine slows all alike. The floor is each input read and each output written once, 2 bytes an element
 (v7: 7 tensors forward and 13 backward; v6: 5 and 9), at the rate of a large copy measured in the same run.
 """
 
@@ -37,6 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=4, metavar=("B", "T", "H", "N"))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peers", type=int, choices=(0, 1), default=1, help="0: without flash-linear-attention")
+    parser.add_argument("--keep", type=int, choices=(0, 1), default=1, help="0: write no results")
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -47,15 +49,17 @@ def main() -> None:
     rows = []
     for shape in shapes:
         for version in ("v6", "v7"):
-            forms = gpu_forms(version, shape) if on_gpu else cpu_forms(version)
+            forms = gpu_forms(version, shape, options.peers) if on_gpu else cpu_forms(version)
             rows += measure(version, shape, forms, random_inputs(version, *shape, device), options.rounds, rate)
     print_table(rows)
+    if not options.keep:
+        return
     machine = {"device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
                "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability(),
                "torch": torch.__version__, "bytes_per_second": rate}
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
-    with atomic_write(results / f"wkv_{device.type}.json", "w", encoding="utf-8") as file:
+    with atomic_write(results / f"wkv_{'gpu' if on_gpu else 'cpu'}.json", "w", encoding="utf-8") as file:
         json.dump({"machine": machine, "rows": rows}, file, indent=2)
 
 
@@ -83,7 +87,7 @@ def cpu_forms(version: str) -> dict:
             for backend in ("native", "chunked", "steps")}
 
 
-def gpu_forms(version: str, shape: tuple[int, ...]) -> dict:
+def gpu_forms(version: str, shape: tuple[int, ...], peers: int) -> dict:
     batch, tokens, heads, head_size = shape
     cu_seqlens = torch.arange(batch + 1, dtype=torch.int32) * tokens
     state = torch.zeros(batch, heads, head_size, head_size, device="cuda")
@@ -94,7 +98,7 @@ def gpu_forms(version: str, shape: tuple[int, ...]) -> dict:
         return operator(*packed, state, cu_seqlens, native.INTERVAL, chunked, True)[0]
 
     forms = {"chunked kernel": lambda **inputs: ours(True, **inputs), "sequential kernel": lambda **inputs: ours(False, **inputs)}
-    if importlib.util.find_spec("fla") is not None:
+    if peers and importlib.util.find_spec("fla") is not None:
         forms["flash-linear-attention"] = fla_v6 if version == "v6" else fla_v7
     return forms
 

@@ -5,7 +5,7 @@ would leave half of the paths dead.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -58,16 +58,40 @@ def random_weights(dimensions: Dimensions, seed: int = 0, dtype: torch.dtype = t
     return {key: _draw(key, shape, generator).to(dtype) for key, shape in expected_shapes(dimensions).items()}
 
 
+class RandomWeights(Mapping[str, Tensor]):
+    """The same in kind, drawn on `device` whenever a tensor is asked for: a model of any size is built with one copy in memory.
+
+    Each tensor has a seed of its own, and a GPU draws other numbers than a CPU.
+    """
+
+    def __init__(self, dimensions: Dimensions, seed: int = 0, dtype: torch.dtype = torch.float32,
+                 device: torch.device | str = "cpu"):
+        self._shapes, self._seed, self._dtype, self._device = expected_shapes(dimensions), seed, dtype, device
+        self._numbers = {key: number for number, key in enumerate(self._shapes)}
+
+    def __getitem__(self, key: str) -> Tensor:
+        generator = torch.Generator(self._device).manual_seed(self._seed * len(self) + self._numbers[key])
+        return _draw(key, self._shapes[key], generator).to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
 def _draw(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     module, name = key.split(".")[-2:]
+    on = {"generator": generator, "device": generator.device}
     if name in ("w0", "time_decay"):
-        return torch.linspace(*DECAY, math.prod(shape))[torch.randperm(math.prod(shape), generator=generator)].reshape(shape)
+        order = torch.randperm(math.prod(shape), **on)
+        return torch.linspace(*DECAY, math.prod(shape), device=generator.device)[order].reshape(shape)
     if len(shape) == 3 and shape[0] == 1 and name.startswith(("x_", "time_maa_")):
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, **on)
     if name in UNIFORM:
         low, high = UNIFORM[name]
-        return low + (high - low) * torch.rand(shape, generator=generator)
-    noise = torch.randn(shape, generator=generator)
+        return low + (high - low) * torch.rand(shape, **on)
+    noise = torch.randn(shape, **on)
     if name in NORMAL:
         mean, deviation = NORMAL[name]
         return mean + deviation * noise

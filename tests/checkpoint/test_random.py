@@ -10,7 +10,7 @@ import torch
 
 from src.checkpoint.dimensions import check_weights, read_dimensions
 from src.checkpoint.io import fingerprint, save_checkpoint
-from src.checkpoint.random import make_dimensions, random_weights
+from src.checkpoint.random import RandomWeights, make_dimensions, random_weights
 from src.errors import UserError
 
 TINY = [make_dimensions("x060", 2, 32, 16, 50), make_dimensions("x070", 2, 32, 16, 50)]
@@ -99,3 +99,17 @@ def test_one_block_has_no_value_residual():
 def test_sizes_that_make_no_model_are_refused(arguments, expected):
     with pytest.raises(UserError, match=expected):
         make_dimensions(*arguments)
+
+
+@pytest.mark.parametrize("dimensions", TINY, ids=lambda dimensions: dimensions.version)
+def test_weights_that_are_drawn_when_asked_for_are_alike(dimensions):
+    """The same at every call, each tensor from its own numbers, spread as those of `random_weights`."""
+    drawn, whole = RandomWeights(dimensions, seed=3), random_weights(dimensions, seed=3)
+    check_weights(drawn, dimensions, "drawn")
+    assert list(drawn) == list(whole) and len({tuple(tensor.flatten()[:9].tolist()) for tensor in drawn.values()}) == len(whole)
+    for name, tensor in whole.items():
+        assert drawn[name].equal(drawn[name])
+        # Both are samples of one distribution, of 32 numbers at the least: six standard errors apart are no accident.
+        mean, spread, error = tensor.mean().item(), tensor.std().item(), tensor.numel() ** -0.5
+        assert drawn[name].mean().item() == pytest.approx(mean, abs=6 * spread * error)
+        assert drawn[name].std().item() == pytest.approx(spread, rel=6 * error)

@@ -1,0 +1,127 @@
+"""A DPO step on a GPU, on a random model of a released size: seconds, how busy the GPU is, and memory against its count.
+
+    python benchmarks/gpu/dpo_step.py --size 1.5B                       # NF4, LoRA of rank 16, 4,096 tokens
+    python benchmarks/gpu/dpo_step.py --size 7.2B --grad_cp 1 --tokens 2048
+
+A step is what train.py does on one micro-batch: forward, backward, clipping, AdamW; pairs of a prompt of 512 tokens and answers
+of 256 each, moved from the host. `device` is the time of all kernels by torch's profiler, `busy` its share of a step's time
+without the profiler. Adds to benchmarks/results/dpo_step_gpu.json.
+"""
+
+import argparse
+import time
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from shapes import SIZES, VOCABULARY, add_rows, need_a_gpu, random_model
+
+from src.adapters.apply import apply_layer_profile
+from src.adapters.layer_profile import auto_layer_profile
+from src.model import RWKV
+from src.training.data import collate
+from src.training.objective import Objective, pair_losses
+
+RANK, PROMPT, ANSWER = 16, 512, 256
+WARM_UPS, STEPS, PROFILED = 3, 8, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=list(SIZES), default="1.5B")
+    parser.add_argument("--quant", choices=("none", "nf4", "int8"), default="nf4")
+    parser.add_argument("--tokens", type=int, default=4096, help=f"of a step, in pairs of {PROMPT + 2 * ANSWER}")
+    parser.add_argument("--grad_cp", type=int, choices=(0, 1), default=0)
+    parser.add_argument("--compile", type=int, choices=(0, 1), default=0)
+    parser.add_argument("--keep", type=int, choices=(0, 1), default=1, help="0: add nothing to the results")
+    options = parser.parse_args()
+    need_a_gpu()
+    torch.set_num_threads(4)
+    model = random_model(options.size, None if options.quant == "none" else options.quant)
+    apply_layer_profile(model, auto_layer_profile(len(model.blocks), 1e-4, 1e-5, rank=RANK), seed=0)
+    if options.compile:
+        for block in model.blocks:
+            block.att.compile(dynamic=True)
+            block.ffn.compile(dynamic=True)
+    row = {name: getattr(options, name) for name in ("size", "quant", "tokens", "grad_cp", "compile")}
+    row |= measure(model, options.tokens // (PROMPT + 2 * ANSWER), bool(options.grad_cp))
+    report(row)
+    if options.keep:
+        add_rows("dpo_step", [row], ("size", "quant", "tokens", "grad_cp", "compile"))
+
+
+def measure(model: RWKV, n_pairs: int, grad_cp: bool) -> dict[str, Any]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    objective, generator = Objective(beta=0.1, alpha=0.1), torch.Generator().manual_seed(0)
+    pairs = [(*(torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (PROMPT, ANSWER, ANSWER)), -1e3, -1e3)
+             for _ in range(n_pairs)]
+
+    def step() -> None:
+        packed, references = collate(pairs)
+        losses = pair_losses(model, packed.to("cuda"), references, objective, grad_cp)
+        losses["loss"].mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    started = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - started
+    for _ in range(WARM_UPS - 1):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held, host, whole = torch.cuda.memory_allocated(), [], []
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        step()
+        host.append(time.perf_counter() - started)
+        torch.cuda.synchronize()
+        whole.append(time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated()
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
+        for _ in range(PROFILED):
+            step()
+        torch.cuda.synchronize()
+    kernels = [event for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    device = sum(event.self_device_time_total for event in kernels) / PROFILED / 1e6
+    kernels.sort(key=lambda event: -event.self_device_time_total)
+    return {"step_s": median(whole), "host_s": median(host), "first_step_s": first, "device_s": device,
+            "busy": device / median(whole), "launches": sum(event.count for event in kernels) / PROFILED,
+            "held_bytes": held, "peak_bytes": peak, "counted_bytes": counted_bytes(model, trained, n_pairs, grad_cp),
+            "kernels": [{"name": event.key[:100], "ms": event.self_device_time_total / PROFILED / 1e3,
+                         "launches": event.count / PROFILED} for event in kernels[:25]]}
+
+
+def counted_bytes(model: RWKV, trained: list[torch.Tensor], n_pairs: int, grad_cp: bool) -> float | None:
+    """What --grad_cp 1 must hold: weights, adapters with gradient and two moments, what blocks keep, and one block made again."""
+    if not grad_cp:
+        return None
+    held = sum(x.nbytes for x in (*model.parameters(), *model.buffers())) + sum(3 * x.nbytes for x in trained)
+    tokens, width, bf16, fp32 = n_pairs * (PROMPT + 2 * ANSWER), model.dimensions.n_embd, 2, 4
+    # A block keeps its input in float32 and r, k, v and the outputs of both halves. One block made again holds 30 vectors a token
+    # in bf16, the FFN's 4 in three copies, and the recurrence's states, 64 wide for each 16 tokens, in float32.
+    kept = len(model.blocks) * (fp32 + 5 * bf16)
+    again = (30 + 12) * bf16 + 64 / 16 * fp32
+    return held + tokens * width * (kept + again)
+
+
+def report(row: dict[str, Any]) -> None:
+    table = Table("DPO step", "ms", "host ms", "device ms", "busy", "launches", "peak GB", "counted GB", "tokens/s")
+    name = f"{row['size']} {row['quant']}, {row['tokens']} tokens" + ", grad_cp" * row["grad_cp"] + ", compile" * row["compile"]
+    counted = f"{row['counted_bytes'] / 1e9:.2f}" if row["counted_bytes"] else ""
+    table.add_row(name, *(f"{1e3 * row[part]:.1f}" for part in ("step_s", "host_s", "device_s")), f"{row['busy']:.0%}",
+                  f"{row['launches']:.0f}", f"{row['peak_bytes'] / 1e9:.2f}", counted, f"{row['tokens'] / row['step_s']:.0f}")
+    console = Console(width=130)
+    console.print(table)
+    console.print(f"first step {row['first_step_s']:.1f} s; the longest kernels, ms a step:")
+    for kernel in row["kernels"][:8]:
+        console.print(f"  {kernel['ms']:7.2f}  x{kernel['launches']:<6.0f} {kernel['name'][:95]}", highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main()
