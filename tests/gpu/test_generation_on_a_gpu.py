@@ -50,11 +50,14 @@ def test_a_step_never_waits_for_the_host(tiny_checkpoints, version, dtype, quant
             torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "quantize"), [(torch.float32, None), (torch.bfloat16, None), (torch.float16, None),
+                                                 (torch.bfloat16, "nf4"), (torch.bfloat16, "int8"), (torch.float16, "int8")])
 @pytest.mark.parametrize("version", ["x060", "x070"])
-def test_graphs_change_no_text(tiny_checkpoints, version, dtype, monkeypatch):
+def test_graphs_change_no_text(tiny_checkpoints, version, dtype, quantize, monkeypatch):
     """Of rows that come and go, beside the same steps of the same sizes without a graph."""
-    engine = serve(build_model(*load_base(tiny_checkpoints(version, "trained", 32)), dtype, "cuda"))
+    model = build_model(*load_base(tiny_checkpoints(version, "trained", 32)), dtype, "cuda", quantize,
+                        quantize_head=quantize == "int8")
+    engine = serve(model)
     assert engine.captures and engine.ahead
     texts = {}
     for name, steps in (("graphs", Graphs), ("plain", lambda step, size, device: lambda n: step(bucket(n, size)))):

@@ -70,6 +70,25 @@ def test_long_sequences_in_segments(version, chunked, dtype):
     check(version, draw(version, lengths, 2, 64), lengths, dtype, chunked)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_not_a_number_comes_through(version, chunked, dtype):
+    """The NaN that a GPU's own arithmetic makes, in each input of the second sequence: found in its outputs, and there alone."""
+    lengths, tokens = [40, 40, 40], set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    for poisoned in draw(version, lengths, 2, 64):
+        inputs = {name: x.to("cuda", dtype if name in tokens else torch.float32)
+                  for name, x in draw(version, lengths, 2, 64).items()}
+        of_sequence = poisoned in ("state", *SHAPED_BY_TOKEN[version])
+        at = inputs[poisoned][1 if poisoned == "state" else 60] if of_sequence else inputs[poisoned]
+        canonical = torch.full((1,), 0x7FFFFFFF, dtype=torch.int32, device="cuda").view(torch.float32)
+        at[0, 3:4] = canonical.expand(1, *at.shape[2:]) if at.dim() > 2 else canonical
+        y, state, _ = operator(version)(*inputs.values(), bounds(lengths), native.INTERVAL, chunked, False)
+        assert not y[40:80, 0].isfinite().all(), poisoned
+        if of_sequence:
+            assert y[:40].isfinite().all() and y[80:].isfinite().all() and state[[0, 2]].isfinite().all(), poisoned
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_torch_accepts_the_operators_and_repeats_are_equal(version, chunked):
