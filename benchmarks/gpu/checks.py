@@ -126,10 +126,12 @@ def main() -> None:
                     left = len(chosen) - len(results)
                     print(f"{left} of {len(chosen)} checks left: {', '.join(check.name for check in waiting.values())}",
                           file=sys.stderr, flush=True)
+        if group is FIRST and results.get("build", {}).get("result", PASSED) != PASSED:
+            break  # the rest would only repeat it
     table = Table("check", "s", "", "")
     for check in chosen:
-        found = results[check.name]
-        table.add_row(check.name, f"{found['seconds']:.0f}", found["result"], found["last_line"])
+        if found := results.get(check.name):
+            table.add_row(check.name, f"{found['seconds']:.0f}", found["result"], found["last_line"])
     Console(width=130).print(table)
     raise SystemExit(any(found["result"] != "passed" for found in results.values()))
 
