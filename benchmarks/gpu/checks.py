@@ -78,7 +78,7 @@ TOGETHER = [
     Check("logits", pytest("test_on_a_gpu.py", "-k", "logits"), 90),
     Check("runs", pytest("test_on_a_gpu.py", "-k", "not logits and not deepspeed"), 150),
     Check("deepspeed", pytest("test_on_a_gpu.py", "-k", "deepspeed"), 150),
-    Check("demo", [sys.executable, "example/DPO/demo.py"], 180),
+    Check("commands", pytest("test_commands_on_a_gpu.py"), 180),
     # Compilers keep what they make here, for the timed runs below.
     Check("compile", step("1.5B", "--compile", "1", "--keep", "0"), 200),
     Check("compile-peers", script("wkv", "--shape", "2", "2048", "32", "64", "--rounds", "1", "--keep", "0"), 150),
