@@ -40,5 +40,6 @@ def test_from_prompts_to_a_merged_model(material, tmp_path, version, strategy, f
     adapter, merged = tmp_path / "run" / "rwkv-final.safetensors", tmp_path / "merged.pth"
     run("merge.py", base=model, adapter=adapter, output=merged)
     assert load_checkpoint(merged).keys() == load_checkpoint(model).keys()
-    run("evaluate.py", load_model=merged, pairs=tmp_path / "pairs.save", strategy="cuda bf16", output_json=tmp_path / "found.json")
+    run("evaluate.py", load_model=merged, pairs=tmp_path / "pairs.save", strategy="cuda bf16",
+        output_json=tmp_path / "found.json")
     assert 0 <= json.loads((tmp_path / "found.json").read_text())["accuracy"] <= 1
