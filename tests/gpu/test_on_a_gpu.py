@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.adapters.apply import apply_layer_profile, quantized_linears
+from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.base import load_base
 from src.model import build_model
 from src.preference.config import PrepareConfig
 from src.preference.prepare import prepare
+from src.training.data import collate
+from src.training.objective import Objective, pair_losses
 from src.training.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
@@ -46,3 +50,28 @@ def test_a_run_starts_at_margin_zero_and_learns(config, material, tmp_path, vers
     assert abs(metrics[0]["margin"]) < 0.05  # bf16 products of another batch shape round another way
     assert metrics[-1]["margin"] > metrics[0]["margin"]
     assert metrics[-1]["grad_norm"] > 0
+
+
+@pytest.fixture
+def waiting_fails():
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("version", ["x060", "x070"])
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+@pytest.mark.parametrize("grad_cp", [False, True])
+def test_the_host_waits_nowhere_in_a_micro_batch(tiny_checkpoints, waiting_fails, version, quantization, grad_cp):
+    weights, dimensions = load_base(tiny_checkpoints(version, "trained", 32))
+    settings = auto_layer_profile(dimensions.n_layer, 1e-3, 1e-4, rank=4, alpha=8.0)
+    model = build_model(weights, dimensions, torch.bfloat16, "cuda", quantization, hold=quantized_linears(settings, quantization))
+    apply_layer_profile(model, settings, seed=0)
+    packed, references = collate([([1, 2, 3], [4, 5], [6], -3.0, -4.0), ([], [2] * 40, [3, 4], -7.0, -8.0)])
+
+    def micro_batch() -> None:
+        on_gpu = packed.pin_memory().to("cuda"), references.pin_memory().to("cuda", non_blocking=True)
+        pair_losses(model, *on_gpu, Objective(beta=0.1, alpha=0.1, sft_on_prompt=True), grad_cp)["loss"].sum().backward()
+
+    micro_batch()  # builds the kernels, and what else happens once
+    waiting_fails()
+    micro_batch()
