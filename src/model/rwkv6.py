@@ -84,7 +84,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, v_first: None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor, packing: Packing,
                 dtype: torch.dtype, product: Product = apply) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
-        """x [T_total, D] at the residual's precision, computed in `dtype`; v_first is v7's and passes through untouched."""
+        """x [T_total, D] at the residual's precision, computed in `dtype`; v_first is v7's and passes through."""
         y, att_shift, wkv = self.att(layer_norm(x, self.ln1, dtype), att_shift, wkv, packing, product)
         x = x + y
         y, ffn_shift = self.ffn(layer_norm(x, self.ln2, dtype), ffn_shift, packing, product)
