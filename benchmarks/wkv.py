@@ -90,12 +90,12 @@ def cpu_forms(version: str) -> dict:
 def gpu_forms(version: str, shape: tuple[int, ...], peers: int) -> dict:
     batch, tokens, heads, head_size = shape
     cu_seqlens = torch.arange(batch + 1, dtype=torch.int32) * tokens
-    state = torch.zeros(batch, heads, head_size, head_size, device="cuda")
+    bounds, state = cu_seqlens.cuda(), torch.zeros(batch, heads, head_size, head_size, device="cuda")
     operator = getattr(torch.ops.rwkv_wkv, f"wkv{version[1]}_forward")
 
     def ours(chunked: bool, u=None, **inputs):
         packed = [x.flatten(0, 1) for x in inputs.values()] + ([] if u is None else [u])
-        return operator(*packed, state, cu_seqlens, native.INTERVAL, chunked, True)[0]
+        return operator(*packed, state, cu_seqlens, bounds, native.INTERVAL, chunked, True)[0]
 
     forms = {"chunked kernel": lambda **inputs: ours(True, **inputs), "sequential kernel": lambda **inputs: ours(False, **inputs)}
     if peers and importlib.util.find_spec("fla") is not None:

@@ -28,7 +28,7 @@ void run6(const Shape& shape, const Forward6& x) { over_heads(cpu_kernels().forw
 void run7(const Shape& shape, const Forward7& x) { over_heads(cpu_kernels().forward7, shape, x); }
 
 auto wkv6_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state,
-                  const Tensor& cu_seqlens, int64_t interval, bool, bool checkpoints) {
+                  const Tensor& cu_seqlens, const Tensor&, int64_t interval, bool, bool checkpoints) {
     return forward6(run6, r, log_w, k, v, u, state, cu_seqlens, interval, checkpoints);
 }
 
@@ -37,14 +37,14 @@ Tensor wkv6_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Te
 }
 
 auto wkv6_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u,
-                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
-                   int64_t interval, bool) {
+                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor&, const Tensor& d_y,
+                   const Tensor& d_final_state, int64_t interval, bool) {
     auto run = [](const Shape& shape, const Backward6& x) { over_heads(cpu_kernels().backward6, shape, x); };
     return backward6(run, r, log_w, k, v, u, checkpoints, cu_seqlens, d_y, d_final_state, interval);
 }
 
 auto wkv7_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
-                  const Tensor& state, const Tensor& cu_seqlens, int64_t interval, bool, bool checkpoints) {
+                  const Tensor& state, const Tensor& cu_seqlens, const Tensor&, int64_t interval, bool, bool checkpoints) {
     return forward7(run7, r, log_w, k, v, kappa, a, state, cu_seqlens, interval, checkpoints);
 }
 
@@ -54,28 +54,30 @@ Tensor wkv7_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Te
 }
 
 auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
-                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
-                   int64_t interval, bool) {
+                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor&, const Tensor& d_y,
+                   const Tensor& d_final_state, int64_t interval, bool) {
     auto run = [](const Shape& shape, const Backward7& x) { over_heads(cpu_kernels().backward7, shape, x); };
     return backward7(run, r, log_w, k, v, kappa, a, checkpoints, cu_seqlens, d_y, d_final_state, interval);
 }
 
 }  // namespace
 
+// `bounds` are cu_seqlens once more, on the inputs' device.
 TORCH_LIBRARY(rwkv_wkv, library) {
     library.def(
-        "wkv6_forward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor u, Tensor state, Tensor cu_seqlens, int interval, "
-        "bool chunked, bool checkpoints) -> (Tensor, Tensor, Tensor)");
+        "wkv6_forward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor u, Tensor state, Tensor cu_seqlens, "
+        "Tensor bounds, int interval, bool chunked, bool checkpoints) -> (Tensor, Tensor, Tensor)");
     library.def(
-        "wkv6_backward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor u, Tensor checkpoints, Tensor cu_seqlens, Tensor d_y, "
-        "Tensor d_final_state, int interval, bool chunked) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+        "wkv6_backward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor u, Tensor checkpoints, Tensor cu_seqlens, "
+        "Tensor bounds, Tensor d_y, Tensor d_final_state, int interval, bool chunked) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     library.def("wkv6_step(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor u, Tensor(a!) state) -> Tensor");
     library.def(
         "wkv7_forward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor state, Tensor cu_seqlens, "
-        "int interval, bool chunked, bool checkpoints) -> (Tensor, Tensor, Tensor)");
+        "Tensor bounds, int interval, bool chunked, bool checkpoints) -> (Tensor, Tensor, Tensor)");
     library.def(
         "wkv7_backward(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor checkpoints, Tensor cu_seqlens, "
-        "Tensor d_y, Tensor d_final_state, int interval, bool chunked) -> "
+        "Tensor bounds, Tensor d_y, Tensor d_final_state, int interval, bool chunked) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     library.def("wkv7_step(Tensor r, Tensor log_w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor(a!) state) -> Tensor");
 }

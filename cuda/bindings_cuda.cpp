@@ -17,7 +17,6 @@ constexpr int BLOCKS_A_MULTIPROCESSOR = 2;
 
 struct Launch {
     Shape shape;
-    Tensor bounds;  // kept until the kernels are enqueued; the allocator then knows the stream that still reads it
     Stream stream;
     int blocks;
 };
@@ -31,25 +30,25 @@ Shape without_bounds(Shape shape) {
 
 void check(int error) { TORCH_CHECK(error == 0, "wkv: ", cudaGetErrorString(static_cast<cudaError_t>(error))); }
 
-Launch prepare(const Shape& shape, const Tensor& cu_seqlens, const Tensor& r, int64_t interval, bool chunked) {
+Launch prepare(Shape shape, const Tensor& bounds, const Tensor& r, int64_t interval, bool chunked) {
     TORCH_CHECK(shape.dtype != FLOAT64, "wkv: no float64 kernels on CUDA");
     TORCH_CHECK(interval == CUDA_INTERVAL, "wkv: checkpoints lie ", CUDA_INTERVAL, " tokens apart on CUDA");
     TORCH_CHECK(chunked ? chunked_serves(shape) : shape.head_size <= 128, "wkv: no kernel for heads of ", shape.head_size);
     int multiprocessors = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, r.device().index()));
-    Launch launch{shape, cu_seqlens.to(r.device(), /*non_blocking=*/true), c10::cuda::getCurrentCUDAStream(r.device().index()),
-                  BLOCKS_A_MULTIPROCESSOR * multiprocessors};
-    launch.shape.bounds = launch.bounds.const_data_ptr<int>();
-    return launch;
+    TORCH_CHECK(bounds.device() == r.device() && bounds.scalar_type() == at::kInt && bounds.is_contiguous()
+                    && bounds.numel() == shape.n_sequences + 1, "wkv: bounds are cu_seqlens on ", r.device());
+    shape.bounds = bounds.const_data_ptr<int>();
+    return {shape, c10::cuda::getCurrentCUDAStream(r.device().index()), BLOCKS_A_MULTIPROCESSOR * multiprocessors};
 }
 
 Tensor scratch(const Tensor& r, size_t bytes) { return at::empty({static_cast<int64_t>(bytes)}, r.options().dtype(at::kByte)); }
 
 auto wkv6_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state,
-                  const Tensor& cu_seqlens, int64_t interval, bool chunked, bool checkpoints) {
+                  const Tensor& cu_seqlens, const Tensor& bounds, int64_t interval, bool chunked, bool checkpoints) {
     const c10::cuda::CUDAGuard guard(r.device());
     auto run = [&](const Shape& shape, const Forward6& x) {
-        const Launch on = prepare(shape, cu_seqlens, r, interval, chunked);
+        const Launch on = prepare(shape, bounds, r, interval, chunked);
         if (!chunked) return check(wkv6_sequential_forward(on.shape, x, on.stream));
         const Tensor extra = scratch(r, wkv6_chunked_forward_scratch(on.shape, on.blocks));
         check(wkv6_chunked_forward(on.shape, x, on.blocks, extra.data_ptr(), on.stream));
@@ -65,11 +64,11 @@ Tensor wkv6_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Te
 }
 
 auto wkv6_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u,
-                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
-                   int64_t interval, bool chunked) {
+                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& bounds, const Tensor& d_y,
+                   const Tensor& d_final_state, int64_t interval, bool chunked) {
     const c10::cuda::CUDAGuard guard(r.device());
     auto run = [&](const Shape& shape, const Backward6& x) {
-        const Launch on = prepare(shape, cu_seqlens, r, interval, chunked);
+        const Launch on = prepare(shape, bounds, r, interval, chunked);
         const size_t bytes = chunked ? wkv6_chunked_backward_scratch(on.shape, on.blocks) : wkv6_sequential_scratch(on.shape);
         const Tensor extra = scratch(r, bytes);
         check(chunked ? wkv6_chunked_backward(on.shape, x, on.blocks, extra.data_ptr(), on.stream)
@@ -79,10 +78,11 @@ auto wkv6_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const 
 }
 
 auto wkv7_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
-                  const Tensor& state, const Tensor& cu_seqlens, int64_t interval, bool chunked, bool checkpoints) {
+                  const Tensor& state, const Tensor& cu_seqlens, const Tensor& bounds, int64_t interval, bool chunked,
+                  bool checkpoints) {
     const c10::cuda::CUDAGuard guard(r.device());
     auto run = [&](const Shape& shape, const Forward7& x) {
-        const Launch on = prepare(shape, cu_seqlens, r, interval, chunked);
+        const Launch on = prepare(shape, bounds, r, interval, chunked);
         if (!chunked) return check(wkv7_sequential_forward(on.shape, x, on.stream));
         const Tensor extra = scratch(r, wkv7_chunked_forward_scratch(on.shape, on.blocks));
         check(wkv7_chunked_forward(on.shape, x, on.blocks, extra.data_ptr(), on.stream));
@@ -99,11 +99,11 @@ Tensor wkv7_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Te
 }
 
 auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
-                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& d_y, const Tensor& d_final_state,
-                   int64_t interval, bool chunked) {
+                   const Tensor& checkpoints, const Tensor& cu_seqlens, const Tensor& bounds, const Tensor& d_y,
+                   const Tensor& d_final_state, int64_t interval, bool chunked) {
     const c10::cuda::CUDAGuard guard(r.device());
     auto run = [&](const Shape& shape, const Backward7& x) {
-        const Launch on = prepare(shape, cu_seqlens, r, interval, chunked);
+        const Launch on = prepare(shape, bounds, r, interval, chunked);
         const size_t bytes = chunked ? wkv7_chunked_backward_scratch(on.shape, on.blocks) : wkv7_sequential_scratch(on.shape);
         const Tensor extra = scratch(r, bytes);
         check(chunked ? wkv7_chunked_backward(on.shape, x, on.blocks, extra.data_ptr(), on.stream)

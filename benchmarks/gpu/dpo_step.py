@@ -60,8 +60,8 @@ def measure(model: RWKV, n_pairs: int, grad_cp: bool) -> dict[str, Any]:
              for _ in range(n_pairs)]
 
     def step() -> None:
-        packed, references = collate(pairs)
-        losses = pair_losses(model, packed.to("cuda"), references, objective, grad_cp)
+        packed, references = (part.pin_memory().to("cuda", non_blocking=True) for part in collate(pairs))
+        losses = pair_losses(model, packed, references, objective, grad_cp)
         losses["loss"].mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

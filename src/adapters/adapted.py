@@ -4,6 +4,7 @@ They are y = W x + wide thin(x), with thin(x) of some r numbers and wide [out, r
 The frozen weight keeps its official name; what the adapter adds are parameters of the same module.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -87,9 +88,9 @@ class AdaptedLinear(nn.Module):
         """The product with the frozen weight alone."""
         return self.base(x) if self.quantized_base else F.linear(x, self.weight.to(x.dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] -> [..., out_features], in x's dtype."""
-        y, thin = self.base_forward(x).flatten(0, -2), self.thin(x).flatten(0, -2)
+    def forward(self, x: Tensor, base_product: Callable[["AdaptedLinear", Tensor], Tensor] = base_forward) -> Tensor:
+        """x [..., in_features] -> [..., out_features], in x's dtype; base_product(self, x) stands in for `base_forward`."""
+        y, thin = base_product(self, x).flatten(0, -2), self.thin(x).flatten(0, -2)
         return torch.addmm(y, thin, self.wide.to(x.dtype).T).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

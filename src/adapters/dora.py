@@ -8,9 +8,12 @@ The paper writes one magnitude for each column of its W, an input. The authors' 
 for each output, the norm of a row of `weight` [out, in]; so does this one. RWKV-LM-RLHF takes inputs.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from src.adapters.adapted import AdaptedLinear
 from src.adapters.linear import Linear
 from src.adapters.lora import LoRALinear, changed_weight
 from src.quantization.linear import QuantizedLinear
@@ -47,10 +50,10 @@ class DoRALinear(LoRALinear):
         scale = tensors["lora_M"].float() / _root(changed.square().sum(1))
         return (scale[:, None] * changed).to(weight.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, base_product: Callable[[AdaptedLinear, Tensor], Tensor] = AdaptedLinear.base_forward) -> Tensor:
         tokens = x.flatten(0, -2)
         # A's rows go through the frozen product with the tokens, since the norm needs A W^T.
-        products = self.base_forward(torch.cat((tokens, self.lora_A.detach().to(x.dtype))))
+        products = base_product(self, torch.cat((tokens, self.lora_A.detach().to(x.dtype))))
         y, across = products.tensor_split((len(tokens),))
         y = torch.addmm(y, self.thin(tokens), self.wide.to(x.dtype).T)
         return (y * self._factor(across).to(x.dtype)).view(*x.shape[:-1], self.out_features)

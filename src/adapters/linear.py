@@ -1,8 +1,18 @@
 """The plain linear layer that models are built of, and that adapters wrap."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# How a model applies a linear layer of any kind: (layer, x [T_total, in_features]) -> [T_total, out_features].
+Product = Callable[[nn.Module, Tensor], Tensor]
+
+
+def apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """The usual Product."""
+    return layer(x)
 
 
 class Linear(nn.Module):

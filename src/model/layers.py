@@ -8,13 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Borders(NamedTuple):
+    """int32, of sequences packed end to end: 0 first, then where each ends."""
+
+    cu_seqlens: Tensor  # on the CPU
+    bounds: Tensor  # the same on the model's device, for all layers and both directions
+
+
 class Packing(NamedTuple):
     """Borders of S sequences packed end to end in [T_total, ...]; empty ones keep their state.
 
     The first of them, the roots, go on from the state that the model is given; the others, if any, from a root's end.
     """
 
-    cu_seqlens: Tensor | None  # int32 [S + 1], on the CPU
+    roots: Borders | None
+    others: Borders | None  # counted from where the roots end; None where there are no others
     parents: Tensor | None  # int64 [S - R], the root that each of the others goes on from
     rows: Tensor | None  # int64, the sequences that have a token
     first: Tensor | None  # int64, where each of them starts
@@ -23,15 +31,27 @@ class Packing(NamedTuple):
 
 
 # One token of each sequence, without gradients; the recurrence's states move on in place.
-ONE_EACH = Packing(*[None] * 6)
+ONE_EACH = Packing(*[None] * 7)
 
 
 def read_packing(cu_seqlens: Tensor, parents: Tensor | None, device: torch.device) -> Packing:
-    bounds = cu_seqlens.to("cpu", torch.int64)
-    rows = (bounds[1:] > bounds[:-1]).nonzero().squeeze(-1)
-    root_rows = rows[rows < len(bounds) - 1 - (0 if parents is None else len(parents))]
-    first, last = bounds[:-1][rows], bounds[1:][rows] - 1
-    return Packing(cu_seqlens, parents, *(x.to(device, non_blocking=True) for x in (rows, first, last, root_rows)))
+    borders = cu_seqlens.to("cpu", torch.int64)
+    n_roots = len(borders) - 1 - (0 if parents is None else len(parents))
+    rows = (borders[1:] > borders[:-1]).nonzero().squeeze(-1)
+    indices = rows, borders[:-1][rows], borders[1:][rows] - 1, rows[rows < n_roots]
+    of_roots = borders[:n_roots + 1].int()
+    of_others = None if parents is None else (borders[n_roots:] - borders[n_roots]).int()
+    bounds = _together([of_roots] if of_others is None else [of_roots, of_others], device)
+    return Packing(Borders(of_roots, bounds[0]), of_others if of_others is None else Borders(of_others, bounds[1]), parents,
+                   *_together(indices, device))
+
+
+def _together(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Vectors of one dtype on the CPU, moved to the device by one copy for which the host does not wait."""
+    if device.type == "cpu":
+        return tensors
+    joined = torch.cat(list(tensors))
+    return (joined.pin_memory() if device.type == "cuda" else joined).to(device, non_blocking=True).split([*map(len, tensors)])
 
 
 def token_shift(x: Tensor, before: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
@@ -99,19 +119,17 @@ def recur(wkv: Callable[..., tuple[Tensor, Tensor]], step: Callable[..., Tensor]
           packing: Packing) -> tuple[Tensor, Tensor]:
     """A recurrence over roots, then over what goes on from them; or by a step.
 
-    wkv(*by_token, state=, cu_seqlens=), step(*by_token, state=); by_token [T_total, H, N], state [R, H, N, N]
+    wkv(*by_token, state=, cu_seqlens=, bounds=), step(*by_token, state=); by_token [T_total, H, N], state [R, H, N, N]
     -> y [T_total, H, N], state [S, H, N, N].
     """
     if packing is ONE_EACH:
         return step(*by_token, state=state), state
-    if packing.parents is None:
-        return wkv(*by_token, state=state, cu_seqlens=packing.cu_seqlens)
-    n_roots = state.shape[0]
-    borders = packing.cu_seqlens[:n_roots + 1], packing.cu_seqlens[n_roots:]
-    at = int(borders[0][-1])
+    if packing.others is None:
+        return wkv(*by_token, state=state, **packing.roots._asdict())
+    at = int(packing.roots.cu_seqlens[-1])
     roots, others = zip(*(x.tensor_split((at,)) for x in by_token), strict=True)
-    y, ends = wkv(*roots, state=state, cu_seqlens=borders[0])
-    y_others, ends_others = wkv(*others, state=ends[packing.parents], cu_seqlens=borders[1] - at)
+    y, ends = wkv(*roots, state=state, **packing.roots._asdict())
+    y_others, ends_others = wkv(*others, state=ends[packing.parents], **packing.others._asdict())
     return torch.cat((y, y_others)), torch.cat((ends, ends_others))
 
 

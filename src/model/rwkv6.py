@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.adapters.linear import Linear
+from src.adapters.linear import Linear, Product, apply
 from src.checkpoint.dimensions import Dimensions
 from src.model.layers import Packing, head_norm, layer_norm, like, matrix, mix_tokens, recur, relu_square, token_shift, vector
 from src.wkv import wkv6, wkv6_step
@@ -37,7 +37,8 @@ class TimeMixing(nn.Module):
         self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
         self.register_parameter("time_state", None)  # the state before the first token, where state tuning adds one
 
-    def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, packing: Packing,
+                product: Product) -> tuple[Tensor, Tensor, Tensor]:
         """x [T_total, D], shift [R, D], wkv [R, H, N, N] -> the same three, moved on."""
         previous, shift = token_shift(x, shift, packing)
         (x_x,) = mix_tokens(x, previous, (self.time_maa_x,))
@@ -46,13 +47,13 @@ class TimeMixing(nn.Module):
         moved = torch.baddbmm(torch.stack([like(mix, x) for mix in mixes])[:, None], mixed, self.time_maa_w2.to(x.dtype))
         x_w, x_k, x_v, x_r, x_g = mix_tokens(x, previous, moved.unbind(0))
 
-        r, k, v = self._heads(self.receptance(x_r)), self._heads(self.key(x_k)), self._heads(self.value(x_v))
-        g = F.silu(self.gate(x_g))
+        r, k, v = product(self.receptance, x_r), product(self.key, x_k), product(self.value, x_v)
+        r, k, v, g = self._heads(r), self._heads(k), self._heads(v), F.silu(product(self.gate, x_g))
         decay = like(self.time_decay, x) + torch.tanh(x_w @ like(self.time_decay_w1, x)) @ like(self.time_decay_w2, x)
         log_w = -torch.exp(decay.float() if x.dtype != torch.float64 else decay)
         whole, step = partial(wkv6, u=self.time_faaaa), partial(wkv6_step, u=self.time_faaaa)
         y, wkv = recur(whole, step, (r, self._heads(log_w), k, v), wkv, packing)
-        return self.output(head_norm(y, self.ln_x) * g), shift, wkv
+        return product(self.output, head_norm(y, self.ln_x) * g), shift, wkv
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_head, -1))
@@ -66,11 +67,11 @@ class ChannelMixing(nn.Module):
         self.receptance = Linear(dimensions.n_embd, dimensions.n_embd)
         self.value = Linear(dimensions.n_ffn, dimensions.n_embd)
 
-    def forward(self, x: Tensor, shift: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, shift: Tensor, packing: Packing, product: Product) -> tuple[Tensor, Tensor]:
         """x [T_total, D], shift [R, D] -> the same two, moved on."""
         previous, shift = token_shift(x, shift, packing)
         x_k, x_r = mix_tokens(x, previous, (self.time_maa_k, self.time_maa_r))
-        return torch.sigmoid(self.receptance(x_r)) * self.value(relu_square(self.key(x_k))), shift
+        return torch.sigmoid(product(self.receptance, x_r)) * product(self.value, relu_square(product(self.key, x_k))), shift
 
 
 class Block(nn.Module):
@@ -82,9 +83,9 @@ class Block(nn.Module):
         self.att, self.ffn = TimeMixing(dimensions), ChannelMixing(dimensions)
 
     def forward(self, x: Tensor, v_first: None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor, packing: Packing,
-                dtype: torch.dtype) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
-        """x [T_total, D] at the residual's precision, computed in `dtype`; v_first is v7's and passes through untouched."""
-        y, att_shift, wkv = self.att(layer_norm(x, self.ln1, dtype), att_shift, wkv, packing)
+                dtype: torch.dtype, product: Product = apply) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
+        """x [T_total, D] at the residual's precision, computed in `dtype`; v_first is v7's and passes through."""
+        y, att_shift, wkv = self.att(layer_norm(x, self.ln1, dtype), att_shift, wkv, packing, product)
         x = x + y
-        y, ffn_shift = self.ffn(layer_norm(x, self.ln2, dtype), ffn_shift, packing)
+        y, ffn_shift = self.ffn(layer_norm(x, self.ln2, dtype), ffn_shift, packing, product)
         return x + y, v_first, att_shift, wkv, ffn_shift

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.adapters.linear import Linear
+from src.adapters.linear import Linear, Product, apply
 from src.checkpoint.dimensions import Dimensions
 from src.model.layers import Packing, head_norm, layer_norm, like, matrix, mix_tokens, recur, relu_square, token_shift, vector
 from src.wkv import wkv7, wkv7_step
@@ -38,14 +38,14 @@ class TimeMixing(nn.Module):
         self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
         self.register_parameter("time_state", None)  # the state before the first token, where state tuning adds one
 
-    def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, v_first: Tensor | None,
-                packing: Packing) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, v_first: Tensor | None, packing: Packing,
+                product: Product) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [T_total, D], shift [R, D], wkv [R, H, N, N], v_first [T_total, D] of block 0 -> the same four, moved on."""
         previous, shift = token_shift(x, shift, packing)
         mixes = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
         x_r, x_w, x_k, x_v, x_a, x_g = mix_tokens(x, previous, mixes)
 
-        r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
+        r, k, v = product(self.receptance, x_r), product(self.key, x_k), product(self.value, x_v)
         decay = like(self.w0, x) + torch.tanh(x_w @ like(self.w1, x)) @ like(self.w2, x)
         log_w = -math.exp(-0.5) * torch.sigmoid(decay.float() if x.dtype != torch.float64 else decay)
         a = torch.sigmoid(like(self.a0, x) + (x_a @ like(self.a1, x)) @ like(self.a2, x))
@@ -60,7 +60,7 @@ class TimeMixing(nn.Module):
         r, k, v = self._heads(r), self._heads(k), self._heads(v)
         y, wkv = recur(wkv7, wkv7_step, (r, self._heads(log_w), k, v, kappa, self._heads(a)), wkv, packing)
         y = head_norm(y, self.ln_x) + ((r * k * like(self.r_k, x)).sum(-1, keepdim=True) * v).flatten(1)
-        return self.output(y * g), shift, wkv, v_first
+        return product(self.output, y * g), shift, wkv, v_first
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_head, -1))
@@ -73,11 +73,11 @@ class ChannelMixing(nn.Module):
         self.key = Linear(dimensions.n_embd, dimensions.n_ffn)
         self.value = Linear(dimensions.n_ffn, dimensions.n_embd)
 
-    def forward(self, x: Tensor, shift: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, shift: Tensor, packing: Packing, product: Product) -> tuple[Tensor, Tensor]:
         """x [T_total, D], shift [R, D] -> the same two, moved on."""
         previous, shift = token_shift(x, shift, packing)
         (x_k,) = mix_tokens(x, previous, (self.x_k,))
-        return self.value(relu_square(self.key(x_k))), shift
+        return product(self.value, relu_square(product(self.key, x_k))), shift
 
 
 class Block(nn.Module):
@@ -89,9 +89,9 @@ class Block(nn.Module):
         self.att, self.ffn = TimeMixing(dimensions, layer), ChannelMixing(dimensions)
 
     def forward(self, x: Tensor, v_first: Tensor | None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor, packing: Packing,
-                dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+                dtype: torch.dtype, product: Product = apply) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x [T_total, D] at the residual's precision, computed in `dtype`; the rest as in TimeMixing and ChannelMixing."""
-        y, att_shift, wkv, v_first = self.att(layer_norm(x, self.ln1, dtype), att_shift, wkv, v_first, packing)
+        y, att_shift, wkv, v_first = self.att(layer_norm(x, self.ln1, dtype), att_shift, wkv, v_first, packing, product)
         x = x + y
-        y, ffn_shift = self.ffn(layer_norm(x, self.ln2, dtype), ffn_shift, packing)
+        y, ffn_shift = self.ffn(layer_norm(x, self.ln2, dtype), ffn_shift, packing, product)
         return x + y, v_first, att_shift, wkv, ffn_shift

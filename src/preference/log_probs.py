@@ -38,7 +38,7 @@ def answer_log_probs(model: RWKV, batch: PackedBatch, with_prompt: bool = False,
     prompt = log_probs.new_zeros(batch.n_prompts).index_add(0, prompt_of, prompt_log_probs)
     return AnswerLogProbs(
         log_probs.new_zeros(n_answers).index_add(0, batch.answer_of, log_probs),
-        torch.bincount(batch.answer_of, minlength=n_answers),
+        batch.answer_tokens,
         prompt[batch.parents],
-        torch.bincount(prompt_of, minlength=batch.n_prompts)[batch.parents],
+        batch.prompt_tokens if with_prompt else torch.zeros_like(batch.prompt_tokens),
     )

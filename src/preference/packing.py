@@ -7,15 +7,28 @@ other in a single row of tokens, and several can go on from where one ended. Kno
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+class Movable:
+    """A batch whose tensors go to a device together, but for `cu_seqlens`."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with everything but `cu_seqlens` on `device`."""
+        moved = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if name != "cu_seqlens"}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        """The same batch in memory from which `to` copies to a GPU while the host goes on."""
+        return replace(self, **{name: x.pin_memory() for name, x in vars(self).items()})
+
+
 @dataclass(frozen=True, eq=False)
-class PackedBatch:
+class PackedBatch(Movable):
     """Pairs laid out for one forward pass: R prompts, then the 2 B answers chosen 0, reject 0, chosen 1 and so on.
 
     A prompt's inputs are all its tokens, an answer's all but its last one. A position is an index into the T_total inputs.
@@ -30,15 +43,12 @@ class PackedBatch:
     prompt_positions: Tensor  # [P] int64: likewise for the prompts' tokens, but for the first of each
     prompt_targets: Tensor  # [P] int64
     prompt_of: Tensor  # [P] int64, 0 .. R - 1
+    answer_tokens: Tensor  # [2 B] int64: how many tokens of each answer are predicted, which is all of them
+    prompt_tokens: Tensor  # [2 B] int64: of the prompt that each goes on from, all but the first
 
     @property
     def n_prompts(self) -> int:
         return len(self.cu_seqlens) - 1 - len(self.parents)
-
-    def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch with everything but `cu_seqlens` on `device`."""
-        moved = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if name != "cu_seqlens"}
-        return replace(self, **moved)
 
 
 class Text(NamedTuple):
@@ -49,18 +59,13 @@ class Text(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class TextBatch:
+class TextBatch(Movable):
     """S texts laid out for one forward pass; the inputs of each are all its tokens but the last."""
 
     tokens: Tensor  # [T_total] int64, inputs
     cu_seqlens: Tensor  # [S + 1] int32, always on the CPU: start of each text, then T_total
     positions: Tensor  # [A] int64: for each token that has a loss, where it is predicted
     targets: Tensor  # [A] int64: that token
-
-    def to(self, device: torch.device | str) -> "TextBatch":
-        """The same batch with everything but `cu_seqlens` on `device`."""
-        moved = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if name != "cu_seqlens"}
-        return replace(self, **moved)
 
 
 def pack_texts(texts: Sequence[Text]) -> TextBatch:
@@ -94,27 +99,29 @@ def pack_pairs(pairs: Sequence[tuple], share_prompts: bool = True) -> PackedBatc
 
     n_prompt, n_answer = (np.array([len(x) for x in group]) for group in (prompts, answers))
     cu_seqlens = np.concatenate([[0], np.cumsum(np.concatenate([n_prompt, n_answer - 1]))])
-    prompt_tokens = np.fromiter(chain.from_iterable(prompts), np.int64, count=n_prompt.sum())
-    answer_tokens = np.fromiter(chain.from_iterable(answers), np.int64, count=n_answer.sum())
+    of_prompts = np.fromiter(chain.from_iterable(prompts), np.int64, count=n_prompt.sum())
+    of_answers = np.fromiter(chain.from_iterable(answers), np.int64, count=n_answer.sum())
 
     # An answer's first token is predicted where its prompt ends, each other one where the token before it stands.
     answer_of = np.repeat(np.arange(len(answers)), n_answer)
-    place = np.arange(len(answer_tokens)) - np.repeat(np.cumsum(n_answer) - n_answer, n_answer)
+    place = np.arange(len(of_answers)) - np.repeat(np.cumsum(n_answer) - n_answer, n_answer)
     starts, ends = cu_seqlens[len(prompts):-1], cu_seqlens[1:len(prompts) + 1] - 1
     positions = np.where(place > 0, starts[answer_of] + place - 1, ends[np.array(parents)][answer_of])
-    is_input = np.ones(len(answer_tokens), bool)
+    is_input = np.ones(len(of_answers), bool)
     is_input[np.cumsum(n_answer) - 1] = False
-    prompt_positions = np.delete(np.arange(len(prompt_tokens)), ends)
+    prompt_positions = np.delete(np.arange(len(of_prompts)), ends)
     return PackedBatch(
-        tokens=torch.from_numpy(np.concatenate([prompt_tokens, answer_tokens[is_input]])),
+        tokens=torch.from_numpy(np.concatenate([of_prompts, of_answers[is_input]])),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         parents=torch.tensor(parents, dtype=torch.int64),
         answer_positions=torch.from_numpy(positions),
-        answer_targets=torch.from_numpy(answer_tokens),
+        answer_targets=torch.from_numpy(of_answers),
         answer_of=torch.from_numpy(answer_of),
         prompt_positions=torch.from_numpy(prompt_positions),
-        prompt_targets=torch.from_numpy(prompt_tokens[prompt_positions + 1]),
+        prompt_targets=torch.from_numpy(of_prompts[prompt_positions + 1]),
         prompt_of=torch.from_numpy(np.delete(np.repeat(np.arange(len(prompts)), n_prompt), ends)),
+        answer_tokens=torch.from_numpy(n_answer),
+        prompt_tokens=torch.from_numpy((n_prompt - 1)[np.array(parents)]),
     )
 
 

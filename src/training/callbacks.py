@@ -15,6 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import Progress
 from rich.text import Text
+from torch import Tensor
 
 from src.errors import NotFinite, UserError
 from src.files import atomic_write, json_text
@@ -40,8 +41,10 @@ class StepMetrics(pl.Callback):
     def __init__(self, folder: Path):
         self.path = folder / METRICS_FILE
         self.pref_percentage = 0.5
-        self.before, self.means, self.tokens, self.pairs = 0.0, 0.0, 0, 0
-        self.grad_norm, self.lr = 0.0, 0.0
+        self.before, self.grad_norm, self.lr = 0.0, 0.0, 0.0
+        # Of the micro-batches since the last step, where they were computed, and of the step's in all processes, on the host.
+        self.sums, self.tokens, self.pairs = 0.0, 0, 0
+        self.totals: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,35 +61,41 @@ class StepMetrics(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         self.step_started = time.monotonic()  # what was evaluated and saved meanwhile is no part of a step
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: PreferenceModule, loss: Tensor) -> None:
+        losses, share = pl_module.last_losses, pl_module.last_share
+        if "margin" in losses:
+            losses = losses | {"pref_accuracy": (losses["margin"] > 0).float()}
+        self.names = [name for name in ("loss", pl_module.objective.loss_name, *AVERAGED) if name in losses]
+        self.sums = self.sums + share * torch.stack([losses[name] for name in self.names]).sum(1, dtype=torch.float64)
+        if share:
+            self.tokens += pl_module.last_tokens
+            self.pairs += len(losses["loss"])
+
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: PreferenceModule,
                                  optimizer: torch.optim.Optimizer) -> None:
         self.lr = max(group["lr"] for group in optimizer.param_groups)
+        sums = torch.cat([self.sums, *(self.sums.new_full((1,), count) for count in (self.tokens, self.pairs))])
+        # DeepSpeed keeps gradients to itself; its norm is asked for after the step.
         gradients = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
-        if not gradients:
-            return  # DeepSpeed keeps them to itself; its norm is asked for after the step.
-        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients).to(sums.dtype) if gradients else sums.new_zeros(())
+        # The one look of a step at the device's numbers, when all but the optimizer's own work is queued there.
+        *sums, self.grad_norm = torch.cat([trainer.strategy.reduce(sums, reduce_op="sum"), norm[None]]).tolist()
+        self.totals = dict(zip((*self.names, "tokens", "pairs"), sums, strict=True))
+        self.sums, self.tokens, self.pairs = 0.0, 0, 0
+        if not math.isfinite(self.totals["loss"]):
+            raise NotFinite(f"step {trainer.global_step + 1}: the loss is not finite")
         if not self.grad_norm < float("inf"):
             raise NotFinite(f"step {trainer.global_step + 1}: the gradient is not finite and was not applied")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule, *_: Any) -> None:
-        losses, share = pl_module.last_losses, pl_module.last_share
-        if "margin" in losses:
-            losses = losses | {"pref_accuracy": (losses["margin"] > 0).float()}
-        names = [name for name in ("loss", pl_module.objective.loss_name, *AVERAGED) if name in losses]
-        self.means = self.means + share * torch.stack([losses[name] for name in names]).sum(1, dtype=torch.float64)
-        if share:
-            self.tokens += pl_module.last_tokens
-            self.pairs += len(losses["loss"])
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
         if isinstance(trainer.strategy, pl.strategies.DeepSpeedStrategy):
             self.grad_norm = float(trainer.strategy.deepspeed_engine.get_global_grad_norm() or 0.0)
         now = time.monotonic()
-        counts = torch.tensor([self.tokens, self.pairs], dtype=torch.float64, device=pl_module.device)
-        *means, tokens, pairs = trainer.strategy.reduce(torch.cat([self.means, counts]), reduce_op="sum").tolist()
-        means = dict(zip(names, means, strict=True))
-        preferences = {}
+        means, preferences = self.totals, {}
+        tokens, pairs = means.pop("tokens"), means.pop("pairs")
         if "margin" in means:  # which texts have not
             accuracy = means.pop("pref_accuracy")
             self.pref_percentage = pref_percentage(self.pref_percentage, accuracy)
@@ -97,7 +106,7 @@ class StepMetrics(pl.Callback):
             "tokens_per_s": tokens / (now - self.step_started), "peak_memory_bytes": peak_memory(pl_module.device),
             "elapsed_s": self.before + now - self.started,
         }
-        self.means, self.tokens, self.pairs, self.step_started = 0.0, 0, 0, now
+        self.step_started = now
         wrong = not_finite_numbers(self.last)
         if wrong:
             raise NotFinite(f"step {self.step}: {wrong} not finite")

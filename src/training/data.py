@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.preference.batching import batches_from, epoch_order, pass_by_tokens
@@ -88,17 +89,18 @@ class TrainingData(pl.LightningDataModule):
         """Micro-batches of this process: what `collate` makes of each one's pairs or texts, and their share."""
         micro_batches = self.batches.epoch(self.trainer.current_epoch, self.trainer.global_rank)
         # A generator of its own, since a loader draws a seed at each epoch's start, which must not shift dropout's numbers.
-        return DataLoader(micro_batches, batch_size=None, collate_fn=self._packed, generator=torch.Generator())
+        return DataLoader(micro_batches, batch_size=None, collate_fn=self._packed, generator=torch.Generator(),
+                          pin_memory=self.trainer.strategy.root_device.type == "cuda")
 
-    def _packed(self, micro_batch: MicroBatch) -> tuple[PackedBatch | TextBatch, list[tuple[float, float]], float]:
+    def _packed(self, micro_batch: MicroBatch) -> tuple[PackedBatch | TextBatch, Tensor | None, float]:
         return *collate([self.batches.pairs[index] for index in micro_batch.indices]), micro_batch.share
 
 
-def collate(pairs: Sequence[Pair | Text]) -> tuple[PackedBatch | TextBatch, list[tuple[float, float]]]:
-    """A PackedBatch and each pair's cached references (chosen, reject) in nats, or a TextBatch and nothing."""
+def collate(pairs: Sequence[Pair | Text]) -> tuple[PackedBatch | TextBatch, Tensor | None]:
+    """A PackedBatch and each pair's cached references (chosen, reject) in nats, float64 [B, 2]; or a TextBatch and nothing."""
     if isinstance(pairs[0], Text):
-        return pack_texts(pairs), []
-    return pack_pairs(pairs), [(chosen, reject) for _, _, _, chosen, reject in pairs]
+        return pack_texts(pairs), None
+    return pack_pairs(pairs), torch.tensor([pair[3:] for pair in pairs], dtype=torch.float64)
 
 
 def _cut(items: list, size: int) -> list[list]:

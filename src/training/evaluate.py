@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from src.model import RWKV
 from src.preference.batching import batches_by_tokens
@@ -28,7 +29,7 @@ def evaluate(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> dict[s
     """
     was_training = model.training
     model.eval()
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     for batch in batches_by_tokens(pairs, BATCH_TOKENS):
         chosen_pairs = [pairs[at] for at in batch]
         losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), [pair[3:] for pair in chosen_pairs], objective)
@@ -38,7 +39,8 @@ def evaluate(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> dict[s
         losses["accuracy"] = torch.where(tie, 0.5, (losses["margin"] > 0).float())
         losses["policy_accuracy"] = (losses["log_prob_chosen"] > losses["log_prob_reject"]).float()
         for name, values in losses.items():
-            sums[name] = sums.get(name, 0.0) + values.double().sum().item()
+            sums[name] = sums.get(name, 0.0) + values.double().sum()
     model.train(was_training)
     unreported = ("log_prob_chosen", "log_prob_reject", "answer_tokens")
-    return {name: total / len(pairs) for name, total in sums.items() if name not in unreported} | {"pairs": len(pairs)}
+    means = dict(zip(sums, torch.stack(list(sums.values())).div(len(pairs)).tolist(), strict=True))
+    return {name: mean for name, mean in means.items() if name not in unreported} | {"pairs": len(pairs)}

@@ -9,7 +9,6 @@ from torch import Tensor
 from src.adapters.apply import parameter_groups
 from src.adapters.files import adapter_tensors
 from src.adapters.layer_profile import LayerSetting
-from src.errors import NotFinite
 from src.model import RWKV
 from src.preference.packing import TextBatch
 from src.quantization.bitsandbytes import load_bitsandbytes
@@ -41,8 +40,6 @@ class PreferenceModule(pl.LightningModule):
         else:
             losses = pair_losses(self.model, packed, references, self.objective, grad_cp=self.config.grad_cp)
         loss = share * losses["loss"].sum()
-        if not torch.isfinite(loss):
-            raise NotFinite(f"step {self.global_step + 1}: the loss is not finite")
         self.last_losses = {name: values.detach() for name, values in losses.items()}
         self.last_share, self.last_tokens = share, len(packed.tokens)
         # Lightning divides each micro-batch's loss by accumulate_grad_batches, however many a step really has, and DDP and

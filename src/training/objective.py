@@ -30,22 +30,24 @@ class Objective:
         return "dpo_loss" if self.loss == "dpo" else "preference_loss"
 
 
-def pair_losses(model: RWKV, batch: PackedBatch, references: Sequence[tuple[float, float]], objective: Objective,
-                grad_cp: bool = False) -> dict[str, Tensor]:
+def pair_losses(model: RWKV, batch: PackedBatch, references: Tensor | Sequence[tuple[float, float]],
+                objective: Objective, grad_cp: bool = False) -> dict[str, Tensor]:
     """Everything that is known of each of B pairs.
 
     Args:
         batch: the pairs, packed, on the model's device.
         references: cached log ref(chosen | prompt) and log ref(reject | prompt) of each pair, in nats; any numbers where the loss
-            has no reference.
+            has no reference. As a tensor [B, 2] on the model's device nothing waits for them.
 
     Returns:
         [B] float32 each: loss, dpo_loss (preference_loss for another than DPO), sft_loss, reward_chosen, reward_rejected,
         margin, and log_prob_chosen, log_prob_reject (nats), answer_tokens (of both answers).
     """
+    # Before the forward, since numbers that have to go to a GPU wait there for all that is queued.
+    references = torch.as_tensor(references, dtype=torch.float64, device=model.device)
     sums = answer_log_probs(model, batch, with_prompt=objective.sft_on_prompt, grad_cp=grad_cp)
     chosen, reject = sums.answer.view(-1, 2).unbind(1)
-    reference = torch.tensor(references, dtype=chosen.dtype, device=chosen.device)
+    reference = references.to(chosen.dtype)
     chosen_tokens, reject_tokens = sums.answer_tokens.view(-1, 2).unbind(1)
     preference, reward_chosen, reward_rejected, margin = preference_loss(
         objective.loss, policy_chosen=chosen, policy_reject=reject, reference_chosen=reference[:, 0],

@@ -35,6 +35,7 @@ def evaluate_texts(model: RWKV, texts: Sequence[Text]) -> dict[str, float]:
     total, count = 0.0, 0
     for batch in batches_by_tokens(texts, BATCH_TOKENS):
         losses = text_losses(model, pack_texts([texts[at] for at in batch]).to(model.device))["loss"]
-        total, count = total + losses.double().sum().item(), count + len(losses)
+        total, count = total + losses.double().sum(), count + len(losses)
     model.train(was_training)
-    return {"loss": total / count, "sft_loss": total / count, "tokens": count, "texts": len(texts)}
+    mean = float(total) / count
+    return {"loss": mean, "sft_loss": mean, "tokens": count, "texts": len(texts)}

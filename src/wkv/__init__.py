@@ -5,6 +5,7 @@ taken from `state`) at each start. Everything is differentiable, the initial sta
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ LOG_W = 1
 
 
 def wkv6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor | None = None,
-         cu_seqlens: Tensor | None = None, backend: str = "auto") -> tuple[Tensor, Tensor]:
+         cu_seqlens: Tensor | None = None, backend: str = "auto", bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The RWKV-6 recurrence (arXiv:2404.05892, eq. 16-19).
 
     Args:
@@ -31,16 +32,17 @@ def wkv6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tenso
         cu_seqlens: int32 [S + 1], borders of the packed sequences, 0 first and T_total last; None with [B, T, H, N].
         backend: "native" (kernels of our own), "chunked" or "steps" (PyTorch; the latter is the reference), or "auto":
             native wherever it serves, else one of the two by length.
+        bounds: cu_seqlens once more, on r's device, where "native" needs them; copied there at each call where None.
 
     Returns:
         y in r's shape and dtype, and the final state [B or S, H, N, N] in float32 (float64 for float64 inputs).
     """
-    forms = {"native": native.wkv6_native, "chunked": chunked.wkv6_chunked, "steps": reference.wkv6_steps}
+    forms = {"native": partial(native.wkv6_native, bounds=bounds), "chunked": chunked.wkv6_chunked, "steps": reference.wkv6_steps}
     return _run(forms, (r, log_w, k, v), (u,), state, cu_seqlens, backend)
 
 
 def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor | None = None,
-         cu_seqlens: Tensor | None = None, backend: str = "auto") -> tuple[Tensor, Tensor]:
+         cu_seqlens: Tensor | None = None, backend: str = "auto", bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The RWKV-7 recurrence (arXiv:2503.14456, eq. 16-18).
 
     Args:
@@ -48,9 +50,9 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tenso
         log_w: log of the decay, same shape; in [-0.61, 0], as RWKV-7 defines it, for the chunked form.
         kappa: removal key, of unit length over N. a: in-context learning rate in (0, 1). Same shape.
         state: initial state [B or S, H, N (value), N (key)]; zeros where None.
-        cu_seqlens, backend, and what is returned: as for `wkv6`.
+        cu_seqlens, backend, bounds, and what is returned: as for `wkv6`.
     """
-    forms = {"native": native.wkv7_native, "chunked": chunked.wkv7_chunked, "steps": reference.wkv7_steps}
+    forms = {"native": partial(native.wkv7_native, bounds=bounds), "chunked": chunked.wkv7_chunked, "steps": reference.wkv7_steps}
     return _run(forms, (r, log_w, k, v, kappa, a), (), state, cu_seqlens, backend)
 
 

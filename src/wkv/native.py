@@ -36,18 +36,26 @@ SHORTEST_CHUNKED = 32
 
 
 def wkv6_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor,
-                cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed v6; shapes as in `reference.wkv6_steps`; r, k, v of one dtype, the rest float32 (float64 with float64)."""
+                cu_seqlens: Tensor, bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Packed v6; shapes as in `reference.wkv6_steps`; r, k, v of one dtype, the rest float32 (float64 with float64).
+
+    bounds: cu_seqlens on r's device; copied there where None.
+    """
     inputs = [x.contiguous() for x in (r, log_w, k, v, u, state)]
-    y, state, _ = torch.ops.rwkv_wkv.wkv6_forward(*inputs, cu_seqlens, *_form(r, state), _needs_gradient(inputs))
+    borders = _borders(cu_seqlens, bounds, r)
+    y, state, _ = torch.ops.rwkv_wkv.wkv6_forward(*inputs, *borders, *_form(r, state), _needs_gradient(inputs))
     return y, state
 
 
 def wkv7_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor,
-                cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed v7; shapes as in `reference.wkv7_steps`; log_w and state float32 (float64 with float64), the rest of one dtype."""
+                cu_seqlens: Tensor, bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Packed v7; shapes as in `reference.wkv7_steps`; log_w and state float32 (float64 with float64), the rest of one dtype.
+
+    bounds: as in `wkv6_native`.
+    """
     inputs = [x.contiguous() for x in (r, log_w, k, v, kappa, a, state)]
-    y, state, _ = torch.ops.rwkv_wkv.wkv7_forward(*inputs, cu_seqlens, *_form(r, state), _needs_gradient(inputs))
+    borders = _borders(cu_seqlens, bounds, r)
+    y, state, _ = torch.ops.rwkv_wkv.wkv7_forward(*inputs, *borders, *_form(r, state), _needs_gradient(inputs))
     return y, state
 
 
@@ -91,6 +99,10 @@ def use_instructions(name: str) -> None:
     if name not in (here := torch.ops.rwkv_wkv.available_instructions()):
         raise UserError(f"this processor has no {name!r} instructions; choose one of {', '.join(here)}")
     torch.ops.rwkv_wkv.use_instructions(name)
+
+
+def _borders(cu_seqlens: Tensor, bounds: Tensor | None, r: Tensor) -> tuple[Tensor, Tensor]:
+    return cu_seqlens, cu_seqlens.to(r.device, non_blocking=True) if bounds is None else bounds
 
 
 def _form(r: Tensor, state: Tensor) -> tuple[int, bool]:
@@ -196,25 +208,25 @@ def _register() -> None:
 
 
 def _fake_forward(*arguments):
-    r, (state, _, interval, _, checkpoints) = arguments[0], arguments[-5:]
+    r, (state, _, _, interval, _, checkpoints) = arguments[0], arguments[-6:]
     rows = r.shape[0] // interval + state.shape[0] if checkpoints else 0
     return torch.empty_like(r), torch.empty_like(state), state.new_empty(rows, *state.shape[1:])
 
 
 def _fake_backward(n_inputs: int):
     def fake(*arguments):
-        return *(torch.empty_like(x) for x in arguments[:n_inputs]), torch.empty_like(arguments[n_inputs + 3])
+        return *(torch.empty_like(x) for x in arguments[:n_inputs]), torch.empty_like(arguments[n_inputs + 4])
 
     return fake
 
 
 def _keep(ctx, inputs, output) -> None:
-    *tensors, _, cu_seqlens, ctx.interval, ctx.chunked, _ = inputs
+    *tensors, _, cu_seqlens, bounds, ctx.interval, ctx.chunked, _ = inputs
     _, final_state, checkpoints = output
     ctx.state_like = (final_state.shape, final_state.dtype, final_state.device)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(checkpoints)
-    ctx.save_for_backward(*tensors, checkpoints, cu_seqlens)
+    ctx.save_for_backward(*tensors, checkpoints, cu_seqlens, bounds)
 
 
 def _backward(version: str, n_inputs: int):
@@ -226,6 +238,6 @@ def _backward(version: str, n_inputs: int):
         d_y = torch.zeros_like(r) if d_y is None else d_y.contiguous()
         d_final_state = torch.zeros(shape, dtype=dtype, device=device) if d_final_state is None else d_final_state.contiguous()
         gradients = getattr(torch.ops.rwkv_wkv, operator)(*saved, d_y, d_final_state, ctx.interval, ctx.chunked)
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
     return backward

@@ -72,6 +72,22 @@ def test_what_trains_gets_its_gradient_and_checkpointing_changes_none(version, q
     assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_checkpointing_draws_dropout_again_and_no_other_number(version):
+    weights, dimensions = checkpoint(version)
+    settings = [replace(row, dropout=0.3) for row in mixed()]
+    found = []
+    for grad_cp in (False, True):
+        model = adapted(weights, dimensions, settings, quantize="int8", step=0.02).train()
+        torch.manual_seed(5)
+        hidden, _ = model(TOKENS, torch.tensor([0, 17, 40], dtype=torch.int32), grad_cp=grad_cp)
+        loss = hidden.square().sum()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        found.append((*torch.autograd.grad(loss, trained, allow_unused=True), torch.rand(3)))
+    for plain, again in zip(*found, strict=True):
+        assert plain is again is None or torch.equal(plain, again)
+
+
 def merged_logits(weights, dimensions, path):
     """Of the merged checkpoint, begun from the states that no weight can express."""
     merged = merge_adapter(weights, path)

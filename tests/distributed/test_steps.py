@@ -52,7 +52,7 @@ def test_steps_of_pairs(material, nine, tmp_path, script):
     """An epoch is a step of six pairs and one of the three left, where the second process has but one: no repeat may count."""
     path, pairs, alone = nine
     metrics = run(tmp_path / "run", *script, load_model=material / "x070.pth", rlhf_train_file=path, dpo_beta=BETA,
-                  dpo_alpha=ALPHA, epoch_count=2)
+                  dpo_alpha=ALPHA, epoch_count=2, grad_cp=1)
     assert [line["lr"] for line in metrics] == pytest.approx([learning_rate(step, 4, 0, 1e-9, 1e-10) for step in range(4)])
 
     def is_mean_over(line: dict, some: tuple[int, ...]) -> bool:

@@ -30,7 +30,7 @@ def check(version: str, inputs: dict[str, torch.Tensor], lengths: list[int], dty
     cu_seqlens = bounds(lengths)
     truth = with_gradients(version, inputs, cu_seqlens, "native")
     leaves = {name: x.to("cuda", dtype if name in tokens else torch.float32).requires_grad_() for name, x in inputs.items()}
-    y, state, _ = operator(version)(*leaves.values(), cu_seqlens, native.INTERVAL, chunked, True)
+    y, state, _ = operator(version)(*leaves.values(), cu_seqlens, cu_seqlens.cuda(), native.INTERVAL, chunked, True)
     generator = torch.Generator().manual_seed(1)  # the projection of with_gradients
     weights = [torch.randn(x.shape, generator=generator).cuda() for x in (y, state)]
     total = (y.float() * weights[0]).sum() + (state * weights[1]).sum()
@@ -56,7 +56,7 @@ def test_a_step_in_place(version, head_size, dtype):
     tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
     inputs = {name: x.to("cuda", dtype if name in tokens else torch.float32)
               for name, x in draw(version, [1] * 9, 2, head_size).items()}
-    y, state, _ = operator(version)(*inputs.values(), bounds([1] * 9), native.INTERVAL, False, False)
+    y, state, _ = operator(version)(*inputs.values(), bounds([1] * 9), bounds([1] * 9).cuda(), native.INTERVAL, False, False)
     step = native.wkv6_step if version == "x060" else native.wkv7_step
     assert step(*inputs.values()).equal(y) and inputs["state"].equal(state)
 
@@ -93,7 +93,7 @@ def test_not_a_number_comes_through(version, chunked, dtype):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_torch_accepts_the_operators_and_repeats_are_equal(version, chunked):
     inputs = [x.float().cuda().requires_grad_() for x in draw(version, [40, 33], 2, 32).values()]
-    arguments = (*inputs, bounds([40, 33]), native.INTERVAL, chunked, True)
+    arguments = (*inputs, bounds([40, 33]), bounds([40, 33]).cuda(), native.INTERVAL, chunked, True)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(operator(version), arguments, test_utils=checks)
     first, second = (operator(version)(*arguments) for _ in range(2))
@@ -103,12 +103,12 @@ def test_torch_accepts_the_operators_and_repeats_are_equal(version, chunked):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_current_stream_is_respected(version):
     inputs = [x.float().cuda() for x in draw(version, [500], 2, 64).values()]
-    expected = operator(version)(*inputs, bounds([500]), native.INTERVAL, True, False)[0]
+    expected = operator(version)(*inputs, bounds([500]), bounds([500]).cuda(), native.INTERVAL, True, False)[0]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)  # what is computed too early reads zeros
         late = [torch.zeros_like(x).copy_(x) for x in inputs]
-        y = operator(version)(*late, bounds([500]), native.INTERVAL, True, False)[0]
+        y = operator(version)(*late, bounds([500]), bounds([500]).cuda(), native.INTERVAL, True, False)[0]
     stream.synchronize()
     assert torch.equal(y, expected)

@@ -5,10 +5,14 @@ import json
 import pytest
 import torch
 
+from src.adapters.apply import apply_layer_profile, quantized_linears
+from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.base import load_base
 from src.model import build_model
 from src.preference.config import PrepareConfig
 from src.preference.prepare import prepare
+from src.training.data import collate
+from src.training.objective import Objective, pair_losses
 from src.training.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
@@ -74,3 +78,28 @@ def test_deepspeed_takes_the_steps_of_one_process(run, version, quantization):
         assert [line[name] for line in offloaded] == pytest.approx([line[name] for line in plain], rel=tolerance)
     # Before the first step both have the same weights, and only sums over the gradient's parts differ.
     assert offloaded[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4)
+
+
+@pytest.fixture
+def waiting_fails():
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("version", ["x060", "x070"])
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+@pytest.mark.parametrize("grad_cp", [False, True])
+def test_the_host_waits_nowhere_in_a_micro_batch(tiny_checkpoints, waiting_fails, version, quantization, grad_cp):
+    weights, dimensions = load_base(tiny_checkpoints(version, "trained", 32))
+    settings = auto_layer_profile(dimensions.n_layer, 1e-3, 1e-4, rank=4, alpha=8.0)
+    model = build_model(weights, dimensions, torch.bfloat16, "cuda", quantization, hold=quantized_linears(settings, quantization))
+    apply_layer_profile(model, settings, seed=0)
+    packed, references = collate([([1, 2, 3], [4, 5], [6], -3.0, -4.0), ([], [2] * 40, [3, 4], -7.0, -8.0)])
+
+    def micro_batch() -> None:
+        on_gpu = packed.pin_memory().to("cuda"), references.pin_memory().to("cuda", non_blocking=True)
+        pair_losses(model, *on_gpu, Objective(beta=0.1, alpha=0.1, sft_on_prompt=True), grad_cp)["loss"].sum().backward()
+
+    micro_batch()  # builds the kernels, and what else happens once
+    waiting_fails()
+    micro_batch()

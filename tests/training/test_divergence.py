@@ -154,6 +154,22 @@ def test_a_number_of_the_step_that_is_not_finite_stops_it_though_the_loss_is(con
     assert len((Path(run.proj_dir) / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_with_accumulation_a_lost_loss_is_told_at_the_end_of_its_step_and_not_applied(config, monkeypatch):
+    pair_losses, models, before = module.pair_losses, [], []
+
+    def loses_the_loss(model, *arguments, **named):
+        models.append(model)
+        before.append({name: value.clone() for name, value in model.named_parameters() if value.requires_grad})
+        losses = pair_losses(model, *arguments, **named)
+        return losses | ({"loss": losses["loss"] * math.nan} if len(models) == 3 else {})
+
+    monkeypatch.setattr(module, "pair_losses", loses_the_loss)
+    said = diverges(config(accumulate_grad_batches=2))
+    assert said.startswith("step 2: the loss is not finite") and len(models) == 4
+    after = dict(models[-1].named_parameters())
+    assert all(value.equal(after[name]) for name, value in before[-1].items())
+
+
 @pytest.fixture
 def broken_base(material, tmp_path) -> Path:
     """A checkpoint whose values are finite and whose logits are not."""

@@ -83,7 +83,8 @@ def test_auto_takes_native_kernels_or_else_steps_for_short_sequences_and_chunks_
     for module, form in ((reference, "steps"), (chunked, "chunked"), (native, "native")):
         name = f"wkv{version[2]}_{form}"
         original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *x, form=form, original=original: taken.append(form) or original(*x))
+        monkeypatch.setattr(module, name, lambda *x, form=form, original=original, **more: (
+            taken.append(form) or original(*x, **more)))
     monkeypatch.setattr(native, "serves", lambda r: served)
     for lengths, expected in (([SHORT, 1], "steps"), ([SHORT + 1, 1], "chunked"), ([], "steps")):
         run(version, draw(version, lengths, 1, 4), bounds(lengths), "auto")

@@ -125,7 +125,7 @@ def operator(version: str, lengths: list[int], head_size: int, dtype: torch.dtyp
     """The operator and its arguments, ready to be differentiated."""
     inputs = [x.to(dtype).requires_grad_() for x in draw(version, lengths, 2, head_size).values()]
     function = getattr(torch.ops.rwkv_wkv, "wkv6_forward" if version == "x060" else "wkv7_forward")
-    return function, (*inputs, bounds(lengths), native.INTERVAL, False, True)
+    return function, (*inputs, bounds(lengths), bounds(lengths), native.INTERVAL, False, True)
 
 
 @compiled
@@ -144,11 +144,11 @@ def test_torch_accepts_the_operators(version, dtype):
     torch.library.opcheck(function, arguments)
     y, state, checkpoints = function(*arguments)
     backward = getattr(torch.ops.rwkv_wkv, "wkv6_backward" if version == "x060" else "wkv7_backward")
-    plain = [x.detach() for x in arguments[:-5]]
-    saved = (*plain, checkpoints.detach(), arguments[-4])
+    plain = [x.detach() for x in arguments[:-6]]
+    saved = (*plain, checkpoints.detach(), *arguments[-5:-3])
     torch.library.opcheck(backward, (*saved, y.detach(), state.detach(), native.INTERVAL, False))
     step = getattr(torch.ops.rwkv_wkv, "wkv6_step" if version == "x060" else "wkv7_step")
-    torch.library.opcheck(step, tuple(x.detach() for x in operator(version, [1, 1], 8, dtype)[1][:-4]))
+    torch.library.opcheck(step, tuple(x.detach() for x in operator(version, [1, 1], 8, dtype)[1][:-5]))
 
 
 @compiled
@@ -174,7 +174,7 @@ def test_memory_grows_with_checkpoints_only(version):
 @compiled
 @pytest.mark.parametrize("wrong", ["shape", "cu_seqlens falls", "cu_seqlens ends early", "state", "dtype"])
 def test_what_would_read_past_the_end_is_refused(wrong):
-    function, (*inputs, cu_seqlens, interval, chunked, checkpoints) = operator("x070", [3, 5], 8, torch.float32)
+    function, (*inputs, cu_seqlens, again, interval, chunked, checkpoints) = operator("x070", [3, 5], 8, torch.float32)
     if wrong == "shape":
         inputs[2] = inputs[2][:-1].clone()
     elif wrong == "cu_seqlens falls":
@@ -186,7 +186,7 @@ def test_what_would_read_past_the_end_is_refused(wrong):
     else:
         inputs[3] = inputs[3].double()
     with pytest.raises(RuntimeError, match="wkv"):
-        function(*inputs, cu_seqlens, interval, chunked, checkpoints)
+        function(*inputs, cu_seqlens, again, interval, chunked, checkpoints)
 
 
 PROGRAM = """
