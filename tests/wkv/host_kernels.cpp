@@ -30,4 +30,9 @@ extern "C" int run(int version, bool chunked, bool backward, const Shape* shape,
                    : wkv7_sequential_backward(*shape, arguments, scratch, nullptr);
 }
 
+extern "C" int run_step(int version, const Shape* shape, const void* x) {
+    return version == 6 ? wkv6_step_forward(*shape, *static_cast<const Forward6*>(x), nullptr)
+                        : wkv7_step_forward(*shape, *static_cast<const Forward7*>(x), nullptr);
+}
+
 extern "C" int run_sample(const Sample* x) { return sample(*x, nullptr); }

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wkv import host_kernels
-from tests.wkv.inputs import LOWEST_LOG_W, SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, with_gradients
+from tests.wkv.inputs import LOWEST_LOG_W, SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, run, with_gradients
 
 pytestmark = pytest.mark.skipif(host_kernels.COMPILER is None, reason="no g++ here to compile the kernels with")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
@@ -44,17 +44,43 @@ def test_sequential_with_the_largest_heads(version):
     check(version, draw(version, [17, 1], 1, 128), [17, 1])
 
 
+def check_step(version: str, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """y and the state, which lies between other numbers and moves on in place, against one step in float64."""
+    tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    inputs = {name: x.to(dtype if name in tokens else torch.float32) for name, x in inputs.items()}
+    exact = {name: x.double() for name, x in inputs.items()}
+    expected = run(version, exact, bounds([1] * len(exact["r"])), "steps")
+    around = torch.randn(len(exact["r"]) + 2, *inputs["state"].shape[1:])
+    memory = around.clone()
+    memory[1:-1] = inputs["state"]
+    y = host_kernels.step(version, inputs, memory[1:-1])
+    found = dict(zip(("y", "state"), (y.double(), memory[1:-1].double()), strict=True))
+    wrong = errors(found, dict(zip(("y", "state"), expected, strict=True)))
+    assert wrong["y"] < TOLERANCE[dtype] and wrong["state"] < TOLERANCE[torch.float32]
+    assert memory[0].equal(around[0]) and memory[-1].equal(around[-1])
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("head_size", [8, 20, 64])
+@pytest.mark.parametrize("head_size", [8, 10, 16, 20, 32, 64, 100, 128])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_step_in_place(version, head_size, dtype):
-    """To the last bit what the same kernel gives with borders and a state of its own."""
-    tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
-    inputs = {name: x.to(dtype if name in tokens else torch.float32)
-              for name, x in draw(version, [1] * 4, 2, head_size).items()}
-    expected, expected_state = host_kernels.run(version, False, inputs, bounds([1] * 4))
-    state = inputs["state"].clone()
-    assert host_kernels.step(version, inputs, state).equal(expected) and state.equal(expected_state)
+    check_step(version, draw(version, [1] * 3, 2, head_size), dtype)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_step_of_many_heads(version):
+    """Enough warps for blocks of several, the last of them not full."""
+    check_step(version, draw(version, [1] * 79, 7, 32), torch.float32)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_step_of_tensors_that_16_bytes_do_not_divide(version):
+    inputs = draw(version, [1] * 2, 2, 32)
+    for name, x in inputs.items():
+        memory = torch.zeros(x.numel() + 1)
+        inputs[name] = memory[1:].view(x.shape).copy_(x)
+        assert inputs[name].data_ptr() % 16
+    check_step(version, inputs, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
