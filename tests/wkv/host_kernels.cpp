@@ -1,5 +1,6 @@
 // The CUDA kernels' entry points, run on the CPU (cuda/host_shim.h) and called from Python by plain pointers.
 #include "cuda_kernels.h"
+#include "tile.cuh"
 
 using namespace wkv;
 
@@ -36,3 +37,7 @@ extern "C" int run_step(int version, const Shape* shape, const void* x) {
 }
 
 extern "C" int run_sample(const Sample* x) { return sample(*x, nullptr); }
+
+extern "C" void run_round_tf32(unsigned* bits, int n) {
+    for (int i = 0; i < n; i++) bits[i] = __float_as_uint(round_tf32(__uint_as_float(bits[i])));
+}

@@ -1,5 +1,7 @@
 """The CUDA kernels' own source, run on the CPU, against the steps in float64: output, final state and every gradient."""
 
+import ctypes
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -138,6 +140,81 @@ def test_repeats_are_equal_bit_for_bit(version, chunked, blocks):
     inputs = draw(version, lengths, 1, 32)
     first, second = (check(version, inputs, lengths, torch.float32, chunked, blocks) for _ in range(2))
     assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+# What a GPU makes where a NaN comes about, all bits of the mantissa set; a bfloat16 holds the upper half.
+NAN_OF_A_GPU = 0x7fffffff
+
+
+def poison(inputs: dict[str, torch.Tensor], name: str, at: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """The inputs with one NaN."""
+    x = inputs[name].clone()
+    half = x.dtype == torch.bfloat16
+    x.view(torch.int16 if half else torch.int32)[at] = NAN_OF_A_GPU >> 16 if half else NAN_OF_A_GPU
+    return inputs | {name: x}
+
+
+def results(call, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Outputs, and gradients of the sum of all of them, by name, in float64."""
+    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    y, state = call(leaves)
+    gradients = torch.autograd.grad(y.double().sum() + state.double().sum(), list(leaves.values()))
+    found = {"y": y, "final state": state} | {f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}
+    return {name: x.detach().double() for name, x in found.items()}
+
+
+NAMES = [(version, name) for version in VERSIONS
+         for name in (*SHAPED_BY_TOKEN[version], *(("u",) if version == "x060" else ()), "state")]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("version", "name"), NAMES)
+def test_a_nan_reaches_all_that_depends_on_it_and_no_other_sequence(version, name, chunked, dtype):
+    lengths, n_head = [5, 40, 7], 2
+    cu_seqlens, tokens = bounds(lengths), set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    inputs = {key: x.to(dtype if key in tokens else torch.float32) for key, x in draw(version, lengths, n_head, 32).items()}
+    at = {"u": (0, 3), "state": (1, 0, 3, 3)}.get(name, (25, 0, 3))
+    spoilt = poison(inputs, name, at)
+    found = results(lambda x: host_kernels.run(version, chunked, x, cu_seqlens), spoilt)
+    truth, clean = (results(lambda x: run(version, x, cu_seqlens, "steps"), {key: x.double() for key, x in one.items()})
+                    for one in (spoilt, inputs))
+    assert truth["y"].isnan().any() and not [key for key, x in truth.items() if (x.isnan() & found[key].isfinite()).any()]
+    for one in (found, clean):
+        for key, x in one.items():
+            rows = slice(None) if name == "u" else slice(1, 2) if "state" in key else slice(5, 45)
+            (x if key == "gradient of u" else x[rows].transpose(0, 1))[0] = 0  # all that may depend on it
+    assert not {key: error for key, error in errors(found, clean).items() if not error < TOLERANCE[dtype]}
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("version", "name"), NAMES)
+def test_a_nan_reaches_what_a_step_makes_of_it(version, name, dtype):
+    tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    inputs = {key: x.to(dtype if key in tokens else torch.float32) for key, x in draw(version, [1] * 3, 2, 64).items()}
+    at = {"u": (0, 3), "state": (1, 0, 3, 3)}.get(name, (1, 0, 3))
+    spoilt = poison(inputs, name, at)
+    expected = run(version, {key: x.double() for key, x in spoilt.items()}, bounds([1] * 3), "steps")
+    state = spoilt["state"].clone()
+    assert any(x.isnan().any() for x in expected)
+    for found, x in zip((host_kernels.step(version, spoilt, state), state), expected, strict=True):
+        assert found.isnan().equal(x.isnan())
+
+
+def test_rounding_to_tf32():
+    """To 11 bits of mantissa, ties away from zero, against float64; infinities and NaN stay."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-2**31, 2**31, (4000,), generator=generator).int()
+    bits[:1000] = bits[:1000] & ~0x1fff | 0x1000  # ties
+    bits[1000:1004] = torch.tensor([NAN_OF_A_GPU, -1, 0x7f800000, -0x800000]).int()
+    x = bits.view(torch.float32).clone()
+    host_kernels.library().run_round_tf32(ctypes.c_void_p(bits.data_ptr()), len(bits))
+    rounded = bits.view(torch.float32)
+    assert x.isnan().equal(rounded.isnan()) and rounded[1002:1004].equal(x[1002:1004])
+    usual = x.isfinite() & (x.abs() > 2.0**-100) & (x.abs() < 2.0**100)
+    x, rounded = x[usual].double(), rounded[usual].double()
+    unit = 2.0 ** (x.abs().log2().floor() - 10)
+    assert rounded.equal(x.sign() * (x.abs() / unit + 0.5).floor() * unit)
 
 
 @pytest.mark.slow
