@@ -21,12 +21,9 @@ struct Shape {
     int total;                     // T_total
     int interval;                  // tokens between two checkpoints
     int dtype;                     // of everything typed void below; accumulation and states are float (double for FLOAT64)
-    const int* bounds;             // [S + 1], where the kernel runs; null only where no checkpoints are, in sequential kernels
+    const int* bounds;             // [S + 1], where the kernel runs
     const int* host_bounds;        // [S + 1], the same on the host, for choosing grids
 };
-
-// Where a sequence's tokens begin; without bounds each sequence has one token.
-WKV_ANYWHERE inline int first_token(const Shape& shape, int sequence) { return shape.bounds ? shape.bounds[sequence] : sequence; }
 
 // Where a sequence's checkpoints begin, and room enough for all: known from sizes alone, some rows may stay unused.
 WKV_ANYWHERE inline int first_checkpoint(const int* bounds, int interval, int sequence) { return bounds[sequence] / interval + sequence; }

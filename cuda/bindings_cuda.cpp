@@ -21,19 +21,16 @@ struct Launch {
     int blocks;
 };
 
-// Of one token a sequence, which needs no borders on the device: nothing is copied there, and a graph can be captured.
-Shape without_bounds(Shape shape) {
-    TORCH_CHECK(shape.dtype != FLOAT64 && shape.head_size <= 128, "wkv: no kernel on CUDA for float64 or heads of ", shape.head_size);
-    shape.bounds = nullptr;
-    return shape;
-}
-
 void check(int error) { TORCH_CHECK(error == 0, "wkv: ", cudaGetErrorString(static_cast<cudaError_t>(error))); }
 
-Launch prepare(Shape shape, const Tensor& bounds, const Tensor& r, int64_t interval, bool chunked) {
+void check_served(const Shape& shape, bool chunked) {
     TORCH_CHECK(shape.dtype != FLOAT64, "wkv: no float64 kernels on CUDA");
+    TORCH_CHECK(chunked ? chunked_serves(shape) : shape.head_size <= LARGEST_HEAD, "wkv: no kernel for heads of ", shape.head_size);
+}
+
+Launch prepare(Shape shape, const Tensor& bounds, const Tensor& r, int64_t interval, bool chunked) {
+    check_served(shape, chunked);
     TORCH_CHECK(interval == CUDA_INTERVAL, "wkv: checkpoints lie ", CUDA_INTERVAL, " tokens apart on CUDA");
-    TORCH_CHECK(chunked ? chunked_serves(shape) : shape.head_size <= 128, "wkv: no kernel for heads of ", shape.head_size);
     int multiprocessors = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, r.device().index()));
     TORCH_CHECK(bounds.device() == r.device() && bounds.scalar_type() == at::kInt && bounds.is_contiguous()
@@ -59,7 +56,10 @@ auto wkv6_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const T
 Tensor wkv6_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state) {
     const c10::cuda::CUDAGuard guard(r.device());
     const Stream stream = c10::cuda::getCurrentCUDAStream(r.device().index());
-    auto run = [&](const Shape& shape, const Forward6& x) { check(wkv6_sequential_forward(without_bounds(shape), x, stream)); };
+    auto run = [&](const Shape& shape, const Forward6& x) {
+        check_served(shape, false);
+        check(wkv6_step_forward(shape, x, stream));
+    };
     return step6(run, r, log_w, k, v, u, state, CUDA_INTERVAL);
 }
 
@@ -94,7 +94,10 @@ Tensor wkv7_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Te
                  const Tensor& state) {
     const c10::cuda::CUDAGuard guard(r.device());
     const Stream stream = c10::cuda::getCurrentCUDAStream(r.device().index());
-    auto run = [&](const Shape& shape, const Forward7& x) { check(wkv7_sequential_forward(without_bounds(shape), x, stream)); };
+    auto run = [&](const Shape& shape, const Forward7& x) {
+        check_served(shape, false);
+        check(wkv7_step_forward(shape, x, stream));
+    };
     return step7(run, r, log_w, k, v, kappa, a, state, CUDA_INTERVAL);
 }
 

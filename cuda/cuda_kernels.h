@@ -1,7 +1,9 @@
 // The CUDA kernels' entry points. All return a cudaError_t as int (0: fine), only enqueue on `stream`, and never synchronize.
 //
 // `scratch` is device memory of at least the bytes that the function's `_scratch` twin names (may be null where that is 0);
-// its contents before do not matter. Chunked entry points serve only what `chunked_serves` says; sequential ones serve all.
+// its contents before do not matter. Chunked entry points serve only what `chunked_serves` says; sequential ones and steps serve
+// heads of up to LARGEST_HEAD. A step is one token of each sequence, decoding: it looks at no bounds, writes no checkpoints, and may
+// write final_state over state.
 #pragma once
 
 #include <cstddef>
@@ -20,10 +22,12 @@ typedef struct CUstream_st* Stream;
 int wkv6_sequential_forward(const Shape& shape, const Forward6& x, Stream stream);
 size_t wkv6_sequential_scratch(const Shape& shape);  // of the backward; the forward takes none
 int wkv6_sequential_backward(const Shape& shape, const Backward6& x, void* scratch, Stream stream);
+int wkv6_step_forward(const Shape& shape, const Forward6& x, Stream stream);
 
 int wkv7_sequential_forward(const Shape& shape, const Forward7& x, Stream stream);
 size_t wkv7_sequential_scratch(const Shape& shape);
 int wkv7_sequential_backward(const Shape& shape, const Backward7& x, void* scratch, Stream stream);
+int wkv7_step_forward(const Shape& shape, const Forward7& x, Stream stream);
 
 // `blocks` is how many blocks the device runs at once: fewer sequences times heads than that are cut into segments.
 size_t wkv6_chunked_forward_scratch(const Shape& shape, int blocks);
@@ -39,6 +43,7 @@ int wkv7_chunked_backward(const Shape& shape, const Backward7& x, int blocks, vo
 int sample(const Sample& x, Stream stream);
 
 constexpr int CUDA_INTERVAL = 16;  // of both forms; the chunked one's chunk
+constexpr int LARGEST_HEAD = 128;
 
 // The states of one interval for each head of each sequence.
 inline size_t interval_scratch(const Shape& shape) {

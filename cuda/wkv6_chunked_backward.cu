@@ -63,13 +63,13 @@ __global__ void __launch_bounds__(CHUNKED_THREADS) backward(Shape shape, Backwar
         if (WALK == ALL) {
             chunk.score();
             product<CHUNK, N, N, EXACT>(View{chunk.k_end, LD, 1}, View{d.g, LD, 1}, [&](int s, int i, float out) { d.v[s * LD + i] = out; });
-            product<CHUNK, N, CHUNK, EXACT>(View{chunk.scores, 1, SCORES}, View{d.y, LD, 1}, [&](int s, int i, float out) {
+            product<CHUNK, N, CHUNK, EXACT>(View{chunk.scores, 1, SCORES}, Rounded{{d.y, LD, 1}}, [&](int s, int i, float out) {
                 if (s < count) store(static_cast<E*>(x.d_v) + at + s * stride + i, d.v[s * LD + i] + out);
             });
-            product<CHUNK, N, N, EXACT>(View{chunk.v, LD, 1}, View{d.g, 1, LD}, [&](int s, int j, float out) { d.k_end[s * LD + j] = out; });
-            product<CHUNK, N, N, EXACT>(View{d.y, LD, 1}, View{chunk.state, 1, LD},
+            product<CHUNK, N, N, EXACT>(Rounded{{chunk.v, LD, 1}}, View{d.g, 1, LD}, [&](int s, int j, float out) { d.k_end[s * LD + j] = out; });
+            product<CHUNK, N, N, EXACT>(Rounded{{d.y, LD, 1}}, View{chunk.state, 1, LD},
                                         [&](int t, int j, float out) { d.r_start[t * LD + j] = out; });
-            product<CHUNK, CHUNK, N, EXACT>(View{d.y, LD, 1}, View{chunk.v, 1, LD}, [&](int t, int s, float out) {
+            product<CHUNK, CHUNK, N, EXACT>(Rounded{{d.y, LD, 1}}, Rounded{{chunk.v, 1, LD}}, [&](int t, int s, float out) {
                 d.scores[t * SCORES + s] = s <= t ? out : 0.0f;
             });
             for (int row = threadIdx.x; row < N; row += blockDim.x) {
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(CHUNKED_THREADS) backward(Shape shape, Backwar
             }
             __syncthreads();
         }
-        product<N, N, CHUNK, EXACT>(View{chunk.r_start, 1, LD}, View{d.y, LD, 1}, [&](int j, int i, float out) {
+        product<N, N, CHUNK, EXACT>(View{chunk.r_start, 1, LD}, Rounded{{d.y, LD, 1}}, [&](int j, int i, float out) {
             d.g[j * LD + i] = d.g[j * LD + i] * chunk.last[j] + out;
         });
         if (WALK == SUMMARY) continue;

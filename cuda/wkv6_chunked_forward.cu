@@ -39,12 +39,12 @@ __global__ void __launch_bounds__(CHUNKED_THREADS) forward(Shape shape, Forward6
             chunk.score();
             product<CHUNK, N, N, EXACT>(View{chunk.r_start, LD, 1}, View{chunk.state, LD, 1},
                                         [&](int t, int i, float out) { y[t * LD + i] = out; });
-            product<CHUNK, N, CHUNK, EXACT>(View{chunk.scores, SCORES, 1}, View{chunk.v, LD, 1}, [&](int t, int i, float out) {
+            product<CHUNK, N, CHUNK, EXACT>(View{chunk.scores, SCORES, 1}, Rounded{{chunk.v, LD, 1}}, [&](int t, int i, float out) {
                 if (t < count) store(static_cast<E*>(x.y) + at + t * stride + i, y[t * LD + i] + out);
             });
             __syncthreads();
         }
-        product<N, N, CHUNK, EXACT>(View{chunk.k_end, 1, LD}, View{chunk.v, LD, 1}, [&](int j, int i, float added) {
+        product<N, N, CHUNK, EXACT>(View{chunk.k_end, 1, LD}, Rounded{{chunk.v, LD, 1}}, [&](int j, int i, float added) {
             chunk.state[j * LD + i] = chunk.state[j * LD + i] * chunk.last[j] + added;
         });
     }

@@ -1,4 +1,4 @@
-// RWKV-6's recurrence on a GPU, token after token: plainly right, and the one that decodes. S[key][value],
+// RWKV-6's recurrence on a GPU, token after token: plainly right, for any head. S[key][value],
 //     y_t = r_t^T (S + (u * k_t) v_t^T),   S <- diag(w_t) S + k_t v_t^T
 // One block a head of a sequence, one thread a column of S (a value), which lives in its registers: columns do not know of each
 // other, so the forward has no barrier but those around the staging of 16 tokens' inputs in shared memory.
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(WIDTH) forward(Shape shape, Forward6 x) {
     WKV_SHARED(shared);
     Staged6<WIDTH> staged(shared);
     const int n = shape.head_size, sequence = blockIdx.x, head = blockIdx.y, i = threadIdx.x;
-    const int start = first_token(shape, sequence), end = first_token(shape, sequence + 1);
+    const int start = shape.bounds[sequence], end = shape.bounds[sequence + 1];
     const long stride = static_cast<long>(shape.n_head) * n, states = static_cast<long>(n) * n;
     const long own = (static_cast<long>(sequence) * shape.n_head + head) * states + i;
     float s[WIDTH];

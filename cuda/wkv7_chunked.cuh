@@ -90,16 +90,16 @@ __device__ __forceinline__ void running_sum(float (&x)[8], const Place& place) {
 }
 
 // c += a b for this warp: c is [16 x 8 COLUMNS], or two of them for 32 rows of a.
-template <int K, bool EXACT, int COLUMNS>
-__device__ __forceinline__ void accumulate(float (&c)[COLUMNS][4], View a, View b) {
+template <int K, bool EXACT, int COLUMNS, class A, class B>
+__device__ __forceinline__ void accumulate(float (&c)[COLUMNS][4], A a, B b) {
     WKV_UNROLL
     for (int k = 0; k < K; k += 8)
         WKV_UNROLL
         for (int j = 0; j < COLUMNS; j++) tile_product<EXACT>(c[j], a.from(0, k), b.from(k, 8 * j));
 }
 
-template <int K, bool EXACT, int COLUMNS>
-__device__ __forceinline__ void accumulate(float (&c)[2][COLUMNS][4], View a, View b) {
+template <int K, bool EXACT, int COLUMNS, class A, class B>
+__device__ __forceinline__ void accumulate(float (&c)[2][COLUMNS][4], A a, B b) {
     WKV_UNROLL
     for (int k = 0; k < K; k += 8)
         WKV_UNROLL
@@ -135,9 +135,10 @@ struct Memory {
         : state(at), queries(state + N * ROW), keys(queries + BOTH * ROW), values(keys + BOTH * KEYS_ROW),
           scores(values + BOTH * KEYS_ROW), decay(scores + BOTH * P_ROW) {}
     __device__ __forceinline__ View s() const { return {state, ROW, 1}; }
-    __device__ __forceinline__ View q() const { return {queries, ROW, 1}; }
-    __device__ __forceinline__ View k() const { return {keys, KEYS_ROW, 1}; }
+    __device__ __forceinline__ Rounded q() const { return {{queries, ROW, 1}}; }
+    __device__ __forceinline__ Rounded k() const { return {{keys, KEYS_ROW, 1}}; }
     __device__ __forceinline__ View w() const { return {values, KEYS_ROW, 1}; }
+    __device__ __forceinline__ Rounded v() const { return {w().from(CHUNK, 0)}; }
     __device__ __forceinline__ View p() const { return {scores, P_ROW, 1}; }
 };
 
@@ -206,8 +207,8 @@ __device__ __forceinline__ Growth prepare(const Memory<N, KEYS_ROW>& m, const To
 }
 
 // out = a b where the row sees the column, else 0, by the whole block: P = Q K^T, and P's gradient.
-template <bool EXACT, int N>
-__device__ __forceinline__ void causal_product(View a, View b, float* out, int row, const Place& place) {
+template <bool EXACT, int N, class A, class B>
+__device__ __forceinline__ void causal_product(A a, B b, float* out, int row, const Place& place) {
     constexpr int ACROSS = N / 32, COLUMNS = 4 / ACROSS;  // warps side by side, and each one's tiles
     int i = place.warp / ACROSS * 16, j = place.warp % ACROSS * 8 * COLUMNS;
     float c[COLUMNS][4] = {};
@@ -249,8 +250,8 @@ __device__ __forceinline__ void solve(const float* scores, int scores_row, float
 }
 
 // x += (rows of the warp: a^T) b, then times the decay; a [32][.] at the warp's columns, b [32][N].
-template <bool EXACT, int N>
-__device__ __forceinline__ void update(float* x, int row, View a, View b, const float* decay) {
+template <bool EXACT, int N, class A, class B>
+__device__ __forceinline__ void update(float* x, int row, A a, B b, const float* decay) {
     float c[N / 8][4] = {};
     accumulate<BOTH, EXACT>(c, a.transposed(), b);
     each(c, [&](int i, int j, float added) { x[i * row + j] = (x[i * row + j] + added) * decay[j]; });

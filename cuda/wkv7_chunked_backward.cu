@@ -25,6 +25,7 @@ struct BackwardMemory : Memory<N, N + 4> {
           ends(outputs + BOTH * ROW) {}
     __device__ __forceinline__ View g() const { return {gradient, ROW, 1}; }
     __device__ __forceinline__ View d() const { return {outputs, ROW, 1}; }
+    __device__ __forceinline__ Rounded d_y() const { return {d().from(CHUNK, 0)}; }
 };
 
 // The warp's columns of a checkpoint, a lane its own columns of every 16th row: read ahead like the tokens.
@@ -64,7 +65,7 @@ __device__ __forceinline__ void write_state(const BackwardMemory<N>& m, const St
 template <bool EXACT, int N>
 __device__ __forceinline__ void solve_gradient(const BackwardMemory<N>& m, float (&d_u)[2][4], const Place& place) {
     const int own = 16 * place.warp;
-    accumulate<CHUNK, EXACT>(d_u, m.p().from(CHUNK, 0).transposed(), m.d().from(CHUNK, own));
+    accumulate<CHUNK, EXACT>(d_u, m.p().from(CHUNK, 0).transposed(), m.d_y().from(0, own));
     put(d_u, m.outputs + own, m.ROW);
     solve<true>(m.scores, m.P_ROW, m.outputs + own, m.ROW, place);
 }
@@ -87,7 +88,7 @@ __device__ __forceinline__ void gradients(const BackwardMemory<N>& m, const Plac
     accumulate<N, EXACT>(right, m.q(), m.s().transposed().from(0, own));
     accumulate<N, EXACT>(d_values, m.k(), m.g().transposed().from(0, own));
     __syncthreads();
-    accumulate<CHUNK, EXACT>(right, m.p().from(0, CHUNK), m.w().from(CHUNK, own));
+    accumulate<CHUNK, EXACT>(right, m.p().from(0, CHUNK), m.v().from(0, own));
     put(right, m.values + own, ROW);
     solve<false>(m.scores, m.P_ROW, m.values + own, ROW, place);
     solve_gradient<EXACT>(m, d_values[0], place);

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(2 * N, RESIDENT<E>) forward(Shape shape, Forwa
         float seen[2][2][4] = {};  // of the warp's columns: z S^T, then all of z's right-hand side; r S^T, then all of y
         accumulate<N, EXACT>(seen, m.q(), m.s().transposed().from(0, own));
         __syncthreads();
-        accumulate<CHUNK, EXACT>(seen[0], m.p().from(0, CHUNK), m.w().from(CHUNK, own));
+        accumulate<CHUNK, EXACT>(seen[0], m.p().from(0, CHUNK), m.v().from(0, own));
         put(seen[0], m.values + own, KEYS_ROW);
         solve<false>(m.scores, P_ROW, m.values + own, KEYS_ROW, place);
         if (WALK == ALL) accumulate<BOTH, EXACT>(seen[1], m.p().from(CHUNK, 0), m.w().from(0, own));

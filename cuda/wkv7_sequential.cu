@@ -1,4 +1,4 @@
-// RWKV-7's recurrence on a GPU, token after token: plainly right, and the one that decodes. S[value][key],
+// RWKV-7's recurrence on a GPU, token after token: plainly right, for any head. S[value][key],
 //     S <- S diag(w_t) + (S z_t) b_t^T + v_t k_t^T,   y_t = S r_t,   z = -kappa, b = kappa * a
 // One block a head of a sequence, one thread a row of S, which lives in its registers: rows do not know of each other, so the
 // forward has no barrier but those around the staging of 16 tokens' inputs in shared memory.
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(WIDTH) forward(Shape shape, Forward7 x) {
     WKV_SHARED(shared);
     Staged7<WIDTH> staged(shared);
     const int n = shape.head_size, sequence = blockIdx.x, head = blockIdx.y, i = threadIdx.x;
-    const int start = first_token(shape, sequence), end = first_token(shape, sequence + 1);
+    const int start = shape.bounds[sequence], end = shape.bounds[sequence + 1];
     const long stride = static_cast<long>(shape.n_head) * n, states = static_cast<long>(n) * n;
     const long own = (static_cast<long>(sequence) * shape.n_head + head) * states + static_cast<long>(i) * n;
     float s[WIDTH];

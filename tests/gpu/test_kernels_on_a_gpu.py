@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from src.wkv import native
-from tests.wkv.inputs import SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, with_gradients
+from tests.wkv.inputs import SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, run, with_gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 # float32: rounding over thousands of steps, the chunked form's products split in three. bfloat16: rounding of the outputs.
@@ -49,16 +49,36 @@ def test_packings(version, head_size, chunked, dtype):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("head_size", [8, 20, 64])
+@pytest.mark.parametrize(("head_size", "n_sequences"), [(8, 9), (16, 9), (20, 9), (32, 9), (64, 9), (64, 300), (128, 9)])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_step_in_place(version, head_size, dtype):
-    """To the last bit what the same kernel gives with borders and a state of its own."""
+def test_a_step_in_place(version, head_size, n_sequences, dtype):
+    """Against one step in float64; the state lies between those of other sequences, which stay as they are."""
     tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
-    inputs = {name: x.to("cuda", dtype if name in tokens else torch.float32)
-              for name, x in draw(version, [1] * 9, 2, head_size).items()}
-    y, state, _ = operator(version)(*inputs.values(), bounds([1] * 9), bounds([1] * 9).cuda(), native.INTERVAL, False, False)
+    inputs = {name: x.to(dtype if name in tokens else torch.float32)
+              for name, x in draw(version, [1] * n_sequences, 2, head_size).items()}
+    exact = {name: x.double() for name, x in inputs.items()}
+    expected_y, expected_state = run(version, exact, bounds([1] * n_sequences), "steps")
+    around = torch.cat([inputs["state"][-1:], inputs["state"], inputs["state"][:1]]).cuda()
+    before = around.clone()
     step = native.wkv6_step if version == "x060" else native.wkv7_step
-    assert step(*inputs.values()).equal(y) and inputs["state"].equal(state)
+    y = step(**{name: x.cuda() for name, x in inputs.items()} | {"state": around[1:-1]})
+    assert errors({"y": y.double().cpu()}, {"y": expected_y})["y"] < TOLERANCE[dtype]
+    assert errors({"state": around[1:-1].double().cpu()}, {"state": expected_state})["state"] < TOLERANCE[torch.float32]
+    assert around[0].equal(before[0]) and around[-1].equal(before[-1])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_graph_captures_a_step(version):
+    inputs = {name: x.float().cuda() for name, x in draw(version, [1] * 5, 2, 64).items()}
+    step, start = native.wkv6_step if version == "x060" else native.wkv7_step, inputs["state"].clone()
+    y = step(**inputs | {"state": (expected := start.clone())})
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(**inputs)
+    inputs["state"].copy_(start)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert captured.equal(y) and inputs["state"].equal(expected)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -83,7 +103,7 @@ def test_not_a_number_comes_through(version, chunked, dtype):
         at = inputs[poisoned][1 if poisoned == "state" else 60] if of_sequence else inputs[poisoned]
         canonical = torch.full((1,), 0x7FFFFFFF, dtype=torch.int32, device="cuda").view(torch.float32)
         at[0, 3:4] = canonical.expand(1, *at.shape[2:]) if at.dim() > 2 else canonical
-        y, state, _ = operator(version)(*inputs.values(), bounds(lengths), native.INTERVAL, chunked, False)
+        y, state, _ = operator(version)(*inputs.values(), bounds(lengths), bounds(lengths).cuda(), native.INTERVAL, chunked, False)
         assert not y[40:80, 0].isfinite().all(), poisoned
         if of_sequence:
             assert y[:40].isfinite().all() and y[80:].isfinite().all() and state[[0, 2]].isfinite().all(), poisoned

@@ -1,5 +1,6 @@
 // The CUDA kernels' entry points, run on the CPU (cuda/host_shim.h) and called from Python by plain pointers.
 #include "cuda_kernels.h"
+#include "tile.cuh"
 
 using namespace wkv;
 
@@ -30,4 +31,13 @@ extern "C" int run(int version, bool chunked, bool backward, const Shape* shape,
                    : wkv7_sequential_backward(*shape, arguments, scratch, nullptr);
 }
 
+extern "C" int run_step(int version, const Shape* shape, const void* x) {
+    return version == 6 ? wkv6_step_forward(*shape, *static_cast<const Forward6*>(x), nullptr)
+                        : wkv7_step_forward(*shape, *static_cast<const Forward7*>(x), nullptr);
+}
+
 extern "C" int run_sample(const Sample* x) { return sample(*x, nullptr); }
+
+extern "C" void run_round_tf32(unsigned* bits, int n) {
+    for (int i = 0; i < n; i++) bits[i] = __float_as_uint(round_tf32(__uint_as_float(bits[i])));
+}

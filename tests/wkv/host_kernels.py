@@ -49,9 +49,12 @@ def run(version: str, chunked: bool, inputs: dict[str, Tensor], cu_seqlens: Tens
 
 def step(version: str, inputs: dict[str, Tensor], state: Tensor) -> Tensor:
     """y of one token of each sequence; the state moves on in place, and there are no borders."""
-    y = _poisoned(inputs["r"])
+    r, y = inputs["r"], _poisoned(inputs["r"])
     names = (*SHAPED_BY_TOKEN[version], *(("u",) if version == "x060" else ()))
-    _call(version, False, False, 1, None, inputs["r"], [*(inputs[name] for name in names), state, y, state, None])
+    shape = Shape(*r.shape, len(r), INTERVAL, DTYPES[r.dtype], None, None)
+    pointers = _pointers([*(inputs[name] for name in names), state, y, state, None])
+    assert library().run_step(_number(version), ctypes.byref(shape), pointers) == 0
+    _check_guards([y, state])
     return y
 
 
@@ -64,7 +67,7 @@ class _Kernel(torch.autograd.Function):
         _call(version, chunked, False, blocks, cu_seqlens, r, [*inputs, y, final_state, checkpoints])
         without = [_poisoned(r), _poisoned(state)]
         _call(version, chunked, False, blocks, cu_seqlens, r, [*inputs, *without, None])
-        assert torch.equal(without[0], y) and torch.equal(without[1], final_state)
+        torch.testing.assert_close(without, [y, final_state], rtol=0, atol=0, equal_nan=True)
         ctx.save_for_backward(*inputs, checkpoints)
         ctx.how = version, chunked, blocks, cu_seqlens
         return y, final_state
@@ -89,16 +92,28 @@ def _poisoned(like: Tensor) -> Tensor:
     return torch.full((like.numel() + GUARD,), torch.nan, dtype=like.dtype)[:like.numel()].view(like.shape)
 
 
-def _call(version: str, chunked: bool, backward: bool, blocks: int, cu_seqlens: Tensor | None, r: Tensor, tensors: list) -> None:
+def _number(version: str) -> int:
+    return 6 if version == "x060" else 7
+
+
+def _pointers(tensors: list[Tensor | None]) -> ctypes.Array:
+    """The kernels' struct of arguments, which has nothing but pointers."""
     assert all(x is None or x.is_contiguous() for x in tensors)
-    number = 6 if version == "x060" else 7
-    n_sequences, borders = (len(r), None) if cu_seqlens is None else (len(cu_seqlens) - 1, cu_seqlens.data_ptr())
-    shape = Shape(n_sequences, r.shape[1], r.shape[2], r.shape[0], INTERVAL, DTYPES[r.dtype], borders, borders)
-    pointers = (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
-    size = library().scratch_bytes(number, chunked, backward, ctypes.byref(shape), blocks)
-    scratch = torch.full((size // 4 + GUARD,), torch.nan)
-    status = library().run(number, chunked, backward, ctypes.byref(shape), pointers, blocks, ctypes.c_void_p(scratch.data_ptr()))
-    assert status == 0 and scratch[size // 4:].isnan().all()
+    return (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
+
+
+def _check_guards(tensors: list[Tensor | None]) -> None:
     for x in tensors:
         base = None if x is None else x._base
         assert base is None or base.dim() > 1 or base[x.numel():].isnan().all(), "written past the end"
+
+
+def _call(version: str, chunked: bool, backward: bool, blocks: int, cu_seqlens: Tensor, r: Tensor, tensors: list) -> None:
+    number, borders = _number(version), cu_seqlens.data_ptr()
+    shape = Shape(len(cu_seqlens) - 1, *r.shape[1:], len(r), INTERVAL, DTYPES[r.dtype], borders, borders)
+    size = library().scratch_bytes(number, chunked, backward, ctypes.byref(shape), blocks)
+    scratch = torch.full((size // 4 + GUARD,), torch.nan)
+    status = library().run(number, chunked, backward, ctypes.byref(shape), _pointers(tensors), blocks,
+                           ctypes.c_void_p(scratch.data_ptr()))
+    assert status == 0 and scratch[size // 4:].isnan().all()
+    _check_guards(tensors)

@@ -1,12 +1,14 @@
 """The CUDA kernels' own source, run on the CPU, against the steps in float64: output, final state and every gradient."""
 
+import ctypes
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wkv import host_kernels
-from tests.wkv.inputs import LOWEST_LOG_W, SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, with_gradients
+from tests.wkv.inputs import LOWEST_LOG_W, SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, run, with_gradients
 
 pytestmark = pytest.mark.skipif(host_kernels.COMPILER is None, reason="no g++ here to compile the kernels with")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
@@ -44,17 +46,43 @@ def test_sequential_with_the_largest_heads(version):
     check(version, draw(version, [17, 1], 1, 128), [17, 1])
 
 
+def check_step(version: str, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """y and the state, which lies between other numbers and moves on in place, against one step in float64."""
+    tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    inputs = {name: x.to(dtype if name in tokens else torch.float32) for name, x in inputs.items()}
+    exact = {name: x.double() for name, x in inputs.items()}
+    expected = run(version, exact, bounds([1] * len(exact["r"])), "steps")
+    around = torch.randn(len(exact["r"]) + 2, *inputs["state"].shape[1:])
+    memory = around.clone()
+    memory[1:-1] = inputs["state"]
+    y = host_kernels.step(version, inputs, memory[1:-1])
+    found = dict(zip(("y", "state"), (y.double(), memory[1:-1].double()), strict=True))
+    wrong = errors(found, dict(zip(("y", "state"), expected, strict=True)))
+    assert wrong["y"] < TOLERANCE[dtype] and wrong["state"] < TOLERANCE[torch.float32]
+    assert memory[0].equal(around[0]) and memory[-1].equal(around[-1])
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("head_size", [8, 20, 64])
+@pytest.mark.parametrize("head_size", [8, 10, 16, 20, 32, 64, 100, 128])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_step_in_place(version, head_size, dtype):
-    """To the last bit what the same kernel gives with borders and a state of its own."""
-    tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
-    inputs = {name: x.to(dtype if name in tokens else torch.float32)
-              for name, x in draw(version, [1] * 4, 2, head_size).items()}
-    expected, expected_state = host_kernels.run(version, False, inputs, bounds([1] * 4))
-    state = inputs["state"].clone()
-    assert host_kernels.step(version, inputs, state).equal(expected) and state.equal(expected_state)
+    check_step(version, draw(version, [1] * 3, 2, head_size), dtype)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_step_of_many_heads(version):
+    """Enough warps for blocks of several, the last of them not full."""
+    check_step(version, draw(version, [1] * 79, 7, 32), torch.float32)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_step_of_tensors_that_16_bytes_do_not_divide(version):
+    inputs = draw(version, [1] * 2, 2, 32)
+    for name, x in inputs.items():
+        memory = torch.zeros(x.numel() + 1)
+        inputs[name] = memory[1:].view(x.shape).copy_(x)
+        assert inputs[name].data_ptr() % 16
+    check_step(version, inputs, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -112,6 +140,81 @@ def test_repeats_are_equal_bit_for_bit(version, chunked, blocks):
     inputs = draw(version, lengths, 1, 32)
     first, second = (check(version, inputs, lengths, torch.float32, chunked, blocks) for _ in range(2))
     assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+# What a GPU makes where a NaN comes about, all bits of the mantissa set; a bfloat16 holds the upper half.
+NAN_OF_A_GPU = 0x7fffffff
+
+
+def poison(inputs: dict[str, torch.Tensor], name: str, at: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """The inputs with one NaN."""
+    x = inputs[name].clone()
+    half = x.dtype == torch.bfloat16
+    x.view(torch.int16 if half else torch.int32)[at] = NAN_OF_A_GPU >> 16 if half else NAN_OF_A_GPU
+    return inputs | {name: x}
+
+
+def results(call, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Outputs, and gradients of the sum of all of them, by name, in float64."""
+    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    y, state = call(leaves)
+    gradients = torch.autograd.grad(y.double().sum() + state.double().sum(), list(leaves.values()))
+    found = {"y": y, "final state": state} | {f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}
+    return {name: x.detach().double() for name, x in found.items()}
+
+
+NAMES = [(version, name) for version in VERSIONS
+         for name in (*SHAPED_BY_TOKEN[version], *(("u",) if version == "x060" else ()), "state")]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("version", "name"), NAMES)
+def test_a_nan_reaches_all_that_depends_on_it_and_no_other_sequence(version, name, chunked, dtype):
+    lengths, n_head = [5, 40, 7], 2
+    cu_seqlens, tokens = bounds(lengths), set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    inputs = {key: x.to(dtype if key in tokens else torch.float32) for key, x in draw(version, lengths, n_head, 32).items()}
+    at = {"u": (0, 3), "state": (1, 0, 3, 3)}.get(name, (25, 0, 3))
+    spoilt = poison(inputs, name, at)
+    found = results(lambda x: host_kernels.run(version, chunked, x, cu_seqlens), spoilt)
+    truth, clean = (results(lambda x: run(version, x, cu_seqlens, "steps"), {key: x.double() for key, x in one.items()})
+                    for one in (spoilt, inputs))
+    assert truth["y"].isnan().any() and not [key for key, x in truth.items() if (x.isnan() & found[key].isfinite()).any()]
+    for one in (found, clean):
+        for key, x in one.items():
+            rows = slice(None) if name == "u" else slice(1, 2) if "state" in key else slice(5, 45)
+            (x if key == "gradient of u" else x[rows].transpose(0, 1))[0] = 0  # all that may depend on it
+    assert not {key: error for key, error in errors(found, clean).items() if not error < TOLERANCE[dtype]}
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("version", "name"), NAMES)
+def test_a_nan_reaches_what_a_step_makes_of_it(version, name, dtype):
+    tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
+    inputs = {key: x.to(dtype if key in tokens else torch.float32) for key, x in draw(version, [1] * 3, 2, 64).items()}
+    at = {"u": (0, 3), "state": (1, 0, 3, 3)}.get(name, (1, 0, 3))
+    spoilt = poison(inputs, name, at)
+    expected = run(version, {key: x.double() for key, x in spoilt.items()}, bounds([1] * 3), "steps")
+    state = spoilt["state"].clone()
+    assert any(x.isnan().any() for x in expected)
+    for found, x in zip((host_kernels.step(version, spoilt, state), state), expected, strict=True):
+        assert found.isnan().equal(x.isnan())
+
+
+def test_rounding_to_tf32():
+    """To 11 bits of mantissa, ties away from zero, against float64; infinities and NaN stay."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-2**31, 2**31, (4000,), generator=generator).int()
+    bits[:1000] = bits[:1000] & ~0x1fff | 0x1000  # ties
+    bits[1000:1004] = torch.tensor([NAN_OF_A_GPU, -1, 0x7f800000, -0x800000]).int()
+    x = bits.view(torch.float32).clone()
+    host_kernels.library().run_round_tf32(ctypes.c_void_p(bits.data_ptr()), len(bits))
+    rounded = bits.view(torch.float32)
+    assert x.isnan().equal(rounded.isnan()) and rounded[1002:1004].equal(x[1002:1004])
+    usual = x.isfinite() & (x.abs() > 2.0**-100) & (x.abs() < 2.0**100)
+    x, rounded = x[usual].double(), rounded[usual].double()
+    unit = 2.0 ** (x.abs().log2().floor() - 10)
+    assert rounded.equal(x.sign() * (x.abs() / unit + 0.5).floor() * unit)
 
 
 @pytest.mark.slow
