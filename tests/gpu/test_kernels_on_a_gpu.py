@@ -103,7 +103,8 @@ def test_not_a_number_comes_through(version, chunked, dtype):
         at = inputs[poisoned][1 if poisoned == "state" else 60] if of_sequence else inputs[poisoned]
         canonical = torch.full((1,), 0x7FFFFFFF, dtype=torch.int32, device="cuda").view(torch.float32)
         at[0, 3:4] = canonical.expand(1, *at.shape[2:]) if at.dim() > 2 else canonical
-        y, state, _ = operator(version)(*inputs.values(), bounds(lengths), bounds(lengths).cuda(), native.INTERVAL, chunked, False)
+        borders = bounds(lengths)
+        y, state, _ = operator(version)(*inputs.values(), borders, borders.cuda(), native.INTERVAL, chunked, False)
         assert not y[40:80, 0].isfinite().all(), poisoned
         if of_sequence:
             assert y[:40].isfinite().all() and y[80:].isfinite().all() and state[[0, 2]].isfinite().all(), poisoned
