@@ -31,3 +31,7 @@ extern "C" int run(int version, bool chunked, bool backward, const Shape* shape,
 }
 
 extern "C" int run_sample(const Sample* x) { return sample(*x, nullptr); }
+
+extern "C" int run_int8_product(const Int8Weight* w, const void* x, int rows, void* y) { return int8_product(*w, x, rows, y, nullptr); }
+
+extern "C" int run_int8_dequantize(const Int8Weight* w, void* weight) { return int8_dequantize(*w, weight, nullptr); }
