@@ -48,7 +48,7 @@ __device__ __forceinline__ void load_piece(const T* x, float* to) {
 }
 
 template <int ROWS, class T>
-__global__ void __launch_bounds__(WARPS * LANES, ROWS <= 2 ? 6 : ROWS == 4 ? 4 : 3) multiply(Int8Weight w, const T* __restrict__ x, int rows, T* __restrict__ y) {
+__global__ void __launch_bounds__(WARPS * LANES, ROWS == 1 ? 6 : ROWS == 2 ? 5 : ROWS == 4 ? 4 : 3) multiply(Int8Weight w, const T* __restrict__ x, int rows, T* __restrict__ y) {
     WKV_SHARED(sums);  // [WARPS][OUTPUTS][ROWS]
     const int thread = threadIdx.x, lane = thread % LANES, warp = thread / LANES;
     const int output = blockIdx.x * OUTPUTS, row = blockIdx.y * ROWS;
