@@ -90,3 +90,9 @@ TORCH_LIBRARY_IMPL(rwkv_wkv, CPU, library) {
     library.impl("wkv7_step", wkv7_step);
     library.impl("wkv7_backward", wkv7_backward);
 }
+
+// On CUDA alone; PyTorch serves elsewhere (src/quantization/int8.py).
+TORCH_LIBRARY_FRAGMENT(rwkv_wkv, library) {
+    library.def("int8_product(Tensor x, Tensor codes, Tensor scales) -> Tensor");
+    library.def("int8_dequantize(Tensor codes, Tensor scales, ScalarType dtype) -> Tensor");
+}

@@ -131,3 +131,50 @@ TORCH_LIBRARY_IMPL(rwkv_wkv, CUDA, library) {
     library.impl("wkv7_backward", wkv7_backward);
     library.impl("decode_sample", decode_sample<draw_rows>);
 }
+
+namespace {
+
+Int8Weight describe_int8(const Tensor& codes, const Tensor& scales, at::ScalarType dtype) {
+    TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == at::kChar && codes.is_contiguous(), "int8: codes are int8 [out, in]");
+    TORCH_CHECK(scales.numel() == codes.size(0) && scales.scalar_type() == at::kFloat && scales.is_contiguous()
+                    && scales.device() == codes.device(), "int8: scales are float32 [out, 1]");
+    TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, "int8: no kernel for ", dtype);
+    return {codes.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(), static_cast<int>(codes.size(0)),
+            static_cast<int>(codes.size(1)), dtype == at::kFloat ? int{FLOAT32} : dtype == at::kHalf ? FLOAT16 : int{BFLOAT16}};
+}
+
+// In order and at a multiple of 16 bytes, which only a view may not be.
+Tensor aligned(const Tensor& x) {
+    const Tensor dense = x.contiguous();
+    return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone();
+}
+
+Tensor int8_product_cuda(const Tensor& x, const Tensor& codes, const Tensor& scales) {
+    const c10::cuda::CUDAGuard guard(codes.device());
+    const Tensor inputs = aligned(x), weights = aligned(codes);
+    const Int8Weight w = describe_int8(weights, scales, x.scalar_type());
+    TORCH_CHECK(x.dim() == 2 && x.size(1) == w.in && w.in > 0 && w.in % INT8_PIECE == 0 && x.device() == codes.device(),
+                "int8: x is [rows, in], in a multiple of ", INT8_PIECE);
+    TORCH_CHECK(x.numel() <= INT32_MAX, "int8: too many rows");
+    Tensor y = at::empty({x.size(0), w.out}, x.options());
+    if (y.numel() == 0) return y;
+    check(int8_product(w, inputs.const_data_ptr(), static_cast<int>(x.size(0)), y.data_ptr(),
+                       c10::cuda::getCurrentCUDAStream(codes.device().index())));
+    return y;
+}
+
+Tensor int8_dequantize_cuda(const Tensor& codes, const Tensor& scales, at::ScalarType dtype) {
+    const c10::cuda::CUDAGuard guard(codes.device());
+    Tensor weight = at::empty(codes.sizes(), codes.options().dtype(dtype));
+    if (weight.numel() == 0) return weight;
+    check(int8_dequantize(describe_int8(codes, scales, dtype), weight.data_ptr(),
+                          c10::cuda::getCurrentCUDAStream(codes.device().index())));
+    return weight;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rwkv_wkv, CUDA, library) {
+    library.impl("int8_product", int8_product_cuda);
+    library.impl("int8_dequantize", int8_dequantize_cuda);
+}

@@ -9,6 +9,7 @@
 #include <cstddef>
 
 #include "arguments.h"
+#include "int8_product.h"
 #include "sample.h"
 
 namespace wkv {
@@ -52,5 +53,10 @@ inline size_t interval_scratch(const Shape& shape) {
 }
 
 inline bool chunked_serves(const Shape& shape) { return shape.head_size == 32 || shape.head_size == 64; }
+
+// x [rows][in], y [rows][out]; `in` is a multiple of INT8_PIECE, pointers are aligned to 16 bytes, rows * in < 2^31, nothing is empty.
+int int8_product(const Int8Weight& w, const void* x, int rows, void* y, Stream stream);
+// weight [out][in], of any alignment.
+int int8_dequantize(const Int8Weight& w, void* weight, Stream stream);
 
 }  // namespace wkv

@@ -174,6 +174,14 @@ T atomicAdd(T* at, T x) {
     *at += x;
     return before;
 }
+// The bytes of y:x, lowest 0, that the four digits of `which` name, lowest first.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned which) {
+    const unsigned long long bytes = static_cast<unsigned long long>(y) << 32 | x;
+    unsigned z = 0;
+    for (int i = 0; i < 4; i++) z |= static_cast<unsigned>(bytes >> 8 * (which >> 4 * i & 7) & 0xff) << 8 * i;
+    return z;
+}
+inline int min(int x, int y) { return x < y ? x : y; }
 inline float __expf(float x) { return std::exp(x); }
 
 namespace wkv {

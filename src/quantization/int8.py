@@ -1,7 +1,19 @@
-"""int8, one byte a weight: symmetric, one float32 scale for each output row, plain PyTorch on every device."""
+"""int8, one byte a weight: symmetric, one float32 scale for each output row.
+
+On a GPU kernels of our own (cuda/int8_product.cu) multiply few rows by the codes themselves, and write the weight in one pass
+for many; elsewhere, and where they can't be built, plain PyTorch serves. For them quantization imports src/wkv/native.py, which
+loads the kernels and knows nothing of quantization.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from src.wkv import native
+
+# Up to so many rows the kernel reads codes as they lie, one byte each, 8 rows at a time; beyond, a bfloat16 weight costs 5 bytes.
+FEW_ROWS = 16
+PIECE = 16  # codes that the kernel reads at once
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,5 +35,27 @@ def rows(codes: Tensor, scales: Tensor, first: int, last: int, in_features: int)
 
 
 def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Undo `quantize`: the weight [out, in] in `dtype`."""
-    return (codes * scales).reshape(shape).to(dtype)
+    """Undo `quantize`: the weight [out, in] in `dtype`; each float32 product is rounded to it once."""
+    if _compiled(codes, dtype):
+        return torch.ops.rwkv_wkv.int8_dequantize(codes, scales, dtype)
+    # Told where to write, PyTorch rounds in the same pass on a GPU.
+    return torch.mul(codes, scales, out=torch.empty(shape, dtype=dtype, device=codes.device))
+
+
+def product(x: Tensor, codes: Tensor, scales: Tensor, out_features: int) -> Tensor:
+    """x W^T: x [..., in], W [out, in] as codes and scales -> [..., out] in x's dtype."""
+    if fused(x):
+        return torch.ops.rwkv_wkv.int8_product(x.reshape(-1, x.shape[-1]), codes, scales).reshape(*x.shape[:-1], out_features)
+    return F.linear(x, dequantize(codes, scales, (out_features, x.shape[-1]), x.dtype))
+
+
+def fused(x: Tensor) -> bool:
+    """Whether the kernel multiplies x [..., in] by codes as they lie."""
+    width = x.shape[-1]
+    return 0 < x.numel() <= FEW_ROWS * width and width % PIECE == 0 and _compiled(x, x.dtype)
+
+
+def _compiled(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether kernels serve on x's device for such activations."""
+    return (x.device.type == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+            and native.missing("cuda") is None)

@@ -6,6 +6,7 @@ of the block's float32 scale a sixteenth of a byte more.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.quantization.bitsandbytes import load_bitsandbytes
@@ -44,3 +45,23 @@ def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: tor
     state = library.QuantState(absmax=scales, shape=torch.Size(shape), dtype=kernel_dtype, blocksize=BLOCK_SIZE, quant_type="nf4")
     # bitsandbytes takes codes with a first side of 1 for a transposed weight; a column of codes of a tiny weight has that too.
     return library.dequantize_4bit(codes[:, None], state).reshape(shape).to(dtype)
+
+
+def product(x: Tensor, codes: Tensor, scales: Tensor, out_features: int) -> Tensor:
+    """x W^T: x [..., in], W [out, in] as codes and scales -> [..., out] in x's dtype."""
+    shape = (out_features, x.shape[-1])
+    if fused(x):
+        return torch.ops.bitsandbytes.gemm_4bit(x, codes[:, None], shape, scales, BLOCK_SIZE, "nf4")
+    return F.linear(x, dequantize(codes, scales, shape, x.dtype))
+
+
+def fused(x: Tensor) -> bool:
+    """Whether bitsandbytes multiplies x [..., in] by codes as they lie, which 0.50 brought.
+
+    Its operator reads codes once for up to 4 rows, and decides beyond by card, shape and dtype, up to 1536 rows, whether that is
+    faster than to dequantize. It looks at no value on the host, so that a CUDA graph may hold it.
+    """
+    if x.device.type != "cuda" or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    load_bitsandbytes("nf4", "int8")
+    return x.numel() > 0 and x.shape[-1] % BLOCK_SIZE == 0 and hasattr(torch.ops.bitsandbytes, "gemm_4bit")

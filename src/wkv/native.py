@@ -205,6 +205,8 @@ def _register() -> None:
         torch.library.register_fake(f"rwkv_wkv::{version}_step", lambda r, *_: torch.empty_like(r))
         torch.library.register_fake(f"rwkv_wkv::{version}_backward", _fake_backward(len(names)))
         torch.library.register_autograd(f"rwkv_wkv::{version}_forward", _backward(version, len(names)), setup_context=_keep)
+    torch.library.register_fake("rwkv_wkv::int8_product", lambda x, codes, scales: x.new_empty(len(x), len(codes)))
+    torch.library.register_fake("rwkv_wkv::int8_dequantize", lambda codes, scales, dtype: torch.empty_like(codes, dtype=dtype))
 
 
 def _fake_forward(*arguments):

@@ -35,6 +35,25 @@ def test_the_start_is_the_same_at_every_call():
     assert all(torch.equal(a, b) for a, b in zip(first, principal_part(weight, 4), strict=True))
 
 
+@pytest.mark.parametrize(("out", "width"), [(20, 30), (30, 20)])
+def test_the_draw_is_its_own_wherever_tensors_are_made(out, width):
+    """Neither the global generator nor the default device has a say, nor is the generator moved on."""
+    weight, before = decaying(out, width), torch.random.get_rng_state()
+    first = principal_part(weight, 4)
+    with torch.device("meta"):
+        second = principal_part(weight, 4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(("out", "width"), [(40, 90), (90, 40)])
+def test_every_tensor_is_contiguous(out, width):
+    """DeepSpeed's broadcast refuses others."""
+    assert all(x.is_contiguous() for x in principal_part(decaying(out, width), 8))
+    layer = PiSSALinear.quantized(decaying(out, width), "int8", 8)
+    assert all(x.is_contiguous() for x in (*layer.parameters(), *layer.buffers()))
+
+
 def test_the_output_is_the_residual_plus_what_trains():
     layer, base = adapted("pissa", moved=0.3)
     a, b, start_a, start_b = (tensors_of(layer)[name].double() for name in ("lora_A", "lora_B", "start_A", "start_B"))

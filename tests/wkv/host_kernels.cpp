@@ -41,3 +41,7 @@ extern "C" int run_sample(const Sample* x) { return sample(*x, nullptr); }
 extern "C" void run_round_tf32(unsigned* bits, int n) {
     for (int i = 0; i < n; i++) bits[i] = __float_as_uint(round_tf32(__uint_as_float(bits[i])));
 }
+
+extern "C" int run_int8_product(const Int8Weight* w, const void* x, int rows, void* y) { return int8_product(*w, x, rows, y, nullptr); }
+
+extern "C" int run_int8_dequantize(const Int8Weight* w, void* weight) { return int8_dequantize(*w, weight, nullptr); }
