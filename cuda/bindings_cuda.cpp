@@ -4,6 +4,8 @@
 #include <cuda_runtime.h>
 #include <torch/library.h>
 
+#include <cstdint>
+
 #include "bindings.h"
 #include "bindings_sample.h"
 #include "cuda_kernels.h"
@@ -40,6 +42,9 @@ Launch prepare(Shape shape, const Tensor& bounds, const Tensor& r, int64_t inter
 }
 
 Tensor scratch(const Tensor& r, size_t bytes) { return at::empty({static_cast<int64_t>(bytes)}, r.options().dtype(at::kByte)); }
+
+// Kernels of v7 in chunks read 16 bytes at once; a contiguous slice may begin anywhere.
+Tensor aligned(const Tensor& x) { return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 ? x : x.clone(); }
 
 auto wkv6_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& state,
                   const Tensor& cu_seqlens, const Tensor& bounds, int64_t interval, bool chunked, bool checkpoints) {
@@ -87,7 +92,8 @@ auto wkv7_forward(const Tensor& r, const Tensor& log_w, const Tensor& k, const T
         const Tensor extra = scratch(r, wkv7_chunked_forward_scratch(on.shape, on.blocks));
         check(wkv7_chunked_forward(on.shape, x, on.blocks, extra.data_ptr(), on.stream));
     };
-    return forward7(run, r, log_w, k, v, kappa, a, state, cu_seqlens, interval, checkpoints);
+    return forward7(run, aligned(r), aligned(log_w), aligned(k), aligned(v), aligned(kappa), aligned(a), aligned(state), cu_seqlens,
+                    interval, checkpoints);
 }
 
 Tensor wkv7_step(const Tensor& r, const Tensor& log_w, const Tensor& k, const Tensor& v, const Tensor& kappa, const Tensor& a,
@@ -112,7 +118,8 @@ auto wkv7_backward(const Tensor& r, const Tensor& log_w, const Tensor& k, const 
         check(chunked ? wkv7_chunked_backward(on.shape, x, on.blocks, extra.data_ptr(), on.stream)
                       : wkv7_sequential_backward(on.shape, x, extra.data_ptr(), on.stream));
     };
-    return backward7(run, r, log_w, k, v, kappa, a, checkpoints, cu_seqlens, d_y, d_final_state, interval);
+    return backward7(run, aligned(r), aligned(log_w), aligned(k), aligned(v), aligned(kappa), aligned(a), aligned(checkpoints),
+                     cu_seqlens, aligned(d_y), aligned(d_final_state), interval);
 }
 
 void draw_rows(const Sample& x, at::Device device) {

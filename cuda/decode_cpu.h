@@ -57,7 +57,7 @@ WKV_INLINE vec activate(vec x, int activation) {
     switch (activation) {
         case TANH: return hyperbolic_tangent(x);
         case SIGMOID: return sigmoid(x);
-        case RELU_SQUARE: x = x > 0 ? x : vec{}; return x * x;
+        case RELU_SQUARE: x = x < 0 ? vec{} : x; return x * x;  // a NaN stays one
         default: return x;
     }
 }
@@ -133,7 +133,7 @@ void before7(const Around7& p, int sequence, int head) {
                 give(p.v + at + i, v + (take(p.v_first + at + i, left) - v) * gate, left);
             }
         }
-        const float length = __builtin_sqrtf(total_of(squares)), scale = 1 / (length > 1e-12f ? length : 1e-12f);
+        const float length = __builtin_sqrtf(total_of(squares)), scale = 1 / (length < 1e-12f ? 1e-12f : length);
         for (int i = 0; i < n; i += STEP) give(p.kappa + at + i, take(p.kappa + at + i, n - i) * scale, n - i);
     }
 }

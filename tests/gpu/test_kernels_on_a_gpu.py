@@ -81,6 +81,20 @@ def test_a_graph_captures_a_step(version):
     assert captured.equal(y) and inputs["state"].equal(expected)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_tensors_that_16_bytes_do_not_divide(version):
+    inputs = {name: x.float().cuda() for name, x in draw(version, [40, 3], 2, 32).items()}
+    moved = {name: torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape) for name, x in inputs.items()}
+    for chunked in (False, True):
+        results = []
+        for leaves in (inputs, moved):
+            leaves = [x.detach().requires_grad_() for x in leaves.values()]
+            y, state, _ = operator(version)(*leaves, bounds([40, 3]), native.INTERVAL, chunked, True)
+            d_y, d_state = (torch.ones(x.numel() + 1, device="cuda")[1:].view(x.shape) for x in (y, state))
+            results.append([y, state, *torch.autograd.grad((y, state), leaves, (d_y, d_state))])
+        assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)

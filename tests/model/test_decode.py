@@ -66,6 +66,18 @@ def test_logits_are_the_models(version, width, head_size, dtype, quantize):
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("version", ["x060", "x070"])
+@torch.inference_mode()
+def test_a_nan_in_any_weight_reaches_what_it_reaches_in_the_model(version, dtype):
+    for name in [name for name, _ in make_model(version, 64, 16, dtype, None).named_parameters()]:
+        model = make_model(version, 64, 16, dtype, None)  # kernels take its weights apart
+        model.get_parameter(name).view(-1)[0] = torch.nan
+        expected = logits_and_states(model)[0].isnan()
+        assert logits_and_states(serve(model))[0].isnan().equal(expected), name
+
+
+@compiled
 @pytest.mark.parametrize("version", ["x060", "x070"])
 @pytest.mark.parametrize(("dtype", "quantize"), [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8")])
 @pytest.mark.parametrize("threads", [1, 2])
