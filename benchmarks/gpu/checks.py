@@ -75,6 +75,7 @@ TOGETHER = [
     Check("memcheck", sanitizer("memcheck"), 120),
     Check("racecheck", sanitizer("racecheck"), 120),
     Check("generation", pytest("test_generation_on_a_gpu.py"), 150),
+    Check("quantized", pytest("test_quantization_on_a_gpu.py"), 120),
     Check("logits", pytest("test_on_a_gpu.py", "-k", "logits"), 90),
     Check("runs", pytest("test_on_a_gpu.py", "-k", "not logits and not deepspeed"), 150),
     Check("deepspeed", pytest("test_on_a_gpu.py", "-k", "deepspeed"), 150),
