@@ -150,15 +150,9 @@ Int8Weight describe_int8(const Tensor& codes, const Tensor& scales, at::ScalarTy
             static_cast<int>(codes.size(1)), dtype == at::kFloat ? int{FLOAT32} : dtype == at::kHalf ? FLOAT16 : int{BFLOAT16}};
 }
 
-// In order and at a multiple of 16 bytes, which only a view may not be.
-Tensor aligned(const Tensor& x) {
-    const Tensor dense = x.contiguous();
-    return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone();
-}
-
 Tensor int8_product_cuda(const Tensor& x, const Tensor& codes, const Tensor& scales) {
     const c10::cuda::CUDAGuard guard(codes.device());
-    const Tensor inputs = aligned(x), weights = aligned(codes);
+    const Tensor inputs = aligned(x.contiguous()), weights = aligned(codes);
     const Int8Weight w = describe_int8(weights, scales, x.scalar_type());
     TORCH_CHECK(x.dim() == 2 && x.size(1) == w.in && w.in > 0 && w.in % INT8_PIECE == 0 && x.device() == codes.device(),
                 "int8: x is [rows, in], in a multiple of ", INT8_PIECE);
