@@ -31,6 +31,15 @@ __device__ __forceinline__ void store(bf16* at, float x) {
     at->bits = static_cast<unsigned short>(bits >> 16);
 }
 
+// By one instruction; a plain assignment may be split into a store for each of the four.
+__device__ __forceinline__ void store_whole(float4* at, float4 x) {
+#if defined(WKV_ON_HOST) || defined(__HIP_PLATFORM_AMD__)
+    *at = x;
+#else
+    __stwb(at, x);
+#endif
+}
+
 #ifdef WKV_ON_HOST
 #define WKV_UNROLL
 #else

@@ -41,7 +41,10 @@ __device__ __forceinline__ void give(E* to, int first, int n, const float (&from
         Neighbours<E, COUNT> x;
         WKV_UNROLL
         for (int i = 0; i < COUNT; i++) store(&x.at[i], from[i]);
-        *reinterpret_cast<Neighbours<E, COUNT>*>(to + first) = x;
+        constexpr int PIECES = sizeof(x) / sizeof(float4);
+        WKV_UNROLL
+        for (int i = 0; i < PIECES; i++) store_whole(reinterpret_cast<float4*>(to + first) + i, reinterpret_cast<const float4*>(&x)[i]);
+        if (PIECES == 0) *reinterpret_cast<Neighbours<E, COUNT>*>(to + first) = x;
     } else {
         WKV_UNROLL
         for (int i = 0; i < COUNT; i++)

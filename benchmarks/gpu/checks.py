@@ -9,6 +9,7 @@ benchmarks/results/checks_gpu.json as it is done, beside the figures of each ben
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -31,6 +32,8 @@ LOGS, RESULTS = ROOT / "out" / "gpu", ROOT / "benchmarks" / "results"
 PASSED = "passed"
 # Seconds between two lines that say what still runs, and characters of a failure's output that are printed.
 LINE_EVERY, FAILURE = 15.0, 2500
+# Of each check beside others: processes, and threads of each, so that they don't take the processor from each other.
+WORKERS, THREADS = 3, "1"
 BUILD = """
 import torch
 from src.wkv import native
@@ -49,7 +52,9 @@ class Check(NamedTuple):
 
 
 def pytest(file: str, *only: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", f"tests/gpu/{file}", "-q", "-p", "no:cacheprovider", "--tb=short", *only]
+    """Where pytest-xdist is installed, by several processes."""
+    several = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
+    return [sys.executable, "-m", "pytest", f"tests/gpu/{file}", "-q", "-p", "no:cacheprovider", "--tb=short", *several, *only]
 
 
 def script(name: str, *arguments: str) -> list[str]:
@@ -85,11 +90,9 @@ TOGETHER = [
     Check("compile-peers", script("wkv", "--shape", "2", "2048", "32", "64", "--rounds", "1", "--keep", "0"), 150),
 ]
 ALONE = [
-    Check("step-1.5B", step("1.5B"), 60, True),
-    Check("step-1.5B-grad_cp", step("1.5B", "--grad_cp", "1"), 60, True),
-    Check("step-1.5B-2048", step("1.5B", "--grad_cp", "1", "--tokens", "2048"), 60, True),
-    Check("step-7.2B-2048", step("7.2B", "--grad_cp", "1", "--tokens", "2048"), 90, True),
-    Check("step-1.5B-compile", step("1.5B", "--compile", "1"), 120, True),
+    Check("steps-1.5B", step("1.5B", "--tokens", "4096", "4096", "2048", "--grad_cp", "0", "1", "1"), 90, True),
+    Check("steps-7.2B", step("7.2B", "--tokens", "2048", "--grad_cp", "1"), 60, True),
+    Check("steps-compile", step("1.5B", "--compile", "1"), 120, True),
     Check("writing-1.5B", script("gpu/writing", "--size", "1.5B"), 90, True),
     Check("writing-7.2B", script("gpu/writing", "--size", "7.2B"), 120, True),
     Check("step-kernels", script("gpu/wkv_step"), 45, True),
@@ -116,8 +119,9 @@ def main() -> None:
     LOGS.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict] = {}
     for group, at_once in ((FIRST, 1), (TOGETHER, len(TOGETHER)), (ALONE, 1)):
+        threads = {"OMP_NUM_THREADS": THREADS} if at_once > 1 else {}
         with ThreadPoolExecutor(at_once) as pool:
-            waiting = {pool.submit(run, check): check for check in group if check in chosen}
+            waiting = {pool.submit(run, check, threads): check for check in group if check in chosen}
             while waiting:
                 for future in wait(waiting, LINE_EVERY, FIRST_COMPLETED).done:
                     check = waiting.pop(future)
@@ -138,13 +142,13 @@ def main() -> None:
     raise SystemExit(any(found["result"] != "passed" for found in results.values()))
 
 
-def run(check: Check) -> dict[str, Any]:
+def run(check: Check, variables: dict[str, str]) -> dict[str, Any]:
     """Its output to a log, its process group killed at the limit."""
     started, path = time.monotonic(), os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with log_of(check).open("w") as output:
         try:
             process = subprocess.Popen(check.command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                                       env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path})
+                                       env=os.environ | variables | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path})
             code = process.wait(check.limit)
             result = PASSED if code == 0 else f"failed ({code})"
         except FileNotFoundError:

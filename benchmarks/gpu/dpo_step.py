@@ -1,7 +1,7 @@
 """A DPO step on a GPU, on a random model of a released size: seconds, how busy the GPU is, and memory against its count.
 
     python benchmarks/gpu/dpo_step.py --size 1.5B                       # NF4, LoRA of rank 16, 4,096 tokens
-    python benchmarks/gpu/dpo_step.py --size 7.2B --grad_cp 1 --tokens 2048
+    python benchmarks/gpu/dpo_step.py --size 7.2B --tokens 4096 2048 --grad_cp 0 1
 
 A step is what train.py does on one micro-batch: forward, backward, clipping, AdamW; pairs of a prompt of 512 tokens and answers
 of 256 each, moved from the host. `device` is the time of all kernels by torch's profiler, `busy` its share of a step's time
@@ -32,8 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(SIZES), default="1.5B")
     parser.add_argument("--quant", choices=("none", "nf4", "int8"), default="nf4")
-    parser.add_argument("--tokens", type=int, default=4096, help=f"of a step, in pairs of {PROMPT + 2 * ANSWER}")
-    parser.add_argument("--grad_cp", type=int, choices=(0, 1), default=0)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096], help=f"of a step, in pairs of {PROMPT + 2 * ANSWER}")
+    parser.add_argument("--grad_cp", type=int, nargs="+", choices=(0, 1), default=[0], help="with each of --tokens")
     parser.add_argument("--compile", type=int, choices=(0, 1), default=0)
     parser.add_argument("--keep", type=int, choices=(0, 1), default=1, help="0: add nothing to the results")
     options = parser.parse_args()
@@ -45,11 +45,12 @@ def main() -> None:
         for block in model.blocks:
             block.att.compile(dynamic=True)
             block.ffn.compile(dynamic=True)
-    row = {name: getattr(options, name) for name in ("size", "quant", "tokens", "grad_cp", "compile")}
-    row |= measure(model, options.tokens // (PROMPT + 2 * ANSWER), bool(options.grad_cp))
-    report(row)
-    if options.keep:
-        add_rows("dpo_step", [row], ("size", "quant", "tokens", "grad_cp", "compile"))
+    for tokens, grad_cp in zip(options.tokens, options.grad_cp, strict=True):
+        row = {"size": options.size, "quant": options.quant, "tokens": tokens, "grad_cp": grad_cp, "compile": options.compile}
+        row |= measure(model, tokens // (PROMPT + 2 * ANSWER), bool(grad_cp))
+        report(row)
+        if options.keep:
+            add_rows("dpo_step", [row], ("size", "quant", "tokens", "grad_cp", "compile"))
 
 
 def measure(model: RWKV, n_pairs: int, grad_cp: bool) -> dict[str, Any]:
@@ -60,8 +61,8 @@ def measure(model: RWKV, n_pairs: int, grad_cp: bool) -> dict[str, Any]:
              for _ in range(n_pairs)]
 
     def step() -> None:
-        packed, references = (part.pin_memory().to("cuda", non_blocking=True) for part in collate(pairs))
-        losses = pair_losses(model, packed, references, objective, grad_cp)
+        packed, references = (part.pin_memory() for part in collate(pairs))
+        losses = pair_losses(model, packed.to("cuda"), references.to("cuda", non_blocking=True), objective, grad_cp)
         losses["loss"].mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

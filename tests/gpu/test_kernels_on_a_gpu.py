@@ -89,7 +89,7 @@ def test_tensors_that_16_bytes_do_not_divide(version):
         results = []
         for leaves in (inputs, moved):
             leaves = [x.detach().requires_grad_() for x in leaves.values()]
-            y, state, _ = operator(version)(*leaves, bounds([40, 3]), native.INTERVAL, chunked, True)
+            y, state, _ = operator(version)(*leaves, bounds([40, 3]), bounds([40, 3]).cuda(), native.INTERVAL, chunked, True)
             d_y, d_state = (torch.ones(x.numel() + 1, device="cuda")[1:].view(x.shape) for x in (y, state))
             results.append([y, state, *torch.autograd.grad((y, state), leaves, (d_y, d_state))])
         assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
