@@ -105,6 +105,7 @@ ALONE = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="names of checks; all where not given")
+    parser.add_argument("--limit", type=int, default=600, help="seconds that no check takes longer than")
     parser.add_argument("--list", type=int, choices=(0, 1), default=0, help="1: print the names and stop")
     options = parser.parse_args()
     every = [*FIRST, *TOGETHER, *ALONE]
@@ -121,7 +122,8 @@ def main() -> None:
     for group, at_once in ((FIRST, 1), (TOGETHER, len(TOGETHER)), (ALONE, 1)):
         threads = {"OMP_NUM_THREADS": THREADS} if at_once > 1 else {}
         with ThreadPoolExecutor(at_once) as pool:
-            waiting = {pool.submit(run, check, threads): check for check in group if check in chosen}
+            waiting = {pool.submit(run, check, min(check.limit, options.limit), threads): check
+                       for check in group if check in chosen}
             while waiting:
                 for future in wait(waiting, LINE_EVERY, FIRST_COMPLETED).done:
                     check = waiting.pop(future)
@@ -142,21 +144,21 @@ def main() -> None:
     raise SystemExit(any(found["result"] != "passed" for found in results.values()))
 
 
-def run(check: Check, variables: dict[str, str]) -> dict[str, Any]:
+def run(check: Check, limit: int, variables: dict[str, str]) -> dict[str, Any]:
     """Its output to a log, its process group killed at the limit."""
     started, path = time.monotonic(), os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with log_of(check).open("w") as output:
         try:
             process = subprocess.Popen(check.command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                                        env=os.environ | variables | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path})
-            code = process.wait(check.limit)
+            code = process.wait(limit)
             result = PASSED if code == 0 else f"failed ({code})"
         except FileNotFoundError:
             result = f"not run: no {check.command[0]} here"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            result = f"stopped after {check.limit} s"
+            result = f"stopped after {limit} s"
     lines = [line.strip() for line in log_of(check).read_text(errors="replace").splitlines() if line.strip()]
     return {"result": result, "seconds": round(time.monotonic() - started, 1), "last_line": lines[-1][:80] if lines else "",
             "output": lines if check.shown else []}

@@ -21,11 +21,11 @@ from shapes import SIZES, VOCABULARY, add_rows, need_a_gpu, random_model
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
 from src.model import RWKV
-from src.training.data import collate
+from src.preference.packing import pack_pairs
 from src.training.objective import Objective, pair_losses
 
 RANK, PROMPT, ANSWER = 16, 512, 256
-WARM_UPS, STEPS, PROFILED = 3, 8, 2
+WARM_UPS, STEPS = 3, 8
 
 
 def main() -> None:
@@ -57,12 +57,13 @@ def measure(model: RWKV, n_pairs: int, grad_cp: bool) -> dict[str, Any]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     objective, generator = Objective(beta=0.1, alpha=0.1), torch.Generator().manual_seed(0)
-    pairs = [(*(torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (PROMPT, ANSWER, ANSWER)), -1e3, -1e3)
+    pairs = [[torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (PROMPT, ANSWER, ANSWER)]
              for _ in range(n_pairs)]
+    references = torch.full((n_pairs, 2), -1e3, dtype=torch.float64).pin_memory()
 
     def step() -> None:
-        packed, references = (part.pin_memory() for part in collate(pairs))
-        losses = pair_losses(model, packed.to("cuda"), references.to("cuda", non_blocking=True), objective, grad_cp)
+        packed = pack_pairs(pairs).pin_memory().to("cuda")
+        losses = pair_losses(model, packed, references.to("cuda", non_blocking=True), objective, grad_cp)
         losses["loss"].mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -84,18 +85,17 @@ def measure(model: RWKV, n_pairs: int, grad_cp: bool) -> dict[str, Any]:
         torch.cuda.synchronize()
         whole.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated()
-    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
-        for _ in range(PROFILED):
-            step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
         torch.cuda.synchronize()
     kernels = [event for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
-    device = sum(event.self_device_time_total for event in kernels) / PROFILED / 1e6
+    device = sum(event.self_device_time_total for event in kernels) / 1e6
     kernels.sort(key=lambda event: -event.self_device_time_total)
     return {"step_s": median(whole), "host_s": median(host), "first_step_s": first, "device_s": device,
-            "busy": device / median(whole), "launches": sum(event.count for event in kernels) / PROFILED,
+            "busy": device / median(whole), "launches": sum(event.count for event in kernels),
             "held_bytes": held, "peak_bytes": peak, "counted_bytes": counted_bytes(model, trained, n_pairs, grad_cp),
-            "kernels": [{"name": event.key[:100], "ms": event.self_device_time_total / PROFILED / 1e3,
-                         "launches": event.count / PROFILED} for event in kernels[:25]]}
+            "kernels": [{"name": event.key[:100], "ms": event.self_device_time_total / 1e3,
+                         "launches": event.count} for event in kernels[:25]]}
 
 
 def counted_bytes(model: RWKV, trained: list[torch.Tensor], n_pairs: int, grad_cp: bool) -> float | None:
