@@ -36,8 +36,10 @@ TENSORS = {"v6": 5 + 9, "v7": 7 + 13}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=4, metavar=("B", "T", "H", "N"))
+    parser.add_argument("--versions", nargs="+", choices=("v6", "v7"), default=["v6", "v7"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", type=int, choices=(0, 1), default=1, help="0: without flash-linear-attention")
+    parser.add_argument("--name", help="of the results' file")
     parser.add_argument("--keep", type=int, choices=(0, 1), default=1, help="0: write no results")
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
@@ -48,7 +50,7 @@ def main() -> None:
     rate = copy_rate(device) if on_gpu else None
     rows = []
     for shape in shapes:
-        for version in ("v6", "v7"):
+        for version in options.versions:
             forms = gpu_forms(version, shape, options.peers) if on_gpu else cpu_forms(version)
             rows += measure(version, shape, forms, random_inputs(version, *shape, device), options.rounds, rate)
     print_table(rows)
@@ -59,7 +61,8 @@ def main() -> None:
                "torch": torch.__version__, "bytes_per_second": rate}
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
-    with atomic_write(results / f"wkv_{'gpu' if on_gpu else 'cpu'}.json", "w", encoding="utf-8") as file:
+    name = "_".join(["wkv", *([options.name] if options.name else []), "gpu" if on_gpu else "cpu"])
+    with atomic_write(results / f"{name}.json", "w", encoding="utf-8") as file:
         json.dump({"machine": machine, "rows": rows}, file, indent=2)
 
 

@@ -12,11 +12,13 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +34,8 @@ LOGS, RESULTS = ROOT / "out" / "gpu", ROOT / "benchmarks" / "results"
 PASSED = "passed"
 # Seconds between two lines that say what still runs, and characters of a failure's output that are printed.
 LINE_EVERY, FAILURE = 15.0, 2500
-# Of each check beside others: processes, and threads of each, so that they don't take the processor from each other.
-WORKERS, THREADS = 3, "1"
+# Checks at once, and of each the processes and their threads, so that they don't take the processor from each other.
+SIDE_BY_SIDE, WORKERS, THREADS = 16, 3, "1"
 BUILD = """
 import torch
 from src.wkv import native
@@ -70,6 +72,7 @@ def sanitizer(tool: str) -> list[str]:
             *script("gpu/sanitized")]
 
 
+PEERS = script("wkv", "--versions", "v7", "--shape", "8", "4096", "64", "64")
 FIRST = [
     Check("card", ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.used", "--format=csv,noheader"],
           30, True, True),
@@ -83,11 +86,11 @@ TOGETHER = [
     Check("quantized", pytest("test_quantization_on_a_gpu.py"), 120),
     Check("logits", pytest("test_on_a_gpu.py", "-k", "logits"), 90),
     Check("runs", pytest("test_on_a_gpu.py", "-k", "not logits and not deepspeed"), 150),
-    Check("deepspeed", pytest("test_on_a_gpu.py", "-k", "deepspeed"), 150),
+    Check("deepspeed", pytest("test_on_a_gpu.py", "-k", "deepspeed"), 180),
     Check("commands", pytest("test_commands_on_a_gpu.py"), 180),
     # Compilers keep what they make here, for the timed runs below.
-    Check("compile", step("1.5B", "--compile", "1", "--keep", "0"), 200),
-    Check("compile-peers", script("wkv", "--shape", "2", "2048", "32", "64", "--rounds", "1", "--keep", "0"), 150),
+    Check("compile", step("1.5B", "--compile", "1", "--keep", "0"), 150),
+    Check("compile-peers", [*PEERS, "--rounds", "1", "--keep", "0"], 120),
 ]
 ALONE = [
     Check("steps-1.5B", step("1.5B", "--tokens", "4096", "4096", "2048", "--grad_cp", "0", "1", "1"), 90, True),
@@ -96,9 +99,10 @@ ALONE = [
     Check("writing-1.5B", script("gpu/writing", "--size", "1.5B"), 90, True),
     Check("writing-7.2B", script("gpu/writing", "--size", "7.2B"), 120, True),
     Check("step-kernels", script("gpu/wkv_step"), 45, True),
-    Check("recurrence", script("wkv"), 90, True),
+    Check("recurrence", script("wkv", "--peers", "0"), 60, True),
     Check("ncu", ["ncu", "--clock-control", "none", "--kernel-name", "regex:step", "--section", "SpeedOfLight",
                   *script("gpu/wkv_step", "--once", "1")], 60, True, True),
+    Check("recurrence-peers", [*PEERS, "--name", "peers"], 60, True),
 ]
 
 
@@ -110,16 +114,16 @@ def main() -> None:
     options = parser.parse_args()
     every = [*FIRST, *TOGETHER, *ALONE]
     if options.list:
-        print("\n".join(f"{check.name}, at most {check.limit} s: {' '.join(check.command[:6])}" for check in every))
+        print("\n".join(f"{check.name}, at most {check.limit} s" for check in every))
         return
-    if subprocess.run([sys.executable, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"]).returncode:
+    if not gpu_found():
         parser.error("torch finds no GPU here, and nothing else is checked by this; make test checks the rest")
     if unknown := set(options.only) - {check.name for check in every}:
         parser.error(f"no check is called {', '.join(sorted(unknown))}; --list 1 prints their names")
     chosen = [check for check in every if not options.only or check.name in options.only]
     LOGS.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict] = {}
-    for group, at_once in ((FIRST, 1), (TOGETHER, len(TOGETHER)), (ALONE, 1)):
+    for group, at_once in ((FIRST, 1), (TOGETHER, SIDE_BY_SIDE), (ALONE, 1)):
         threads = {"OMP_NUM_THREADS": THREADS} if at_once > 1 else {}
         with ThreadPoolExecutor(at_once) as pool:
             waiting = {pool.submit(run, check, min(check.limit, options.limit), threads): check
@@ -144,6 +148,10 @@ def main() -> None:
     raise SystemExit(any(found["result"] != "passed" for found in results.values()))
 
 
+def gpu_found() -> bool:
+    return not subprocess.run([sys.executable, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"]).returncode
+
+
 def run(check: Check, limit: int, variables: dict[str, str]) -> dict[str, Any]:
     """Its output to a log, its process group killed at the limit."""
     started, path = time.monotonic(), os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -160,8 +168,8 @@ def run(check: Check, limit: int, variables: dict[str, str]) -> dict[str, Any]:
             process.wait()
             result = f"stopped after {limit} s"
     lines = [line.strip() for line in log_of(check).read_text(errors="replace").splitlines() if line.strip()]
-    return {"result": result, "seconds": round(time.monotonic() - started, 1), "last_line": lines[-1][:80] if lines else "",
-            "output": lines if check.shown else []}
+    return {"result": result, "when": time.strftime("%F %R UTC", time.gmtime()), "seconds": round(time.monotonic() - started, 1),
+            "last_line": lines[-1][:80] if lines else "", "output": lines if check.shown else []}
 
 
 def log_of(check: Check) -> Path:
@@ -169,10 +177,21 @@ def log_of(check: Check) -> Path:
 
 
 def save(results: dict[str, dict[str, Any]]) -> None:
+    """Beside the last results of other checks, where they are of the same card."""
+    path, found = RESULTS / "checks_gpu.json", {"machine": card(), "checks": {}}
+    if path.exists() and (before := json.loads(path.read_text(encoding="utf-8")))["machine"] == found["machine"]:
+        found = before
+    found["checks"] |= results
     RESULTS.mkdir(exist_ok=True)
-    card = " ".join(results.get("card", {}).get("output", []))
-    with atomic_write(RESULTS / "checks_gpu.json", "w", encoding="utf-8") as file:
-        json.dump({"machine": card, "checks": results}, file, indent=2)
+    with atomic_write(path, "w", encoding="utf-8") as file:
+        json.dump(found, file, indent=2)
+
+
+@cache
+def card() -> str:
+    """The first card's name."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0] if shutil.which(command[0]) else ""
 
 
 def show(check: Check, found: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ without the profiler. Adds to benchmarks/results/dpo_step_gpu.json.
 
 import argparse
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -45,16 +46,23 @@ def main() -> None:
         for block in model.blocks:
             block.att.compile(dynamic=True)
             block.ffn.compile(dynamic=True)
+    rows, steps = [], []
     for tokens, grad_cp in zip(options.tokens, options.grad_cp, strict=True):
         row = {"size": options.size, "quant": options.quant, "tokens": tokens, "grad_cp": grad_cp, "compile": options.compile}
-        row |= measure(model, tokens // (PROMPT + 2 * ANSWER), bool(grad_cp))
+        steps.append(step_of(model, tokens // (PROMPT + 2 * ANSWER), bool(grad_cp)))
+        rows.append(row | timing(steps[-1]) | {"counted_bytes": counted_bytes(model, tokens) if grad_cp else None})
+    # Launches stay slower once a profiler has run in a process, so that comes last.
+    for row, step in zip(rows, steps, strict=True):
+        row |= kernels_of(step)
+        row["busy"] = row["device_s"] / row["step_s"]
         report(row)
-        if options.keep:
-            add_rows("dpo_step", [row], ("size", "quant", "tokens", "grad_cp", "compile"))
+    if options.keep:
+        add_rows("dpo_step", rows, ("size", "quant", "tokens", "grad_cp", "compile"))
 
 
-def measure(model: RWKV, n_pairs: int, grad_cp: bool) -> dict[str, Any]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def step_of(model: RWKV, n_pairs: int, grad_cp: bool) -> Callable[[], None]:
+    """A function that takes a whole optimizer step."""
+    trained = trained_parameters(model)
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     objective, generator = Objective(beta=0.1, alpha=0.1), torch.Generator().manual_seed(0)
     pairs = [[torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (PROMPT, ANSWER, ANSWER)]
@@ -69,46 +77,51 @@ def measure(model: RWKV, n_pairs: int, grad_cp: bool) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
 
-    started = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    first = time.perf_counter() - started
-    for _ in range(WARM_UPS - 1):
-        step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    held, host, whole = torch.cuda.memory_allocated(), [], []
-    for _ in range(STEPS):
+    return step
+
+
+def timing(step: Callable[[], None]) -> dict[str, Any]:
+    """Seconds of a step, of the host's part of it, and of the first; and bytes held before it and at its peak."""
+    host, whole = [], []
+    for number in range(WARM_UPS + STEPS):
+        if number == WARM_UPS:
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
         started = time.perf_counter()
         step()
         host.append(time.perf_counter() - started)
         torch.cuda.synchronize()
         whole.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    return {"step_s": median(whole[WARM_UPS:]), "host_s": median(host[WARM_UPS:]), "first_step_s": whole[0],
+            "held_bytes": held, "peak_bytes": torch.cuda.max_memory_allocated()}
+
+
+def kernels_of(step: Callable[[], None]) -> dict[str, Any]:
+    """What a step launches on the GPU, and how long that takes there."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         step()
         torch.cuda.synchronize()
     kernels = [event for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
-    device = sum(event.self_device_time_total for event in kernels) / 1e6
     kernels.sort(key=lambda event: -event.self_device_time_total)
-    return {"step_s": median(whole), "host_s": median(host), "first_step_s": first, "device_s": device,
-            "busy": device / median(whole), "launches": sum(event.count for event in kernels),
-            "held_bytes": held, "peak_bytes": peak, "counted_bytes": counted_bytes(model, trained, n_pairs, grad_cp),
-            "kernels": [{"name": event.key[:100], "ms": event.self_device_time_total / 1e3,
-                         "launches": event.count} for event in kernels[:25]]}
+    return {"device_s": sum(event.self_device_time_total for event in kernels) / 1e6,
+            "launches": sum(event.count for event in kernels),
+            "kernels": [{"name": event.key[:100], "ms": event.self_device_time_total / 1e3, "launches": event.count}
+                        for event in kernels[:25]]}
 
 
-def counted_bytes(model: RWKV, trained: list[torch.Tensor], n_pairs: int, grad_cp: bool) -> float | None:
+def trained_parameters(model: RWKV) -> list[torch.Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def counted_bytes(model: RWKV, tokens: int) -> float:
     """What --grad_cp 1 must hold: weights, adapters with gradient and two moments, what blocks keep, and one block made again."""
-    if not grad_cp:
-        return None
-    held = sum(x.nbytes for x in (*model.parameters(), *model.buffers())) + sum(3 * x.nbytes for x in trained)
-    tokens, width, bf16, fp32 = n_pairs * (PROMPT + 2 * ANSWER), model.dimensions.n_embd, 2, 4
+    held = sum(x.nbytes for x in (*model.parameters(), *model.buffers())) + sum(3 * x.nbytes for x in trained_parameters(model))
+    bf16, fp32 = 2, 4
     # A block keeps its input in float32 and r, k, v and the outputs of both halves. One block made again holds 30 vectors a token
     # in bf16, the FFN's 4 in three copies, and the recurrence's states, 64 wide for each 16 tokens, in float32.
     kept = len(model.blocks) * (fp32 + 5 * bf16)
     again = (30 + 12) * bf16 + 64 / 16 * fp32
-    return held + tokens * width * (kept + again)
+    return held + tokens * model.dimensions.n_embd * (kept + again)
 
 
 def report(row: dict[str, Any]) -> None:
