@@ -9,8 +9,7 @@
 namespace wkv {
 namespace {
 
-constexpr int OUTPUTS = 4, WARPS = 4, LANES = 32, ROWS_AT_ONCE = 8;
-constexpr int THREADS = 128;
+constexpr int OUTPUTS = 4, WARPS = 4, LANES = 32, ROWS_AT_ONCE = 8, THREADS = WARPS * LANES;
 
 struct alignas(16) Piece {
     unsigned words[4];
@@ -47,8 +46,12 @@ __device__ __forceinline__ void load_piece(const T* x, float* to) {
     for (int i = 0; i < INT8_PIECE; i += ELEMENTS) unpack(load(x + i), x, to + i);
 }
 
+// Blocks that a multiprocessor is to hold: as many as leave their registers room for the loads of all their rows at once.
+constexpr int blocks_held(int rows) { return rows == 1 ? 6 : rows == 2 ? 5 : rows == 4 ? 4 : 3; }
+
 template <int ROWS, class T>
-__global__ void __launch_bounds__(WARPS * LANES, ROWS == 1 ? 6 : ROWS == 2 ? 5 : ROWS == 4 ? 4 : 3) multiply(Int8Weight w, const T* __restrict__ x, int rows, T* __restrict__ y) {
+__global__ void __launch_bounds__(THREADS, blocks_held(ROWS))
+multiply(Int8Weight w, const T* __restrict__ x, int rows, T* __restrict__ y) {
     WKV_SHARED(sums);  // [WARPS][OUTPUTS][ROWS]
     const int thread = threadIdx.x, lane = thread % LANES, warp = thread / LANES;
     const int output = blockIdx.x * OUTPUTS, row = blockIdx.y * ROWS;
@@ -60,7 +63,7 @@ __global__ void __launch_bounds__(WARPS * LANES, ROWS == 1 ? 6 : ROWS == 2 ? 5 :
     WKV_UNROLL
     for (int m = 0; m < ROWS; m++) first[m] = min(row + m, rows - 1) * w.in;
     float sum[OUTPUTS][ROWS] = {};
-    for (int k = thread * INT8_PIECE; k < w.in; k += WARPS * LANES * INT8_PIECE) {
+    for (int k = thread * INT8_PIECE; k < w.in; k += THREADS * INT8_PIECE) {
         Piece pieces[OUTPUTS];
         WKV_UNROLL
         for (int o = 0; o < OUTPUTS; o++) pieces[o] = load(codes[o] + k);
@@ -116,7 +119,7 @@ int by_dtype(int dtype, F f) {
 template <int ROWS, class T>
 int launch_multiply(const Int8Weight& w, const T* x, int rows, T* y, Stream stream) {
     const dim3 grid((w.out + OUTPUTS - 1) / OUTPUTS, (rows + ROWS - 1) / ROWS);
-    return launch(multiply<ROWS, T>, grid, WARPS * LANES, sizeof(float) * WARPS * OUTPUTS * ROWS, stream, w, x, rows, y);
+    return launch(multiply<ROWS, T>, grid, THREADS, sizeof(float) * WARPS * OUTPUTS * ROWS, stream, w, x, rows, y);
 }
 
 }  // namespace
