@@ -1,4 +1,4 @@
-"""Every CUDA source compiles, without a warning, for every architecture that is served."""
+"""Every CUDA source compiles, without a warning, for the oldest and newest architecture; for all of them in the slow tests."""
 
 import shutil
 import subprocess
@@ -21,10 +21,14 @@ def known() -> list[str]:
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not on this machine's PATH")
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("source", sorted(SOURCES.glob("*.cu")), ids=lambda path: path.name)
-def test_compiles_for_every_architecture(source):
+def test_compiles_for_the_architectures(source, every, request):
+    if request.config.getoption("--instructions"):
+        pytest.skip("the processor's instructions make no difference to nvcc")
     assert len(known()) >= 4, "an nvcc too old to know today's GPUs"
-    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in known()]
+    numbers = known() if every else (known()[0], known()[-1])
+    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
     # Little optimized: it is a quarter of the time, and the sources are checked all the same.
     flags = ["-std=c++20", "-Xcicc", "-O1", "-Xptxas", "-O1", "--threads", "2", "-Werror", "all-warnings", *targets]
     with tempfile.TemporaryDirectory() as folder:
