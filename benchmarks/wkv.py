@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "gpu")]
+
+from shapes import copy_rate  # noqa: E402
 
 from src.files import atomic_write  # noqa: E402
 from src.wkv import native, wkv6, wkv7  # noqa: E402
@@ -47,7 +49,7 @@ def main() -> None:
     if (reason := native.missing(device.type)) is not None:
         parser.error(f"nothing to measure: {reason}")
     shapes = [tuple(options.shape)] if options.shape else GPU_SHAPES if on_gpu else CPU_SHAPES
-    rate = copy_rate(device) if on_gpu else None
+    rate = copy_rate() if on_gpu else None
     rows = []
     for shape in shapes:
         for version in options.versions:
@@ -160,20 +162,6 @@ def timed(form, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
         return marks[1] - marks[0], marks[3] - marks[2]
     torch.cuda.synchronize()
     return marks[0].elapsed_time(marks[1]) / 1e3, marks[2].elapsed_time(marks[3]) / 1e3
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes read and written a second by a copy of 2 GB."""
-    x = torch.empty(1 << 30, dtype=torch.bfloat16, device=device)
-    y, times = torch.empty_like(x), []
-    for _ in range(6):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        y.copy_(x)
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return 2 * x.nbytes / min(times)
 
 
 def print_table(rows: list[dict]) -> None:

@@ -14,11 +14,12 @@ PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu" / "checks.py"
 @pytest.fixture
 def checks(monkeypatch, tmp_path):
     """The script as a module, with none of its checks, its files in a temporary folder, on a machine said to have a GPU."""
+    monkeypatch.syspath_prepend(PATH.parent)
     spec = importlib.util.spec_from_file_location("checks", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "LOGS", tmp_path / "logs")
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys.modules["results"], "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "gpu_found", lambda: True)
     monkeypatch.setattr(module, "card", lambda: "A100")
     for group in ("FIRST", "TOGETHER", "ALONE"):
@@ -30,7 +31,7 @@ def run(checks, monkeypatch, *arguments: str) -> tuple[int, dict]:
     monkeypatch.setattr(sys, "argv", ["checks.py", *arguments])
     with pytest.raises(SystemExit) as stop:
         checks.main()
-    path = checks.RESULTS / "checks_gpu.json"
+    path = checks.LOGS.parent / "results" / "checks_gpu.json"
     return int(stop.value.code), json.loads(path.read_text())["checks"] if path.exists() else {}
 
 

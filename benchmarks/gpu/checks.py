@@ -10,7 +10,6 @@ benchmarks/results/checks_gpu.json as it is done, beside the figures of each ben
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -22,15 +21,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from results import ROOT, read_results, write_results
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from src.files import atomic_write  # noqa: E402
-
-LOGS, RESULTS = ROOT / "out" / "gpu", ROOT / "benchmarks" / "results"
+LOGS = ROOT / "out" / "gpu"
 PASSED = "passed"
 # Seconds between two lines that say what still runs, and characters of a failure's output that are printed.
 LINE_EVERY, FAILURE = 15.0, 2500
@@ -40,7 +35,7 @@ BUILD = """
 import torch
 from src.wkv import native
 from src.wkv.toolkit import architectures, find_toolkit
-print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda, *find_toolkit(), architectures())
+print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda, find_toolkit(), architectures())
 raise SystemExit(native.missing("cuda") or 0)
 """
 
@@ -145,7 +140,7 @@ def main() -> None:
         if found := results.get(check.name):
             table.add_row(check.name, f"{found['seconds']:.0f}", found["result"], found["last_line"])
     Console(width=130).print(table)
-    raise SystemExit(any(found["result"] != "passed" for found in results.values()))
+    raise SystemExit(any(found["result"] != PASSED for found in results.values()))
 
 
 def gpu_found() -> bool:
@@ -177,14 +172,9 @@ def log_of(check: Check) -> Path:
 
 
 def save(results: dict[str, dict[str, Any]]) -> None:
-    """Beside the last results of other checks, where they are of the same card."""
-    path, found = RESULTS / "checks_gpu.json", {"machine": card(), "checks": {}}
-    if path.exists() and (before := json.loads(path.read_text(encoding="utf-8")))["machine"] == found["machine"]:
-        found = before
-    found["checks"] |= results
-    RESULTS.mkdir(exist_ok=True)
-    with atomic_write(path, "w", encoding="utf-8") as file:
-        json.dump(found, file, indent=2)
+    """Beside the last results of other checks."""
+    found = read_results("checks", card())
+    write_results("checks", found | {"checks": found.get("checks", {}) | results})
 
 
 @cache

@@ -6,7 +6,6 @@ loads the kernels and knows nothing of quantization.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from src.wkv import native
@@ -43,10 +42,8 @@ def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: tor
 
 
 def product(x: Tensor, codes: Tensor, scales: Tensor, out_features: int) -> Tensor:
-    """x W^T: x [..., in], W [out, in] as codes and scales -> [..., out] in x's dtype."""
-    if fused(x):
-        return torch.ops.rwkv_wkv.int8_product(x.reshape(-1, x.shape[-1]), codes, scales).reshape(*x.shape[:-1], out_features)
-    return F.linear(x, dequantize(codes, scales, (out_features, x.shape[-1]), x.dtype))
+    """x W^T where it is `fused`: x [..., in], W [out, in] as codes and scales -> [..., out] in x's dtype."""
+    return torch.ops.rwkv_wkv.int8_product(x.reshape(-1, x.shape[-1]), codes, scales).reshape(*x.shape[:-1], out_features)
 
 
 def fused(x: Tensor) -> bool:

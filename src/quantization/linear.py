@@ -1,13 +1,14 @@
 """One linear layer over every kind of quantized weight; the weight itself is frozen, gradients only pass through.
 
 A scheme is a module with `quantize(weight) -> (codes, scales)`, `dequantize(codes, scales, shape, dtype) -> weight`, and `rows`,
-which takes of codes and scales what some rows of the weight need. `product(x, codes, scales, out_features) -> y` chooses by
-shape, device and dtype how x W^T is computed, and `fused(x)` says whether by the codes themselves.
+which takes of codes and scales what some rows of the weight need. `fused(x)` says, by shape, device and dtype, whether
+`product(x, codes, scales, out_features) -> y` multiplies by the codes as they lie.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
@@ -58,7 +59,10 @@ class QuantizedLinear(nn.Module):
 @torch.library.custom_op("rwkv::quantized_product", mutates_args=())
 def _quantized_product(x: Tensor, codes: Tensor, scales: Tensor, out_features: int, mode: str) -> Tensor:
     """x W^T. One operator to torch, so that no full-size copy of W lives on, and checkpointing may keep what it returns."""
-    return SCHEMES[mode].product(x, codes, scales, out_features)
+    scheme = SCHEMES[mode]
+    if scheme.fused(x):
+        return scheme.product(x, codes, scales, out_features)
+    return F.linear(x, scheme.dequantize(codes, scales, (out_features, x.shape[-1]), x.dtype))
 
 
 @_quantized_product.register_fake

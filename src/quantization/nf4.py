@@ -6,7 +6,6 @@ of the block's float32 scale a sixteenth of a byte more.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from src.quantization.bitsandbytes import load_bitsandbytes
@@ -48,11 +47,8 @@ def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: tor
 
 
 def product(x: Tensor, codes: Tensor, scales: Tensor, out_features: int) -> Tensor:
-    """x W^T: x [..., in], W [out, in] as codes and scales -> [..., out] in x's dtype."""
-    shape = (out_features, x.shape[-1])
-    if fused(x):
-        return torch.ops.bitsandbytes.gemm_4bit(x, codes[:, None], shape, scales, BLOCK_SIZE, "nf4")
-    return F.linear(x, dequantize(codes, scales, shape, x.dtype))
+    """x W^T where it is `fused`: x [..., in], W [out, in] as codes and scales -> [..., out] in x's dtype."""
+    return torch.ops.bitsandbytes.gemm_4bit(x, codes[:, None], (out_features, x.shape[-1]), scales, BLOCK_SIZE, "nf4")
 
 
 def fused(x: Tensor) -> bool:

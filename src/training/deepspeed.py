@@ -10,7 +10,7 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.nn import Module
 
-from src.wkv.toolkit import Toolkit, find_toolkit, use_toolkit
+from src.wkv.toolkit import use_toolkit
 
 
 class SteppingDeepSpeed(DeepSpeedStrategy):
@@ -23,8 +23,8 @@ class SteppingDeepSpeed(DeepSpeedStrategy):
     def __init__(self, **settings: Any):
         super().__init__(precision_plugin=AsItIs("32-true"), **settings)
         # DeepSpeed builds its optimizers with what torch's builder found.
-        if torch.version.cuda is not None and isinstance(toolkit := find_toolkit(), Toolkit):
-            use_toolkit(toolkit)
+        if torch.version.cuda is not None:
+            use_toolkit()
 
     @property
     def handles_gradient_accumulation(self) -> bool:

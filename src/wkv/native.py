@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from src.errors import UserError
-from src.wkv.toolkit import architectures, find_toolkit, use_toolkit
+from src.wkv.toolkit import architectures, use_toolkit
 
 SOURCES = Path(__file__).resolve().parents[2] / "cuda"
 CPU_SOURCES = ("bindings_cpu.cpp", "bindings_decode.cpp", "bindings_sample.cpp", "cpu_memory.cpp", "instructions.cpp",
@@ -138,10 +138,9 @@ def _load(device: str) -> str | None:
             return "they have never been tried on ROCm"
         if torch.version.cuda is None:
             return "this torch is built for the CPU alone"
-        toolkit = find_toolkit()
+        toolkit = use_toolkit()
         if isinstance(toolkit, str):
             return toolkit
-        use_toolkit(toolkit)
         built_with = toolkit.version, architectures()
     folder = _folder(name, built_with)
     library = folder / f"{name}.so"

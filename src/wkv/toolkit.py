@@ -35,11 +35,17 @@ def find_toolkit() -> Toolkit | str:
             "of torch's CUDA version, or set CUDA_HOME to it")
 
 
-def use_toolkit(toolkit: Toolkit) -> None:
-    """From here on torch's extension builder, DeepSpeed's included, takes this one; its own search ends at any nvcc's parent."""
-    from torch.utils import cpp_extension
+def use_toolkit() -> Toolkit | str:
+    """`find_toolkit`, and from here on torch's extension builder takes what it found, where it found one; DeepSpeed's does too.
 
-    cpp_extension.CUDA_HOME = str(toolkit.home)
+    The builder's own search ends at any nvcc's parent.
+    """
+    toolkit = find_toolkit()
+    if isinstance(toolkit, Toolkit):
+        from torch.utils import cpp_extension
+
+        cpp_extension.CUDA_HOME = str(toolkit.home)
+    return toolkit
 
 
 def architectures() -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from src.wkv import native
-from tests.wkv.inputs import SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, run, with_gradients
+from tests.wkv.inputs import SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, poison, run, with_gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 # float32: rounding over thousands of steps, the chunked form's products split in three. bfloat16: rounding of the outputs.
@@ -110,17 +110,13 @@ def test_long_sequences_in_segments(version, chunked, dtype):
 def test_not_a_number_comes_through(version, chunked, dtype):
     """The NaN that a GPU's own arithmetic makes, in each input of the second sequence: found in its outputs, and there alone."""
     lengths, tokens = [40, 40, 40], set(SHAPED_BY_TOKEN[version]) - {"log_w"}
-    for poisoned in draw(version, lengths, 2, 64):
-        inputs = {name: x.to("cuda", dtype if name in tokens else torch.float32)
-                  for name, x in draw(version, lengths, 2, 64).items()}
-        of_sequence = poisoned in ("state", *SHAPED_BY_TOKEN[version])
-        at = inputs[poisoned][1 if poisoned == "state" else 60] if of_sequence else inputs[poisoned]
-        canonical = torch.full((1,), 0x7FFFFFFF, dtype=torch.int32, device="cuda").view(torch.float32)
-        at[0, 3:4] = canonical.expand(1, *at.shape[2:]) if at.dim() > 2 else canonical
+    clean = {name: x.to("cuda", dtype if name in tokens else torch.float32) for name, x in draw(version, lengths, 2, 64).items()}
+    for poisoned in clean:
+        inputs = poison(clean, poisoned, {"u": (0, 3), "state": (1, 0, 3, 3)}.get(poisoned, (60, 0, 3)))
         borders = bounds(lengths)
         y, state, _ = operator(version)(*inputs.values(), borders, borders.cuda(), native.INTERVAL, chunked, False)
         assert not y[40:80, 0].isfinite().all(), poisoned
-        if of_sequence:
+        if poisoned != "u":
             assert y[:40].isfinite().all() and y[80:].isfinite().all() and state[[0, 2]].isfinite().all(), poisoned
 
 

@@ -12,6 +12,8 @@ VERSIONS = ("x060", "x070")
 SHAPED_BY_TOKEN = {"x060": ("r", "log_w", "k", "v"), "x070": ("r", "log_w", "k", "v", "kappa", "a")}
 # RWKV-7's decay is exp(-e^(-1/2) sigmoid(.)), so its logarithm is never below this.
 LOWEST_LOG_W = -math.exp(-0.5)
+# What a GPU makes where a NaN comes about, all bits of the mantissa set; a bfloat16 holds the upper half.
+NAN_OF_A_GPU = 0x7fffffff
 
 
 def bounds(lengths: list[int]) -> Tensor:
@@ -63,3 +65,11 @@ def with_gradients(version: str, inputs: dict[str, Tensor], cu_seqlens: Tensor, 
 def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
     """Norm of the difference over the norm, by name; the difference itself where the truth is zero."""
     return {name: ((found[name] - x).norm() / (x.norm() if x.norm() > 0 else 1.0)).item() for name, x in truth.items()}
+
+
+def poison(inputs: dict[str, Tensor], name: str, at: tuple[int, ...]) -> dict[str, Tensor]:
+    """The inputs with one NaN."""
+    x = inputs[name].clone()
+    half = x.dtype == torch.bfloat16
+    x.view(torch.int16 if half else torch.int32)[at] = NAN_OF_A_GPU >> 16 if half else NAN_OF_A_GPU
+    return inputs | {name: x}

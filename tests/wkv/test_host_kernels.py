@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wkv import host_kernels
-from tests.wkv.inputs import LOWEST_LOG_W, SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, run, with_gradients
+from tests.wkv.inputs import (
+    LOWEST_LOG_W,
+    NAN_OF_A_GPU,
+    SHAPED_BY_TOKEN,
+    VERSIONS,
+    bounds,
+    draw,
+    errors,
+    poison,
+    run,
+    with_gradients,
+)
 
 pytestmark = pytest.mark.skipif(host_kernels.COMPILER is None, reason="no g++ here to compile the kernels with")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
@@ -140,18 +151,6 @@ def test_repeats_are_equal_bit_for_bit(version, chunked, blocks):
     inputs = draw(version, lengths, 1, 32)
     first, second = (check(version, inputs, lengths, torch.float32, chunked, blocks) for _ in range(2))
     assert all(torch.equal(x, second[name]) for name, x in first.items())
-
-
-# What a GPU makes where a NaN comes about, all bits of the mantissa set; a bfloat16 holds the upper half.
-NAN_OF_A_GPU = 0x7fffffff
-
-
-def poison(inputs: dict[str, torch.Tensor], name: str, at: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """The inputs with one NaN."""
-    x = inputs[name].clone()
-    half = x.dtype == torch.bfloat16
-    x.view(torch.int16 if half else torch.int32)[at] = NAN_OF_A_GPU >> 16 if half else NAN_OF_A_GPU
-    return inputs | {name: x}
 
 
 def results(call, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
