@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
-from src.cli.evaluate import parse
 from src.cli.run import run
-from src.training.measure import measure
 
 
 def main(arguments: Sequence[str]) -> None:
-    measure(parse(arguments))
+    from src.cli.evaluate import parse
+
+    config = parse(arguments)
+    from src.training.measure import measure
+
+    measure(config)
 
 
 if __name__ == "__main__":

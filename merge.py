@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from src.cli.merge import merge, parse
 from src.cli.run import run
 
 
 def main(arguments: Sequence[str]) -> None:
+    from src.cli.merge import merge, parse
+
     merge(parse(arguments))
 
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 
-from src.cli.prepare import parse
 from src.cli.run import run
 
 
 def main(arguments: Sequence[str]) -> None:
-    flags = parse(arguments)
+    from src.cli.prepare import parse
+
+    config = parse(arguments)
     from src.preference.prepare import prepare
 
-    prepare(flags)
+    prepare(config)
 
 
 if __name__ == "__main__":

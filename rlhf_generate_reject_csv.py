@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from src.cli.generate import parse
 from src.cli.run import run
 
 
 def main(arguments: Sequence[str]) -> None:
+    from src.cli.generate import parse
+
     config = parse(arguments)
     from src.generation.reject import generate_rejects
 

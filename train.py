@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from src.cli.run import run
-from src.cli.train import parse
 
 
 def main(arguments: Sequence[str]) -> None:
+    from src.cli.train import parse
+
     config, expected = parse(arguments)
     # Lightning takes seconds to import, which a wrong flag need not wait for.
     from src.generation.greedy import likeliest_answers

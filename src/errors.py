@@ -1,4 +1,6 @@
-"""The exceptions that mean "the user can mend this"."""
+"""The exceptions that mean "the user can mend this", and how to tell that memory ran out."""
+
+import signal
 
 
 class UserError(Exception):
@@ -10,3 +12,25 @@ class UserError(Exception):
 
 class NotFinite(UserError):
     """A model or a file gave NaN or infinity where only finite numbers are of use; the message names which."""
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end: Ctrl-C, or what a scheduler, a closed terminal or `kill` sends.
+
+    No `Exception`, so that nothing on its way up takes it for a failure of its own.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+# Of PyTorch on a CPU: an allocation that fails, a size that no memory has.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or the device had no more memory; PyTorch has no error of its own for the former."""
+    # torch.OutOfMemoryError by name, since whoever asks need not have imported torch.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))

@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all: write to a temporary, fsync, rename."""
+"""Files that appear whole or not at all: write to a temporary, fsync, rename. Only regular files are ever written."""
 
 import fcntl
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ def atomic_write(path: str | Path, mode: str = "wb", **open_arguments) -> Iterat
     """Open a temporary file beside `path` and rename it onto `path` when the block ends without an error.
 
     Whatever stood at `path` stays untouched until the new file is complete and on disk; when the
-    block fails, the temporary is removed. The folder is made where it is missing.
+    block fails, the temporary is removed. The folder is made where it is missing. A symbolic link stays one, and
+    what it points to is replaced; a file that is replaced keeps its permissions.
 
-    Raises UserError, naming `path`, where the system refuses to write (full disk, no permission).
+    Raises UserError, naming `path`, where the system refuses to write (full disk, no permission), or something else than a file
+    has this name.
     """
-    path = Path(path)
+    path = regular_file(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +35,7 @@ def atomic_write(path: str | Path, mode: str = "wb", **open_arguments) -> Iterat
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private to their owner; a finished file follows the user's umask.
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
         _fsync_folder(path.parent)
@@ -51,8 +54,9 @@ def open_alone(path: Path, instead: str) -> Iterator[int]:
     Args:
         instead: what to choose another one of, such as "--output_csv".
 
-    Raises UserError where the system refuses, or another process has it open so.
+    Raises UserError where the system refuses, another process has it open so, or something else than a file has this name.
     """
+    path = regular_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -105,13 +109,42 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def regular_file(path: str | Path) -> Path:
+    """Where `path` leads over symbolic links: a regular file, or a name that nothing has yet.
+
+    Raises UserError where it is a folder, a device, a pipe or a socket, which a rename would replace by a file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:  # links that lead in a circle, a name that is too long, a NUL in it
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be written ({reason}); choose another name") from None
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"), (stat.S_ISFIFO, "a pipe"),
+             (stat.S_ISSOCK, "a socket"))
+    for is_kind, kind in kinds:
+        if is_kind(mode):
+            raise UserError(f"{path}: cannot be written, since {kind} has this name; choose another name")
+    return Path(os.path.realpath(path))
+
+
 def check_output(path: str | Path, inputs: dict[str, str | Path]) -> None:
-    """Raise UserError where `path`, to be written at the end of a job, is a folder or one of the `inputs`, named by flag."""
-    if Path(path).is_dir():
-        raise UserError(f"{path}: cannot be written, since a folder has this name; choose another name")
+    """Check, before a job begins, the file that it will write at its end.
+
+    Args:
+        inputs: files that the job reads, by flag.
+
+    Raises UserError where `path` is no regular file, can't be written, or is one of the inputs.
+    """
+    target = regular_file(path)
     for flag, given in inputs.items():
-        if Path(given).resolve() == Path(path).resolve():
+        if Path(given).resolve() == target or (target.exists() and Path(given).exists() and target.samefile(given)):
             raise UserError(f"{path}: is the file of {flag} too and would be overwritten; choose another name for the output")
+    folder = next(parent for parent in target.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = "can't be written to" if folder.is_dir() else "is not a folder"
+        raise UserError(f"{path}: cannot be written, since {folder} {reason}; choose another place")
 
 
 def existing_file(path: str | Path, what: str) -> Path:

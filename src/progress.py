@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from src.console import console, say
 
 # Where stderr is a file or a pipe: a plain line at most this often, in seconds.
 LINE_EVERY = 10.0
@@ -22,7 +23,7 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[...,
     if not sys.stderr.isatty():
         yield _plain_lines(what, total, done)
         return
-    with Progress(*COLUMNS, console=Console(stderr=True)) as bar:
+    with Progress(*COLUMNS, console=console(stderr=True)) as bar:
         task = bar.add_task(what, total=total, completed=done)
 
         def advance(count: int, note: str = "") -> None:
@@ -42,6 +43,6 @@ def _plain_lines(what: str, total: int, done: int) -> Callable[..., None]:
         if now - last >= LINE_EVERY and done > first:
             last = now
             left = (now - started) / (done - first) * (total - done)
-            print(f"{what} {done}/{total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)
+            say(f"{what} {done}/{total}, {left:.0f} s left {note}".rstrip())
 
     return advance

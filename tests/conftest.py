@@ -1,6 +1,7 @@
 """What several test folders share."""
 
 import functools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def prepare_csv(model: Path, pairs: Path, output: Path, precision: str = "fp32",
         load_model=str(model), input_csv=str(pairs), output_save=str(output), target_pair_count=None, rlhf_max_corpus_len=512,
         tokenizer=None, layer_profile=profile, seed=0, batch_tokens=4096, device=torch.device("cpu"), precision=precision,
         dtype=DTYPES[precision], quantization=quantization, **more))
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A script that is run within this process takes over the signals."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture

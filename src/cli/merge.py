@@ -1,6 +1,5 @@
 """The flags of merge.py, and the merge itself: read, merge, write."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ from src.adapters.files import merge_adapter, read_adapter, save_states
 from src.checkpoint.base import load_base
 from src.checkpoint.io import save_checkpoint
 from src.cli.run import Parser
+from src.console import say
 from src.files import check_output
 
 
@@ -32,7 +32,7 @@ def merge(flags: MergeFlags) -> None:
     merged = merge_adapter(base, flags.adapter)
     changed = sum(merged[name] is not base[name] for name in base)
     save_checkpoint(merged, flags.output)
-    print(f"{flags.output}: {changed} of {len(base)} tensors changed", file=sys.stderr)
+    say(f"{flags.output}: {changed} of {len(base)} tensors changed")
     states = save_states(read_adapter(flags.adapter).weights, flags.output)
     if states:
-        print(f"{states}: the trained initial states, which no weight can express; load it beside the model", file=sys.stderr)
+        say(f"{states}: the trained initial states, which no weight can express; load it beside the model")

@@ -5,9 +5,9 @@ change the result. The other scripts' flags have the same names there and here.
 """
 
 import json
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from src.console import say
 from src.errors import UserError
 
 EPILOG = ("The flags of RWKV-LM-RLHF, RWKV-PEFT and RWKV-LM are understood too: translated, ignored with a note, or refused with "
@@ -157,7 +157,7 @@ def translate(arguments: Sequence[str], own: Collection[str]) -> list[str]:
             translated += words
     if ignored:
         told = "; ".join(f"{', '.join(flags)} ({reason})" for reason, flags in ignored.items())
-        print(f"note: ignored: {told}", file=sys.stderr)
+        say(f"note: ignored: {told}")
     return translated
 
 

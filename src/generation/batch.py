@@ -13,7 +13,6 @@ its slot for these few steps more, drawing nothing.
 An answer is never empty: a token that would end a row whose text is still blank is never drawn.
 """
 
-import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.errors import NotFinite
+from src.console import say
+from src.errors import NotFinite, out_of_memory
 from src.generation.automaton import Automaton, build_automaton
 from src.generation.config import Sampling
 from src.generation.graphs import Graphs
-from src.generation.memory import out_of_memory
 from src.generation.sampler import BY_END_OF_TEXT, BY_MAX_TOKENS, BY_STOP, NOT_FINITE
 from src.generation.slots import Slots
 from src.generation.vocabulary import answer_text, read_vocabulary
@@ -116,7 +115,7 @@ def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: It
                 raise
             batch_size //= 2
             waiting.extendleft(row.request for row in reversed(batch.rows if batch else []) if row.request)
-            print(f"memory ran out; going on with {batch_size} rows at a time", file=sys.stderr, flush=True)
+            say(f"memory ran out; going on with {batch_size} rows at a time")
 
 
 class _Batch:

@@ -1,4 +1,4 @@
-"""How many rows memory has room for, and telling that it ran out."""
+"""How many rows memory has room for."""
 
 from pathlib import Path
 
@@ -28,8 +28,3 @@ def free_bytes(device: torch.device) -> int:
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return 4 * 2**30  # a system that does not say
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or the device had no more memory; PyTorch has no error of its own for the former."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

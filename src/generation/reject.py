@@ -1,15 +1,14 @@
 """The job of rlhf_generate_reject_csv.py: the base model itself answers each prompt, and its answers become the rejects."""
 
-import sys
 import time
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from src.checkpoint.base import load_base
 from src.checkpoint.io import fingerprint
-from src.errors import UserError
+from src.console import say
+from src.files import check_output
 from src.generation.batch import Answer, Request, generate
 from src.generation.config import GenerateConfig
 from src.generation.memory import rows_that_fit
@@ -31,10 +30,9 @@ def generate_rejects(config: GenerateConfig) -> None:
     Raises:
         UserError: whatever the user can mend; the rows finished until then are saved.
     """
+    check_output(config.output_csv, {"--input_csv": config.input_csv, "--load_model": config.load_model})
     reading = read_pairs(config.input_csv, require_reject=False)
     rows = usable(reading, config.skip_bad_rows)
-    if Path(config.input_csv).resolve() == Path(config.output_csv).resolve():
-        raise UserError(f"--output_csv {config.output_csv} is the input itself; choose another name")
     weights, dimensions = load_base(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     settings = {
@@ -51,10 +49,10 @@ def generate_rejects(config: GenerateConfig) -> None:
     in_the_file = [reading.numbers[number] - 1 for number in sources]
     with open_output(config.output_csv, settings, repeated, stands, in_the_file) as output:
         if output.done == len(places):
-            print(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do", file=sys.stderr)
+            say(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do")
             return
         if output.done:
-            print(f"{config.output_csv}: going on behind row {output.done} of {len(places)}", file=sys.stderr)
+            say(f"{config.output_csv}: going on behind row {output.done} of {len(places)}")
         requests = _requests(config, tokenizer, reading, kept, places[output.done:])
         model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                             quantize_head=config.quantization == "int8")
@@ -63,11 +61,10 @@ def generate_rejects(config: GenerateConfig) -> None:
         write_summary(config.output_csv, settings, summary)
     stops = ", ".join(f"{count} by {reason}" for reason, count in summary["stop_reasons"].items())
     equal = f"; {summary['equal_to_chosen']} equal the chosen answer" if summary["equal_to_chosen"] else ""
-    print(f"{config.output_csv}: complete; this run wrote {summary['rows_written']} rows, {summary['rows_kept']} of them "
-          f"skipped, with the reject they had, and drew {summary['tokens']} tokens in {summary['seconds']:.1f} s "
-          f"({summary['tokens_per_s']:.0f} tokens/s); mean length {summary['mean_tokens']:.1f} tokens; "
-          f"ended {stops or 'none'}{equal}",
-          file=sys.stderr)
+    say(f"{config.output_csv}: complete; this run wrote {summary['rows_written']} rows, {summary['rows_kept']} of them "
+        f"skipped, with the reject they had, and drew {summary['tokens']} tokens in {summary['seconds']:.1f} s "
+        f"({summary['tokens_per_s']:.0f} tokens/s); mean length {summary['mean_tokens']:.1f} tokens; "
+        f"ended {stops or 'none'}{equal}")
 
 
 def _requests(config: GenerateConfig, tokenizer: Tokenizer, reading: Reading, kept: list[bool],
@@ -83,8 +80,8 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, reading: Reading, ke
     long = [number for number, prompt in prompts.items() if len(prompt) > config.ctx_len]
     if long:
         longest = max(len(prompts[number]) for number in long)
-        print(f"{len(long)} prompts are longer than --ctx_len {config.ctx_len}, the longest with {longest} tokens (the first is "
-              f"row {reading.numbers[long[0]]}); they are read whole, and answered as well as the model can", file=sys.stderr)
+        say(f"{len(long)} prompts are longer than --ctx_len {config.ctx_len}, the longest with {longest} tokens (the first is "
+            f"row {reading.numbers[long[0]]}); they are read whole, and answered as well as the model can")
     return [Request(number, prompts[number], sample) for number, sample in places if not kept[number]]
 
 

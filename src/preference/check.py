@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from src.console import printable, say, show
 from src.preference.conversation import is_conversation, prompt_turns
 from src.preference.faults import NAMED, Reading, name_rows, skipped_rows
 from src.preference.templates import format_answer, format_prompt
@@ -72,11 +72,10 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
     Args:
         first_of_kind: what is wrong with the first of the bad rows of each kind.
     """
-    console = Console(stderr=True)
-    table = Table("tokens", *(name for name in found["tokens"]["pair"]), title=f"{path}: {found['rows']} rows")
+    table = Table("tokens", *(name for name in found["tokens"]["pair"]), title=printable(f"{path}: {found['rows']} rows"))
     for name, spread in found["tokens"].items():
         table.add_row({"pair": "prompt + longer answer"}.get(name, name), *(f"{value:.5g}" for value in spread.values()))
-    console.print(table)
+    show(table, stderr=True)
     words = {
         "conversations": f"of several turns or with a system message, up to {found['most_turns']} turns",
         "duplicate_rows": "repeat a row before them", "duplicate_prompts": "repeat a prompt",
@@ -84,20 +83,18 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
         "cut": f"longer than {found['max_len']} tokens: the prompt would lose its beginning",
         "dropped": f"have an answer alone longer than {found['max_len']} tokens: they would be dropped",
     }
-    console.print(f"row {found['begins_at']} begins, as the model reads it: {found['begins']!r}", highlight=False, markup=False,
-                  soft_wrap=True)
+    say(f"row {found['begins_at']} begins, as the model reads it: {found['begins']!r}")
     for name, text in words.items():
         named = ", ".join(map(str, found.get(f"{name}_at", [])))
         more = ", ..." if found[name] > NAMED else ""
-        console.print(f"{found[name]:8} {text}{f' (rows {named}{more})' if named else ''}", highlight=False, soft_wrap=True)
+        say(f"{found[name]:8} {text}{f' (rows {named}{more})' if named else ''}")
     for kind, numbers in found["bad_rows"]["rows"].items():
-        console.print(f"{len(numbers):8} can't be used, {kind}: {name_rows(numbers)}; the first: {first_of_kind[kind]}",
-                      highlight=False, markup=False, soft_wrap=True)
+        say(f"{len(numbers):8} can't be used, {kind}: {name_rows(numbers)}; the first: {first_of_kind[kind]}")
     Changes(**found["changes"]).report(path, found["tokenizer"])
-    console.print("tokens of a pair (prompt + longer answer):", highlight=False)
+    say("tokens of a pair (prompt + longer answer):")
     edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
-        console.print(f"{low:8.0f} to {high:8.0f} {count:8} {'█' * -(-40 * count // max(counts))}", highlight=False)
+        say(f"{low:8.0f} to {high:8.0f} {count:8} {'█' * -(-40 * count // max(counts))}")
     print(json.dumps({"file": path, **found}))
 
 

@@ -4,11 +4,11 @@ Whatever reads a row raises `BadRow`, or puts one in the row's place in the tabl
 refuses the file or leaves them out, and reports what the reading did not use. Rows are counted from 1, as a person counts them.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from src.console import say
 from src.errors import UserError
 
 Record = TypeVar("Record")
@@ -78,15 +78,14 @@ def usable(reading: Reading, skip_bad_rows: bool) -> list[Any]:
         why = f"; {reading.faults[0].message}" if reading.faults else ""
         raise UserError(f"{reading.path}: none of its {total} rows can be used{why}")
     if reading.faults:
-        print(f"{reading.path}: left out {len(reading.faults)} of {total} rows, which can't be used: {in_words(reading.faults)}",
-              file=sys.stderr)
+        say(f"{reading.path}: left out {len(reading.faults)} of {total} rows, which can't be used: {in_words(reading.faults)}")
     return reading.rows
 
 
 def report_notes(reading: Reading) -> None:
     """One line on stderr about what of the file has no effect, where there is something."""
     if reading.notes:
-        print(f"note: {reading.path}: {'; '.join(reading.notes)}", file=sys.stderr)
+        say(f"note: {reading.path}: {'; '.join(reading.notes)}")
 
 
 def refusal(reading: Reading) -> str:

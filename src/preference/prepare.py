@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from src.adapters.apply import how_quantized, quantized_linears
 from src.adapters.layer_profile import auto_layer_profile, read_layer_profile
 from src.checkpoint.base import load_base
 from src.checkpoint.io import fingerprint
+from src.console import say
 from src.errors import UserError
 from src.files import check_output
 from src.model import build_model
@@ -76,7 +76,7 @@ def prepare(config: PrepareConfig) -> None:
     digest = hashlib.sha256(json.dumps(computed).encode()).hexdigest()
     with open_journal(Path(f"{config.output_save}.partial"), digest) as journal:
         if journal.done:
-            print(f"{journal.path}: going on after {len(journal.done)} finished batches", file=sys.stderr)
+            say(f"{journal.path}: going on after {len(journal.done)} finished batches")
         with progress_bar("pairs", len(pairs)) as advance:
             source = f"the checkpoint {config.load_model}"
             pairs = with_references(model, pairs, config.batch_tokens, advance, source, journal)
@@ -86,10 +86,10 @@ def prepare(config: PrepareConfig) -> None:
 
 def _tell(config: PrepareConfig, n_rows: int, n_pairs: int, report: Report, seconds: float) -> None:
     templates = ", ".join(f"{name} {count}" for name, count in report.template_counts.items())
-    print(f"{config.output_save}: {n_pairs} pairs from {n_rows} rows in {seconds:.1f} s; "
-          f"{report.cut} prompts cut and {report.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "
-          f"{report.equal} with equal answers; longest {report.longest} tokens; templates {templates}"
-          f"{'' if config.reference else '; no references'}", file=sys.stderr)
+    say(f"{config.output_save}: {n_pairs} pairs from {n_rows} rows in {seconds:.1f} s; "
+        f"{report.cut} prompts cut and {report.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "
+        f"{report.equal} with equal answers; longest {report.longest} tokens; templates {templates}"
+        f"{'' if config.reference else '; no references'}")
 
 
 def _check(config: PrepareConfig) -> None:

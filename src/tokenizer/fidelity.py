@@ -3,10 +3,10 @@
 A vocabulary may lack letters, and a tokenizer may throw away case, accents or white space; World and bytes keep everything.
 """
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 
+from src.console import say
 from src.tokenizer.base import Tokenizer
 
 NAMED_CHARACTERS, NAMED_ROWS = 10, 20
@@ -26,9 +26,8 @@ class Changes:
         """One line on stderr, where there is something to say."""
         if self.texts:
             lost = f"; lost in all: {_quoted(self.lost)}" if self.texts > 1 and self.lost else ""
-            print(f"warning: {path}: {self.texts} of {self.looked_at} texts do not come back from the tokens of {tokenizer} as "
-                  f"written; the first is {self.example}{lost}; choose a --tokenizer that keeps them, or change the texts",
-                  file=sys.stderr)
+            say(f"warning: {path}: {self.texts} of {self.looked_at} texts do not come back from the tokens of {tokenizer} as "
+                f"written; the first is {self.example}{lost}; choose a --tokenizer that keeps them, or change the texts")
 
 
 class Encoder:

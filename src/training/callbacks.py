@@ -11,12 +11,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import Progress
 from rich.text import Text
 from torch import Tensor
 
+from src.console import console, printable, say
 from src.errors import NotFinite, UserError
 from src.files import atomic_write, json_text
 from src.preference.loss import pref_percentage
@@ -166,7 +167,7 @@ class ProgressBar(pl.Callback):
         self.line_at = self.started
         self.task = self.bar.add_task("training", total=self.total_steps, completed=trainer.global_step)
         if sys.stderr.isatty():
-            self.live = Live(console=Console(stderr=True), get_renderable=lambda: Group(self.bar, Text(self._words())))
+            self.live = Live(console=console(stderr=True), get_renderable=lambda: Group(self.bar, Text(self._words())))
             self.live.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -198,9 +199,9 @@ class ProgressBar(pl.Callback):
 
     def _print(self, line: str) -> None:
         if self.live is not None:
-            self.live.console.print(line, highlight=False, markup=False)
+            self.live.console.print(printable(line))
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def _stop(self) -> None:
         if self.live is not None:

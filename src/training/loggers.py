@@ -10,7 +10,6 @@ import re
 import secrets
 import shlex
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
+from src.console import say
 from src.files import atomic_write
 from src.training.config import TrainConfig
 
@@ -189,7 +189,7 @@ def _said_if_slow(line: str) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    print(f"wandb: {line}", file=sys.stderr, flush=True)
+    say(f"wandb: {line}")
 
 
 def _short(error: Exception) -> str:

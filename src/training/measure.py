@@ -1,6 +1,5 @@
 """evaluate.py's work: what a model, or a model with an adapter, prefers on a file of pairs."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
@@ -17,6 +15,7 @@ from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
+from src.console import printable, say, show
 from src.errors import UserError
 from src.files import atomic_write, check_output, json_text
 from src.model import RWKV, build_model
@@ -98,9 +97,8 @@ def measure(config: EvaluateConfig) -> None:
         text = json_text(report, config.output_json, indent=2)
         with atomic_write(config.output_json, "w", encoding="utf-8") as file:
             file.write(text)
-    console = Console()
     for table in tables(numbers, beta, facts["references"]):
-        console.print(table)
+        show(table)
 
 
 def tables(numbers: dict[str, Any], beta: float, references: str | None) -> list[Table]:
@@ -117,7 +115,7 @@ def tables(numbers: dict[str, Any], beta: float, references: str | None) -> list
             ("nats_per_token_chosen", "nats a token, chosen", "{:.4f}"),
             ("nats_per_token_reject", "nats a token, rejected", "{:.4f}")):
         main.add_row(words, _shown(numbers[name], form))
-    main.add_row("references", references or "none, so no margins")
+    main.add_row("references", printable(references or "none, so no margins"))
 
     bias = Table("length", "pairs", "accuracy", "likelier", "likelier, per token")
     for name, words in (("chosen_longer", "chosen longer"), ("chosen_shorter", "chosen shorter"), ("same_length", "same length")):
@@ -156,10 +154,9 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
         raise UserError(f"--reference_model: {path} has references of its own; leave the flag out, or give the CSV")
     # A merged model on its base's references is what one asks for; other differences disturb the margins.
     if sidecar is None:
-        print(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked what its references come from",
-              file=sys.stderr)
+        say(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked what its references come from")
     for difference in check_sidecar(sidecar, made_with) if sidecar is not None else []:
-        print(f"warning: {path}: {difference}; margins have its rounding", file=sys.stderr)
+        say(f"warning: {path}: {difference}; margins have its rounding")
     name = sidecar.get("base_model", "unnamed") if sidecar is not None else "unknown"
     facts["references"] = f"cached, of {name}"
     facts["references_of_this_model"] = None if sidecar is None else sidecar.get("base_fingerprint") == base

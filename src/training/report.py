@@ -5,7 +5,6 @@ The page stands for itself: no script, no font, no picture or address outside of
 
 import json
 import shlex
-import sys
 from dataclasses import fields
 from datetime import datetime
 from itertools import groupby
@@ -14,7 +13,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from src.errors import UserError
+from src.console import say
+from src.errors import Stopped, UserError
 from src.files import atomic_write
 from src.training.callbacks import EVAL_FILE, METRICS_FILE
 from src.training.config import TrainConfig
@@ -44,7 +44,7 @@ FILES = {
 
 
 class Report(pl.Callback):
-    """report.html after each epoch, at the end, and where the run is broken off by Ctrl-C.
+    """report.html after each epoch, at the end, and where a signal ends the run.
 
     A report that can't be written is told and stops no training.
     """
@@ -60,7 +60,7 @@ class Report(pl.Callback):
         self._write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: PreferenceModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and (self.folder / METRICS_FILE).exists():
+        if isinstance(exception, Stopped) and (self.folder / METRICS_FILE).exists():
             self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
@@ -68,7 +68,7 @@ class Report(pl.Callback):
             try:
                 write_report(self.folder)
             except UserError as error:
-                print(f"warning: {error}", file=sys.stderr)
+                say(f"warning: {error}")
 
 
 def write_report(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_la
 from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
+from src.console import say
 from src.errors import NotFinite, UserError
 from src.model import build_model
 from src.preference.packing import Text
@@ -97,9 +97,9 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
         "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data})
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
-    print(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
-          f"{len(pairs)} {'texts' if config.sft else 'pairs'}, "
-          f"{total_steps} optimizer steps, {held_in}", file=sys.stderr)
+    say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
+        f"{len(pairs)} {'texts' if config.sft else 'pairs'}, "
+        f"{total_steps} optimizer steps, {held_in}")
 
     module = PreferenceModule(model, settings, config, total_steps)
     metrics = StepMetrics(folder)
@@ -108,7 +108,7 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
                                         "dpo_alpha": config.dpo_alpha})
     samples = None
     if answer is not None and config.samples and config.strategy.startswith("deepspeed_stage_3"):
-        print("warning: no samples in the report, since stage 3 leaves no device a whole model to write them", file=sys.stderr)
+        say("warning: no samples in the report, since stage 3 leaves no device a whole model to write them")
     elif answer is not None and config.samples and not config.sft:
         asked, data = (held_out, eval_data) if held_out else (pairs, train_data)
         questions = read_questions(asked, config.samples, data["sidecar"], dimensions.vocab_size)
@@ -126,13 +126,11 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     trainer.loggers = make_loggers(config) if trainer.is_global_zero else []
     try:
         trainer.fit(module, datamodule=TrainingData(batches), ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from None
     except NotFinite as error:
         raise explain(error, trainer.global_step, save.good, config) from error
     if trainer.is_global_zero:
         draw_curves(folder / METRICS_FILE, folder / EVAL_FILE, folder / CURVES_FILE)
-        print(f"done: {folder / FINAL_FILE}, {folder / METRICS_FILE}, {folder / REPORT_FILE}", file=sys.stderr)
+        say(f"done: {folder / FINAL_FILE}, {folder / METRICS_FILE}, {folder / REPORT_FILE}")
 
 
 def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> None:

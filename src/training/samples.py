@@ -1,6 +1,5 @@
 """What the model answers to a few of the pairs' prompts, before the first step and after each epoch."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 
+from src.console import say
 from src.errors import NotFinite, UserError
 from src.model import RWKV
 from src.preference.pairs import Pair
@@ -43,7 +43,7 @@ def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | 
         texts = [{"prompt": tokenizer.decode(pair[0]).strip(), "chosen": tokenizer.decode(pair[1]).strip()}
                  for pair in first.values()]
     except UserError as error:
-        print(f"warning: no samples in the report, for want of the pairs' tokenizer: {error}", file=sys.stderr)
+        say(f"warning: no samples in the report, for want of the pairs' tokenizer: {error}")
         return None
     return Questions(tokenizer, [pair[0] for pair in first.values()], texts)
 

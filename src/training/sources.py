@@ -1,11 +1,11 @@
 """What a run trains on or is evaluated on, read from its file, checked against the model, and told."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from src.checkpoint.dimensions import Dimensions
+from src.console import say
 from src.errors import UserError
 from src.preference.examples import read_texts
 from src.preference.loss import needs_reference
@@ -30,16 +30,16 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"pairs": len(pairs), **left_out, "sidecar": sidecar}
     if left_out["too_long"] or left_out["empty_answer"]:
-        print(f"{path}: left out {left_out['too_long']} pairs longer than {config.rlhf_max_corpus_len} tokens and "
-              f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain", file=sys.stderr)
+        say(f"{path}: left out {left_out['too_long']} pairs longer than {config.rlhf_max_corpus_len} tokens and "
+            f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain")
     if not needs_reference(config.loss):
         return pairs, facts
     if not has_references(pairs, sidecar):
         raise UserError(f"{path}: it was made without references, which --loss {config.loss} needs; "
                         "run rlhf_dpo_generate_save.py with --reference 1, or take a loss without one: --loss simpo, orpo or cpo")
     if sidecar is None:
-        print(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come from "
-              f"{config.load_model} at {config.precision}", file=sys.stderr)
+        say(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come from "
+            f"{config.load_model} at {config.precision}")
         return pairs, facts
     if check_sidecar(sidecar, {"base_fingerprint": base}):
         raise UserError(f"{path}: its references were computed with another base model ({sidecar.get('base_model', 'unnamed')}) "
@@ -54,7 +54,7 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
         raise UserError(f"{path}: {'; '.join(differences)}; margins would not start at 0. Run rlhf_dpo_generate_save.py with "
                         f"--strategy '{device} {config.precision}{suffix}'{profile}, or train with --allow_reference_mismatch 1")
     for difference in differences:
-        print(f"warning: {path}: {difference}", file=sys.stderr)
+        say(f"warning: {path}: {difference}")
     return pairs, facts
 
 
@@ -66,7 +66,7 @@ def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> tu
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     texts, report = read_texts(path, tokenizer, config.rlhf_max_corpus_len, config.seed, config.sft_on_prompt,
                                config.skip_bad_rows)
-    print(f"{path}: {report.rows} rows make {len(texts)} texts, {report.trained} tokens of them with a loss; {report.cut} cut "
-          f"and {report.dropped} dropped at {config.rlhf_max_corpus_len} tokens", file=sys.stderr)
+    say(f"{path}: {report.rows} rows make {len(texts)} texts, {report.trained} tokens of them with a loss; {report.cut} cut "
+        f"and {report.dropped} dropped at {config.rlhf_max_corpus_len} tokens")
     report.changes.report(path, tokenizer.name)
     return texts, {"texts": len(texts), **asdict(report), "tokenizer": tokenizer.name}

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from src.console import say
 from src.errors import UserError
 from src.wkv.toolkit import architectures, use_toolkit
 
@@ -124,8 +125,8 @@ def missing(device: str) -> str | None:
     except (RuntimeError, OSError, ImportError) as error:
         reason = str(error).splitlines()[0]
     if reason is not None:
-        print(f"The WKV kernels for {device} are not used: {reason}. The recurrence runs in PyTorch meanwhile, several times "
-              "slower.", file=sys.stderr, flush=True)
+        say(f"The WKV kernels for {device} are not used: {reason}. The recurrence runs in PyTorch meanwhile, several times "
+            "slower.")
     elif device == "cpu":
         _register()
     return reason
@@ -178,7 +179,7 @@ def _build(name: str, device: str, folder: Path, library: Path) -> str | None:
     work = folder / "build"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    print(f"Building the WKV kernels for {device}, once (a minute or two) ...", file=sys.stderr, flush=True)
+    say(f"Building the WKV kernels for {device}, once (a minute or two) ...")
     path = os.environ["PATH"]
     os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{path}"  # there, but on no PATH, where the environment is not activated
     try:

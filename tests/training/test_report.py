@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 import src.training.module as module
-from src.errors import UserError
+from src.errors import Stopped, UserError
 from src.generation.greedy import likeliest_answers
 from src.preference.pairs import load_pairs, save_pairs
 from src.training.picture import MOST_POINTS, curve_svgs, thinned
@@ -134,20 +134,19 @@ def test_samples_of_a_quantized_base(config, prepared, precision, quantization):
 @pytest.mark.parametrize("breaks_at", [3, 6])
 def test_a_broken_off_run_has_a_report_and_its_continuation_the_whole_one(config, prepared, monkeypatch, breaks_at):
     run = config(eval_file=str(prepared("x070")), samples=1)
-    calls, pair_losses, handler = 0, module.pair_losses, signal.getsignal(signal.SIGINT)
+    calls, pair_losses = 0, module.pair_losses
 
     def interrupted(*arguments, **named):
         nonlocal calls
         calls += 1
         if calls == breaks_at:
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
         return pair_losses(*arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "pair_losses", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):
             train(run, {}, likeliest_answers)
-    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
     page = read(run.proj_dir)
     assert f"After {breaks_at - 1} of 8 optimizer steps" in page.text and "--resume 1" in page.text
     assert ("after step 4" in page.text) == (breaks_at > 4) and "before the first step" in page.text
