@@ -71,6 +71,6 @@ def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(config, monkeypa
 
 def test_a_damaged_partial_file_is_refused(config, tmp_path):
     (tmp_path / "made.save.partial").write_bytes(b"not of ours\n")
-    with pytest.raises(UserError, match="is damaged; remove it"):
+    with pytest.raises(UserError, match="is damaged, or no file of this script's; remove it"):
         prepare(config)
     assert (tmp_path / "made.save.partial").read_bytes() == b"not of ours\n"
