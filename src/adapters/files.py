@@ -81,9 +81,12 @@ def save_states(weights: Mapping[str, Tensor], path: str | Path) -> Path | None:
     states = states_in(weights)
     if not states:
         return None
-    path = Path(path).with_suffix(".state.pth")
-    save_checkpoint(states, path)
-    return path
+    save_checkpoint(states, states_path(path))
+    return states_path(path)
+
+
+def states_path(path: str | Path) -> Path:
+    return Path(path).with_suffix(".state.pth")
 
 
 def read_adapter(path: str | Path) -> Adapter:

@@ -66,7 +66,9 @@ class Reader:
                 self._integers()
                 code = chr(self._bytes(1)[0])
                 if code == ".":
-                    return self._items(1)[0]
+                    if len(self._stack) != 1 or self._marks:
+                        raise BadPickle("its instructions make no value")
+                    return self._stack[0]
                 self._run(code)
         except (IndexError, KeyError, struct.error, UnicodeDecodeError):
             raise BadPickle("it is cut short, or its instructions make no value") from None
