@@ -149,3 +149,53 @@ def safetensors_files() -> dict[str, bytes]:
         "no UTF-8": safetensors(b'{"\xff":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
         "nothing": b"",
     }
+
+
+def tokenizer_files() -> dict[str, tuple[str, str]]:
+    """`tokenizer.json`s, each with a text; to read the file or to encode the text fails within the `tokenizers` library."""
+    plain = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+             "post_processor": None, "decoder": None,
+             "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                       "vocab": {"a": 0, "b": 1, " ": 2, "ab": 3}, "merges": [["a", "b"]]}}
+
+    def part(**parts: Any) -> str:
+        return json.dumps(plain | parts)
+
+    def model(**values: Any) -> str:
+        return part(model=plain["model"] | values)
+
+    def split(pattern: str) -> dict[str, Any]:
+        return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+    catastrophe, doubling = r"(a+)+$", {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    replace = {"type": "Replace", "pattern": {"Regex": catastrophe}, "content": ""}
+    vocabulary = plain["model"]["vocab"]
+    return {
+        "an expression that tries without end": (part(pre_tokenizer=split(catastrophe)), "a" * 40 + "b"),
+        "an expression that looks ahead without end": (part(pre_tokenizer=split(r"(?=(a+)+b)c")), "a" * 60),
+        "a replacement that tries without end": (part(normalizer=replace), "a" * 40 + "b"),
+        "replacements that double 60 times": (part(normalizer={"type": "Sequence", "normalizers": [doubling] * 60}), "a"),
+        "an expression that is none": (part(pre_tokenizer=split("(a")), "ab"),
+        "an expression 5,000 deep": (part(pre_tokenizer=split("(" * 5000 + "a" + ")" * 5000)), "ab"),
+        "pieces of length 0": (part(pre_tokenizer={"type": "FixedLength", "length": 0}), "ab"),
+        "a map that is none": (part(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "ab"),
+        "a map that leads out of itself": (part(normalizer={"type": "Precompiled",
+                                                            "precompiled_charsmap": "CAAAAP///38AAAAAYQBi"}), "ab ba"),
+        "no word for the unknown": (part(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<unk>"}), "xyz"),
+        "no piece for the unknown": (part(model={"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": None,
+                                                 "byte_fallback": False}), "xyz"),
+        "an unknown piece beyond the vocabulary": (part(model={"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": 7,
+                                                               "byte_fallback": False}), "xyz"),
+        "a prefix longer than the words": (model(continuing_subword_prefix="abc", end_of_word_suffix="zzz"), "ab"),
+        "a merge of unknown words": (model(merges=[["a", "q"]]), "ab"),
+        "an id of 10^12": (model(vocab=vocabulary | {"z": 10**12}), "ab"),
+        "an id of 2^31": (model(vocab=vocabulary | {"z": 2**31}), "ab"),
+        "an id below 0": (model(vocab=vocabulary | {"z": -1}), "ab"),
+        "an id twice": (model(vocab=vocabulary | {"z": 2}), "ab"),
+        "dropout of 7": (model(dropout=7.0), "ab"),
+        "lists 100,000 deep": ('{"model":' + "[" * 100_000, "ab"),
+        "sequences 120 deep": (part(pre_tokenizer=None).replace(
+            '"pre_tokenizer": null', '"pre_tokenizer": ' + '{"type": "Sequence", "pretokenizers": [' * 120 + "]}" * 120), "ab"),
+        "nothing": ("", "ab"), "null": ("null", "ab"), "a list": ("[1]", "ab"), "a text": ('"\\ud800"', "ab"),
+    }

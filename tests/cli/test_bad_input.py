@@ -1,5 +1,6 @@
 """Whatever a user can get wrong in an input: one line that names it, exit code 2, nothing written."""
 
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -207,6 +208,28 @@ def test_a_place_that_cannot_be_written(fails, tmp_path, script):
     fails(script, {flag: tmp_path / "file" / "deeper" / "o.pth"}, tmp_path / "file")
     taken = tmp_path / ("file" if script == "train" else "folder.pth")
     fails(script, {flag: taken}, taken)
+
+
+@pytest.mark.parametrize(("script", "beside"), [
+    ("rlhf_generate_reject_csv", "o.csv.json"), ("rlhf_dpo_generate_save", "o.save.json"),
+    ("rlhf_dpo_generate_save", "o.save.partial"), ("merge", "o.pth"), ("evaluate", "o.json"),
+])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a device"])
+def test_a_file_beside_the_output_that_cannot_be_written(fails, tmp_path, monkeypatch, script, beside, kind):
+    """Told before any work: a model's tensors are not even looked at."""
+    monkeypatch.setattr("src.checkpoint.base.load_checkpoint", None)
+    path = tmp_path / "out" / beside
+    path.parent.mkdir()
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to a device": lambda: path.symlink_to("/dev/null")}[kind]()
+    fails(script, {}, path, {"folder": "a folder", "pipe": "a pipe", "link to a device": "a device"}[kind])
+
+
+def test_states_that_cannot_be_written_beside_a_merged_model(fails, call, good, adapter, material, tmp_path):
+    states = Path(shutil.copy(adapter, tmp_path / "states.safetensors"))
+    rewrite(states, lambda tensors: tensors.update({"blocks.0.att.time_state": torch.zeros(4, 16, 16)}))
+    (tmp_path / "out" / "o.state.pth").mkdir(parents=True)
+    fails("merge", {"--adapter": states}, tmp_path / "out" / "o.state.pth", "a folder")
+    assert call("merge", words_of(good("merge")))[0] == 0  # without states there is no such file
 
 
 @pytest.mark.parametrize(("script", "source"), [("rlhf_generate_reject_csv", "--input_csv"), ("rlhf_generate_reject_csv",
