@@ -83,7 +83,7 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
     data = path.read_bytes()
     content = _content(data, path)
     if not isinstance(content, list):
-        raise UserError(f"{path}: holds a {_kind(content)} where a list of pairs is expected; is it a .save file?")
+        raise UserError(f"{path}: holds a {type(content).__name__} where a list of pairs is expected; is it a .save file?")
     if not content:
         raise UserError(f"{path}: holds no pairs")
     sidecar = _read_sidecar(path, data)
@@ -93,7 +93,7 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
     checked: dict[int, list[int]] = {}
     for number, entry in enumerate(content, start=1):
         if not isinstance(entry, (list, tuple)) or len(entry) != len(_PARTS):
-            what = f"{len(entry)} entries" if isinstance(entry, (list, tuple)) else f"a {_kind(entry)}"
+            what = f"{len(entry)} entries" if isinstance(entry, (list, tuple)) else f"a {type(entry).__name__}"
             raise UserError(f"{path}: pair {number} is {what} where {len(_PARTS)} are expected: {', '.join(_PARTS)}")
         # Many rounds over few rows share their lists, each of which needs one look only; `content` keeps them
         # alive, so that an id stands for one list.
@@ -183,14 +183,19 @@ def _read_sidecar(path: Path, data: bytes) -> dict[str, Any] | None:
 
 
 def _content(data: bytes, path: Path) -> Any:
-    """What the file holds; a tensor in another form than plain numbers in a row stays `Described`."""
+    """What the file holds, its tensors loaded."""
     try:
         content = read_content(io.BytesIO(data), data)
-        if not content.tensors or any(tensor.dtype is None for tensor in content.tensors):
+        if any(tensor.dtype is None for tensor in content.tensors):
+            raise UserError(f"{path}: {_place_of_other_form(content.value)} is a tensor in a form (sparse, quantized or without "
+                            "data) that is not served; a .save holds lists, numbers and plain tensors")
+        if not content.tensors:
             return content.value
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of older kinds of files
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except NamesCode as error:
         raise UserError(f"{path}: refused, since it names {error.name}; a .save holds only lists, numbers and tensors, "
                         "no numpy values and no code") from None
@@ -199,8 +204,13 @@ def _content(data: bytes, path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as a .save file{reason}; it is damaged or of another kind") from None
 
 
-def _kind(value: Any) -> str:
-    return "Tensor" if isinstance(value, Described) else type(value).__name__
+def _place_of_other_form(content: Any) -> str:
+    for number, entry in enumerate(content if isinstance(content, list) else (), start=1):
+        if isinstance(entry, (list, tuple)) and len(entry) == len(_PARTS):
+            for part, value in zip(_PARTS, entry, strict=True):
+                if isinstance(value, Described) and value.dtype is None:
+                    return f"the {part} of pair {number}"
+    return "something in it"
 
 
 def _checked_tokens(tokens: Any, where: str, vocab_size: int, number: int, path: Path) -> list[int]:
@@ -209,8 +219,7 @@ def _checked_tokens(tokens: Any, where: str, vocab_size: int, number: int, path:
             raise UserError(f"{where} is a tensor of shape {tuple(tokens.shape)} and {tokens.dtype} where token ids are expected")
         tokens = tokens.tolist()
     elif not isinstance(tokens, (list, tuple)):
-        form = "tensor in a form that is not served" if isinstance(tokens, Described) else type(tokens).__name__
-        raise UserError(f"{where} is a {form} where a list of token ids is expected")
+        raise UserError(f"{where} is a {type(tokens).__name__} where a list of token ids is expected")
     kinds = {kind.__name__ for kind in set(map(type, tokens)) - {int}}
     if kinds:
         raise UserError(f"{where} holds a {min(kinds)} where token ids are expected")
@@ -228,7 +237,7 @@ def _checked_reference(value: Any, where: str) -> float:
             raise UserError(f"{where} is a tensor of shape {tuple(value.shape)} where one number is expected")
         value = value.item()
     if type(value) not in (int, float):
-        raise UserError(f"{where} is a {_kind(value)} where a number is expected")
+        raise UserError(f"{where} is a {type(value).__name__} where a number is expected")
     if not abs(value) <= torch.finfo(torch.float32).max:  # false for nan, and right for an int beyond all floats
         raise UserError(f"{where} is not a finite number of float32; make the file again with rlhf_dpo_generate_save.py")
     return float(value)

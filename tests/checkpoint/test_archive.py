@@ -51,6 +51,15 @@ def test_tensors_of_other_forms_have_no_type(tensor, old):
     assert content(hostile.saved([tensor()], _use_new_zipfile_serialization=not old)).value == [Described(None, ())]
 
 
+# Where PyTorch would refuse the file too, if later and at a price.
+REASONS = {
+    "compressed": "is compressed", "compressed, a list of numbers": "is compressed", "an entry within another": "within another",
+    "an entry twice": "there twice", "an entry longer than the file": "behind the file's end",
+    "the old format claims 4 TB": "not all there", "a bytearray of 64 GB": "bytearray", "two tables": "without PyTorch's data",
+    "tuples within tuples as a key": "keys are no names", "an offset behind the data": "has 16 bytes of data",
+}
+
+
 @pytest.mark.parametrize("name", hostile.torch_files())
 def test_a_file_that_lies_is_refused_at_once_and_in_little_memory(tmp_path, name):
     data = hostile.torch_files()[name]
@@ -63,7 +72,7 @@ def test_a_file_that_lies_is_refused_at_once_and_in_little_memory(tmp_path, name
             load(path)
         message = str(caught.value)
         assert str(path) in message and "\n" not in message and len(message) < len(str(path)) + 300
-        assert ("code" in name) == ("posix.system" in message)
+        assert ("code" in name) == ("posix.system" in message) and REASONS.get(name, "") in message
     assert time.monotonic() - started < 10 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 
 
