@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import adapter_tensors, load_adapter
@@ -32,6 +31,7 @@ from src.training.lines import EVAL_FILE, METRICS_FILE
 from src.training.loggers import make_loggers
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
+from src.training.processes import Others, Started, is_first, quiet, share_cores, starts_others
 from src.training.report import CURVES_FILE, REPORT_FILE, Report, write_report
 from src.training.samples import Answer, Samples, read_questions
 from src.training.saving import FINAL_FILE, CheckAdapter, SaveAdapters, explain
@@ -54,13 +54,11 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         UserError: whatever the user can mend; nothing has been written then, or what was written is good. Where training
             diverged, the message names the adapters that were checked.
     """
-    first = config.devices == 1 or rank_zero_only.rank == 0
-    # The others leave the folder to the first.
-    with hold_folder(Path(config.proj_dir), "--proj_dir") if first else nullcontext():
-        _train(config, expected, answer, first)
+    with hold_folder(Path(config.proj_dir), "--proj_dir") if is_first(config) else quiet():
+        _train(config, expected, answer)
 
 
-def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None, first: bool) -> None:
+def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None) -> None:
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -102,7 +100,7 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
     total_steps = batches.total_steps(config.epoch_count)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     folder = Path(config.proj_dir)
-    checkpoint = resume_file(config) if not first else prepare_folder(folder, config, {
+    checkpoint = resume_file(config) if not is_first(config) else prepare_folder(folder, config, {
         "base_fingerprint": base, "rlhf_train_sha256": hashlib.sha256(Path(train_file).read_bytes()).hexdigest(),
         "layer_profile_rows": [asdict(setting) for setting in settings]}, {
         "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
@@ -129,21 +127,39 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
     # Lightning calls them in this order: nothing about an epoch is written before its adapter is checked.
     bar = ProgressBar(metrics, evaluation, total_steps)
     callbacks = [metrics, CheckAdapter(), evaluation, samples, bar, save, Report(folder)]
-    trainer = pl.Trainer(
-        accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
-        max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
-        gradient_clip_val=config.gradient_clip_val or None, logger=False, callbacks=list(filter(None, callbacks)),
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1, log_every_n_steps=1, default_root_dir=str(folder),
-        plugins=None if config.strategy.startswith("deepspeed") else [SealedFile()],
-    )
-    trainer.loggers = make_loggers(config) if trainer.is_global_zero else []
-    try:
-        trainer.fit(module, datamodule=TrainingData(batches), ckpt_path=checkpoint, weights_only=True)
-    except NotFinite as error:
-        raise explain(error, trainer.global_step, save.good, config) from error
+    trainer = _fit(config, module, list(filter(None, callbacks)), TrainingData(batches), checkpoint, save)
     if trainer.is_global_zero:
         finish(folder)
+
+
+def _fit(config: TrainConfig, module: PreferenceModule, callbacks: list[pl.Callback], data: TrainingData,
+         checkpoint: Path | None, save: SaveAdapters) -> pl.Trainer:
+    """Train, in as many processes as there are devices."""
+    plugins: list[Any] = [] if config.strategy.startswith("deepspeed") else [SealedFile()]
+    others: Others | nullcontext = nullcontext()
+    if starts_others(config):
+        plugins.append(environment := Started())
+        others = Others(config.devices - 1, environment.main_port)
+        callbacks = [others, *callbacks]
+    share_cores(config)
+    with others:
+        trainer = pl.Trainer(
+            accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
+            max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
+            gradient_clip_val=config.gradient_clip_val or None, logger=False, callbacks=callbacks, plugins=plugins,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1, log_every_n_steps=1,
+            default_root_dir=config.proj_dir,
+        )
+        # Lightning's own handlers exchange messages between the processes within a signal's handler, which hangs, and under
+        # SLURM write checkpoints that nothing here goes on from.
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer.loggers = make_loggers(config) if trainer.is_global_zero else []
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except NotFinite as error:
+            raise explain(error, trainer.global_step, save.good, config) from error
+    return trainer
 
 
 def finish(folder: Path) -> None:
