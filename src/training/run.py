@@ -17,7 +17,7 @@ from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
 from src.console import say
-from src.errors import NotFinite, UserError
+from src.errors import NotFinite, UserError, out_of_memory
 from src.files import hold_folder
 from src.model import build_model
 from src.preference.packing import Text
@@ -55,7 +55,12 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
             diverged, the message names the adapters that were checked.
     """
     with hold_folder(Path(config.proj_dir), "--proj_dir") if is_first(config) else quiet():
-        _train(config, expected, answer)
+        try:
+            _train(config, expected, answer)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(_what_takes_less(config, error)) from error
 
 
 def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None) -> None:
@@ -160,6 +165,15 @@ def _fit(config: TrainConfig, module: PreferenceModule, callbacks: list[pl.Callb
         except NotFinite as error:
             raise explain(error, trainer.global_step, save.good, config) from error
     return trainer
+
+
+def _what_takes_less(config: TrainConfig, error: Exception) -> str:
+    whose = "device" if type(error).__name__ == "OutOfMemoryError" else "machine"
+    batch = "--batch_tokens" if config.batch_tokens else "--micro_bsz"
+    ways = [f"a smaller {batch}"] if config.batch_tokens or config.micro_bsz > 1 else []
+    ways += [] if config.grad_cp else ["--grad_cp 1"]
+    ways += [] if config.quantization else ["--quant 1"]
+    return f"the {whose}'s memory is full; take {', '.join([*ways, 'a smaller --rlhf_max_corpus_len'])} or a smaller model"
 
 
 def finish(folder: Path) -> None:

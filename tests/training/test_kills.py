@@ -1,14 +1,17 @@
 """A run that is killed between any two writes: its continuation leaves the folder of an unbroken one."""
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 
 import src.training.callbacks as callbacks
 import src.training.samples as samples
+from src.errors import Stopped
 from src.generation.greedy import likeliest_answers
 from src.training.run import train
 from tests.training.test_run import lines, numbers
@@ -122,3 +125,32 @@ def test_what_a_killed_process_left_half_written_goes_and_nothing_else(unbroken)
     train(replace(run, resume=True), {}, likeliest_answers)
     left = {path.name for path in folder.iterdir()}
     assert not left & set(ours) and left >= {*theirs, ".eval.jsonl.abcdefgh.tmp"}
+
+
+@pytest.mark.slow
+def test_signals_at_any_moment_end_the_run_and_lose_nothing(unbroken):
+    run, _ = unbroken
+    generator, sent, ended = Random(0), 0, 0
+
+    def stop(number: int, _: object) -> None:
+        nonlocal sent
+        sent += 1
+        raise Stopped(number)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for number in range(40):
+            stopped = replace(run, proj_dir=f"{run.proj_dir}-{number}")
+            signal.setitimer(signal.ITIMER_REAL, generator.uniform(0.001, 0.5))
+            try:
+                train(stopped, {}, likeliest_answers)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Stopped:
+                ended += 1
+            torch.manual_seed(99)
+            train(replace(stopped, resume=True), {}, likeliest_answers)
+            same_folders(Path(run.proj_dir), Path(stopped.proj_dir))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sent == ended > 0
