@@ -141,8 +141,9 @@ def _read_folder(path: Path) -> dict[str, Any] | None:
 
 
 def _seal_folder(path: Path, record: dict[str, Any]) -> None:
+    text = json_text({RECORD: record, "files": _digests(path)}, path / MANIFEST_FILE, indent=2)
     with atomic_write(path / MANIFEST_FILE, "w", encoding="utf-8") as file:
-        file.write(json_text({RECORD: record, "files": _digests(path)}, path / MANIFEST_FILE, indent=2))
+        file.write(text)
 
 
 def _digests(path: Path) -> dict[str, str]:

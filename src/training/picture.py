@@ -29,15 +29,19 @@ PANELS = (
 CURVES = 3  # of them are in the PNG
 # More points than a screen has columns are drawn as the means of so many groups.
 MOST_POINTS = 1000
+# What is beyond, matplotlib finds no scale for; no run has it, but a file may.
+LARGEST = 1e100
 
 
 def draw_curves(metrics_file: Path, eval_file: Path, output: Path) -> None:
-    """Read metrics.jsonl and, where it exists, eval.jsonl; write `output`, a PNG."""
+    """Read metrics.jsonl and, where it exists, eval.jsonl; write `output`, a PNG, unless there is nothing to draw."""
     # Takes a second to import, and the scripts that never draw need not wait for it.
     from matplotlib.figure import Figure
 
     steps, held_out = columns(metrics_file), columns(eval_file)
     panels = [panel for panel in PANELS[:CURVES] if _drawn(panel, steps, held_out)]
+    if not panels:
+        return
     figure = Figure(figsize=(13 / 3 * len(panels), 3.8), layout="constrained", dpi=110)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, panel, steps, held_out)
@@ -87,11 +91,10 @@ def _draw(axes: Any, panel: tuple, steps: dict[str, list[float]], held_out: dict
 
 
 def thinned(values: list[float]) -> list[float]:
-    """At most MOST_POINTS means of neighbours; NaN, where there is no value, has no part in them."""
+    """At most MOST_POINTS means of neighbours. NaN, where there is no value, and what is beyond LARGEST has no part in them."""
     size = -(-len(values) // MOST_POINTS)
-    groups = [list(filter(math.isfinite, values[start:start + size])) for start in range(0, len(values), size)]
-    # Each part of its own, since the sum of two numbers may be beyond the numbers.
-    return [sum(value / len(group) for value in group) if group else math.nan for group in groups]
+    groups = [[value for value in values[start:start + size] if abs(value) <= LARGEST] for start in range(0, len(values), size)]
+    return [sum(group) / len(group) if group else math.nan for group in groups]
 
 
 def columns(path: Path) -> dict[str, list[float]]:

@@ -97,7 +97,8 @@ def write_report(folder: Path) -> None:
             profile=profile_rows(config.get("layer_profile_rows", [])), facts=facts(config, metrics, held_out),
             held_out=held_out, measures=measures(held_out),
             samples=paired(samples), last=samples[-1]["step"] if samples else 0,
-            done=int(max(metrics["step"], default=0)), total=config.get("total_steps"),
+            done=int(max((*metrics.get("step", ()), *(row["step"] for row in (*held_out, *samples))), default=0)),
+            total=config.get("total_steps"),
             figures=list(map(Markup, curve_svgs(folder / METRICS_FILE, folder / EVAL_FILE))), files=list_files(folder),
             merge=None if not (folder / FINAL_FILE).exists() else shlex.join((
                 "python", "merge.py", "--base", config["load_model"], "--adapter", str(folder / FINAL_FILE),
@@ -124,12 +125,15 @@ def facts(config: dict[str, Any], metrics: dict[str, list[float]], held_out: lis
         shown.append(("pref-percentage", f"{metrics['pref_percentage'][-1]:.1%}"))
     if "trained_parameters" in config:
         shown.append(("trained parameters", f"{config['trained_parameters']:,}"))
-    shown.append(("time", clock(metrics["elapsed_s"][-1])))
+    if "elapsed_s" in metrics:
+        shown.append(("time", clock(metrics["elapsed_s"][-1])))
     for name, words in (("pairs_per_s", "pairs a second"), ("tokens_per_s", "tokens a second")):
         if name in metrics:
             usual = sorted(metrics[name])[len(metrics[name]) // 2]
             shown.append((words, f"{usual:,.0f}" if usual >= 100 else f"{usual:.2g}"))
-    return [*shown, ("memory at the peak", f"{max(metrics['peak_memory_bytes']) / 2**30:.2f} GiB")]
+    if "peak_memory_bytes" in metrics:
+        shown.append(("memory at the peak", f"{max(metrics['peak_memory_bytes']) / 2**30:.2f} GiB"))
+    return shown
 
 
 def measures(held_out: list[dict[str, float]]) -> dict[str, str]:
