@@ -93,7 +93,8 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
         # Who held it before removes the file, and one that was opened just before that locks nobody out.
         while descriptor is None or not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
             if descriptor is not None:
-                os.close(descriptor)
+                stale, descriptor = descriptor, None
+                os.close(stale)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             _lock(descriptor, folder, instead)
     except OSError as error:
@@ -102,7 +103,8 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # in a folder that is read-only by now it may stay, and locks nobody out
+                path.unlink(missing_ok=True)
     finally:
         if descriptor is not None:
             os.close(descriptor)
