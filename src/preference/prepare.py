@@ -55,6 +55,8 @@ def prepare(config: PrepareConfig) -> None:
         settings = read_layer_profile(config.layer_profile, dimensions.n_layer)
     held = how_quantized(settings, weights, config.quantization)
     base = fingerprint(weights)
+    for note in config.notes:
+        say(note)
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
         "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
@@ -100,6 +102,8 @@ def _check(config: PrepareConfig) -> None:
     vocab_size = load_base(config.load_model)[1].vocab_size if config.load_model else None
     tokenizer = load_tokenizer(config.tokenizer, vocab_size)
     report_notes(reading)
+    for note in config.notes:
+        say(note)
     first_of_kind = {fault.kind: fault.message for fault in reversed(reading.faults)}
     print_check(config.input_csv, check_pairs(reading, tokenizer, config.rlhf_max_corpus_len, config.seed), first_of_kind)
     if reading.faults and not config.skip_bad_rows:

@@ -96,6 +96,10 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         "layer_profile_rows": [asdict(setting) for setting in settings]}, {
         "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
         "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data})
+    for note in config.notes:
+        say(note)
+    if config.resume and checkpoint is None:
+        say(f"note: no effect: --resume 1 ({folder} holds no run to go on with, so that this one begins)")
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
     say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
         f"{len(pairs)} {'texts' if config.sft else 'pairs'}, "
