@@ -12,7 +12,8 @@ import pickletools
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     """
     existing_file(path, "checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
+        with _named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"checkpoint: {path} is not a safetensors file, or is damaged or cut short; get it again") from error
@@ -134,16 +135,28 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+@contextmanager
+def _named_in_utf8(path: str | Path) -> Iterator[str]:
+    """A path to the same file for libraries that take UTF-8 alone, where Linux lets names be any bytes."""
+    try:
+        name = str(path).encode().decode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
+    yield name
+
+
 def _load_torch(path: Path) -> object:
     with path.open("rb") as file:
         magic = file.read(4)
     if not magic:
         raise UserError(f"checkpoint: {path} is empty; get it again")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _named_in_utf8(path) as name:
             warnings.simplefilter("ignore")  # torch warns of an archive before it refuses it, and the refusal says it all
             # Only the zip archives of torch >= 1.6 can be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=magic == b"PK\x03\x04")
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=magic == b"PK\x03\x04")
     except Exception as error:  # foreign bytes make the restricted unpickler fail in every way there is
         what = _refused_code(path, error)
         if what is not None:

@@ -12,6 +12,7 @@ from src.adapters.layer_profile import BLOCK_MODES, NEEDED, has_rates
 from src.cli.parser import DATA_FORMATS, SKIP_BAD_ROWS, NoEffect, Parser, notes
 from src.cli.spellings import EPILOG, translate
 from src.cli.values import (
+    is_utf8,
     not_negative,
     number,
     path,
@@ -178,6 +179,8 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
         raise UserError("--tensorboard 1: tensorboard is not installed; run pip install tensorboard, or leave the flag out")
     if flags["wandb"] and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb: wandb is not installed; run pip install wandb, or leave the flag out")
+    if (flags["tensorboard"] or flags["wandb"]) and not is_utf8(flags["proj_dir"]):
+        raise UserError("--wandb and --tensorboard write into no folder whose path is not UTF-8; choose another --proj_dir")
     rules = _without_effect(flags)
     quant, mode = flags.pop("quant"), flags.pop("quant_mode")
     if mode not in QUANT_MODES:

@@ -61,7 +61,7 @@ rate, weight, strength = number(1e-12, 1e6, or_zero=True), number(1e-6, 1e6, or_
 
 def words(text: str) -> str:
     """A text that is no path."""
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         raise ArgumentTypeError(f"takes text in UTF-8, which {shown(text)} is not")
     return text
 
@@ -93,8 +93,8 @@ def output(text: str) -> str:
 
 
 def tokenizer(text: str) -> str:
-    """`world`, `bytes`, or an existing tokenizer.json."""
-    if text not in ("world", "bytes"):
+    """`world`, `bytes`, or an existing tokenizer.json, whose path the tokenizers library takes in UTF-8 alone."""
+    if words(text) not in ("world", "bytes"):
         if not path(text).endswith(".json"):
             raise ArgumentTypeError(f"takes world, bytes, or the path of a tokenizer.json, not {shown(text)}")
         if not Path(text).exists():
@@ -118,6 +118,11 @@ def wandb_project(text: str) -> str:
         if len(name) > _LONGEST_PROJECT:
             raise ArgumentTypeError(f"takes names of at most {_LONGEST_PROJECT} characters, not one of {len(name)}")
     return entity + slash + project
+
+
+def is_utf8(text: str) -> bool:
+    """False where a word of the command line, or a path, has other bytes, which Python holds as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def shown(text: str) -> str:
