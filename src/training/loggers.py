@@ -20,7 +20,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
-from src.console import printable, say
+from src.console import say
 from src.files import atomic_write
 from src.training.config import TrainConfig
 
@@ -136,9 +136,8 @@ def _begin(wandb: Any, config: TrainConfig, why_offline: str | None) -> Logger:
     def init(mode: str) -> Any:
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
         entity, _, project = config.wandb.rpartition("/")
-        told = {name: printable(value) if isinstance(value, str) else value for name, value in asdict(config).items()}
         return wandb.init(entity=entity or None, project=project, dir=str(folder), id=run_id, resume="allow", mode=mode,
-                          config=told, settings=wandb.Settings(silent=True, **limits))
+                          config=asdict(config), settings=wandb.Settings(silent=True, **limits))
 
     run = None
     if why_offline is None:
