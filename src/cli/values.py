@@ -110,7 +110,7 @@ def wandb_project(text: str) -> str:
         given = "/".join(map(unquote, place.strip("/").split("/")[:2]))
         if "/" not in given:
             raise ArgumentTypeError(f"takes the address of a project, https://wandb.ai/ENTITY/PROJECT, not {shown(text)}")
-    entity, slash, project = given.strip("/").partition("/")
+    entity, slash, project = given.partition("/")
     for name in (entity, project) if slash else (entity,):
         if text and (not name.strip() or not name.isprintable() or set(name) & set(_NOT_IN_A_PROJECT)):
             raise ArgumentTypeError(f"takes project or entity/project without {' '.join(_NOT_IN_A_PROJECT)} in their names, not "

@@ -47,7 +47,7 @@ def test_numbers_are_ascii_and_within_bounds_that_are_told(script):
             assert " from " in refused(script, flag, value)
     for action in actions(script, "whole"):
         flag, = action.option_strings
-        for value in ("-1", "1e3", "1.0", "10000000000000", "10" * 15):
+        for value in ("-2", "1e3", "1.0", "10000000000000", "10" * 15):
             refused(script, flag, value)
     for action in actions(script, "number"):
         flag, = action.option_strings
@@ -104,9 +104,6 @@ def test_wandb_projects(given, project):
 @pytest.mark.parametrize("value", ["a/b/c", "a:b", "a?b", "a#b", "50%", "a\\b", "/", "/a/", "me/", " ", "https://wandb.ai/me",
                                    "a\nb", "a\x1bb", "\udcff", "a" * 129, f"{'a' * 129}/b"])
 def test_wandb_projects_that_wandb_refuses(fails, value):
-    if value == "/a/":
-        assert wandb_project(value) == "a"
-        return
     fails(TRAIN, {"--wandb": value}, "--wandb")
 
 
@@ -202,6 +199,7 @@ def test_a_run_of_any_length_begins_at_once(epoch_steps, micro_bsz, batch_tokens
     in_epoch = epoch_steps or len(PAIRS)
     assert batches.total_steps(epochs) == epochs * -(-in_epoch // accumulate)
     epoch = batches.epoch(0, 0)
-    assert len(epoch) == in_epoch and len(epoch[0].indices) == micro_bsz if not batch_tokens else 1 <= len(epoch[0].indices)
-    assert epoch[0].share == 1 / (min(accumulate, in_epoch) * micro_bsz) or batch_tokens
+    assert len(epoch) == in_epoch
+    if not batch_tokens:
+        assert len(epoch[0].indices) == micro_bsz and epoch[0].share == 1 / (min(accumulate, in_epoch) * micro_bsz)
     assert time.process_time() - started < 5
