@@ -191,13 +191,17 @@ def outcome(script: str, flags: dict[str, str]) -> object:
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "more", "flag", "one", "other", "reason"),
                          [case for case in CASES if "--check_data" not in case[1]])
-def test_the_line_is_true(call, good, material, prepared, tmp_path, script, more, flag, one, other, reason):
+def test_the_line_is_true(call, good, prepared, tmp_path, monkeypatch, script, more, flag, one, other, reason):
     """Two values, the same result."""
+    monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
+    monkeypatch.setattr("src.training.report.write_report", lambda *_: None)
     (tmp_path / "t.jsonl").write_text('{"prompt": "What is one?", "completion": "A number."}\n' * 3)
     flags = {name: value for name, value in good(script).items() if name != "--lora_r" or "--layer_profile" not in more}
     changes = dict(more) | ({"--pairs": str(prepared("x070"))} if script == EVALUATE else {})
     if script == PREPARE:
         flags["--strategy"] = "cpu fp32nf4"
+    if script == TRAIN and "sample" not in flag:
+        flags |= {"--sample_tokens": "1"}
     made = []
     for number, value in enumerate((one, other)):
         if flag == "--tokenizer" and script in (TRAIN, EVALUATE):
