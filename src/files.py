@@ -138,7 +138,8 @@ def json_text(values: Any, path: str | Path, **options: Any) -> str:
     Raises NotFinite, naming `path` and the number, for NaN and infinity, which JSON does not have.
     """
     try:
-        return json.dumps(values, allow_nan=False, **options)
+        # A name of a file that is not UTF-8 has lone surrogates, which JSON knows as \udcff and no file can hold as they are.
+        return json.dumps(values, allow_nan=False, **options).encode(errors="backslashreplace").decode()
     except ValueError:
         raise NotFinite(f"{path}: not written, since {_first_not_finite(values)} is not a finite number") from None
 
