@@ -69,7 +69,7 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     if _LARGEST_TABLE < said <= Path(path).stat().st_size:
         raise UserError(f"checkpoint: {path} has {said} bytes of names and shapes alone, more than any model's; get it again")
     try:
-        with _named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
+        with named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
             weights, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"checkpoint: {path} is not a safetensors file, or is damaged or cut short; get it again") from error
@@ -144,7 +144,7 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
 
 
 @contextmanager
-def _named_in_utf8(path: str | Path) -> Iterator[str]:
+def named_in_utf8(path: str | Path) -> Iterator[str]:
     """A path to the same file for libraries that take UTF-8 alone, where Linux lets names be any bytes."""
     try:
         name = str(path).encode().decode()
@@ -170,7 +170,7 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             _check_table(read_content(file, data, _LARGEST_TABLE).value, path)
-        with warnings.catch_warnings(), _named_in_utf8(path) as name:
+        with warnings.catch_warnings(), named_in_utf8(path) as name:
             warnings.simplefilter("ignore")  # torch warns of old kinds of files
             # Only the zip archives of torch >= 1.6 can be mapped.
             return torch.load(name, map_location="cpu", weights_only=True, mmap=data[:4] == ZIP)

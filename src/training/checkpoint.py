@@ -17,6 +17,7 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 
 from src.checked_json import BadJson, parse_json
+from src.checkpoint.io import named_in_utf8
 from src.errors import UserError, out_of_memory
 from src.files import atomic_write, json_text
 
@@ -122,9 +123,9 @@ def _read_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]
         if size < 0 or file.read() != MARK + digest.digest():
             return None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), named_in_utf8(path) as name:
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            found = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         held = {name.removeprefix("model."): tuple(tensor.shape) for name, tensor in found["state_dict"].items()}
         return parse_json(json.dumps(found[RECORD]), RECORD_SHAPE) if held == shapes else None
     except Exception:  # with the right digest, and yet foreign
