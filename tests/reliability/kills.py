@@ -112,10 +112,14 @@ def at_point(run: Run, job: Job, reference: Reference, point: Point) -> list[str
     return [f"{job.script}, {told(point, reference)}: {line}" for line in wrong]
 
 
-def at_moment(run: Run, job: Job, reference: Reference, number: int, seconds: float) -> list[str]:
-    """Send a signal so many seconds after the start, then give the same command again."""
+def at_moment(run: Run, job: Job, reference: Reference, number: int, seconds: float, begin: Run | None = None) -> list[str]:
+    """Send a signal so many seconds after the start, then give the same command again.
+
+    Args:
+        begin: starts the run that is broken off, where that is not `run`.
+    """
     before = _anew(job)
-    first = run(job.script, job.words(), signal=[number, seconds])
+    first = (begin or run)(job.script, job.words(), signal=[number, seconds])
     wrong = []
     if number == signal.SIGKILL:
         wrong = [] if first.status in (-number, 0) else [f"status {first.status}"]
@@ -186,10 +190,7 @@ def _whole(job: Job, reference: Reference, before: dict[Path, bytes]) -> list[st
         if not path.exists() or not isinstance(content, bytes) or path.suffix in (".png", ".html"):
             continue
         data = path.read_bytes()
-        if path.suffix in GROWING:
-            good = content.startswith(data)
-        else:
-            good = data in (content, before.get(path))
+        good = content.startswith(data) if path.suffix in GROWING else data in (content, before.get(path))
         wrong += [] if good else [f"{name} is neither whole nor as it was"]
     for path in job.out.rglob("*.json"):
         if path not in before:

@@ -6,11 +6,10 @@ import signal
 import pytest
 
 from tests.reliability.kills import FAIL, FILL, KILL_AFTER, KILL_BEFORE, TEAR, at_moment, at_point, points
-from tests.reliability.warm import SCRIPTS
+from tests.reliability.warm import ENDED_BY, SCRIPTS
 
 SEED = 20
 KILLS, FAULTS, MOMENTS = 40, 40, 20  # most of each for a script
-ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def some(all_points: list, count: int, seed: int = SEED) -> list:

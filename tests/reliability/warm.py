@@ -1,9 +1,9 @@
 """A process that has imported everything, and from which each run of a script is forked: tens of runs where one would start.
 
-`python -m tests.reliability.warm` reads a request a line from stdin, {"script", "arguments", "stdout", "stderr", ...}, and answers
-each with {"status", "seconds"}, the former as `subprocess` has it: an exit code, or the signal that ended it as a negative number.
-A request may hold "fault", the arguments of `fault_arm` (faults.c), "signal": [number, seconds after the start], and "limit",
-seconds after which the run is ended as one that hangs.
+`python -m tests.reliability.warm` reads a request a line from stdin, {"script", "arguments", "stdout", "stderr", ...}, and
+answers each with {"status", "seconds"}, the former as `subprocess` has it: an exit code, or the signal that ended it as a
+negative number. A request may hold "fault", the arguments of `fault_arm` (faults.c), "signal": [number, seconds after the
+start], and "limit", seconds after which the run is ended as one that hangs.
 """
 
 import atexit
@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIG_BLOCK, SIG_UNBLOCK, SIGHUP, SIGINT, SIGKILL, SIGTERM, pthread_sigmask
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +31,7 @@ LATE = ("src.cli.generate", "src.cli.prepare", "src.cli.train", "src.cli.merge",
 # Seconds in which any tiny run ends, however busy the machine.
 HUNG = 120.0
 HANGS = -99  # the status of a run that did not
+ENDED_BY = (SIGINT, SIGTERM, SIGHUP)
 
 
 class Outcome(NamedTuple):
@@ -73,6 +74,24 @@ def warm(folder: Path, faults: Path | None = None) -> Iterator[Run]:
         process.wait()
 
 
+def cold(script: str, arguments: list[str], before: tuple[str, ...] = (), signal: tuple[int, float] | None = None) -> Outcome:
+    """The same in a process that has yet to import everything, as a user starts it.
+
+    Args:
+        before: words between Python and the script.
+        signal: its number, and the seconds after which it is sent.
+    """
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, *before, f"{script}.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        out, err = process.communicate(timeout=signal[1] if signal else HUNG)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal[0] if signal else SIGKILL)
+        out, err = process.communicate()
+    return Outcome(process.returncode, err, out, time.monotonic() - started)
+
+
 def serve() -> None:
     """Answer requests until stdin ends."""
     import torch
@@ -87,9 +106,11 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         started = time.monotonic()
+        pthread_sigmask(SIG_BLOCK, ENDED_BY)  # until the script is there to take them
         child = os.fork()
         if not child:
             _run(modules[request["script"]].main, request)
+        pthread_sigmask(SIG_UNBLOCK, ENDED_BY)
         status = _wait(child, request, started)
         print(json.dumps({"status": status, "seconds": time.monotonic() - started}), flush=True)
 
@@ -108,8 +129,13 @@ def _run(main: Callable, request: dict[str, Any]) -> None:
         folder, call, action, error, log = request["fault"]
         log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) if log else -1
         ctypes.CDLL(None).fault_arm(os.fsencode(folder), ctypes.c_long(call), action, error, log)
+
+    def begin(arguments: list[str]) -> None:
+        pthread_sigmask(SIG_UNBLOCK, ENDED_BY)
+        main(arguments)
+
     try:
-        run(main)
+        run(begin)
         code = 0
     except SystemExit as stop:
         code = stop.code
@@ -138,7 +164,7 @@ def _wait(child: int, request: dict[str, Any], started: float) -> int:
                 os.kill(child, number)
         if not select.select([opened], [], [], max(0.0, end - time.monotonic()))[0]:
             hangs = True
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, SIGKILL)
     finally:
         os.close(opened)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
