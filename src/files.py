@@ -142,9 +142,8 @@ def check_output(path: str | Path, inputs: dict[str, str | Path]) -> None:
         if Path(given).resolve() == target or (target.exists() and Path(given).exists() and target.samefile(given)):
             raise UserError(f"{path}: is the file of {flag} too and would be overwritten; choose another name for the output")
     folder = next(parent for parent in target.parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        reason = "can't be written to" if folder.is_dir() else "is not a folder"
-        raise UserError(f"{path}: cannot be written, since {folder} {reason}; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot be written, since {folder} can't be written to; choose another place")
 
 
 def existing_file(path: str | Path, what: str) -> Path:

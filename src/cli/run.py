@@ -11,11 +11,16 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from types import CodeType, FrameType
 
 from src.console import say
 from src.errors import Stopped, UserError, out_of_memory
 
 DATA_FORMATS = "CSV, TSV, JSONL, JSON, Parquet or Arrow, also compressed (.gz, .bz2, .xz, .zst)"
+# Seconds after which a signal is raised that could not be before, or again where some code has swallowed it.
+AGAIN_AFTER = 0.1
+# The file of the code that imports, as a frame has it.
+IMPORT = "<frozen importlib._bootstrap>"
 SKIP_BAD_ROWS = ("1: leave out rows that can't be used, with a count and a list beside the output, instead of refusing the file")
 
 
@@ -78,24 +83,32 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     A signal becomes one line too, and exit code 128 + its number.
     """
     _keep_streams()
+    received = _catch_signals(main.__code__)
     try:
-        _catch_signals()
         _quiet()
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(_fail(" ".join(str(error).split()), 2))
-    except (Stopped, KeyboardInterrupt) as error:
-        number = error.number if isinstance(error, Stopped) else signal.SIGINT
-        what = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
-        sys.exit(_fail(f"{what}; what was finished is saved", 128 + number))
-    except Exception as error:
-        if out_of_memory(error):
-            on_device = type(error).__name__ == "OutOfMemoryError"
-            sys.exit(_fail("the device's memory is full; take a smaller batch, a quantized base, or --grad_cp 1" if on_device else
-                           "the machine's memory is full; take a smaller batch or a smaller model", 2))
-        if isinstance(error, OSError) and error.errno is not None:
-            sys.exit(_fail(f"{error.filename or 'a file'}: {error.strerror}", 2))
-        raise
+    except BaseException as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if received:  # whatever its exception has become on the way
+            sys.exit(_fail(*_ended_by(received[0])))
+        message = _message(error)
+        if message is None:
+            raise
+        sys.exit(_fail(message, 2))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _message(error: BaseException) -> str | None:
+    """What the user reads of an error that they can mend; None for any other."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the device's memory is full; take a smaller batch, a quantized base, or --grad_cp 1"
+    if out_of_memory(error):
+        return "the machine's memory is full; take a smaller batch or a smaller model"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    return None
 
 
 def _fail(message: str, code: int) -> int:
@@ -103,19 +116,57 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _catch_signals() -> None:
+def _ended_by(number: int) -> tuple[str, int]:
+    what = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    return f"{what}; what was finished is saved", 128 + number
+
+
+def _catch_signals(main: CodeType) -> list[int]:
     """Turn signals into `Stopped`, so that files are closed, temporaries removed and locks given back on the way out.
 
-    One that is ignored stays so: nohup ignores SIGHUP, a shell SIGINT for what it runs in the background.
-    """
+    One that is ignored stays so: nohup ignores SIGHUP, a shell SIGINT for what it runs in the background. A second one ends the
+    process at once.
 
-    def stop(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        raise Stopped(number)
+    Returns a list that gets the number of what was received.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        received.append(number)
+        signal.signal(signal.SIGALRM, end)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER, AGAIN_AFTER)
+        end(number, frame)
+
+    def end(_: int, frame: FrameType) -> None:
+        names = _callers(frame, main)
+        if names[-1:] == [IMPORT]:  # of the script's own, before any work; packages take an exception there for another, or abort
+            message, code = _ended_by(received[0])
+            os.write(2, f"error: {message}\n".encode())
+            os._exit(code)
+        if IMPORT not in names and not _is_on_its_way(sys.exception()):
+            raise Stopped(received[0])
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, stop)
+    return received
+
+
+def _callers(frame: FrameType | None, main: CodeType) -> list[str]:
+    """The files of the code that is running, innermost first, without `main` and what has called it."""
+    names = []
+    while frame is not None and frame.f_code is not main:
+        names.append(frame.f_code.co_filename)
+        frame = frame.f_back
+    return names
+
+
+def _is_on_its_way(error: BaseException | None) -> bool:
+    """Whether what is being handled is, or came while handling, a `Stopped`."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error is not None
 
 
 class _Kept(io.FileIO):

@@ -1,34 +1,20 @@
-"""The recurrences' own kernels (cuda/), built once by torch's extension builder and kept, called as torch operators.
+"""The recurrences' own kernels (cuda/), called as torch operators.
 
 They take what the other backends take and are differentiable. The backward recomputes states from checkpoints, so that
 memory grows with T / interval, not with T. Where they can't be built one line says why, and PyTorch serves meanwhile.
 """
 
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import warnings
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from src.console import say
 from src.errors import UserError
-from src.wkv.toolkit import architectures, use_toolkit
+from src.wkv.library import load_library
 
-SOURCES = Path(__file__).resolve().parents[2] / "cuda"
-CPU_SOURCES = ("bindings_cpu.cpp", "bindings_decode.cpp", "bindings_sample.cpp", "cpu_memory.cpp", "instructions.cpp",
-               "cpu_avx512bf16.cpp", "cpu_avx512.cpp", "cpu_avx2.cpp", "cpu_plain.cpp")
-FLAGS = ("-std=c++20", "-O3")
-# Without it torch's parallel loops run on one thread; Apple's compiler has none.
-OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
 # Sets of instructions that the CPU's kernels are built for, the highest first; as in cuda/instructions.cpp.
 INSTRUCTIONS = ("avx512bf16", "avx512", "avx2", "default")
-CPU_FLAGS = (*FLAGS, *OPENMP, "-ffp-contract=fast", "-Wno-psabi")
 # As in cuda/cpu_kernels.h and cuda/cuda_kernels.h.
 INTERVAL = 16
 CHUNKED_HEADS, LARGEST_HEAD = (32, 64), 128
@@ -121,81 +107,15 @@ def missing(device: str) -> str | None:
     if device == "cuda" and (reason := missing("cpu")) is not None:
         return reason
     try:
-        reason = _load(device)
+        reason = load_library(device)
     except (RuntimeError, OSError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
     if reason is not None:
         say(f"The WKV kernels for {device} are not used: {reason}. The recurrence runs in PyTorch meanwhile, several times "
             "slower.")
     elif device == "cpu":
         _register()
     return reason
-
-
-def _load(device: str) -> str | None:
-    name, built_with = f"rwkv_wkv_{device}", ()
-    if device == "cuda":
-        if torch.version.hip is not None:
-            return "they have never been tried on ROCm"
-        if torch.version.cuda is None:
-            return "this torch is built for the CPU alone"
-        toolkit = use_toolkit()
-        if isinstance(toolkit, str):
-            return toolkit
-        built_with = toolkit.version, architectures()
-    folder = _folder(name, built_with)
-    library = folder / f"{name}.so"
-    if not library.exists():
-        compiler = os.environ.get("CXX", "c++")
-        if shutil.which(compiler) is None:
-            return f"no C++ compiler ({compiler}) was found; install g++ 10 or newer"
-        from filelock import FileLock  # torch brings it
-
-        folder.mkdir(parents=True, exist_ok=True)
-        # The builder's own lock outlives a killed process; this one does not.
-        with FileLock(folder / "one_builder"):
-            if not library.exists():
-                return _build(name, device, folder, library)
-    torch.ops.load_library(str(library))
-    return None
-
-
-def _folder(name: str, built_with: tuple[str, ...]) -> Path:
-    """One for each state of the sources, the flags, torch, Python and what else it is built with, in the builder's cache."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    digest = hashlib.sha256(repr((torch.__version__, sys.version, CPU_FLAGS, *built_with)).encode())
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / f"{name}_{digest.hexdigest()[:16]}"
-
-
-def _build(name: str, device: str, folder: Path, library: Path) -> str | None:
-    """Build in a folder of its own and move the library into place, so that none is ever found half-written."""
-    import ninja
-    from torch.utils import cpp_extension
-
-    names = CPU_SOURCES if device == "cpu" else ("bindings_cuda.cpp", *sorted(path.name for path in SOURCES.glob("*.cu")))
-    work = folder / "build"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    say(f"Building the WKV kernels for {device}, once (a minute or two) ...")
-    path = os.environ["PATH"]
-    os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{path}"  # there, but on no PATH, where the environment is not activated
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler's version and the architectures, which users can't act on
-            cpp_extension.load(name, [str(SOURCES / source) for source in names], build_directory=str(work),
-                               extra_cflags=list(CPU_FLAGS), extra_cuda_cflags=list(FLAGS), extra_ldflags=list(OPENMP),
-                               with_cuda=device == "cuda", is_python_module=False)
-    except (RuntimeError, subprocess.SubprocessError) as error:
-        (folder / "build.log").write_text(str(error))
-        return f"they could not be built, see {folder / 'build.log'}"
-    finally:
-        os.environ["PATH"] = path
-    os.replace(work / library.name, library)
-    shutil.rmtree(work, ignore_errors=True)
-    return None
 
 
 def _register() -> None:

@@ -1,5 +1,6 @@
 """Whatever a user can get wrong in an input: one line that names it, exit code 2, nothing written."""
 
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -285,3 +286,14 @@ def test_whose_log_probabilities_are_not_finite(fails, call, good, adapter, mate
     code, err = call("rlhf_dpo_generate_save", words_of(good("rlhf_dpo_generate_save") | flags))
     check_told(code, err, (f"the checkpoint {huge} gives log-prob",))
     assert not output.exists() and not Path(f"{output}.json").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+def test_an_output_that_is_no_file(fails, tmp_path, script, kind):
+    if script == "train":
+        pytest.skip("its output is a folder")
+    path = tmp_path / "out.pth"
+    {"a pipe": os.mkfifo, "a device": lambda path: path.symlink_to("/dev/null"), "a folder": Path.mkdir}[kind](path)
+    fails(script, {OUTPUT_FLAG[script]: path}, path, "cannot be written, since " + kind)
+    assert kind != "a device" or path.is_symlink()

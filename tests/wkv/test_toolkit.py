@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.wkv import native
+from src.wkv.library import folder_of
 from src.wkv.toolkit import architectures, find_toolkit
 
 SAYS = """#!/bin/sh
@@ -79,5 +79,5 @@ def test_where_none_is_the_places_are_named(monkeypatch, tmp_path):
 def test_a_build_is_kept_for_its_compiler_and_architectures_alone(monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
     assert architectures() == "8.0;9.0"
-    folders = [native._folder("kernels", built_with) for built_with in (("13.0", "9.0"), ("13.1", "9.0"), ("13.0", "8.0"), ())]
+    folders = [folder_of("kernels", built_with) for built_with in (("13.0", "9.0"), ("13.1", "9.0"), ("13.0", "8.0"), ())]
     assert len(set(folders)) == 4
