@@ -102,7 +102,7 @@ def serve() -> None:
         importlib.import_module(name)
     importlib.import_module("src.wkv.native").missing("cpu")
     # Drawing is nine tenths of a tiny run. Pictures are written all the same, only with nothing on them.
-    importlib.import_module("matplotlib.figure").Figure.savefig = _draw_nothing
+    importlib.import_module("matplotlib.figure").Figure.savefig = draw_nothing
     for line in sys.stdin:
         request = json.loads(line)
         started = time.monotonic()
@@ -148,7 +148,8 @@ def _run(main: Callable, request: dict[str, Any]) -> None:
     os._exit(code)  # taking a thousand imported modules down takes a second
 
 
-def _draw_nothing(figure: Any, target: Any, format: str, **_: Any) -> None:
+def draw_nothing(figure: Any, target: Any, format: str, **_: Any) -> None:
+    """In place of matplotlib's `Figure.savefig`."""
     target.write("<svg></svg>" if format == "svg" else b"\x89PNG\r\n\x1a\n")
 
 
