@@ -1,5 +1,5 @@
 /* Loaded before a process's own libraries (LD_PRELOAD): counts the calls that change files below one folder, whoever makes them,
-   and at a chosen one ends the process as a crash would, or fails as a bad disk would.
+   and at a chosen one ends the process as a crash would, fails as a bad disk would, or sends the process a signal.
 
    A call is one of open (that creates or truncates), write, fsync, truncate, rename, unlink, mkdir, rmdir, chmod, flock. */
 #define _GNU_SOURCE
@@ -18,11 +18,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { COUNT, KILL_BEFORE, KILL_AFTER, TEAR, FAIL, FILL };
+enum { COUNT, KILL_BEFORE, KILL_AFTER, TEAR, FAIL, FILL, SIGNAL };
 
 static char below[PATH_MAX];
 static size_t below_length;
-static int action, error_number, log_file = -1;
+static int action, error_number /* or the signal's */, log_file = -1;
 static long chosen;
 static atomic_long seen;
 static atomic_int full;
@@ -81,6 +81,10 @@ static int next(const char* kind, const char* path, int needs_room) {
         return FAIL;
     }
     if (number != chosen) return COUNT;
+    if (action == SIGNAL) {
+        kill(getpid(), error_number);
+        return COUNT;
+    }
     if (action == FAIL) errno = error_number;
     return action;
 }

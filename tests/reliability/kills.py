@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.reliability.jobs import Job, artifacts, clear, earlier_result, names
-from tests.reliability.warm import HANGS, Outcome, Run
+from tests.reliability.warm import ENDED_BY, HANGS, Outcome, Run
 
 # As in faults.c.
-COUNT, KILL_BEFORE, KILL_AFTER, TEAR, FAIL, FILL = range(6)
-ACTIONS = ("count", "kill before", "kill after", "kill halfway through", "fail", "the disk is full from")
+COUNT, KILL_BEFORE, KILL_AFTER, TEAR, FAIL, FILL, SIGNAL = range(7)
+ACTIONS = ("count", "kill before", "kill after", "kill halfway through", "fail", "the disk is full from", "a signal at")
 WITH_A_PATH = ("open", "rename", "unlink", "mkdir", "chmod")
 # Of more equal calls in a row than this, the first two, the last and a seeded one are tried.
 MOST_ALIKE = 4
@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
     call: int
     action: int
-    error: int = 0
+    error: int = 0  # or the signal's number
 
     def fault(self, folder: Path, log: Path | None = None) -> list[Any]:
         return [str(folder), self.call, self.action, self.error, str(log or "")]
@@ -87,6 +87,8 @@ def _at(call: int, kind: str, action: int) -> list[Point]:
         return [Point(call, TEAR)] if kind == "write" else []
     if action == FILL:
         return [Point(call, FILL, errno.ENOSPC)] if kind in ("open", "write", "mkdir") else []
+    if action == SIGNAL:
+        return [Point(call, SIGNAL, ENDED_BY[call % len(ENDED_BY)])]
     if action == FAIL:
         refused = [Point(call, FAIL, errno.EACCES)] if kind in WITH_A_PATH else []
         return [Point(call, FAIL, errno.ENOLCK if kind == "flock" else errno.EIO), *refused]
@@ -95,20 +97,24 @@ def _at(call: int, kind: str, action: int) -> list[Point]:
 
 def told(point: Point, reference: Reference) -> str:
     kind, path = reference.calls[point.call - 1]
-    error = f" with {errno.errorcode[point.error]}" if point.error else ""
+    error = ""
+    if point.error:
+        error = f" with {signal.Signals(point.error).name if point.action == SIGNAL else errno.errorcode[point.error]}"
     return f"{ACTIONS[point.action]} call {point.call}, {kind} {Path(path).name}{error}"
 
 
-def at_point(run: Run, job: Job, reference: Reference, point: Point) -> list[str]:
+def at_point(run: Run, job: Job, reference: Reference, point: Point, **how: Any) -> list[str]:
     """Break a run off at a call, then give the same command again."""
     before = _anew(job)
-    first = run(job.script, job.words(), fault=point.fault(job.out))
-    if point.action in (FAIL, FILL):
+    first = run(job.script, job.words(), fault=point.fault(job.out), **how)
+    if point.action == SIGNAL:
+        wrong = _stopped_well(first, job, reference, point.error)
+    elif point.action in (FAIL, FILL):
         kind = reference.calls[point.call - 1][0]
         wrong = _failed_well(first, job, reference, leaves_temporaries=kind == "unlink")
     else:
         wrong = [] if first.status == -signal.SIGKILL else [f"was not killed: status {first.status}"]
-    wrong += _whole(job, reference, before) + again(run, job, reference)
+    wrong += _whole(job, reference, before) + again(run, job, reference, **how)
     return [f"{job.script}, {told(point, reference)}: {line}" for line in wrong]
 
 
@@ -124,15 +130,14 @@ def at_moment(run: Run, job: Job, reference: Reference, number: int, seconds: fl
     if number == signal.SIGKILL:
         wrong = [] if first.status in (-number, 0) else [f"status {first.status}"]
     elif first.status:
-        wrong = signalled_well(first, number)
-        wrong += [f"left {name}" for name in _left(job, reference) if not name.endswith(".partial")]
+        wrong = _stopped_well(first, job, reference, number)
     wrong += _whole(job, reference, before) + again(run, job, reference)
     return [f"{job.script}, {signal.Signals(number).name} after {seconds:.3f} s: {line}" for line in wrong]
 
 
-def again(run: Run, job: Job, reference: Reference) -> list[str]:
+def again(run: Run, job: Job, reference: Reference, **how: Any) -> list[str]:
     """Give the command again: it must end well and leave what an unbroken run leaves, and nothing else."""
-    second = run(job.script, job.words_again())
+    second = run(job.script, job.words_again(), **how)
     if second.status:
         return [f"the same command again: status {second.status}, {second.err[-300:]!r}"]
     found = names(job.out)
@@ -141,6 +146,11 @@ def again(run: Run, job: Job, reference: Reference) -> list[str]:
     left = artifacts(job.out)
     return wrong + [f"again: {name} differs from an unbroken run's" for name, content in reference.artifacts.items()
                     if name in left and left[name] != content]
+
+
+def _stopped_well(done: Outcome, job: Job, reference: Reference, number: int) -> list[str]:
+    return signalled_well(done, number) + [
+        f"left {name}" for name in _left(job, reference) if not name.endswith(".partial")]
 
 
 def signalled_well(done: Outcome, number: int) -> list[str]:

@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
-from tests.reliability.kills import FAIL, FILL, KILL_AFTER, KILL_BEFORE, TEAR, at_moment, at_point, points
+from tests.reliability.kills import FAIL, FILL, KILL_AFTER, KILL_BEFORE, SIGNAL, TEAR, at_moment, at_point, points
 from tests.reliability.warm import ENDED_BY, SCRIPTS
 
 SEED = 20
-KILLS, FAULTS, MOMENTS = 40, 40, 20  # most of each for a script
+MOST, MOMENTS = 40, 20  # trials of each kind for a script
 
 
 def some(all_points: list, count: int, seed: int = SEED) -> list:
@@ -23,9 +23,10 @@ def tried(run, job, reference, chosen) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("actions", [(KILL_BEFORE, KILL_AFTER, TEAR), (FAIL, FILL)], ids=["killed", "failing disk"])
+@pytest.mark.parametrize("actions", [(KILL_BEFORE, KILL_AFTER, TEAR), (FAIL, FILL), (SIGNAL,)],
+                         ids=["killed", "failing disk", "signalled"])
 def test_a_run_broken_off_at_a_call_loses_nothing(run, jobs, references, script, actions):
-    chosen = some(points(references[script], SEED, actions), KILLS if TEAR in actions else FAULTS)
+    chosen = some(points(references[script], SEED, actions), MOST)
     wrong = tried(run, jobs[script], references[script], chosen)
     assert not wrong, f"{len(wrong)} of {len(chosen)} trials:\n" + "\n".join(wrong)
 
@@ -44,6 +45,6 @@ def test_a_run_broken_off_at_any_moment_loses_nothing(run, jobs, references, scr
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_few_of_them(run, jobs, references, script):
     job, reference = jobs[script], references[script]
-    wrong = tried(run, job, reference, some(points(reference, SEED, (KILL_AFTER, FILL)), 2))
+    wrong = tried(run, job, reference, some(points(reference, SEED, (KILL_AFTER, FILL, SIGNAL)), 3))
     wrong += at_moment(run, job, reference, signal.SIGTERM, reference.seconds / 2)
     assert not wrong, "\n".join(wrong)

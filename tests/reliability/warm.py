@@ -3,7 +3,8 @@
 `python -m tests.reliability.warm` reads a request a line from stdin, {"script", "arguments", "stdout", "stderr", ...}, and
 answers each with {"status", "seconds"}, the former as `subprocess` has it: an exit code, or the signal that ended it as a
 negative number. A request may hold "fault", the arguments of `fault_arm` (faults.c), "signal": [number, seconds after the
-start], and "limit", seconds after which the run is ended as one that hangs.
+start], "cwd", the folder to run in, "sabotage", a fault to be put in (sabotage.py), and "limit", seconds after which the run is
+ended as one that hangs.
 """
 
 import atexit
@@ -124,7 +125,10 @@ def _run(main: Callable, request: dict[str, Any]) -> None:
         opened = os.open(path, flags, 0o644)
         os.dup2(opened, number)
         os.close(opened)
+    os.chdir(request.get("cwd", "."))
     sys.argv = [f"{request['script']}.py", *request["arguments"]]
+    if "sabotage" in request:
+        importlib.import_module("tests.reliability.sabotage").FAULTS[request["sabotage"]]()
     if "fault" in request:
         folder, call, action, error, log = request["fault"]
         log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) if log else -1
