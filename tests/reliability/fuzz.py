@@ -4,6 +4,7 @@
 one. FOLDER is where valid files are made at the first call; the input stays below it.
 """
 
+import faulthandler
 import json
 import mmap
 import os
@@ -92,6 +93,7 @@ def in_words(findings: list[Finding]) -> str:
 def _read_all(reader: Reader, numbers: list[int], folder: Path, done: mmap.mmap, found_file: Path) -> None:
     """In the forked process; never returns."""
     torch.set_num_threads(1)
+    faulthandler.disable()
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)

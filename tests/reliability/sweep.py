@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 from pathlib import Path
 from signal import SIGINT
 
@@ -17,6 +18,8 @@ VALUES = ("", " ", "nan", "inf", "-inf", "-1", "-0", "0", "1", "1.0", "1_0", "0x
 ELSEWHERE = {"--compile": ("1", "１"), "--devices": ("1000000000000", "1" + "0" * 30, "1_0", "٣"), "--wandb": VALUES[1:]}
 # A flag may ask for a job of days; that one has to end well when it is interrupted after so many seconds.
 LONG = 6.0
+# A job that had begun: what it has written until then is good.
+BEGUN = re.compile("not finite|memory is full")
 OUTPUTS = ("--output_csv", "--output_save", "--output", "--output_json", "--proj_dir")
 
 
@@ -58,9 +61,9 @@ def try_value(run: Run, job: Job, flag: str, value: str, elsewhere: Path) -> lis
     words = [*job.words(**{flag.removeprefix("--"): None}), f"{flag}={value}"]
     done = run(job.script, words, signal=[SIGINT, LONG], cwd=str(elsewhere), limit=4 * LONG)
     wrong = _ended_well(done)
-    if done.status == 2:
+    if done.status == 2 and not BEGUN.search(done.err):
         wrong += [f"refused, and yet {name} was written" for name in sorted(names(job.out) | names(elsewhere))]
-    elif flag not in OUTPUTS:
+    if done.status != 2 and flag not in OUTPUTS:
         wrong += [f"{name} was written where it was run" for name in sorted(names(elsewhere))]
     if _inputs(job) != before:
         wrong.append("its inputs changed")
@@ -75,7 +78,7 @@ def _ended_well(done: Outcome) -> list[str]:
     last = (done.err.splitlines() or [""])[-1]
     well = done.status == 0 or (done.status == 2 and last.startswith("error: ") and done.err.count("error: ") == 1)
     wrong = [] if well and "Traceback" not in done.err else [f"status {done.status}, {done.err[-300:]!r}"]
-    if len(last) > 4000:
+    if len(last) > 15_000:  # a value of 5000 characters may be repeated
         wrong.append(f"a line of {len(last)} characters")
     return wrong + (["a control character in what it says"] if "\x1b" in done.err + done.out else [])
 

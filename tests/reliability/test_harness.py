@@ -2,6 +2,7 @@
 
 import ctypes
 import time
+from errno import EIO
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from src.errors import UserError
 from tests.reliability.fuzz import Reader, fuzz, in_words
-from tests.reliability.kills import FILL, KILL_AFTER, KILL_BEFORE, SIGNAL, TEAR, Point, at_point, points, unbroken
+from tests.reliability.kills import FAIL, KILL_AFTER, SIGNAL, TEAR, Point, at_point, points, unbroken
 from tests.reliability.mutate import blind, json_value
 from tests.reliability.sweep import try_value
 
@@ -32,21 +33,16 @@ def test_a_torn_row_that_counts_as_finished_is_found(run, jobs, references):
     assert found
 
 
-def test_a_full_disk_that_is_not_told_is_found(run, jobs, references):
+def test_a_refused_write_that_is_not_told_is_found(run, jobs, references):
     reference = references["rlhf_generate_reject_csv"]
     rows = [number for number, (kind, path) in enumerate(reference.calls, start=1) if kind == "write" and path.endswith("o.csv")]
-    found = at_point(run, jobs["rlhf_generate_reject_csv"], reference, Point(rows[-1], FILL, 28), sabotage="refused writes")
-    assert found
+    found = at_point(run, jobs["rlhf_generate_reject_csv"], reference, Point(rows[-1], FAIL, EIO), sabotage="refused writes")
+    assert found and "says that all went well" in found[0], found
 
 
 def test_a_signal_that_is_swallowed_is_found(run, jobs, references):
     found = at_point(run, jobs["evaluate"], references["evaluate"], Point(3, SIGNAL, 15), sabotage="deaf")
     assert found and "status 0" in found[0], found
-
-
-def test_a_run_that_is_not_killed_is_found(run, jobs, references):
-    found = at_point(run, jobs["evaluate"], references["evaluate"], Point(10_000, KILL_BEFORE))
-    assert "was not killed" in found[0]
 
 
 def test_a_flag_that_is_not_checked_is_found(run, jobs, workplace):
@@ -55,7 +51,7 @@ def test_a_flag_that_is_not_checked_is_found(run, jobs, workplace):
     job = jobs["rlhf_generate_reject_csv"]
     assert not try_value(run, job, "--seed", "-1", folder)
     found = try_value(partial(run, sabotage="seeds"), job, "--seed", "-1", folder)
-    assert found and "Traceback" in found[0], found
+    assert found and "status 1" in found[0], found
 
 
 def refuse(path: Path) -> None:
