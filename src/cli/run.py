@@ -17,6 +17,7 @@ from src.console import say
 from src.errors import Stopped, UserError, out_of_memory
 
 DATA_FORMATS = "CSV, TSV, JSONL, JSON, Parquet or Arrow, also compressed (.gz, .bz2, .xz, .zst)"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds after which a signal is raised that could not be before, or again where some code has swallowed it.
 AGAIN_AFTER = 0.1
 # The file of the code that imports, as a frame has it.
@@ -88,14 +89,14 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         _quiet()
         main(sys.argv[1:])
     except BaseException as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _release_signals()
         if received:  # whatever its exception has become on the way
             sys.exit(_fail(*_ended_by(received[0])))
         message = _message(error)
         if message is None:
             raise
         sys.exit(_fail(message, 2))
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    _release_signals()
 
 
 def _message(error: BaseException) -> str | None:
@@ -147,10 +148,18 @@ def _catch_signals(main: CodeType) -> list[int]:
         if IMPORT not in names and not _is_on_its_way(sys.exception()):
             raise Stopped(received[0])
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, stop)
     return received
+
+
+def _release_signals() -> None:
+    """From here on there is nothing to clean, and a signal ends the process."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in SIGNALS:
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _callers(frame: FrameType | None, main: CodeType) -> list[str]:

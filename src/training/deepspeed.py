@@ -1,6 +1,8 @@
 """DeepSpeed under Lightning, with optimizer steps where every other strategy has them, and nothing scaled or cast on the way."""
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +11,13 @@ from pytorch_lightning.plugins import DeepSpeedPrecision
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.cpp_extension import get_default_build_root
 
+from src.console import say
 from src.wkv.toolkit import use_toolkit
+
+# Extensions that DeepSpeed builds for the strategies in use.
+DEEPSPEED_BUILDS = ("cpu_adam", "fused_adam", "utils")
 
 
 class SteppingDeepSpeed(DeepSpeedStrategy):
@@ -22,6 +29,7 @@ class SteppingDeepSpeed(DeepSpeedStrategy):
 
     def __init__(self, **settings: Any):
         super().__init__(precision_plugin=AsItIs("32-true"), **settings)
+        remove_dead_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
         # DeepSpeed builds its optimizers with what torch's builder found.
         if torch.version.cuda is not None:
             use_toolkit()
@@ -36,6 +44,27 @@ class SteppingDeepSpeed(DeepSpeedStrategy):
 
     def block_backward_sync(self) -> AbstractContextManager[None]:
         return nullcontext()  # the boundary says it, and the engine refuses to be told otherwise from stage 2 on
+
+
+def remove_dead_locks(builds: Path) -> None:
+    """Remove the locks that killed processes left when they built DeepSpeed's extensions; it would wait for them for ever.
+
+    Torch's builder makes a file and holds it open while it builds. Where processes can't be looked at nothing is removed.
+
+    Args:
+        builds: folder of torch's extension builds.
+    """
+    locks = [lock for name in DEEPSPEED_BUILDS for pattern in (f"{name}/lock", f"*/{name}/lock") for lock in builds.glob(pattern)]
+    if not locks or not Path("/proc/self/fd").exists():
+        return
+    held = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            held.add(os.readlink(link))
+    for lock in locks:
+        if str(lock.resolve()) not in held:
+            say(f"{lock}: removed, since the process that built there is gone")
+            lock.unlink(missing_ok=True)
 
 
 class AsItIs(DeepSpeedPrecision):

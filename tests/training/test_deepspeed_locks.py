@@ -1,0 +1,38 @@
+"""Locks of extension builds whose process was killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils.file_baton import FileBaton
+
+from src.training.deepspeed import remove_dead_locks
+
+HOLD = """
+import sys, time
+from torch.utils.file_baton import FileBaton
+assert FileBaton(sys.argv[1]).try_acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("place", ["cpu_adam", "py311_cu130/utils"])
+def test_a_killed_builders_lock_goes_and_a_living_ones_stays(tmp_path, capsys, place):
+    lock, others = tmp_path / place / "lock", tmp_path / "somebody_elses" / "lock"
+    for path in (lock, others):
+        path.parent.mkdir(parents=True)
+    others.touch()
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stdout.readline() == "held\n"
+    remove_dead_locks(tmp_path)
+    assert lock.exists() and not capsys.readouterr().err
+    process.kill()
+    process.wait()
+    remove_dead_locks(tmp_path)
+    assert not lock.exists() and others.exists()
+    assert capsys.readouterr().err == f"{lock}: removed, since the process that built there is gone\n"
+    FileBaton(str(lock)).wait()  # comes back at once
