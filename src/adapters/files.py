@@ -6,7 +6,7 @@ weight, as `blocks.0.att.key.lora_A` and so on, and what else merging needs of t
 alpha) and whatever the caller adds as `extra`. Trained initial states stand in a file of their own beside it, too, for runtimes.
 """
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from src.adapters.adapted import AdaptedLinear
-from src.adapters.layer_profile import LayerSetting, layer_of
+from src.adapters.layer_profile import LayerSetting, layer_of, setting_of
 from src.adapters.modes import ADAPTERS
 from src.adapters.state import states_in
+from src.checked_json import BadJson, parse_json
 from src.checkpoint.io import fingerprint, load_safetensors, not_finite, save_checkpoint, save_safetensors
 from src.errors import NotFinite, UserError
 from src.files import json_text
 
 FORMAT = "1"
+# What stands in the metadata as JSON.
+_PROFILE = [{"layer": str, "mode": str, "rank?": int, "alpha?": float, "dropout?": float, "weight_lr_init?": float,
+             "weight_lr_final?": float, "weight_decay?": float, "state_lr_init?": float, "state_lr_final?": float,
+             "reject_parts?": [str], "full_parts?": [str]}]
+_EXTRA = {str: object}
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,12 @@ def save_states(weights: Mapping[str, Tensor], path: str | Path) -> Path | None:
     states = states_in(weights)
     if not states:
         return None
-    path = Path(path).with_suffix(".state.pth")
-    save_checkpoint(states, path)
-    return path
+    save_checkpoint(states, states_path(path))
+    return states_path(path)
+
+
+def states_path(path: str | Path) -> Path:
+    return Path(path).with_suffix(".state.pth")
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -92,16 +101,20 @@ def read_adapter(path: str | Path) -> Adapter:
     if version is None:
         raise UserError(f"{path}: not an adapter file (its metadata have no adapter_format)")
     if version != FORMAT:
-        raise UserError(f"{path}: adapter format {version}, but this program reads format {FORMAT}; use the one that wrote it")
+        raise UserError(f"{path}: adapter format {version[:20]}, but this program reads format {FORMAT}; use that which wrote it")
     try:
-        rows = json.loads(metadata["profile"])
-        parts = ("reject_parts", "full_parts")
-        settings = [LayerSetting(**row | {name: tuple(row.get(name, ())) for name in parts}) for row in rows]
-        unknown = {layer_of(name)[0] for name in weights} - {setting.layer for setting in settings}
-        if unknown:
-            raise ValueError(f"no profile row for layer {min(unknown)}")
-        adapter = Adapter(weights, settings, metadata["base_fingerprint"], json.loads(metadata["extra"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        rows = parse_json(metadata["profile"], _PROFILE)
+        settings = [setting_of(row, len(rows) - 2, f"profile[{number}]") for number, row in enumerate(rows)]
+        named = [setting.layer for setting in settings]
+        unknown = {layer_of(name)[0] for name in weights} - set(named)
+        if unknown or len(set(named)) < len(named):
+            raise ValueError(f"no profile row for layer {min(unknown)[:60]}" if unknown else "two profile rows for one layer")
+        if not re.fullmatch("[0-9a-f]{64}", metadata["base_fingerprint"]):
+            raise ValueError(f"base_fingerprint {metadata['base_fingerprint'][:60]!r} is none")
+        adapter = Adapter(weights, settings, metadata["base_fingerprint"], parse_json(metadata["extra"], _EXTRA))
+    except KeyError as error:
+        raise UserError(f"{path}: the adapter's metadata are damaged (it lacks {error}); save it anew") from error
+    except (BadJson, UserError, ValueError) as error:
         raise UserError(f"{path}: the adapter's metadata are damaged ({error}); save it anew") from error
     wrong = not_finite(weights)
     if wrong:

@@ -6,8 +6,11 @@ A CSV with one row for `emb`, for each block `0` ... `L-1` and for `head`; layer
 
 import csv
 import math
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from src.adapters.adapted import AdaptedLinear
 from src.adapters.modes import ADAPTERS
@@ -65,6 +68,12 @@ COLUMNS = ("Layer", "Mode", "Rank", "Alpha", "Dropout", "Weight_lr_init", "Weigh
            "State_lr_init", "State_lr_final", "RejectParts", "FullParts")
 NUMBERS = COLUMNS[2:10]
 WEIGHT_RATES = ("Weight_lr_init", "Weight_lr_final")
+# Beyond these a number is a slip of the pen: ranks are below a matrix's sides, and rates of Adam are shares of a weight's size.
+LARGEST = {"Rank": 65536, "Alpha": 1e6, "Dropout": 1, "Weight_lr_init": 1e3, "Weight_lr_final": 1e3, "Weight_decay": 1e3,
+           "State_lr_init": 1e3, "State_lr_final": 1e3}
+LARGEST_FILE = 1 << 24  # bytes
+# Python would read digits of other scripts and underscores between digits, too.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # Columns of the profiles of RWKV-LM-RLHF for v6, which have no rates; accepted and left unread, as they are there.
 OLD_COLUMNS = ("LISAProb", "LoRAProb", "LRScale")
 # What a mode cannot do without; every other cell may be empty and then counts as 0.
@@ -98,12 +107,16 @@ def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float
         UserError: naming the file and the row, the layer or the column at fault.
     """
     path = existing_file(path, "layer profile")
+    if path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"layer profile {path}: has {path.stat().st_size} bytes, but a profile has one row a layer")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=True)
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
             rows = [(reader.line_num, cells) for row in reader if any(cells := [cell.strip() for cell in row])]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"layer profile {path}: not a CSV in UTF-8 ({error})") from error
+    except csv.Error as error:
+        raise UserError(f"layer profile {path}, line {reader.line_num}: not a CSV ({error})") from error
     if not rows:
         raise UserError(f"layer profile {path}: the file is empty; its first line names the columns")
     (_, header), *rows = rows
@@ -127,6 +140,22 @@ def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float
         raise UserError(f"layer profile {path}: no row for layer {', '.join(missing)}; "
                         f"a checkpoint of {n_layer} layers needs emb, 0 to {n_layer - 1}, head")
     return [settings[layer] for layer in layers]
+
+
+def setting_of(row: Mapping[str, Any], n_layer: int, where: str) -> LayerSetting:
+    """A setting from what `dataclasses.asdict` made of one, checked as a row of a profile is.
+
+    Args:
+        row: values of the fields' types; those with a default may be missing.
+
+    Raises UserError, beginning with `where`.
+    """
+    names = {field.name for field in fields(LayerSetting)}
+    if unknown := row.keys() - names:
+        raise UserError(f"{where}: has {min(unknown)[:60]!r}, which no row has")
+    columns = {column.lower(): column for column in COLUMNS} | {"reject_parts": "RejectParts", "full_parts": "FullParts"}
+    cells = {columns[name]: ",".join(value) if isinstance(value, list) else str(value) for name, value in row.items()}
+    return _read_row(cells, n_layer, where)
 
 
 def auto_layer_profile(n_layer: int, lr_init: float, lr_final: float, rank: int = 16, alpha: float = 32.0,
@@ -153,7 +182,7 @@ def _read_header(titles: list[str], path: Path) -> list[str]:
     spelling = {column.lower(): column for column in COLUMNS + OLD_COLUMNS} | {"": ""}
     for title in titles:
         if title.lower() not in spelling:
-            raise UserError(f"layer profile {path}: unknown column {title!r}; the columns are {', '.join(COLUMNS)}")
+            raise UserError(f"layer profile {path}: unknown column {title[:60]!r}; the columns are {', '.join(COLUMNS)}")
     header = [spelling[title.lower()] for title in titles]
     for column in COLUMNS:
         if header.count(column) > 1:
@@ -169,7 +198,7 @@ def _read_row(cells: dict[str, str], n_layer: int, where: str) -> LayerSetting:
     mode = cells.get("Mode", "").lower()
     mode = SYNONYMS.get(mode, mode)
     if mode not in MODES:
-        raise UserError(f"{where}: unknown mode {mode!r}; choose one of {', '.join(MODES)}")
+        raise UserError(f"{where}: unknown mode {mode[:60]!r}; choose one of {', '.join(MODES)}")
     if mode not in _modes_of(layer):
         raise UserError(f"{where}: mode {mode} is not for {layer}; choose one of {', '.join(_modes_of(layer))}")
     parts = {column: tuple(part for cell in cells.get(column, "").split(",") if (part := cell.strip()))
@@ -201,17 +230,18 @@ def _read_layer(cell: str, n_layer: int, where: str) -> str:
     if cell.lower() in ("emb", "head"):
         return cell.lower()
     if not (cell.isascii() and cell.isdigit() and len(cell) < 10):
-        raise UserError(f"{where}: layer {cell!r} is neither emb, head nor the number of a block")
+        raise UserError(f"{where}: layer {cell[:60]!r} is neither emb, head nor the number of a block")
     if int(cell) >= n_layer:
         raise UserError(f"{where}: layer {cell} is not in the checkpoint, which has {n_layer} layers (0 to {n_layer - 1})")
     return str(int(cell))
 
 
 def _read_number(cell: str | None, column: str, where: str) -> float:
-    try:
-        number = float(cell or 0)
-    except ValueError:
-        raise UserError(f"{where}: {column} is {cell!r}, not a number") from None
+    if not _NUMBER.fullmatch(cell or "0") and (cell or "").lower() not in ("nan", "inf", "-inf"):
+        raise UserError(f"{where}: {column} is {cell[:60]!r}, not a number")
+    number = float(cell or 0)
     if not (math.isfinite(number) and number >= 0):
-        raise UserError(f"{where}: {column} is {cell}; it must be a finite number, 0 or above")
+        raise UserError(f"{where}: {column} is {cell[:60]}; it must be a finite number, 0 or above")
+    if number > LARGEST[column]:
+        raise UserError(f"{where}: {column} is {cell[:60]}; it must be at most {LARGEST[column]:g}")
     return number

@@ -5,7 +5,8 @@ from pathlib import Path
 from torch import Tensor
 
 from src.checkpoint.dimensions import Dimensions, check_weights, read_dimensions
-from src.checkpoint.io import load_checkpoint
+from src.checkpoint.io import load_checkpoint, not_finite
+from src.errors import NotFinite
 
 
 def load_base(path: str | Path) -> tuple[dict[str, Tensor], Dimensions]:
@@ -13,8 +14,12 @@ def load_base(path: str | Path) -> tuple[dict[str, Tensor], Dimensions]:
 
     Raises:
         UserError: it can't be read, is of another architecture, or a tensor is missing or of the wrong shape.
+        NotFinite: a tensor has NaN or infinity in it, of which only more could come.
     """
     weights = load_checkpoint(path)
     dimensions = read_dimensions(weights, str(path))
     check_weights(weights, dimensions, str(path))
+    wrong = not_finite(weights)
+    if wrong:
+        raise NotFinite(f"{path}: {wrong} are not finite; get that checkpoint again")
     return weights, dimensions

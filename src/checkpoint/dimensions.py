@@ -149,7 +149,7 @@ def check_weights(weights: Mapping[str, Tensor], dimensions: Dimensions, name: s
     unread = {f"blocks.0.att.v{i}" for i in range(3)} if dimensions.version == "x070" else set()
     for key in weights:
         if key not in expected and key not in unread:
-            raise UserError(f"{name}: {key!r} belongs to no {dimensions.version} model; pass a model as released")
+            raise UserError(f"{name}: {key[:100]!r} belongs to no {dimensions.version} model; pass a model as released")
 
 
 def _is_vector(shape: tuple[int, ...]) -> bool:
@@ -157,4 +157,4 @@ def _is_vector(shape: tuple[int, ...]) -> bool:
 
 
 def _text(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(size) for size in shape)
+    return " x ".join(str(size) for size in shape[:8]) + " x ..." * (len(shape) > 8) or "no axes"

@@ -7,9 +7,7 @@ RWKV; `dimensions.py` tells what a checkpoint is.
 
 import hashlib
 import json
-import pickle
-import pickletools
-import re
+import mmap
 import struct
 import warnings
 from collections.abc import Mapping
@@ -19,16 +17,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from src.checkpoint.archive import ZIP, Described, read_content
+from src.checkpoint.pickled import BadPickle, NamesCode
 from src.errors import UserError
 from src.files import atomic_write, existing_file
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
 SAFETENSORS_ENDING = ".safetensors"
+# What a checkpoint's tensors may be, whatever its format; the names are safetensors'.
 SAFETENSORS_TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }
+
+_PIECE = 1 << 22  # values looked at together
+_LARGEST_TABLE = 32 << 20  # bytes of names and shapes; 100 layers have less than 2 MB
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -45,12 +49,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file() and Path(f"{path}.pth").is_file():
         path = Path(f"{path}.pth")
     existing_file(path, "checkpoint")
+    if any("\udc80" <= character <= "\udcff" for character in str(path)):
+        raise UserError(f"checkpoint: {path} has a name that is not UTF-8, which its readers can't open; rename it")
     if path.suffix.lower() == SAFETENSORS_ENDING:
         return load_safetensors(path)[0]
     if path.suffix.lower() not in TORCH_ENDINGS:
         raise UserError(f"checkpoint: {path} ends in none of {', '.join((*TORCH_ENDINGS, SAFETENSORS_ENDING))}; "
                         "rename it to what it is")
-    return {name.removeprefix("_forward_module."): tensor for name, tensor in _tensors_only(_load_torch(path), path).items()}
+    return {name.removeprefix("_forward_module."): tensor.detach() for name, tensor in _load_torch(path).items()}
 
 
 def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -59,11 +65,18 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     Raises UserError where the file is missing, damaged or not of this format.
     """
     existing_file(path, "checkpoint")
+    with Path(path).open("rb") as file:
+        said = int.from_bytes(file.read(8), "little")
+    if _LARGEST_TABLE < said <= Path(path).stat().st_size:
+        raise UserError(f"checkpoint: {path} has {said} bytes of names and shapes alone, more than any model's; get it again")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+            weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"checkpoint: {path} is not a safetensors file, or is damaged or cut short; get it again") from error
+    for name, tensor in weights.items():
+        _check_type(name, tensor.dtype, path)
+    return weights, metadata
 
 
 def save_checkpoint(weights: Mapping[str, Tensor], path: str | Path) -> None:
@@ -125,71 +138,70 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:
     """The first tensor with NaN or infinity in it, such as "head.weight (3 of 4096 values)"; None where all are finite."""
     for name, tensor in weights.items():
-        values = tensor.detach()
-        # The types of one byte have no isfinite of their own; float16 represents all their values.
-        values = values.half() if values.is_floating_point() and values.element_size() == 1 else values
-        wrong = values.numel() - int(torch.isfinite(values).sum())
+        wrong = sum(map(_count_not_finite, tensor.detach().reshape(-1).split(_PIECE))) if tensor.numel() else 0
         if wrong:
-            return f"{name} ({wrong} of {values.numel()} values)"
+            return f"{name} ({wrong} of {tensor.numel()} values)"
     return None
 
 
-def _load_torch(path: Path) -> object:
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if not magic:
+def _count_not_finite(values: Tensor) -> int:
+    # The types of one byte have no isfinite of their own; float16 represents all their values.
+    values = values.half() if values.is_floating_point() and values.element_size() == 1 else values
+    # A sum is finite only where all values are, and is made at once.
+    total = values.sum(dtype=torch.float32 if values.element_size() == 2 else None)
+    return 0 if torch.isfinite(total) else values.numel() - int(torch.isfinite(values).sum())
+
+
+def _load_torch(path: Path) -> dict[str, Tensor]:
+    if not path.stat().st_size:
         raise UserError(f"checkpoint: {path} is empty; get it again")
     try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            _check_table(read_content(file, data, _LARGEST_TABLE).value, path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of an archive before it refuses it, and the refusal says it all
+            warnings.simplefilter("ignore")  # torch warns of old kinds of files
             # Only the zip archives of torch >= 1.6 can be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=magic == b"PK\x03\x04")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=data[:4] == ZIP)
+    except UserError:
+        raise
+    except NamesCode as error:
+        raise UserError(f"checkpoint: {path} holds code ({error.name}) rather than only tensors and is not loaded; "
+                        "get a checkpoint that is a plain table of tensors") from None
     except Exception as error:  # foreign bytes make the restricted unpickler fail in every way there is
-        what = _refused_code(path, error)
-        if what is not None:
-            raise UserError(f"checkpoint: {path} holds code ({what}) rather than only tensors and is not loaded; "
-                            "get a checkpoint that is a plain table of tensors") from error
-        # The unpickler's own messages advise to load the file unsafely.
-        reason = "" if isinstance(error, pickle.UnpicklingError) else f": {' '.join(str(error).split())[:100]}"
+        reason = str(error) if isinstance(error, BadPickle) else type(error).__name__
         raise UserError(f"checkpoint: {path} is damaged, cut short, or not a PyTorch checkpoint "
-                        f"({path.stat().st_size} bytes{reason}); get it again") from error
+                        f"({path.stat().st_size} bytes: {reason}); get it again") from error
 
 
-def _refused_code(path: Path, error: Exception) -> str | None:
-    """Name the code that made `torch.load` refuse the file; None where there is none, and the file is just broken."""
-    refused = re.search(r"GLOBAL ([\w.]+) (?:was not an allowed|whose module)", str(error))
-    if refused:
-        return refused[1]
-    if "TorchScript" in str(error):
-        return "TorchScript"
-    # A pickle that torch did not write fails at its first bytes, before any name in it is looked at.
-    with path.open("rb") as file:
-        beginning = file.read(1 << 20)
-    try:
-        for opcode, _, _ in pickletools.genops(beginning):  # parses, runs nothing
-            if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE"):
-                return "a pickled object"
-    except ValueError:
-        pass
-    return None
-
-
-def _tensors_only(loaded: object, path: Path) -> dict[str, Tensor]:
+def _check_table(loaded: object, path: Path) -> None:
+    """Raise UserError where a file's content, with its tensors `Described`, is not names and tensors of `SAFETENSORS_TYPES`."""
     if not isinstance(loaded, dict):
-        raise UserError(f"checkpoint: {path} holds a {type(loaded).__name__}, not a table of names and tensors")
+        raise UserError(f"checkpoint: {path} holds a {_kind(loaded)}, not a table of names and tensors")
     if not loaded:
         raise UserError(f"checkpoint: {path} holds no tensors")
     for name, value in loaded.items():
+        shown = repr(name)[:100]
         if isinstance(value, dict):
-            raise UserError(f"checkpoint: {path} keeps a table of its own under {name!r}; save the model's table alone "
+            raise UserError(f"checkpoint: {path} keeps a table of its own under {shown}; save the model's table alone "
                             "as a file of its own and pass that")
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"checkpoint: {path} holds a {type(value).__name__} under {name!r} where only tensors may be; "
+        if not isinstance(name, str) or not isinstance(value, Described):
+            raise UserError(f"checkpoint: {path} holds a {_kind(value)} under {shown} where only tensors may be; "
                             "pass a plain checkpoint as released")
-        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise UserError(f"checkpoint: {path} holds {name!r} in a form (sparse, quantized or without data) that is not "
+        if value.dtype is None:
+            raise UserError(f"checkpoint: {path} holds {shown} in a form (sparse, quantized or without data) that is not "
                             "served; pass a plain checkpoint as released")
-    return {name: tensor.detach() for name, tensor in loaded.items()}
+        _check_type(name, value.dtype, path)
+
+
+def _check_type(name: str, dtype: torch.dtype, path: str | Path) -> None:
+    if dtype not in SAFETENSORS_TYPES:
+        raise UserError(f"checkpoint: {path} holds {name[:100]!r} as {str(dtype).removeprefix('torch.')}, which is not served; "
+                        "pass a plain checkpoint as released")
+
+
+def _kind(value: object) -> str:
+    return "Tensor" if isinstance(value, Described) else type(value).__name__
 
 
 def _own_storage(tensor: Tensor) -> Tensor:

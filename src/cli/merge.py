@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.adapters.files import merge_adapter, read_adapter, save_states
+from src.adapters.files import merge_adapter, read_adapter, save_states, states_path
+from src.adapters.state import states_in
 from src.checkpoint.base import load_base
 from src.checkpoint.io import save_checkpoint
 from src.cli.run import Parser
@@ -27,12 +28,15 @@ def parse(arguments: Sequence[str]) -> MergeFlags:
 
 
 def merge(flags: MergeFlags) -> None:
-    check_output(flags.output, {"--base": flags.base, "--adapter": flags.adapter})
+    inputs = {"--base": flags.base, "--adapter": flags.adapter}
+    check_output(flags.output, inputs)
+    states = states_in(read_adapter(flags.adapter).weights)
+    if states:
+        check_output(states_path(flags.output), inputs)
     base, _ = load_base(flags.base)
     merged = merge_adapter(base, flags.adapter)
     changed = sum(merged[name] is not base[name] for name in base)
     save_checkpoint(merged, flags.output)
     say(f"{flags.output}: {changed} of {len(base)} tensors changed")
-    states = save_states(read_adapter(flags.adapter).weights, flags.output)
-    if states:
+    if states := save_states(states, flags.output):
         say(f"{states}: the trained initial states, which no weight can express; load it beside the model")

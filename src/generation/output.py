@@ -6,7 +6,6 @@ the settings, so that one file never mixes answers of two models or two ways of 
 is complete, the summary of the run that finished it.
 """
 
-import json
 import os
 import re
 import reprlib
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from src.checked_json import BadJson, parse_json
 from src.errors import UserError
 from src.files import atomic_write, json_text, open_alone
 from src.preference.csv import HEADER, Row, format_row
@@ -132,13 +132,11 @@ def _stranger(path: Path, number: int, sources: Sequence[int] | None) -> UserErr
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     sidecar = _sidecar_path(path)
     try:
-        found = json.loads(sidecar.read_bytes())
+        found = parse_json(sidecar.read_bytes(), {str: object})
     except FileNotFoundError:
         raise UserError(f"{path}: exists, without the {sidecar.name} that would tell how it was made; {_ANOTHER}") from None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{sidecar}: is damaged, so how {path.name} was made is not known; {_ANOTHER}")
+    except BadJson as error:
+        raise UserError(f"{sidecar}: is damaged ({error}), so how {path.name} was made is not known; {_ANOTHER}") from None
     differing = [f"{name} {reprlib.repr(found.get(name))} (now {reprlib.repr(value)})" for name, value in settings.items()
                  if name not in found or found[name] != value]
     if differing:
@@ -148,7 +146,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 def _write_sidecar(path: Path, content: dict[str, Any]) -> None:
     text = json_text(content, _sidecar_path(path), indent=2, ensure_ascii=False)
     with atomic_write(_sidecar_path(path)) as file:
-        file.write(text.encode() + b"\n")
+        # A byte of a file's name that is no UTF-8, which Python holds as a lone surrogate, becomes JSON's escape for that.
+        file.write(text.encode(errors="backslashreplace") + b"\n")
 
 
 def _sidecar_path(path: Path) -> Path:

@@ -30,7 +30,8 @@ def generate_rejects(config: GenerateConfig) -> None:
     Raises:
         UserError: whatever the user can mend; the rows finished until then are saved.
     """
-    check_output(config.output_csv, {"--input_csv": config.input_csv, "--load_model": config.load_model})
+    for path in (config.output_csv, f"{config.output_csv}.json"):
+        check_output(path, {"--input_csv": config.input_csv, "--load_model": config.load_model})
     reading = read_pairs(config.input_csv, require_reject=False)
     rows = usable(reading, config.skip_bad_rows)
     weights, dimensions = load_base(config.load_model)

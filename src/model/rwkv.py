@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from src.adapters.linear import Linear
 from src.checkpoint.dimensions import Dimensions
+from src.checkpoint.io import not_finite
+from src.errors import NotFinite
 from src.model import rwkv6, rwkv7
 from src.model.layers import Packing, layer_norm, read_packing
 from src.model.recompute import recomputed
@@ -93,6 +95,8 @@ def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: to
             The embedding never is.
         hold: then makes the layer that holds the weight of a name, or None to leave it plain; just quantized where not given.
         quantize_head: the head too, which generation does in int8, as the rwkv package; training never does.
+
+    Raises NotFinite where `dtype` can't hold a weight.
     """
     with torch.device("meta"):
         model = RWKV(dimensions, dtype)
@@ -105,5 +109,15 @@ def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: to
             if held is not None:
                 model.set_submodule(name, held)
             else:
-                setattr(module, leaf, nn.Parameter(weight.to(dtype), requires_grad=False))
+                setattr(module, leaf, nn.Parameter(_cast(weight, dtype, f"{name}.{leaf}"), requires_grad=False))
     return model
+
+
+def _cast(weight: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    cast = weight.to(dtype)
+    # Kernels take infinity in 16 bits for a number.
+    wrong = not_finite({name: cast}) if cast.dtype != weight.dtype and cast.element_size() == 2 else None
+    if wrong:
+        held = str(dtype).removeprefix("torch.")
+        raise NotFinite(f"the checkpoint's {wrong} are beyond the numbers of {held}; use a --strategy or --precision with fp32")
+    return cast

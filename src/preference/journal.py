@@ -5,15 +5,22 @@ The first line tells by a digest which computation it is; each other one holds a
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from src.errors import UserError
+from src.checked_json import BadJson, parse_json
+from src.errors import NotFinite, UserError
 from src.files import open_alone
+from src.preference.pairs import is_log_prob
 
 # Results of a batch: of each pair, the log-probabilities of its chosen and its rejected answer.
 Values = list[list[float]]
+
+
+_HEADER = re.compile(rb'"[0-9a-f]{64}"')
+_TORN_HEADER = re.compile(rb'"?[0-9a-f]{0,64}"?')
 
 
 class Journal:
@@ -27,10 +34,20 @@ class Journal:
         _append(self.path, self._descriptor, json.dumps([number, values]))
         self.done[number] = values
 
+    def check(self, sizes: Sequence[int]) -> None:
+        """Raise UserError where a finished batch is none of these, which have so many pairs each."""
+        for number, values in self.done.items():
+            if number >= len(sizes) or len(values) != sizes[number]:
+                raise UserError(f"{self.path}: is damaged (batch {number} has {len(values)} pairs, as this run has none); "
+                                "remove it to begin again")
+
 
 @contextmanager
 def open_journal(path: Path, digest: str) -> Iterator[Journal]:
-    """Begin the journal, or go on with the one that a broken-off run left; it is removed when the block ends without an error.
+    """Begin the journal, or go on with the one that a broken-off run left.
+
+    It is removed when the block ends without an error, and when it ends in one with nothing finished, or one that would come
+    again (NotFinite): only work worth keeping stays. One of another computation in which nothing is finished is begun anew.
 
     Raises:
         UserError: it belongs to another computation, is damaged, can't be written, or another run is writing it.
@@ -38,20 +55,40 @@ def open_journal(path: Path, digest: str) -> Iterator[Journal]:
     with open_alone(path, "--output_save") as descriptor:
         data = path.read_bytes()
         whole = data[:data.rfind(b"\n") + 1]  # a last line without its end was torn off
-        if whole != data:
-            os.ftruncate(descriptor, len(whole))
-        try:
-            first, *others = map(json.loads, whole.splitlines() or [json.dumps(digest)])
-            done = {number: values for number, values in others}
-        except (ValueError, TypeError):
-            raise UserError(f"{path}: is damaged; remove it to begin again") from None
-        if first != digest:
+        header, *lines = whole.splitlines() or [data]
+        if not (_HEADER if whole else _TORN_HEADER).fullmatch(header):
+            raise UserError(f"{path}: is damaged, or no file of this script's; remove it to begin again")
+        batches = [_read_batch(line, f"{path}: is damaged (line {number}") for number, line in enumerate(lines, start=2)]
+        done = dict(batches)
+        if len(done) < len(batches):
+            raise UserError(f"{path}: is damaged (a batch is there twice); remove it to begin again")
+        ours = json.dumps(digest).encode()
+        if header != ours and done:
             raise UserError(f"{path}: was left by an interrupted run with another model, input or other flags; give the same "
                             "again to go on, or remove it to begin anew")
-        if not whole:
+        os.ftruncate(descriptor, len(whole) if header == ours else 0)
+        if not whole or header != ours:
             _append(path, descriptor, json.dumps(digest))
-        yield Journal(path, descriptor, done)
+        journal = Journal(path, descriptor, done)
+        try:
+            yield journal
+        except BaseException as error:
+            if not journal.done or isinstance(error, NotFinite):
+                path.unlink()
+            raise
         path.unlink()
+
+
+def _read_batch(line: bytes, where: str) -> tuple[int, Values]:
+    try:
+        number, values = parse_json(line, [(int, [[float]])])
+    except (BadJson, ValueError) as error:
+        raise UserError(f"{where}: {error}); remove it to begin again") from None
+    if not (isinstance(number, int) and number >= 0 and isinstance(values, list)):
+        raise UserError(f"{where} is no batch's number and its results); remove it to begin again")
+    if not all(len(pair) == 2 and all(map(is_log_prob, pair)) for pair in values):
+        raise UserError(f"{where} has what no answers' log-probabilities are); remove it to begin again")
+    return number, values
 
 
 def _append(path: Path, descriptor: int, line: str) -> None:

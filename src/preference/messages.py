@@ -128,7 +128,7 @@ def _speaker(message: dict[str, Any], place: str) -> str:
     role = _first(message, ROLE)
     speaker = SPEAKERS.get(role.lower()) if isinstance(role, str) else None
     if speaker is None:
-        raise BadRow("unsupported role", f"{place} has the role {role!r}; supported are user, assistant and system")
+        raise BadRow("unsupported role", f"{place} has the role {_shown(role)}; supported are user, assistant and system")
     return speaker
 
 
@@ -151,8 +151,16 @@ def _part(part: Any, place: str) -> str:
         part = part.get("text")
     if not isinstance(part, str):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise BadRow("no text", f"{place} has a part of type {kind!r} in its content; only text is supported")
+        raise BadRow("no text", f"{place} has a part of type {_shown(kind)} in its content; only text is supported")
     return part
+
+
+def _shown(value: Any) -> str:
+    """Any value of a file, for a message."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, lists within lists
+        return f"of type {type(value).__name__}"
 
 
 def _has_loss(message: dict[str, Any], place: str) -> bool:
@@ -161,7 +169,7 @@ def _has_loss(message: dict[str, Any], place: str) -> bool:
         if message.get(key) is not None:
             flag = as_flag(message[key])
             if flag is None:
-                raise BadRow("unsupported weight", f"{place} has {key} {message[key]!r}; supported are 0 and 1")
+                raise BadRow("unsupported weight", f"{place} has {key} {_shown(message[key])}; supported are 0 and 1")
             flags.append(flag)
     return all(flags)
 

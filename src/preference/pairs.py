@@ -8,9 +8,6 @@ messages.
 
 import hashlib
 import io
-import json
-import re
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.checked_json import BadJson, parse_json
+from src.checkpoint.archive import Described, read_content
+from src.checkpoint.pickled import BadPickle, NamesCode
 from src.errors import UserError
 from src.files import atomic_write, existing_file, json_text
 
@@ -27,6 +27,16 @@ from src.files import atomic_write, existing_file, json_text
 Pair = tuple[list[int], list[int], list[int], float, float]
 
 _PARTS = ("prompt", "chosen", "reject", "chosen_base_prob", "reject_base_prob")
+# A sidecar's fields, those of older versions too; others are let through.
+_SIDECAR = {
+    "sha256": str, "count?": int, "base_model?": str, "base_fingerprint?": str, "version?": str, "tokenizer?": str,
+    "templates?": {str: int}, "seed?": int, "max_len?": int, "cut?": int, "dropped?": int, "changed_texts?": int,
+    "skipped_rows?": {"count": int, "rows": {str: [int]}}, "references?": bool, "precision?": str, "quantization?": (str, None),
+    "unquantized_blocks?": [int], "quantized_otherwise?": {str: str},
+}
+# What a sum of log-probabilities can be, in nats: 0 at most, up to rounding, and so far below that float32, which losses are
+# computed in, tells one nat from the next.
+_OVER_ZERO, _LOWEST = 1e-3, -2.0 ** 24
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -45,7 +55,8 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
     sidecar = sidecar | {"count": len(pairs), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
     text = json_text(sidecar, _sidecar_path(path), indent=2, ensure_ascii=False)
     with atomic_write(_sidecar_path(path)) as sidecar_file, atomic_write(path) as file:
-        sidecar_file.write(text.encode() + b"\n")
+        # A byte of a file's name that is no UTF-8, which Python holds as a lone surrogate, becomes JSON's escape for that.
+        sidecar_file.write(text.encode(errors="backslashreplace") + b"\n")
         sidecar_file.flush()
         file.write(buffer.getbuffer())
 
@@ -53,9 +64,9 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
 def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pair], dict[str, Any] | None, dict[str, int]]:
     """Read and check a `.save`; nothing in it is ever executed.
 
-    Tokens may be lists, tuples or 1-D integer tensors, references any finite numbers or tensors of one
-    element; lists of int and Python floats come back. Equal token lists may be one object: treat them as
-    read-only.
+    Tokens may be lists, tuples or 1-D integer tensors, references numbers or tensors of one element; lists of int and
+    Python floats come back. Equal token lists may be one object: treat them as read-only. References must be such as answers
+    can have, unless none in the file is below 0, as where there are none (see `has_references`).
 
     A pair with prompt + longer answer over `max_len` is left out, never cut, since its references were
     computed on the whole of it; so is a pair with an empty answer, which has nothing to learn from.
@@ -70,7 +81,7 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
     """
     path = existing_file(path, "pairs file")
     data = path.read_bytes()
-    content = _unpickle(data, path)
+    content = _content(data, path)
     if not isinstance(content, list):
         raise UserError(f"{path}: holds a {type(content).__name__} where a list of pairs is expected; is it a .save file?")
     if not content:
@@ -78,6 +89,7 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
     sidecar = _read_sidecar(path, data)
 
     pairs, left_out = [], {"too_long": 0, "empty_answer": 0}
+    unlikely, is_free = None, True
     checked: dict[int, list[int]] = {}
     for number, entry in enumerate(content, start=1):
         if not isinstance(entry, (list, tuple)) or len(entry) != len(_PARTS):
@@ -91,12 +103,19 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
         prompt, chosen, reject = (checked[id(tokens)] for tokens in entry[:3])
         references = [_checked_reference(value, f"{path}: {part} of pair {number}")
                       for part, value in zip(_PARTS[3:], entry[3:], strict=True)]
+        is_free &= min(references) >= 0
+        if unlikely is None and not all(map(is_log_prob, references)):
+            at = [is_log_prob(value) for value in references].index(False)
+            unlikely = f"{_PARTS[3 + at]} of pair {number} is {references[at]:g}"
         if not chosen or not reject:
             left_out["empty_answer"] += 1
         elif len(prompt) + max(len(chosen), len(reject)) > max_len:
             left_out["too_long"] += 1
         else:
             pairs.append((prompt, chosen, reject, *references))
+    if unlikely and not is_free:
+        raise UserError(f"{path}: {unlikely}, as no answer's log-probability is (0 at most, and above {_LOWEST:.0f}); make the "
+                        "file again with rlhf_dpo_generate_save.py")
     if not pairs:
         raise UserError(f"{path}: none of its {len(content)} pairs can be used: {left_out['too_long']} are longer than {max_len} "
                         f"tokens, {left_out['empty_answer']} have an empty answer; see --rlhf_max_corpus_len")
@@ -127,13 +146,16 @@ def has_references(pairs: Sequence[Pair], sidecar: dict[str, Any] | None) -> boo
     """Whether the references were computed at all.
 
     They were not by `rlhf_dpo_generate_save.py --reference 0`, which stores 0.0 and says so in the sidecar, nor by tools of this
-    family that prepare for reference-free losses, which store 0.5. A sum of log-probabilities is never over 0 beyond rounding,
-    and not 0 in every pair.
+    family that prepare for reference-free losses, which store 0.5: where they were, some answer is less than certain.
     """
     if sidecar is not None and not sidecar.get("references", True):
         return False
-    references = [value for pair in pairs for value in pair[3:]]
-    return max(references) < 1e-3 and any(references)
+    return any(min(pair[3:]) < 0 for pair in pairs)
+
+
+def is_log_prob(value: float) -> bool:
+    """Whether an answer can have this sum of log-probabilities, in nats."""
+    return _LOWEST < value <= _OVER_ZERO
 
 
 def _worded(value: Any) -> str:
@@ -151,28 +173,44 @@ def _read_sidecar(path: Path, data: bytes) -> dict[str, Any] | None:
         return None
     again = "run rlhf_dpo_generate_save.py again, or remove it to do without"
     try:
-        sidecar = json.loads(existing_file(sidecar_path, "sidecar").read_bytes())
-    except (ValueError, RecursionError):
-        raise UserError(f"{sidecar_path}: not JSON; {again}") from None
-    if not isinstance(sidecar, dict) or "sha256" not in sidecar:
-        raise UserError(f"{sidecar_path}: lacks the sha256 of the file it belongs to; {again}")
+        sidecar = parse_json(existing_file(sidecar_path, "sidecar").read_bytes(), _SIDECAR)
+    except BadJson as error:
+        raise UserError(f"{sidecar_path}: {error}; {again}") from None
     if sidecar["sha256"] != hashlib.sha256(data).hexdigest():
         raise UserError(f"{sidecar_path}: belongs to another {path.name} than the one beside it (the sha256 differs); {again}")
     # Files from before there were adapters that split weights had none held otherwise.
     return {"quantized_otherwise": {}} | sidecar
 
 
-def _unpickle(data: bytes, path: Path) -> Any:
+def _content(data: bytes, path: Path) -> Any:
+    """What the file holds, its tensors loaded."""
     try:
+        content = read_content(io.BytesIO(data), data)
+        if any(tensor.dtype is None for tensor in content.tensors):
+            raise UserError(f"{path}: {_place_of_other_form(content.value)} is a tensor in a form (sparse, quantized or without "
+                            "data) that is not served; a .save holds lists, numbers and plain tensors")
+        if not content.tensors:
+            return content.value
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it, and the refusal says it all
+            warnings.simplefilter("ignore")  # torch warns of older kinds of files
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except NamesCode as error:
+        raise UserError(f"{path}: refused, since it names {error.name}; a .save holds only lists, numbers and tensors, "
+                        "no numpy values and no code") from None
     except Exception as error:  # torch raises nearly anything on damaged bytes: KeyError, struct.error, RuntimeError, ...
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused:
-            raise UserError(f"{path}: refused, since it names {refused[1]}; a .save holds only lists, numbers and tensors, "
-                            "no numpy values and no code") from None
-        raise UserError(f"{path}: cannot be read as a .save file; it is damaged or of another kind") from None
+        reason = f" ({error})" if isinstance(error, BadPickle) else ""
+        raise UserError(f"{path}: cannot be read as a .save file{reason}; it is damaged or of another kind") from None
+
+
+def _place_of_other_form(content: Any) -> str:
+    for number, entry in enumerate(content if isinstance(content, list) else (), start=1):
+        if isinstance(entry, (list, tuple)) and len(entry) == len(_PARTS):
+            for part, value in zip(_PARTS, entry, strict=True):
+                if isinstance(value, Described) and value.dtype is None:
+                    return f"the {part} of pair {number}"
+    return "something in it"
 
 
 def _checked_tokens(tokens: Any, where: str, vocab_size: int, number: int, path: Path) -> list[int]:
@@ -186,9 +224,9 @@ def _checked_tokens(tokens: Any, where: str, vocab_size: int, number: int, path:
     if kinds:
         raise UserError(f"{where} holds a {min(kinds)} where token ids are expected")
     if tokens and min(tokens) < 0:
-        raise UserError(f"{path}: token id {min(tokens)} in pair {number} is negative")
+        raise UserError(f"{path}: token id {_short(min(tokens))} in pair {number} is negative")
     if tokens and max(tokens) >= vocab_size:
-        raise UserError(f"{path}: token id {max(tokens)} in pair {number} is beyond the vocabulary of {vocab_size}; "
+        raise UserError(f"{path}: token id {_short(max(tokens))} in pair {number} is beyond the vocabulary of {vocab_size}; "
                         "the file was made with another tokenizer than the model's")
     return tokens if isinstance(tokens, list) else list(tokens)
 
@@ -200,9 +238,14 @@ def _checked_reference(value: Any, where: str) -> float:
         value = value.item()
     if type(value) not in (int, float):
         raise UserError(f"{where} is a {type(value).__name__} where a number is expected")
-    if not abs(value) <= sys.float_info.max:  # false for nan, and right for an int beyond all floats
-        raise UserError(f"{where} is not a finite number; make the file again with rlhf_dpo_generate_save.py")
+    if not abs(value) <= torch.finfo(torch.float32).max:  # false for nan, and right for an int beyond all floats
+        raise UserError(f"{where} is not a finite number of float32; make the file again with rlhf_dpo_generate_save.py")
     return float(value)
+
+
+def _short(token: int) -> str:
+    """Python would refuse to write numbers of thousands of digits."""
+    return str(token) if abs(token) < 2 ** 63 else f"of {token.bit_length()} bits"
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -37,7 +37,8 @@ def prepare(config: PrepareConfig) -> None:
     if config.check_data:
         _check(config)
         return
-    check_output(config.output_save, {"--input_csv": config.input_csv, "--load_model": config.load_model})
+    for path in (config.output_save, f"{config.output_save}.json", f"{config.output_save}.partial"):
+        check_output(path, {"--input_csv": config.input_csv, "--load_model": config.load_model})
     reading = read_pairs(config.input_csv, require_reject=True)
     rows = usable(reading, config.skip_bad_rows)
     weights, dimensions = load_base(config.load_model)

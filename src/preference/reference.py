@@ -10,7 +10,7 @@ from src.preference.batching import batches_by_tokens
 from src.preference.journal import Journal
 from src.preference.log_probs import answer_log_probs
 from src.preference.packing import pack_pairs
-from src.preference.pairs import Pair
+from src.preference.pairs import Pair, is_log_prob
 from src.preference.tokenize import TokenPair
 
 
@@ -27,7 +27,8 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
         journal: has what an interrupted run finished, and gets what this one does; without it all is computed.
 
     Raises:
-        NotFinite: a log-probability that is not finite; the precision is too low for the model, or one of its files is bad.
+        NotFinite: a log-probability that is not finite, or that no answer can have; the precision is too low for the model, or
+            one of its files is bad.
     """
     model.eval()
     members: dict[tuple, list[int]] = {}
@@ -35,8 +36,11 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
         members.setdefault(tuple(map(tuple, pair)), []).append(index)
     groups = list(members.values())
     result: list[Pair | None] = [None] * len(pairs)
+    batches = list(batches_by_tokens([pairs[group[0]] for group in groups], batch_tokens))
     done = journal.done if journal is not None else {}
-    for number, batch in enumerate(batches_by_tokens([pairs[group[0]] for group in groups], batch_tokens)):
+    if journal is not None:
+        journal.check([len(batch) for batch in batches])
+    for number, batch in enumerate(batches):
         values = done.get(number)
         if values is None:
             values = _references(model, [pairs[groups[at][0]] for at in batch], source)
@@ -54,4 +58,8 @@ def _references(model: RWKV, pairs: Sequence[TokenPair], source: str) -> list[li
     if not torch.isfinite(sums).all():
         raise NotFinite(f"{source} gives log-probabilities that are not finite; replace it, or use bf16 or fp32 where --strategy "
                         "has fp16")
-    return sums.view(-1, 2).tolist()
+    values = sums.view(-1, 2).tolist()
+    unlikely = [value for pair in values for value in pair if not is_log_prob(value)]
+    if unlikely:
+        raise NotFinite(f"{source} gives an answer the log-probability {unlikely[0]:g}, as no sound model does; replace it")
+    return values

@@ -1,7 +1,9 @@
 """Any Hugging Face `tokenizer.json`, through the `tokenizers` library."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 from tokenizers import Tokenizer
@@ -23,10 +25,8 @@ class HuggingFaceTokenizer:
     def __init__(self, path: str) -> None:
         """Raises UserError where `path` is missing or not a tokenizer file."""
         checked = existing_file(path, "--tokenizer")
-        try:
+        with _as_user_error(f"--tokenizer {path}: not a Hugging Face tokenizer.json"):
             file = read_tokenizer_json(checked)
-        except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
-            raise UserError(f"--tokenizer {path}: not a Hugging Face tokenizer.json ({str(error).splitlines()[0]})") from error
         self._whole, self._continuing, self._segments = file.whole, file.continuing or file.whole, file.segments
         self._decoder = file.decoder
         self.name = path
@@ -44,7 +44,7 @@ class HuggingFaceTokenizer:
         return self._read(self._continuing, text[:begins.start()]) + self._read(self._whole, text[begins.start():])
 
     def _read(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        tokens = tokenizer.encode(text, add_special_tokens=False).ids
+        tokens = self._ids(tokenizer, text)
         if self._control.isdisjoint(tokens):
             return tokens
         # A vocabulary may hold a control word as an ordinary entry too, which no text can be if it is read in two pieces.
@@ -53,12 +53,17 @@ class HuggingFaceTokenizer:
             return tokens  # it stands for unknown letters
         pieces = [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
         return [token for number, piece in enumerate(pieces)
-                for token in (self._continuing if number else tokenizer).encode(piece, add_special_tokens=False).ids]
+                for token in self._ids(self._continuing if number else tokenizer, piece)]
+
+    def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        with _as_user_error(f"--tokenizer {self.name}: fails on the text {text[:40]!r}"):
+            return tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         require_known(tokens, self.vocab_size, self.name)
         kept = [token for token in tokens if token != self._named_end]
-        return self._whole.decode(kept, skip_special_tokens=False)
+        with _as_user_error(f"--tokenizer {self.name}: can't decode"):
+            return self._whole.decode(kept, skip_special_tokens=False)
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         require_known(tokens, self.vocab_size, self.name)
@@ -67,6 +72,10 @@ class HuggingFaceTokenizer:
     @cached_property
     def _pieces(self) -> list[bytes]:
         """What each token adds to a text that it stands within, where no decoder takes a space off its beginning."""
+        with _as_user_error(f"--tokenizer {self.name}: can't decode its tokens"):
+            return self._decoded_pieces()
+
+    def _decoded_pieces(self) -> list[bytes]:
         kinds = {part["type"] for part in parts_of(self._decoder)}
         names = [self._whole.id_to_token(token) for token in range(self.vocab_size)]
         anchor, before, after = self._anchor(names)
@@ -93,6 +102,28 @@ class HuggingFaceTokenizer:
                 if once and twice.startswith(once) and len(twice) > len(once):
                     return [token], len(once), len(twice) - len(once)
         return [], 0, 0
+
+
+@contextmanager
+def _as_user_error(what: str) -> Iterator[None]:
+    """Raises UserError, beginning with `what`, for whatever the library raises within the block.
+
+    That is a bare Exception, or where its Rust code gives up (at a regular expression that takes too long, say) an exception that
+    is none, with a report of its own on stderr, which goes nowhere here.
+    """
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what} ({reason}); choose another tokenizer or get the file again") from None
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 # The characters that byte-level vocabularies have for bytes: what is visible in Latin-1 for itself, the rest from U+0100 on.

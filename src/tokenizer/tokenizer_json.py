@@ -6,6 +6,7 @@ read them as text.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ _CONTROL = re.compile(
     r"<[|｜].*[|｜]>|</?s>|<(?:pad|unk|bos|eos|sep|cls|mask|eot|eod|(?:start|begin|end)_of_\w+)>|\[(?:PAD|UNK|BOS|EOS|SEP|CLS|MASK)]",
     re.DOTALL | re.IGNORECASE)
 
+MOST_IDS = 1 << 24  # the largest vocabularies have a million
+MOST_GROWTH = 1000  # of a text by replacements
+
 
 class TokenizerFile(NamedTuple):
     """The library's tokenizers as a file describes them, and what it says of its tokens."""
@@ -31,8 +35,15 @@ class TokenizerFile(NamedTuple):
 
 
 def read_tokenizer_json(path: Path) -> TokenizerFile:
-    """Raises whatever the library raises for a file that is no tokenizer."""
-    described = json.loads(Tokenizer.from_file(str(path)).to_str())
+    """Raises whatever the library raises for a file that is no tokenizer, and ValueError for one that blows texts up."""
+    tokenizer = Tokenizer.from_file(str(path))
+    _check_ids(tokenizer.get_vocab(with_added_tokens=True))
+    described = json.loads(tokenizer.to_str())
+    for part in ("normalizer", "decoder"):
+        # A row of replacements by two letters doubles a text each time.
+        replacements = (inner["content"] for inner in parts_of(described[part]) if inner["type"] == "Replace")
+        if math.prod(max(1, len(content)) for content in replacements) > MOST_GROWTH:
+            raise ValueError(f"its {part} makes texts over {MOST_GROWTH} times as long")
     control = {word["content"] for word in described["added_tokens"] if word["special"] or _CONTROL.fullmatch(word["content"])}
     control |= set(_named_for_control(described)) & {word["content"] for word in described["added_tokens"]}
     for word in described["added_tokens"]:
@@ -50,6 +61,17 @@ def read_tokenizer_json(path: Path) -> TokenizerFile:
         within["added_tokens"] = [word | {"special": word["special"] or word["normalized"]} for word in within["added_tokens"]]
     return TokenizerFile(_build(described), _build(within), frozenset(control), _segments(within["added_tokens"]),
                          described["decoder"])
+
+
+def _check_ids(vocabulary: dict[str, int]) -> None:
+    """Raise ValueError for ids beyond `MOST_IDS`, over which the library would walk one by one, and for two words of one id."""
+    highest = max(vocabulary.values(), default=0)
+    if highest >= MOST_IDS:
+        raise ValueError(f"it has the token id {highest}, beyond {MOST_IDS}")
+    words: dict[int, str] = {}
+    for word, token in vocabulary.items():
+        if words.setdefault(token, word) != word:
+            raise ValueError(f"two words have the token id {token}")
 
 
 def parts_of(described: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

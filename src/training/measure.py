@@ -179,4 +179,4 @@ def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, 
 
 def _beta_of(adapter: Adapter | None) -> float:
     beta = adapter.extra.get("dpo_beta") if adapter is not None else None
-    return beta if isinstance(beta, float) and beta > 0 else DEFAULT_BETA
+    return float(beta) if isinstance(beta, int | float) and 0 < beta < 1e6 else DEFAULT_BETA

@@ -47,6 +47,17 @@ def rewrite(path, change_tensors=None, change_metadata=None):
     save_file(tensors, path, metadata)
 
 
+def in_row(**changes):
+    """Change the profile's row of layer 1 in the metadata."""
+
+    def change(metadata):
+        rows = json.loads(metadata["profile"])
+        rows[2].update(changes)
+        metadata["profile"] = json.dumps(rows)
+
+    return change
+
+
 def test_a_file_holds_what_trains_and_what_it_belongs_to(tmp_path):
     model = adapted(tiny_weights())
     path = saved(model, tmp_path / "adapter.safetensors")
@@ -109,7 +120,7 @@ def test_merging_with_another_base_names_both(tmp_path):
 
 def test_loading_without_a_fingerprint_to_compare(tmp_path):
     model = adapted(tiny_weights())
-    load_adapter(model, saved(model, tmp_path / "adapter.safetensors", base="another"))
+    load_adapter(model, saved(model, tmp_path / "adapter.safetensors", base="0" * 64))
 
 
 @pytest.mark.parametrize(("settings", "said"), [
@@ -137,7 +148,9 @@ def test_loading_into_a_model_of_another_profile_is_refused_and_changes_nothing(
     (lambda t: t.update({"blocks.1.att.key.lora_A": torch.ones(4, 15)}), None, "lora_A has shape"),
     (lambda t: t.update({"blocks.1.att.key.lora_A": torch.ones(3, 16)}), None, "lora_A has shape"),
     (lambda t: t.update({"blocks.1.att.key.lora_B": torch.ones(16)}), None, "lora_B has shape"),
-    (None, lambda m: m.update(profile=m["profile"].replace('"rank": 4', '"rank": 0')), "lora of rank 0"),
+    (None, lambda m: m.update(profile=m["profile"].replace('"rank": 4', '"rank": 0')),
+     "profile.2. .layer 1.: Rank must be above 0 in mode lora"),
+    (None, lambda m: m.update(profile=json.dumps([*json.loads(m["profile"]), json.loads(m["profile"])[0]])), "two profile rows"),
     (lambda t: t.update({"blocks.7.att.key.lora_A": torch.ones(4, 16)}), None, "damaged .no profile row for layer 7"),
     (lambda t: t.update({"blocks.7": torch.ones(4, 16)}), None, "damaged"),
     (None, lambda m: m.pop("adapter_format"), "not an adapter file"),
@@ -145,7 +158,22 @@ def test_loading_into_a_model_of_another_profile_is_refused_and_changes_nothing(
     (None, lambda m: m.pop("profile"), "damaged"),
     (None, lambda m: m.update(profile="[{]"), "damaged"),
     (None, lambda m: m.update(profile=json.dumps([{"layer": "0", "reject_parts": [], "colour": 1}])), "damaged"),
-    (None, lambda m: m.update(profile="[3]"), "damaged"),
+    (None, lambda m: m.update(profile="[3]"), r"profile\[0\] is a whole number|\[0\] is a whole number"),
+    *[(None, in_row(**{name: value}), said) for name, value, said in (
+        ("layer", 1, "layer is a whole number"), ("layer", "7", "7 is not in the"), ("layer", "0", "no profile row for"),
+        ("mode", None, "mode is null"), ("mode", "klingon", "unknown mode 'klingon'"), ("mode", "emb", "unknown mode"),
+        ("rank", 4.0, "rank is a number"), ("rank", "4", "rank is text"), ("rank", None, "rank is null"),
+        ("rank", True, "rank is true or false"), ("rank", 10 ** 12, "Rank is 1000000000000"), ("rank", -4, "Rank is -4"),
+        ("alpha", "8", "alpha is text"), ("alpha", -8.0, "Alpha is -8.0"), ("alpha", 1e38, "Alpha is 1e.38"),
+        ("alpha", 0, "Alpha must be above 0"), ("dropout", 1.0, "Dropout is 1.0"), ("weight_lr_init", -1e-3, "Weight_lr_init is"),
+        ("weight_lr_final", 1e9, "Weight_lr_final is 1"), ("reject_parts", [3], "reject_parts.0. is a whole number"),
+        ("full_parts", "ln1", "full_parts is text"), ("full_parts", {}, "full_parts is an object"))],
+    (None, lambda m: m.update(profile=m["profile"].replace('"alpha": 8.0', '"alpha": NaN')), "it holds NaN"),
+    (None, lambda m: m.update(profile=m["profile"].replace('"alpha": 8.0', '"alpha": 1e999')), "it holds 1e999"),
+    (None, lambda m: m.update(profile="[" * 100_000 + "]" * 100_000), "nested more than"),
+    (None, lambda m: m.update(extra="[" * 100_000 + "]" * 100_000), "nested more than"),
+    (None, lambda m: m.update(extra="[]"), "it is a list"), (None, lambda m: m.update(extra='{"step": Infinity}'), "Infinity"),
+    (None, lambda m: m.pop("extra"), "it lacks 'extra'"), (None, lambda m: m.update(base_fingerprint="\x1b[2J"), "is none"),
 ])
 def test_a_broken_file_is_refused_in_one_line(tmp_path, change_tensors, change_metadata, said):
     path = saved(adapted(tiny_weights()), tmp_path / "adapter.safetensors")

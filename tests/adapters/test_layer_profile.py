@@ -1,7 +1,8 @@
 """Profiles: what is written is what is read, the shipped ones hold what they promise, and every slip is named."""
 
 import csv
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from src.adapters.layer_profile import (
     auto_layer_profile,
     layer_of,
     read_layer_profile,
+    setting_of,
     with_rates,
 )
 from src.errors import UserError
@@ -143,6 +145,16 @@ def test_a_part_rejects_the_names_it_occurs_in():
         ("full,16,32,0,1e-4,,0,0,0,", ["Weight_lr_final", "empty"]),
         ("lora,16,32,0,-1e-4,1e-5,0,0,0,", ["Weight_lr_init", "-1e-4"]),
         ("lora,16,32,0,1e-4,nan,0,0,0,", ["Weight_lr_final", "nan"]),
+        ("lora,16,32,0,1e-4,1e400,0,0,0,", ["Weight_lr_final is 1e400", "finite"]),
+        ("lora,16,32,0,1e-4,infinity,0,0,0,", ["Weight_lr_final is 'infinity', not a number"]),
+        ("lora,１,32,0,1e-4,1e-5,0,0,0,", ["Rank is '１', not a number"]),
+        ("lora,0x10,32,0,1e-4,1e-5,0,0,0,", ["Rank is '0x10', not"]), ("lora,1_0,32,0,1e-4,1e-5,0,0,0,", ["Rank is '1_0', not"]),
+        ("lora,1e12,32,0,1e-4,1e-5,0,0,0,", ["Rank is 1e12; it must be at most 65536"]),
+        ("lora,16,1e30,0,1e-4,1e-5,0,0,0,", ["Alpha is 1e30; it must be at most 1e+06"]),
+        ("lora,16,32,0,1e9,1e-5,0,0,0,", ["Weight_lr_init is 1e9; it must be at most 1000"]),
+        ("lora,16\0,32,0,1e-4,1e-5,0,0,0,", ["Rank is '16\\x00', not"]),
+        ("lo\0ra,16,32,0,1,1,0,0,0,", ["unknown mode 'lo\\x00ra'"]),
+        (f"lora,{'9' * 5000},32,0,1,1,0,0,0,", ["Rank is 9999"]), (f"{'x' * 5000},16,32,0,1,1,0,0,0,", ["unknown mode 'xxx"]),
         ("lora,16,32,0,1e-4,1e-5,inf,0,0,", ["Weight_decay", "inf"]),
         ("lora,16,32,0,1e-4,1e-5,0,x,0,", ["State_lr_init", "'x'"]),
         ("freeze,16,32,0,1e-4,1e-5,0,0,-1,", ["State_lr_final", "-1"]),
@@ -227,3 +239,27 @@ def test_with_rates_changes_the_rates_alone():
     ("ln_out.bias", "head", "ln_out.bias"), ("head.lora_A", "head", "head.lora_A")])
 def test_layer_of(name, layer, local_name):
     assert layer_of(name) == (layer, local_name)
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (profile_text(GOOD).encode("utf-16"), "not a CSV in UTF-8"), (b"\xff\xfe", "not a CSV in UTF-8"),
+    (profile_text([*GOOD[:3], 'head,freeze,,,,,,,,,"ln, att']).encode(), "line 5: not a CSV (unexpected end of data)"),
+    (profile_text([*GOOD[:3], f"head,{'x' * 200_000}"]).encode(), "line 5: not a CSV (field larger than"),
+    (profile_text([*GOOD, *["1,freeze,,,,,,,,,"] * 1_000_000]).encode(), "but a profile has one row a layer"),
+    (b"x" * 1000 + b"\n", "unknown column 'xxx"), (b"\x1b[2J,Mode\n", "unknown column '\\x1b[2J'"),
+    (b"\0", "unknown column '\\x00'"),
+], ids=range(8))
+def test_a_file_that_is_none_is_one_short_line(tmp_path, data, words):
+    (tmp_path / "profile.csv").write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        read_layer_profile(tmp_path / "profile.csv", 2)
+    message = str(caught.value)
+    assert message.startswith(f"layer profile {tmp_path / 'profile.csv'}") and words in message and "\n" not in message
+    assert len(message) < len(str(tmp_path)) + 300
+
+
+def test_a_setting_goes_through_json_and_back(tmp_path):
+    path = tmp_path / "profile.csv"
+    path.write_text(profile_text([*GOOD[:3], '"head",full,,,,1e-4,3.3e-5,0.1,,,"ln_out.weight, x"']))
+    for setting in read_layer_profile(path, 2):
+        assert setting_of(json.loads(json.dumps(asdict(setting))), 2, "here") == setting

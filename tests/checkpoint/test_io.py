@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from src.checkpoint.io import fingerprint, load_checkpoint, load_safetensors, save_checkpoint, save_safetensors
 from src.errors import UserError
+from tests import hostile
 
 ENDINGS = [".pth", ".safetensors"]
 
@@ -214,6 +215,10 @@ def test_other_files_are_refused(tmp_path):
     ({0: torch.zeros(2)}, "under 0"),
     ({"a": torch.eye(3).to_sparse()}, "'a' in a form"),
     ({"a": torch.zeros(3, device="meta")}, "'a' in a form"),
+    ({"a": torch.zeros(3, dtype=torch.complex64)}, "'a' as complex64"),
+    ({"a": torch.zeros(3).to(torch.float8_e8m0fnu)}, "'a' as float8_e8m0fnu"),
+    ({"a": torch.zeros(3, dtype=torch.uint16)}, "'a' as uint16"),
+    ({"\x1b[2J" + "a" * 1000: 1}, "holds a int under '\\x1b[2Jaaa"),
 ])
 def test_what_is_not_a_plain_table_of_tensors_is_refused(tmp_path, content, expected):
     torch.save(content, tmp_path / "model.pth")
@@ -226,6 +231,15 @@ def test_any_bytes_are_refused_in_one_line(tmp_path_factory, data, ending, magic
     path = tmp_path_factory.getbasetemp() / f"bytes{ending}"
     path.write_bytes(magic + data)
     refusal(path)
+
+
+def test_a_table_of_too_many_names_is_refused_before_it_is_read(tmp_path):
+    names = {f"{number:0800}": None for number in range(50_000)}
+    torch.save(names, tmp_path / "model.pth")
+    header = {name: {"dtype": "I8", "shape": [0], "data_offsets": [0, 0]} for name in names}
+    (tmp_path / "model.safetensors").write_bytes(hostile.safetensors(header))
+    for ending in (".pth", ".safetensors"):
+        assert "more than any model's" in refusal(tmp_path / f"model{ending}")
 
 
 # Writing

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.checkpoint.io import fingerprint, load_checkpoint, save_checkpoint
+from src.checkpoint.io import load_checkpoint, save_checkpoint
 from tests.adapters.test_files import rewrite
 from tests.cli.conftest import SCRIPTS, check_told, snapshot, words_of
 
@@ -210,6 +210,28 @@ def test_a_place_that_cannot_be_written(fails, tmp_path, script):
     fails(script, {flag: taken}, taken)
 
 
+@pytest.mark.parametrize(("script", "beside"), [
+    ("rlhf_generate_reject_csv", "o.csv.json"), ("rlhf_dpo_generate_save", "o.save.json"),
+    ("rlhf_dpo_generate_save", "o.save.partial"), ("merge", "o.pth"), ("evaluate", "o.json"),
+])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a device"])
+def test_a_file_beside_the_output_that_cannot_be_written(fails, tmp_path, monkeypatch, script, beside, kind):
+    """Told before any work: a model's tensors are not even looked at."""
+    monkeypatch.setattr("src.checkpoint.base.load_checkpoint", None)
+    path = tmp_path / "out" / beside
+    path.parent.mkdir()
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to a device": lambda: path.symlink_to("/dev/null")}[kind]()
+    fails(script, {}, path, {"folder": "a folder", "pipe": "a pipe", "link to a device": "a device"}[kind])
+
+
+def test_states_that_cannot_be_written_beside_a_merged_model(fails, call, good, adapter, material, tmp_path):
+    states = Path(shutil.copy(adapter, tmp_path / "states.safetensors"))
+    rewrite(states, lambda tensors: tensors.update({"blocks.0.att.time_state": torch.zeros(4, 16, 16)}))
+    (tmp_path / "out" / "o.state.pth").mkdir(parents=True)
+    fails("merge", {"--adapter": states}, tmp_path / "out" / "o.state.pth", "a folder")
+    assert call("merge", words_of(good("merge")))[0] == 0  # without states there is no such file
+
+
 @pytest.mark.parametrize(("script", "source"), [("rlhf_generate_reject_csv", "--input_csv"), ("rlhf_generate_reject_csv",
     "--load_model"),
                                                 ("rlhf_dpo_generate_save", "--input_csv"), ("rlhf_dpo_generate_save",
@@ -256,16 +278,22 @@ def test_an_adapter_that_is_not_finite(fails, spoiled, script, flag):
     fails(script, {flag: spoiled}, f"{spoiled}: blocks.1.att.key.lora_B (4 of 256 values) are not finite", "an earlier adapter")
 
 
-def test_an_output_of_merging_that_would_not_be_finite_replaces_nothing(fails, adapter, material, tmp_path):
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(("name", "dtype", "value"), [
+    ("emb.weight", torch.float32, torch.nan), ("head.weight", torch.float16, torch.inf),
+    ("ln_out.bias", torch.bfloat16, torch.nan), ("blocks.1.att.key.weight", torch.float32, -torch.inf),
+    ("blocks.0.ffn.value.weight", torch.float8_e5m2, torch.nan),
+])
+def test_a_checkpoint_with_one_value_that_is_not_finite(fails, material, tmp_path, script, name, dtype, value):
     weights = load_checkpoint(material / "x070.pth")
-    weights["blocks.0.ffn.key.weight"][0, 0] = torch.nan
+    weights[name] = weights[name].index_fill(0, torch.tensor([0]), 0.0)
+    weights[name].view(-1)[0] = value
+    weights[name] = weights[name].to(dtype)
     save_checkpoint(weights, tmp_path / "bad.pth")
-    shutil.copy(adapter, tmp_path / "of-bad.safetensors")
-    rewrite(tmp_path / "of-bad.safetensors", None, lambda metadata: metadata.update(base_fingerprint=fingerprint(weights)))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "o.pth").write_bytes(b"an earlier result")
-    fails("merge", {"--base": tmp_path / "bad.pth", "--adapter": tmp_path / "of-bad.safetensors"},
-          "the base: blocks.0.ffn.key.weight (1 of 16384 values) are not finite")
+    fails(script, {MODEL_FLAG[script]: tmp_path / "bad.pth"},
+          f"bad.pth: {name} (1 of {weights[name].numel()} values) are not finite")
 
 
 def test_whose_log_probabilities_are_not_finite(fails, call, good, adapter, material, prepared, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from src.adapters.linear import Linear
 from src.checkpoint.io import load_checkpoint
 from src.checkpoint.random import random_weights
+from src.errors import NotFinite
 from src.model import build_model
 from src.quantization.linear import QuantizedLinear, quantize_linear
 from tests.tiny import VERSIONS, tiny_dimensions, tiny_text
@@ -73,3 +74,13 @@ def test_a_quantized_model_is_the_model_of_its_dequantized_weights(version, mode
         # int8 is within 1/254 of a row's largest weight; NF4's 16 levels leave errors of some tenth of a weight.
         error = relative(logits(model), logits(plain))
         assert 0 < error < {"int8": 0.05, "nf4": 0.6}[mode] if expected else error == 0
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float16, 7e4), (torch.float16, -1e30), (torch.bfloat16, 3.4e38)])
+@pytest.mark.parametrize("name", ["emb.weight", "head.weight", "blocks.1.att.key.weight", "ln_out.bias"])
+def test_a_weight_beyond_the_precision_s_numbers_is_refused(name, dtype, value):
+    weights, dimensions = random_weights(tiny_dimensions("x070", HEAD_SIZE)), tiny_dimensions("x070", HEAD_SIZE)
+    weights[name].view(-1)[3] = value
+    build_model(weights, dimensions)
+    with pytest.raises(NotFinite, match=rf"^the checkpoint's {name} \(1 of {weights[name].numel()} values\) are beyond the num"):
+        build_model(weights, dimensions, dtype)

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import UserError
-from src.preference.pairs import check_sidecar, load_pairs, save_pairs
+from src.preference.pairs import check_sidecar, has_references, load_pairs, save_pairs
 
 VOCAB = 65536
 GOOD = ([1, 2], [3], [4, 5], -1.5, -2.5)
 
 token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=5)
 answers = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5)
-floats = st.floats(allow_nan=False, allow_infinity=False)
+floats = st.floats(-1e7, 0.0)
 pair_lists = st.lists(st.tuples(token_lists, answers, answers, floats, floats), min_size=1, max_size=5)
 
 
@@ -109,15 +109,61 @@ def broken(place, value):
     (broken(0, torch.zeros(2)), "the prompt of pair 12 is a tensor of shape (2,) and torch.float32"),
     (broken(0, torch.zeros(2, dtype=torch.int64, device="meta")), "the prompt of pair 12 is a tensor"),
     (broken(0, torch.zeros(2, dtype=torch.int64).to_sparse()), "the prompt of pair 12 is a tensor"),
+    ([(torch.tensor([1]), *GOOD[1:])] * 11 + [(torch.eye(2).to_sparse(), *GOOD[1:])], "the prompt of pair 12 is a tensor in a"),
+    (broken(4, torch.zeros(1, device="meta")), "the reject_base_prob of pair 12 is a tensor in a form"),
+    ([GOOD, [torch.zeros(1, device="meta")]], "something in it is a tensor in a form"),
     (broken(3, float("nan")), "chosen_base_prob of pair 12 is not a finite number"),
     (broken(4, torch.tensor(float("-inf"))), "reject_base_prob of pair 12 is not a finite number"),
     (broken(4, 10 ** 400), "reject_base_prob of pair 12 is not a finite number"),
+    (broken(4, -1e308), "reject_base_prob of pair 12 is not a finite number of float32"),
+    (broken(3, -1e30), "chosen_base_prob of pair 12 is -1e+30, as no answer's log-probability is"),
+    (broken(3, -2 ** 24), "chosen_base_prob of pair 12 is -1.67772e+07, as no answer's"),
+    (broken(3, torch.tensor(-1e30)), "chosen_base_prob of pair 12 is -1e+30, as no"),
+    (broken(4, 0.5), "reject_base_prob of pair 12 is 0.5, as no answer's log-probability is (0 at most"),
+    ([(*GOOD[:3], 0.5, 0.5), (*GOOD[:3], 0.5, -2.0)], "chosen_base_prob of pair 1 is 0.5, as no"),
+    (broken(1, [10 ** 600]), "token id of 1994 bits in pair 12 is beyond"),
     (broken(3, None), "chosen_base_prob of pair 12 is a NoneType"),
     (broken(3, True), "chosen_base_prob of pair 12 is a bool"),
     (broken(3, torch.zeros(2)), "chosen_base_prob of pair 12 is a tensor of shape (2,)"),
 ])
 def test_faults_name_the_pair(folder, content, words):
     assert words in refusal(old(folder, content))
+
+
+@pytest.mark.parametrize(("references", "there"), [
+    ([(0.5, 0.5)] * 3, False), ([(0.0, 0.0)] * 3, False), ([(0.5, 0.0), (1e30, 0.5)], False), ([(0.0, -1.0), (0.0, 0.0)], True),
+    ([(-1.0, 9e-4), (-16777215.0, -0.0)], True),
+])
+def test_references_are_there_where_one_is_below_zero(folder, references, there):
+    pairs = load_pairs(old(folder, [(*GOOD[:3], *values) for values in references]), VOCAB, 100)[0]
+    assert has_references(pairs, None) == there
+    assert not has_references(pairs, {"references": False})
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"tokenizer": 5}, "tokenizer is a whole number where text is expected"), ({"base_model": ["x"]}, "base_model is a list"),
+    ({"precision": None}, "precision is null"), ({"quantization": {}}, "quantization is an object"),
+    ({"unquantized_blocks": "01"}, "unquantized_blocks is text"), ({"unquantized_blocks": [1.5]}, "unquantized_blocks[0] is a"),
+    ({"quantized_otherwise": []}, "quantized_otherwise is a list"), ({"quantized_otherwise": {"a": 1}}, "quantized_otherwise.a"),
+    ({"max_len": "512"}, "max_len is text"), ({"templates": {"user": "many"}}, "templates.user is text"),
+    ({"references": 1}, "references is a whole number"), ({"base_fingerprint": 3}, "base_fingerprint is"),
+    ({"skipped_rows": {"count": 1, "rows": {"empty": 3}}}, "skipped_rows.rows.empty is"), ({"version": 7}, "version is"),
+    ({"seed": 10 ** 30}, "beyond 64 bits"), ({"extra": float("nan")}, "NaN"), ({"count": True}, "count is true or false"),
+])
+def test_a_sidecar_s_values_have_their_types(folder, changes, words):
+    path, sidecar_path = folder / "typed.save", folder / "typed.save.json"
+    save_pairs(path, [GOOD], {"precision": "fp32", "quantization": None, "unquantized_blocks": [0], "later": "unknown"})
+    good = json.loads(sidecar_path.read_text())
+    assert load_pairs(path, VOCAB, 100)[1] == {"quantized_otherwise": {}} | good
+    sidecar_path.write_text(json.dumps(good | changes))
+    with pytest.raises(UserError) as caught:
+        load_pairs(path, VOCAB, 100)
+    assert str(caught.value).startswith(f"{sidecar_path}: ") and words in str(caught.value)
+
+
+def test_a_name_that_is_not_utf8_is_recorded(folder):
+    save_pairs(folder / "bytes.save", [GOOD], {"base_model": "wörld\udcff.pth"})
+    assert load_pairs(folder / "bytes.save", VOCAB, 100)[1]["base_model"] == "wörld\udcff.pth"
 
 
 def test_numpy_values_are_refused_by_name(folder):
@@ -170,8 +216,8 @@ def test_a_sidecar_of_another_file_or_a_damaged_one_is_refused(folder):
     first = sidecar_path.read_text()
     save_pairs(path, [GOOD, GOOD], {})
     load_pairs(path, VOCAB, 100)
-    for text, words in ((first, "belongs to another pairs.save"), ("{", "not JSON"), ("[]", "lacks the sha256"),
-                        (json.dumps({"count": 2}), "lacks the sha256"), ("[" * 100_000, "not JSON")):
+    for text, words in ((first, "belongs to another pairs.save"), ("{", "not JSON"), ("[]", "it is a list"), ("\xff", "not JSON"),
+                        (json.dumps({"count": 2}), "lacks sha256"), ("[" * 100_000, "nested more than")):
         sidecar_path.write_text(text)
         with pytest.raises(UserError, match=words) as caught:
             load_pairs(path, VOCAB, 100)

@@ -1,12 +1,13 @@
 """The preprocessing job as a whole: it goes on where it was broken off, to the very same file."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 import src.preference.reference as reference
-from src.errors import UserError
+from src.errors import NotFinite, UserError
 from src.preference.config import PrepareConfig
 from src.preference.prepare import prepare
 
@@ -69,8 +70,76 @@ def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(config, monkeypa
     prepare(config)
 
 
-def test_a_damaged_partial_file_is_refused(config, tmp_path):
-    (tmp_path / "made.save.partial").write_bytes(b"not of ours\n")
-    with pytest.raises(UserError, match="is damaged; remove it"):
+@pytest.mark.parametrize("content", [b"not of ours\n", b"not of ours", b'"abc"\n', b"\xff\xfe", b"[1]\n"])
+def test_a_partial_file_of_something_else_is_left_alone(config, tmp_path, content):
+    (tmp_path / "made.save.partial").write_bytes(content)
+    with pytest.raises(UserError, match="is damaged, or no file of this script's; remove it"):
         prepare(config)
-    assert (tmp_path / "made.save.partial").read_bytes() == b"not of ours\n"
+    assert (tmp_path / "made.save.partial").read_bytes() == content
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    (lambda number, values: [number, [[-1.0]] * len(values)], "no answers' log-probabilities"),
+    (lambda number, values: [number, [["-1.0", -1.0]] * len(values)], "is text where a number"),
+    (lambda number, values: [number, [[0.5, -1.0]] * len(values)], "no answers' log-probabilities"),
+    (lambda number, values: [number, [[-1.0, -1e30]] * len(values)], "no answers' log-probabilities"),
+    (lambda number, values: [number, [[float("nan"), -1.0]] * len(values)], "NaN"),
+    (lambda number, values: [number, [[True, -1.0]] * len(values)], "is true or false"),
+    (lambda number, values: [number, values[:-1]], "batch 0 has"),
+    (lambda number, values: [number, []], "batch 0 has 0 pairs"),
+    (lambda number, values: [-1, values], "no batch's number"),
+    (lambda number, values: [1, values], "there twice"),
+    (lambda number, values: [10 ** 6, values], "batch 1000000 has"),
+    (lambda number, values: [0.0, values], "a number where"),
+    (lambda number, values: ["0", values], "text where"),
+    (lambda number, values: [values, number], "no batch's number"),
+    (lambda number, values: [number, values, 3], "too many values"),
+    (lambda number, values: {"0": values}, "is an object"),
+    (lambda number, values: number, "is a whole number"),
+])
+def test_a_line_that_is_no_batch_s_results_never_reaches_the_output(config, tmp_path, monkeypatch, line, words):
+    broken_off(config, 2, monkeypatch)
+    partial = tmp_path / "made.save.partial"
+    header, first, second = partial.read_text().splitlines()
+    partial.write_text("\n".join([header, json.dumps(line(*json.loads(first))), second, ""]))
+    before = partial.read_bytes()
+    with pytest.raises(UserError, match=words) as caught:
+        prepare(config)
+    assert str(caught.value).startswith(f"{partial}: is damaged (") and "\n" not in str(caught.value)
+    assert partial.read_bytes() == before and not (tmp_path / "made.save").exists()
+
+
+def test_nothing_finished_blocks_nothing(config, tmp_path, monkeypatch):
+    """A partial file stays where it holds work that another run can use, and nowhere else."""
+    partial = tmp_path / "made.save.partial"
+    broken_off(config, 0, monkeypatch)
+    assert not partial.exists()
+    partial.write_text(json.dumps("0" * 64) + "\n")  # of a run that was killed before its first batch
+    broken_off(replace(config, seed=1), 1, monkeypatch)
+    assert partial.exists()
+    with pytest.raises(UserError, match="left by an interrupted run with another"):
+        prepare(config)
+    partial.unlink()
+    for content in (b'"', b'"012', json.dumps("0" * 64).encode()):  # killed while it wrote the first line
+        partial.write_bytes(content)
+        prepare(config)
+        assert not partial.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1e30, 5.0])
+def test_a_run_whose_numbers_no_model_has_leaves_no_partial_file(config, tmp_path, monkeypatch, value):
+    calls = 0
+    answer_log_probs = reference.answer_log_probs
+
+    def wrong_at_last(model, batch):
+        nonlocal calls
+        calls += 1
+        found = answer_log_probs(model, batch)
+        return found if calls < 3 else found._replace(answer=found.answer.index_fill(0, torch.tensor([0]), value))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "answer_log_probs", wrong_at_last)
+        with pytest.raises(NotFinite, match="x070.pth gives"):
+            prepare(config)
+    assert calls == 3 and not list(tmp_path.iterdir())
+    prepare(config)

@@ -1,0 +1,178 @@
+"""What a file of `torch.save` holds, found out before PyTorch sees it: names, types, shapes, and whether the data are there.
+
+Today's files are zip archives whose entries are stored as they are, one of them a pickle and one for each tensor's data; until
+PyTorch 1.6 they were pickles one behind another, and then the data. Of either only the directory and the pickle are read.
+"""
+
+import math
+import struct
+import zipfile
+from dataclasses import dataclass
+from typing import IO, Any, NamedTuple
+
+import torch
+
+from src.checkpoint.pickled import BadPickle, Named, NamesCode, Reader, Stored
+
+ZIP = b"PK\x03\x04"
+# What a pickle calls an element's type: a storage's class, or since 8-bit floats the type itself.
+_STORAGES = {f"torch.{name}Storage": dtype for name, dtype in (
+    ("Double", torch.float64), ("Float", torch.float32), ("Half", torch.float16), ("BFloat16", torch.bfloat16),
+    ("Long", torch.int64), ("Int", torch.int32), ("Short", torch.int16), ("Char", torch.int8), ("Byte", torch.uint8),
+    ("Bool", torch.bool), ("ComplexFloat", torch.complex64), ("ComplexDouble", torch.complex128), ("QInt8", torch.qint8),
+    ("QInt32", torch.qint32), ("QUInt8", torch.quint8))}
+_UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
+_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+_V2, _V3, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter"
+# Tensors of other forms: sparse, quantized, without data, or of a class of their own.
+_OTHER_FORMS = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.serialization._get_layout", "torch.device", "torch.Size",
+                          *(f"torch._utils._rebuild_{form}" for form in (
+                              "tensor", "sparse_tensor", "qtensor", "meta_tensor_no_storage", "nested_tensor", "wrapper_subclass",
+                              "sparse_csr_tensor", "device_tensor_from_numpy", "device_tensor_from_cpu_tensor")),
+                          *(f"torch.per_{kind}" for kind in ("tensor_affine", "channel_affine", "channel_affine_float_qparams"))})
+KNOWN = frozenset({"collections.OrderedDict", *_STORAGES, *_UNTYPED, *_DTYPES, _V2, _V3, _PARAMETER}) | _OTHER_FORMS
+# Of the format before zip archives: the numbers that its first two pickles are.
+_OLD_FORMAT = (0x1950a86a20f9469cfc6c, 1001)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A tensor whose data are all in the file, or something else that PyTorch makes, whose `dtype` is None."""
+
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+
+
+class Content(NamedTuple):
+    """What a file holds: lists, tables, texts and numbers as they are, tensors `Described`."""
+
+    value: Any
+    tensors: list[Described]
+
+
+def read_content(file: IO[bytes], data: Any, largest: int | None = None) -> Content:
+    """What is in a file of `torch.save`, none of whose data is looked at.
+
+    Args:
+        file: opened to read and to seek.
+        data: its bytes, as any buffer.
+        largest: bytes that names, types and shapes may take at most.
+
+    Raises:
+        NamesCode: it names anything but PyTorch's own tensors.
+        BadPickle: it is no such file, damaged, or says of itself what can't be.
+    """
+    if bytes(data[:4]) != ZIP:
+        return _read_old(data)
+    entries = _entries(file, len(data))
+    tables = [name for name in entries if name.endswith("/data.pkl")]
+    if len(tables) != 1:
+        raise BadPickle("it is a zip archive without PyTorch's data")
+    start, size = entries[tables[0]]
+    if largest is not None and size > largest:
+        raise BadPickle(f"its names and shapes alone take {size} bytes, more than any model's")
+    folder = f"{tables[0].removesuffix('data.pkl')}data/"
+    tensors = _Tensors({name.removeprefix(folder): size for name, (_, size) in entries.items() if name.startswith(folder)})
+    # A copy: what a view of a mapped file refers to could not be closed.
+    value = Reader(bytes(data[start:start + size]), KNOWN, tensors.describe).read()
+    return Content(value, tensors.all)
+
+
+def _entries(file: IO[bytes], length: int) -> dict[str, tuple[int, int]]:
+    """Where each entry's data begin, and how many bytes they are. They lie one behind another, each as it is."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, OverflowError, struct.error, UnicodeDecodeError):
+        raise BadPickle("it is no whole zip archive") from None
+    if any(info.filename.endswith("/constants.pkl") for info in infos):
+        raise NamesCode("TorchScript")
+    entries, end = {}, 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+            raise BadPickle(f"its entry {info.filename[:80]!r} is compressed or encrypted, as torch.save writes none")
+        if info.filename in entries:
+            raise BadPickle(f"its entry {info.filename[:80]!r} is there twice")
+        file.seek(info.header_offset)
+        header = file.read(30)
+        if len(header) < 30 or header[:4] != ZIP or info.header_offset < end:
+            raise BadPickle(f"its entry {info.filename[:80]!r} is not where the directory says, or lies within another")
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        end = start + info.file_size
+        if end > length:
+            raise BadPickle(f"its entry {info.filename[:80]!r} ends behind the file's end")
+        entries[info.filename] = (start, info.file_size)
+    return entries
+
+
+def _read_old(data: Any) -> Content:
+    tensors = _Tensors(None)
+    reader = Reader(data, KNOWN, tensors.describe)
+    if (reader.read(), reader.read()) != _OLD_FORMAT:
+        raise BadPickle("it is no file of torch.save")
+    reader.read()  # of the machine that wrote it
+    value = reader.read()
+    reader.read()  # the order of the data
+    if sum(tensors.sizes.values()) > len(data) - reader.at:
+        raise BadPickle("the data of its tensors are not all there")
+    return Content(value, tensors.all)
+
+
+class _Tensors:
+    """Makes a `Described` of each call in a pickle, and a list of all.
+
+    Args:
+        sizes: bytes of each tensor's data, by the keys of the pickle; None where the pickle itself says them.
+    """
+
+    def __init__(self, sizes: dict[str, int] | None):
+        self.said, self.sizes = sizes is None, {} if sizes is None else sizes
+        self.all: list[Described] = []
+
+    def describe(self, name: str, arguments: tuple) -> Any:
+        if name == "collections.OrderedDict" and not arguments:
+            return {}
+        if name == _PARAMETER and arguments and isinstance(arguments[0], Described):
+            return arguments[0]
+        described = self._plain(*arguments[:4], *arguments[6:]) if name in (_V2, _V3) and len(arguments) >= 6 else None
+        self.all.append(described or Described(None, ()))
+        return self.all[-1]
+
+    def _plain(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = None,
+               metadata: Any = None) -> Described | None:
+        """None for a tensor whose numbers are not to be read as they stand."""
+        if isinstance(dtype, dict):  # the older function has no type there
+            dtype, metadata = None, dtype
+        if metadata:
+            return None
+        held, n_bytes = self._storage(storage)
+        found = _DTYPES.get(dtype.name) if isinstance(dtype, Named) else held
+        if found is None or not all(map(_are_counts, (shape, strides, (offset,)))) or len(shape) != len(strides):
+            raise BadPickle("a tensor in it has no type or no shape")
+        count = math.prod(shape)
+        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else 0
+        # One value that stands for many (a stride of 0) would make a file of a few bytes fill any memory.
+        if max(count, last + 1) * found.itemsize > n_bytes and count:
+            raise BadPickle(f"a tensor of {' x '.join(map(str, shape))[:60] or 1} values in it has {n_bytes} bytes of data")
+        return Described(found, shape)
+
+    def _storage(self, storage: Any) -> tuple[torch.dtype | None, int]:
+        """The type and the bytes of a tensor's data."""
+        what = storage.description if isinstance(storage, Stored) else ()
+        if not (isinstance(what, tuple) and len(what) >= 5 and what[0] == "storage" and isinstance(what[1], Named)
+                and isinstance(what[2], str) and _are_counts((what[4],)) and not any(what[5:])):
+            raise BadPickle("a tensor in it has no data")
+        kind, key, count = what[1].name, what[2], what[4]
+        dtype = _STORAGES.get(kind)
+        if dtype is None and kind not in _UNTYPED:
+            raise BadPickle("a tensor in it has data of no type")
+        claimed = count * (1 if dtype is None else dtype.itemsize)
+        if self.said:
+            self.sizes[key] = max(claimed, self.sizes.get(key, 0))
+        if claimed > self.sizes.get(key, -1):
+            raise BadPickle("the data of its tensors are not all there")
+        return dtype, claimed
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 2**63 for value in values)

@@ -1,0 +1,181 @@
+"""Read a pickle as data: no name in it is looked up, nothing is called, no object is built.
+
+A pickle is a program for a small machine with a stack. This one runs the instructions that lists, tables, texts, numbers and
+PyTorch's tensors need, and keeps what would be looked up, called or read from elsewhere as a description of it. Memory and time
+grow as the data do, whatever they say. The instructions are those that the `pickletools` module documents.
+"""
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_INTEGER = re.compile(rb"K(.)|M(..)|J(....)", re.DOTALL)
+_LINE = re.compile(rb"([^\n]{0,200})\n")
+_EMPTY = {"]": list, "}": dict, ")": tuple, "N": lambda: None, "\x88": lambda: True, "\x89": lambda: False}
+_TUPLES = {"t": None, "\x85": 1, "\x86": 2, "\x87": 3}
+# What says how many bytes of a value follow.
+_SIZES = {"X": "<I", "\x8c": "<B", "U": "<B", "\x8a": "<B"}
+
+
+class BadPickle(ValueError):
+    """What is wrong, in words, without the file's name."""
+
+
+class NamesCode(BadPickle):
+    """The pickle names something that would be looked up or called."""
+
+    def __init__(self, name: str):
+        super().__init__(f"it names {name}")
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a module has under a name, such as `torch.FloatStorage`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What stands outside of the pickle, by its description."""
+
+    description: Any
+
+
+class Reader:
+    """Reads values one after another from `data`, any buffer of bytes; `at` is where the next one begins.
+
+    Args:
+        known: names that may be in the data.
+        describe: what stands for a call of one of them, from the name and the arguments.
+    """
+
+    def __init__(self, data: Any, known: frozenset[str], describe: Callable[[str, tuple], Any]):
+        self.data, self.known, self.describe, self.at = data, known, describe, 0
+
+    def read(self) -> Any:
+        """The next value. Raises NamesCode for a name that is not among the known, BadPickle for anything else that is wrong."""
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        try:
+            while True:
+                self._integers()
+                code = chr(self._bytes(1)[0])
+                if code == ".":
+                    if len(self._stack) != 1 or self._marks:
+                        raise BadPickle("its instructions make no value")
+                    return self._stack[0]
+                self._run(code)
+        except (IndexError, KeyError, struct.error, UnicodeDecodeError):
+            raise BadPickle("it is cut short, or its instructions make no value") from None
+
+    def _integers(self) -> None:
+        """Numbers up to 32 bits stand in long rows."""
+        scanner, stack = _INTEGER.scanner(self.data, self.at), self._stack
+        while found := scanner.match():
+            group = found.lastindex
+            stack.append(int.from_bytes(found[group], "little", signed=group == 3))
+            self.at = found.end()
+
+    def _run(self, code: str) -> None:
+        stack = self._stack
+        if code in _EMPTY:
+            stack.append(_EMPTY[code]())
+        elif code == "(":
+            self._marks.append(len(stack))
+        elif code in _SIZES:
+            stack.append(self._sized(code))
+        elif code == "G":
+            stack.append(self._unpack(">d"))
+        elif code in _TUPLES:
+            stack.append(tuple(self._items(_TUPLES[code])))
+        elif code in "ae":
+            items = self._items(1 if code == "a" else None)
+            self._top(list).extend(items)
+        elif code in "su":
+            items = self._items(2 if code == "s" else None)
+            self._set(items)
+        elif code in "qr\x94":
+            self._memo[len(self._memo) if code == "\x94" else self._unpack("<B" if code == "q" else "<I")] = self._top(object)
+        elif code in "hj":
+            stack.append(self._memo[self._unpack("<B" if code == "h" else "<I")])
+        elif code in "c\x93":
+            stack.append(self._name(code))
+        elif code in "RQb":
+            self._call(code)
+        elif code in "\x80\x95":  # which version, and where reading ahead may end
+            self._bytes(1 if code == "\x80" else 8)
+        else:
+            raise BadPickle(f"it has an instruction (0x{ord(code):02x}) that no table of tensors and no list of numbers needs")
+
+    def _bytes(self, count: int) -> bytes:
+        piece = bytes(self.data[self.at:self.at + count])
+        if len(piece) < count:
+            raise BadPickle("it is cut short")
+        self.at += count
+        return piece
+
+    def _unpack(self, form: str) -> Any:
+        return struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
+
+    def _sized(self, code: str) -> str | bytes | int:
+        data = self._bytes(self._unpack(_SIZES[code]))
+        if code == "\x8a":
+            return int.from_bytes(data, "little", signed=True)
+        return data if code == "U" else data.decode("utf-8", "surrogatepass")
+
+    def _items(self, count: int | None) -> list[Any]:
+        """The topmost `count` values, or all behind the last mark, which goes too."""
+        lowest = self._marks[-1] if self._marks else 0
+        at = self._marks.pop() if count is None else len(self._stack) - count
+        if at < lowest:
+            raise BadPickle("its instructions make no value")
+        items = self._stack[at:]
+        del self._stack[at:]
+        return items
+
+    def _top(self, kind: type) -> Any:
+        if not isinstance(self._stack[-1], kind):
+            raise BadPickle("its instructions make no value")
+        return self._stack[-1]
+
+    def _set(self, items: list[Any]) -> None:
+        table = self._top(dict)
+        # Other keys, such as tuples of tuples without end, could not be hashed without harm.
+        if len(items) % 2 or not all(type(key) in (str, int) for key in items[::2]):
+            raise BadPickle("it has a table whose keys are no names")
+        table.update(zip(items[::2], items[1::2], strict=True))
+
+    def _name(self, code: str) -> Named:
+        if code == "c":
+            parts = []
+            for _ in range(2):
+                line = _LINE.match(self.data, self.at)
+                if line is None:
+                    raise BadPickle("it is cut short")
+                parts.append(line[1].decode())
+                self.at = line.end()
+        else:
+            parts = self._items(2)
+        name = ".".join(map(str, parts)).removeprefix("__builtin__.").removeprefix("builtins.")
+        if name not in self.known:
+            raise NamesCode(name[:100])
+        return Named(name)
+
+    def _call(self, code: str) -> None:
+        if code == "Q":
+            self._stack.append(Stored(self._items(1)[0]))
+            return
+        what, argument = self._items(2)
+        if code == "b":  # what an object holds besides, which a table's version numbers are
+            if not isinstance(what, dict):
+                raise BadPickle("it fills an object")
+            self._stack.append(what)
+            return
+        if not isinstance(what, Named) or not isinstance(argument, tuple):
+            raise BadPickle("it calls what is no name")
+        self._stack.append(self.describe(what.name, argument))

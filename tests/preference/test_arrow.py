@@ -1,0 +1,110 @@
+"""Parquet and Arrow files of every type of column, and damaged ones."""
+
+import datetime
+import decimal
+import io
+import random
+
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+
+from src.errors import UserError
+from src.preference import arrow
+from src.preference.read import read_pairs
+
+GOOD = {"prompt": ["q"], "chosen": ["good"], "reject": ["bad"]}
+
+
+def parquet(folder, columns):
+    table = columns if isinstance(columns, pyarrow.Table) else pyarrow.table(columns)
+    pyarrow.parquet.write_table(table, folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def of_bytes(data: bytes) -> pyarrow.Array:
+    """A text column with these bytes in its one row."""
+    ends = pyarrow.py_buffer((0).to_bytes(4, "little") + len(data).to_bytes(4, "little"))
+    return pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, ends, pyarrow.py_buffer(data)])
+
+
+@pytest.mark.parametrize("column", [
+    pyarrow.array(["q"]).dictionary_encode(), pyarrow.array(["q"], pyarrow.large_string()),
+    pyarrow.array(["q"], pyarrow.string_view()),
+], ids=["dictionary", "large", "view"])
+def test_every_kind_of_text_is_text(tmp_path, column):
+    assert read_pairs(parquet(tmp_path, GOOD | {"prompt": column}), True).rows == [("q", "good", "bad")]
+
+
+@pytest.mark.parametrize("column", [
+    [decimal.Decimal("1.5")], [datetime.datetime(2020, 1, 1)], pyarrow.array([2**62], pyarrow.duration("us")), [b"\xff"],
+    [[[["a"]]]], pyarrow.array([[("k", 1), ("k", 2)]], pyarrow.map_(pyarrow.string(), pyarrow.int8())), pyarrow.nulls(1),
+    pyarrow.array([1.5], pyarrow.float16()),
+], ids=str)
+def test_a_column_that_nothing_reads_may_be_anything(tmp_path, column):
+    assert read_pairs(parquet(tmp_path, GOOD | {"other": column}), True).rows == [("q", "good", "bad")]
+
+
+@pytest.mark.parametrize(("columns", "words"), [
+    (GOOD | {"prompt": of_bytes(b"a\xff")}, "Invalid UTF8"),
+    (GOOD | {"prompt": of_bytes(b"\xed\xa0\x80")}, "Invalid UTF8"),
+    (GOOD | {"other": of_bytes(b"a\xff")}, "Invalid UTF8"),
+    (GOOD | {"when": pyarrow.array([2**62], pyarrow.timestamp("us"))}, "its column 'when' of type timestamp[us] has values that"),
+    (GOOD | {"day": pyarrow.array([2**31 - 1], pyarrow.int32()).cast(pyarrow.date32())}, "its column 'day' of type date32"),
+    (GOOD | {"when": pyarrow.array([0], pyarrow.timestamp("s", "Mars/Base"))}, "its column 'when'"),
+    (pyarrow.Table.from_arrays([pyarrow.array(["q"])] * 4, names=["prompt", "chosen", "reject", "prompt"]), "more than once"),
+    (pyarrow.table({}), "lacks prompt and chosen"), ({name: pyarrow.array([], pyarrow.string()) for name in GOOD}, "no data row"),
+])
+def test_what_can_t_be_read_is_one_line(tmp_path, columns, words):
+    path = parquet(tmp_path, columns)
+    with pytest.raises(UserError) as caught:
+        read_pairs(path, True)
+    assert str(caught.value).startswith(str(path)) and words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_values_of_other_types_are_faults_of_their_rows(tmp_path):
+    for value in (b"q", 5, [[["a"]]], datetime.date(2020, 1, 1)):
+        reading = read_pairs(parquet(tmp_path, GOOD | {"prompt": [value]}), True)
+        assert len(reading.faults) == 1 and "row 1: its prompt" in reading.faults[0].message
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_rows_without_values_are_not_read_by_the_billion(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(arrow, "MOST_ROWS", 10**5)
+    table = pyarrow.table({name: pyarrow.nulls(10**6) for name in GOOD})
+    buffer = io.BytesIO()
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, buffer)
+    else:
+        with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(buffer, table.schema) as writer:
+            writer.write_table(table)
+    (tmp_path / "rows.arrow").write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match="has 1000000 rows, more than the 100000"):
+        read_pairs(tmp_path / "rows.arrow", True)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_damaged_files_are_refused_or_read(tmp_path, kind):
+    """Offsets, lengths and counts among what is damaged; none leads out of the file's memory."""
+    table = pyarrow.table({"prompt": ["hello there", "what"], "chosen": ["b", "dd"], "reject": ["c", "e"],
+                           "history": [[["a", "b"]], None], "m": [[{"role": "user", "content": "x"}], []]})
+    buffer = io.BytesIO()
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, buffer)
+    else:
+        with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(buffer, table.schema) as writer:
+            writer.write_table(table)
+    path, draw = tmp_path / "rows.arrow", random.Random(0)
+    for _ in range(150):
+        data = bytearray(buffer.getvalue())
+        for _ in range(draw.randint(1, 3)):
+            place = draw.randrange(len(data))
+            new = draw.choice([bytes([draw.randrange(256)]), b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\xff" * 7 + b"\x7f",
+                               (10**12).to_bytes(8, "little")])
+            data[place:place + len(new)] = new
+        path.write_bytes(data)
+        try:
+            read_pairs(path, True)
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
