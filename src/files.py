@@ -4,14 +4,18 @@ import fcntl
 import json
 import math
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from src.console import say
 from src.errors import NotFinite, UserError
+
+LOCK_FILE = ".lock"
 
 
 @contextmanager
@@ -63,13 +67,67 @@ def open_alone(path: Path, instead: str) -> Iterator[int]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another {instead}") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another run is writing it; wait for that one, or choose another {instead}") from None
+        _lock(descriptor, path, instead)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def hold_folder(folder: Path, instead: str) -> Iterator[None]:
+    """Keep a folder from every other process that asks for it so, by a lock on a file in it; made where it is missing.
+
+    The lock ends with the process, whatever ends that. Afterwards the file is gone, and so is the folder if it was made here
+    and stayed empty.
+
+    Args:
+        instead: what to choose another one of, such as "--proj_dir".
+
+    Raises UserError where the system refuses, or another process holds the folder.
+    """
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    descriptor = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = regular_file(folder / LOCK_FILE)
+        # Who held it before removes the file, and one that was opened just before that locks nobody out.
+        while descriptor is None or not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+            if descriptor is not None:
+                os.close(descriptor)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            _lock(descriptor, folder, instead)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another {instead}") from error
+    else:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        with suppress(OSError):  # one that is not empty
+            for made in missing:
+                made.rmdir()
+
+
+def _lock(descriptor: int, path: Path, instead: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path}: another run is writing it; wait for that one, or choose another {instead}") from None
+    except OSError as error:  # file systems over a network may have no locks
+        say(f"warning: {path}: can't be locked here ({error.strerror}); see to it that no other run writes it")
+
+
+def remove_temporaries(folder: Path, targets: str) -> None:
+    """Remove what `atomic_write` leaves in a folder when its process is killed, of files whose names the pattern matches.
+
+    Only for who holds the folder: what another process is just writing looks the same.
+    """
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(rf"\.(?:{targets})\.[a-z0-9_]{{8}}\.tmp", path.name) and stat.S_ISREG(path.lstat().st_mode):
+            path.unlink(missing_ok=True)
 
 
 def json_text(values: Any, path: str | Path, **options: Any) -> str:

@@ -1,6 +1,5 @@
 """What happens around the steps: metrics lines, held-out evaluation, progress."""
 
-import json
 import math
 import resource
 import sys
@@ -18,16 +17,14 @@ from rich.text import Text
 from torch import Tensor
 
 from src.console import console, printable, say
-from src.errors import NotFinite, UserError
-from src.files import atomic_write, json_text
+from src.errors import NotFinite
 from src.preference.loss import pref_percentage
 from src.progress import COLUMNS
 from src.training.evaluate import evaluate
+from src.training.lines import EVAL_FILE, METRICS_FILE, append_line
 from src.training.module import PreferenceModule
 from src.training.text import evaluate_texts
 
-METRICS_FILE = "metrics.jsonl"
-EVAL_FILE = "eval.jsonl"
 # Seconds between the lines of a run whose stderr is no terminal: rarer than elsewhere, since runs take hours.
 LINE_EVERY = 30.0
 AVERAGED = ("sft_loss", "reward_chosen", "reward_rejected", "margin", "pref_accuracy")
@@ -57,7 +54,6 @@ class StepMetrics(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         self.started = self.step_started = time.monotonic()
         self.step = trainer.global_step
-        keep_lines(self.path, lambda line: line["step"] <= trainer.global_step)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         self.step_started = time.monotonic()  # what was evaluated and saved meanwhile is no part of a step
@@ -123,10 +119,15 @@ class HeldOut(pl.Callback):
     def __init__(self, folder: Path, pairs: Sequence[tuple]):
         self.path, self.pairs = folder / EVAL_FILE, pairs
         self.last: dict[str, float] = {}
+        self.steps: list[int] = []  # of the lines that were written, those before a resume among them
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = list(state_dict["steps"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        # A run that begins anew, since it was broken off before its first checkpoint, evaluates step 0 anew too.
-        keep_lines(self.path, lambda line: line["step"] <= trainer.global_step > 0)
         if trainer.global_step == 0:
             self._evaluate(trainer, pl_module)
 
@@ -149,6 +150,7 @@ class HeldOut(pl.Callback):
         wrong = trainer.strategy.broadcast(wrong)  # the others wait here, and stop with the one that evaluates
         if wrong:
             raise NotFinite(f"step {trainer.global_step}: held out, {wrong} not finite")
+        self.steps.append(trainer.global_step)
 
 
 class ProgressBar(pl.Callback):
@@ -231,33 +233,3 @@ def not_finite_numbers(numbers: dict[str, float]) -> str | None:
     """The names of those that are not, with their verb, such as "loss, margin are"; None where all are finite."""
     names = [name for name, value in numbers.items() if not math.isfinite(value)]
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}" if names else None
-
-
-def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Append a whole line or nothing; raises UserError where the disk refuses or a number is not finite."""
-    text = json_text(values, path)
-    try:
-        with path.open("ab", buffering=0) as file:
-            size = file.tell()
-            line = text.encode() + b"\n"
-            try:
-                while line:
-                    line = line[file.write(line):]
-            except OSError:
-                file.truncate(size)
-                raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk, then go on with --resume 1") from error
-
-
-def keep_lines(path: Path, keep) -> None:
-    """Drop the lines of a broken-off run that a resumed one writes again; a torn last line goes too."""
-    if not path.exists():
-        return
-    try:
-        complete = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        kept = [line for line in complete if keep(json.loads(line))]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is damaged, so --resume 1 can't go on with it; choose another --proj_dir") from None
-    with atomic_write(path, "w", encoding="utf-8") as file:
-        file.writelines(kept)

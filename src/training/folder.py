@@ -1,53 +1,68 @@
 """A run's folder at the start: config.json written for a new run, or what a resumed one must agree with."""
 
 import json
-import warnings
+import re
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from src.adapters.files import read_adapter
+from src.checked_json import BadJson, parse_json
+from src.console import say
 from src.errors import UserError
-from src.files import atomic_write, json_text
-from src.training.callbacks import METRICS_FILE
+from src.files import atomic_write, json_text, regular_file, remove_temporaries
+from src.training.checkpoint import RESUME_FILE, check_checkpoint, tidy
 from src.training.config import TrainConfig
+from src.training.lines import GROWING, METRICS_FILE, check_lines, keep_lines, tell_gaps
 from src.training.report import CONFIG_FILE
-from src.training.saving import RESUME_FILE
+from src.training.saving import FINAL_FILE
 
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
 # moved; that they are the same is told by fingerprint and sha256.
 FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
                   "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "train_data_file", "wandb")
+# Names of what a run writes whole, as a pattern.
+WHOLE = r"config\.json|(?:metrics|eval|samples)\.jsonl|last\.ckpt|report\.html|curves\.png|wandb-run-id|" \
+        r"rwkv-(?:\d+|final)\.(?:safetensors|state\.pth)"
 
 
-def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], told: dict[str, Any]) -> Path | None:
-    """Write config.json, or check it on a resume; returns the checkpoint to go on from, None for a fresh start.
+def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], told: dict[str, Any],
+                   shapes: dict[str, tuple[int, ...]]) -> Path | None:
+    """Write config.json, or check a run that is resumed and cut it back to its checkpoint; for who holds the folder.
 
     Args:
         facts: what a resumed run must have in common with the run before it, as the flags that are not free.
         told: what follows from those, for the reader.
+        shapes: of what trains, by name.
+
+    Returns:
+        The checkpoint to go on from, None for a fresh start.
 
     Raises:
-        UserError: the folder already holds a run and --resume is not 1, or the run that it holds was another.
+        UserError: the folder already holds a run and --resume is not 1, or the run that it holds was another or is damaged.
+            Nothing has been written then.
     """
+    for path in (*(folder / name for name in (CONFIG_FILE, *GROWING)), *sorted(folder.glob("rwkv-*"))):
+        regular_file(path)
+    tidy(folder)
     path, checkpoint = folder / CONFIG_FILE, folder / RESUME_FILE
     known = json.loads(json_text(asdict(config) | facts, path))
-    if (folder / METRICS_FILE).exists() and not config.resume:
-        raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")
+    steps, expected = 0, {}
     if config.resume and checkpoint.exists():
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            raise UserError(f"{path} is missing or damaged, so --resume 1 can't check what it goes on with; "
-                            "choose another --proj_dir") from None
-        # A run from before there was a flag had what is that flag's default.
-        before = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING} | before
-        for name, value in known.items():
-            if name not in FREE_ON_RESUME and before.get(name) != value:
-                raise UserError(f"--resume 1: {name} was {_short(before.get(name))} in {folder} and is {_short(value)} now; "
-                                "a resumed run goes on unchanged")
-        _check_resume_file(checkpoint)
+        _check_config(path, known)
+        record = check_checkpoint(checkpoint, shapes, config.strategy.startswith("deepspeed"), _last_good(folder))
+        steps, expected = record["step"], {METRICS_FILE: list(range(1, record["step"] + 1))} | record["lines"]
+        for name in GROWING:
+            check_lines(folder / name)  # all of them before any is cut
+    else:
+        _check_fresh(folder, config.resume)
+    remove_temporaries(folder, WHOLE)
+    for name in GROWING:
+        # Nothing stays of a run that was broken off before its first checkpoint, its step 0 included.
+        found = keep_lines(folder / name, steps or -1)
+        tell_gaps(folder / name, found, expected.get(name, found))
+    if steps:
         return checkpoint
     text = json_text(known | told, path, indent=2)
     with atomic_write(path, "w", encoding="utf-8") as file:
@@ -55,20 +70,57 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], tol
     return None
 
 
-def _check_resume_file(path: Path) -> None:
-    """Refuse a file that Lightning would fail on, before anything is written. DeepSpeed's checkpoints are folders of its own."""
-    if path.is_dir():
-        return
+def resume_file(config: TrainConfig) -> Path | None:
+    """What a process goes on from that leaves the folder to another one."""
+    checkpoint = Path(config.proj_dir) / RESUME_FILE
+    return checkpoint if config.resume and checkpoint.exists() else None
+
+
+def _check_config(path: Path, known: dict[str, Any]) -> None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        whole = {"state_dict", "optimizer_states", "random_state"} <= found.keys()
-    except Exception:  # foreign bytes make the restricted unpickler fail in every way there is
-        whole = False
-    if not whole:
-        raise UserError(f"{path}: is damaged or no file of train.py, so --resume 1 can't go on with it; "
-                        "choose another --proj_dir")
+        before = parse_json(path.read_bytes(), {str: object})
+    except (OSError, BadJson) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} is missing or damaged ({reason}), so --resume 1 can't check what it goes on with; "
+                        "choose another --proj_dir") from None
+    # A run from before there was a flag had what is that flag's default.
+    before = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING} | before
+    for name, value in known.items():
+        if name not in FREE_ON_RESUME and before.get(name) != value:
+            raise UserError(f"--resume 1: {name} was {_short(before.get(name))} in {path.parent} and is {_short(value)} now; "
+                            "a resumed run goes on unchanged")
+
+
+def _check_fresh(folder: Path, resume: bool) -> None:
+    """Refuse to begin where something would be lost, and say that a resumed run begins."""
+    adapters = sorted(path.name for path in folder.glob("rwkv-*.safetensors"))
+    if resume and (len(adapters) > 1 or (folder / FINAL_FILE).exists()):
+        raise UserError(f"{folder / RESUME_FILE} is missing, so --resume 1 can't go on after {adapters[-1]}; choose another "
+                        "--proj_dir")
+    held = [name for name in (METRICS_FILE, RESUME_FILE, FINAL_FILE) if (folder / name).exists()]
+    if held and not resume:
+        raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")
+    config = folder / CONFIG_FILE
+    try:
+        ours = not config.exists() or "proj_dir" in parse_json(config.read_bytes(), {str: object})
+    except (OSError, BadJson):
+        ours = resume
+    foreign = next((name for name in GROWING if (folder / name).exists()), None) if not config.exists() and not resume else None
+    if not ours or foreign:
+        raise UserError(f"{folder / (foreign or CONFIG_FILE)}: is of no run and would be overwritten; choose another --proj_dir")
+    if resume and (held or config.exists()):
+        say(f"{folder}: there is no {RESUME_FILE} yet, so the run begins at its first step")
+
+
+def _last_good(folder: Path) -> str | None:
+    """The last epoch's adapter that can be read."""
+    numbered = [(int(found[1]), path) for path in folder.glob("rwkv-*.safetensors")
+                if (found := re.fullmatch(r"rwkv-(\d{1,18})\.safetensors", path.name))]
+    for _, path in sorted(numbered, reverse=True):
+        with suppress(UserError):
+            read_adapter(path)
+            return str(path)
+    return None
 
 
 def _short(value: Any) -> str:

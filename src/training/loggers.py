@@ -21,7 +21,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from src.console import say
-from src.files import atomic_write
+from src.files import atomic_write, regular_file
 from src.training.config import TrainConfig
 
 # Holds the id of the run on wandb, which a resumed run continues.
@@ -165,6 +165,7 @@ def _pieces(piece: Path, run_id: str) -> str:
 
 def _run_id(path: Path, resume: bool) -> str:
     """The id in `path` where the run is resumed; else a new one, which is written there."""
+    regular_file(path)  # or a pipe would be waited for
     if resume and path.exists():
         found = path.read_text(encoding="utf-8", errors="replace").strip()
         if re.fullmatch(r"[\w-]+", found):

@@ -1,13 +1,13 @@
 """The curves of a run over its optimizer steps, as one PNG and as SVGs for its report."""
 
 import io
-import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
-from src.errors import UserError
 from src.files import atomic_write
+from src.training.lines import read_lines
 
 # Each picture: its title, then what is drawn in it where the run has it: column, label, colour, dots for held-out pairs.
 PANELS = (
@@ -29,15 +29,19 @@ PANELS = (
 CURVES = 3  # of them are in the PNG
 # More points than a screen has columns are drawn as the means of so many groups.
 MOST_POINTS = 1000
+# What is beyond, matplotlib finds no scale for; no run has it, but a file may.
+LARGEST = 1e100
 
 
 def draw_curves(metrics_file: Path, eval_file: Path, output: Path) -> None:
-    """Read metrics.jsonl and, where it exists, eval.jsonl; write `output`, a PNG."""
+    """Read metrics.jsonl and, where it exists, eval.jsonl; write `output`, a PNG, unless there is nothing to draw."""
     # Takes a second to import, and the scripts that never draw need not wait for it.
     from matplotlib.figure import Figure
 
     steps, held_out = columns(metrics_file), columns(eval_file)
     panels = [panel for panel in PANELS[:CURVES] if _drawn(panel, steps, held_out)]
+    if not panels:
+        return
     figure = Figure(figsize=(13 / 3 * len(panels), 3.8), layout="constrained", dpi=110)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, panel, steps, held_out)
@@ -87,21 +91,17 @@ def _draw(axes: Any, panel: tuple, steps: dict[str, list[float]], held_out: dict
 
 
 def thinned(values: list[float]) -> list[float]:
-    """At most MOST_POINTS means of neighbours."""
+    """At most MOST_POINTS means of neighbours. NaN, where there is no value, and what is beyond LARGEST has no part in them."""
     size = -(-len(values) // MOST_POINTS)
-    groups = [values[start:start + size] for start in range(0, len(values), size)]
-    return [sum(group) / len(group) for group in groups]
+    groups = [[value for value in values[start:start + size] if abs(value) <= LARGEST] for start in range(0, len(values), size)]
+    return [sum(group) / len(group) if group else math.nan for group in groups]
 
 
 def columns(path: Path) -> dict[str, list[float]]:
-    """A .jsonl of numbers by name, as many of them as its first line has; nothing where it does not exist.
+    """A .jsonl of numbers by name, NaN where a line lacks one; nothing where there is no line.
 
     Raises UserError where it is damaged.
     """
-    if not path.exists():
-        return {}
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {name: [float(row[name]) for row in rows] for name in rows[0]}
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{path}: is damaged, so its curves can't be drawn; choose another --proj_dir") from None
+    rows = read_lines(path)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [float(row.get(name, math.nan)) for row in rows] for name in names}

@@ -3,7 +3,7 @@
 The page stands for itself: no script, no font, no picture or address outside of it. Its template escapes every text.
 """
 
-import json
+import math
 import shlex
 from dataclasses import fields
 from datetime import datetime
@@ -13,18 +13,24 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from src.checked_json import BadJson, parse_json
 from src.console import say
 from src.errors import Stopped, UserError
 from src.files import atomic_write
-from src.training.callbacks import EVAL_FILE, METRICS_FILE
+from src.training.checkpoint import RESUME_FILE
 from src.training.config import TrainConfig
+from src.training.lines import EVAL_FILE, METRICS_FILE, SAMPLES_FILE, read_lines
 from src.training.module import PreferenceModule
 from src.training.picture import columns, curve_svgs
-from src.training.samples import SAMPLES_FILE
-from src.training.saving import FINAL_FILE, RESUME_FILE
+from src.training.saving import FINAL_FILE
 
 CONFIG_FILE = "config.json"
 REPORT_FILE = "report.html"
+CURVES_FILE = "curves.png"
+# What the page takes from config.json but for words; what else is there is shown as it is.
+_CONFIG = {"load_model": str, "base_fingerprint": object, "precision": object, "layer_profile_rows?": [{"layer": str}],
+           "base?": {str: object}, "train_data?": (dict, None), "eval_data?": (dict, None), "trained_parameters?": int,
+           "total_steps?": (int, None)}
 TEMPLATE = Path(__file__).with_name("report.template.html")
 # Held-out measures in words, in the table's order; one that is not here comes last and goes by its own name.
 MEASURES = {
@@ -37,14 +43,14 @@ UNMEASURED = ("step", "pairs", "tokens", "texts")
 FILES = {
     CONFIG_FILE: "everything the run was told, and the base's fingerprint", METRICS_FILE: "a line for each optimizer step",
     EVAL_FILE: "held-out numbers before the first step and after each epoch",
-    SAMPLES_FILE: "answers before the first step and after each epoch", "curves.png": "the curves as a picture",
+    SAMPLES_FILE: "answers before the first step and after each epoch", CURVES_FILE: "the curves as a picture",
     FINAL_FILE: "the adapter at the end", RESUME_FILE: "what --resume 1 needs", "wandb": "wandb's files",
     "tensorboard": "TensorBoard's files",
 }
 
 
 class Report(pl.Callback):
-    """report.html after each epoch, at the end, and where a signal ends the run.
+    """report.html after each epoch but the last, whose comes when all else is there, and where a signal ends the run.
 
     A report that can't be written is told and stops no training.
     """
@@ -55,9 +61,6 @@ class Report(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if trainer.current_epoch + 1 < pl_module.config.epoch_count:
             self._write(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        self._write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: PreferenceModule, exception: BaseException) -> None:
         if isinstance(exception, Stopped) and (self.folder / METRICS_FILE).exists():
@@ -85,9 +88,8 @@ def write_report(folder: Path) -> None:
     environment.filters |= {"measure": measure, "change": change, "setting": setting, "count": count}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     try:
-        config = dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-        samples = [json.loads(line) for line in _lines(folder / SAMPLES_FILE)]
-        held_out = [json.loads(line) for line in _lines(folder / EVAL_FILE)]
+        config = parse_json((folder / CONFIG_FILE).read_bytes(), _CONFIG)
+        samples, held_out = read_lines(folder / SAMPLES_FILE), read_lines(folder / EVAL_FILE)
         metrics = columns(folder / METRICS_FILE)
         page = template.render(
             name=folder.resolve().name, written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), config=config,
@@ -95,12 +97,17 @@ def write_report(folder: Path) -> None:
             profile=profile_rows(config.get("layer_profile_rows", [])), facts=facts(config, metrics, held_out),
             held_out=held_out, measures=measures(held_out),
             samples=paired(samples), last=samples[-1]["step"] if samples else 0,
-            done=int(metrics["step"][-1]), total=config.get("total_steps"),
+            done=int(max((*metrics.get("step", ()), *(row["step"] for row in (*held_out, *samples))), default=0)),
+            total=config.get("total_steps"),
             figures=list(map(Markup, curve_svgs(folder / METRICS_FILE, folder / EVAL_FILE))), files=list_files(folder),
             merge=None if not (folder / FINAL_FILE).exists() else shlex.join((
                 "python", "merge.py", "--base", config["load_model"], "--adapter", str(folder / FINAL_FILE),
                 "--output", str(folder / "merged.pth"))))
-    except (OSError, ValueError, LookupError, TypeError, TemplateError):
+    except UserError as error:
+        raise UserError(f"{folder}: {REPORT_FILE} can't be made ({error})") from None
+    except BadJson as error:
+        raise UserError(f"{folder}: {REPORT_FILE} can't be made, since {CONFIG_FILE} is damaged ({error})") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, TemplateError):
         raise UserError(f"{folder}: {REPORT_FILE} can't be made, since a file of the run is missing or damaged") from None
     with atomic_write(folder / REPORT_FILE, "w", encoding="utf-8", errors="replace") as file:
         file.write(page)
@@ -110,19 +117,23 @@ def facts(config: dict[str, Any], metrics: dict[str, list[float]], held_out: lis
     """The figures at the head of the page, as name and value."""
     shown = []
     for name, words in (("accuracy", "held-out accuracy"), ("margin", "held-out margin")):
-        if held_out and name in held_out[0]:
+        if held_out and name in held_out[0] and name in held_out[-1]:
             values = dict.fromkeys((measure(held_out[0][name], name), measure(held_out[-1][name], name)))
             shown.append((words, " → ".join(values)))
+    metrics = {name: list(filter(math.isfinite, values)) for name, values in metrics.items()}
     if "pref_percentage" in metrics:
         shown.append(("pref-percentage", f"{metrics['pref_percentage'][-1]:.1%}"))
     if "trained_parameters" in config:
         shown.append(("trained parameters", f"{config['trained_parameters']:,}"))
-    shown.append(("time", clock(metrics["elapsed_s"][-1])))
+    if "elapsed_s" in metrics:
+        shown.append(("time", clock(metrics["elapsed_s"][-1])))
     for name, words in (("pairs_per_s", "pairs a second"), ("tokens_per_s", "tokens a second")):
         if name in metrics:
             usual = sorted(metrics[name])[len(metrics[name]) // 2]
             shown.append((words, f"{usual:,.0f}" if usual >= 100 else f"{usual:.2g}"))
-    return [*shown, ("memory at the peak", f"{max(metrics['peak_memory_bytes']) / 2**30:.2f} GiB")]
+    if "peak_memory_bytes" in metrics:
+        shown.append(("memory at the peak", f"{max(metrics['peak_memory_bytes']) / 2**30:.2f} GiB"))
+    return shown
 
 
 def measures(held_out: list[dict[str, float]]) -> dict[str, str]:
@@ -188,7 +199,3 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

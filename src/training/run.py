@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,31 +11,34 @@ import pytorch_lightning as pl
 import torch
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
-from src.adapters.files import load_adapter
+from src.adapters.files import adapter_tensors, load_adapter
 from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_layer_profile, with_rates
 from src.checkpoint.base import load_base
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
 from src.console import say
-from src.errors import NotFinite, UserError
+from src.errors import NotFinite, UserError, out_of_memory
+from src.files import hold_folder
 from src.model import build_model
 from src.preference.packing import Text
 from src.preference.pairs import Pair
-from src.training.callbacks import EVAL_FILE, METRICS_FILE, HeldOut, ProgressBar, StepMetrics
+from src.training.callbacks import HeldOut, ProgressBar, StepMetrics
+from src.training.checkpoint import SealedFile
 from src.training.config import TrainConfig
 from src.training.data import PairBatches, TrainingData
-from src.training.folder import prepare_folder
+from src.training.folder import prepare_folder, resume_file
+from src.training.lines import EVAL_FILE, METRICS_FILE
 from src.training.loggers import make_loggers
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
-from src.training.report import REPORT_FILE, Report
+from src.training.processes import Others, Started, is_first, quiet, share_cores, starts_others
+from src.training.report import CURVES_FILE, REPORT_FILE, Report, write_report
 from src.training.samples import Answer, Samples, read_questions
 from src.training.saving import FINAL_FILE, CheckAdapter, SaveAdapters, explain
 from src.training.sources import training_pairs, training_texts
 from src.wkv.native import recycle_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CURVES_FILE = "curves.png"
 
 
 def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None = None) -> None:
@@ -50,6 +54,16 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         UserError: whatever the user can mend; nothing has been written then, or what was written is good. Where training
             diverged, the message names the adapters that were checked.
     """
+    with hold_folder(Path(config.proj_dir), "--proj_dir") if is_first(config) else quiet():
+        try:
+            _train(config, expected, answer)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(_what_takes_less(config, error)) from error
+
+
+def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None) -> None:
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -91,11 +105,12 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     total_steps = batches.total_steps(config.epoch_count)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     folder = Path(config.proj_dir)
-    checkpoint = prepare_folder(folder, config, {
+    checkpoint = resume_file(config) if not is_first(config) else prepare_folder(folder, config, {
         "base_fingerprint": base, "rlhf_train_sha256": hashlib.sha256(Path(train_file).read_bytes()).hexdigest(),
         "layer_profile_rows": [asdict(setting) for setting in settings]}, {
         "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
-        "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data})
+        "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data},
+        {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()})
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
     say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
         f"{len(pairs)} {'texts' if config.sft else 'pairs'}, "
@@ -104,8 +119,6 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     module = PreferenceModule(model, settings, config, total_steps)
     metrics = StepMetrics(folder)
     evaluation = HeldOut(folder, held_out) if held_out else None
-    save = SaveAdapters(folder, base, {"version": dimensions.version, "loss": config.loss, "dpo_beta": config.dpo_beta,
-                                        "dpo_alpha": config.dpo_alpha})
     samples = None
     if answer is not None and config.samples and config.strategy.startswith("deepspeed_stage_3"):
         say("warning: no samples in the report, since stage 3 leaves no device a whole model to write them")
@@ -113,24 +126,66 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         asked, data = (held_out, eval_data) if held_out else (pairs, train_data)
         questions = read_questions(asked, config.samples, data["sidecar"], dimensions.vocab_size)
         samples = questions and Samples(folder, questions, answer, config.sample_tokens)
+    growing = list(filter(None, (evaluation, samples)))
+    save = SaveAdapters(folder, base, {"version": dimensions.version, "loss": config.loss, "dpo_beta": config.dpo_beta,
+                                        "dpo_alpha": config.dpo_alpha}, growing)
     # Lightning calls them in this order: nothing about an epoch is written before its adapter is checked.
     bar = ProgressBar(metrics, evaluation, total_steps)
     callbacks = [metrics, CheckAdapter(), evaluation, samples, bar, save, Report(folder)]
-    trainer = pl.Trainer(
-        accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
-        max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
-        gradient_clip_val=config.gradient_clip_val or None, logger=False, callbacks=list(filter(None, callbacks)),
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1, log_every_n_steps=1, default_root_dir=str(folder),
-    )
-    trainer.loggers = make_loggers(config) if trainer.is_global_zero else []
-    try:
-        trainer.fit(module, datamodule=TrainingData(batches), ckpt_path=checkpoint, weights_only=True)
-    except NotFinite as error:
-        raise explain(error, trainer.global_step, save.good, config) from error
+    trainer = _fit(config, module, list(filter(None, callbacks)), TrainingData(batches), checkpoint, save)
     if trainer.is_global_zero:
-        draw_curves(folder / METRICS_FILE, folder / EVAL_FILE, folder / CURVES_FILE)
-        say(f"done: {folder / FINAL_FILE}, {folder / METRICS_FILE}, {folder / REPORT_FILE}")
+        finish(folder)
+
+
+def _fit(config: TrainConfig, module: PreferenceModule, callbacks: list[pl.Callback], data: TrainingData,
+         checkpoint: Path | None, save: SaveAdapters) -> pl.Trainer:
+    """Train, in as many processes as there are devices."""
+    plugins: list[Any] = [] if config.strategy.startswith("deepspeed") else [SealedFile()]
+    others: Others | nullcontext = nullcontext()
+    if starts_others(config):
+        plugins.append(environment := Started())
+        others = Others(config.devices - 1, environment.main_port)
+        callbacks = [others, *callbacks]
+    share_cores(config)
+    with others:
+        trainer = pl.Trainer(
+            accelerator=config.accelerator, devices=config.devices, strategy=lightning_strategy(config), precision="32-true",
+            max_epochs=config.epoch_count, accumulate_grad_batches=config.accumulate_grad_batches,
+            gradient_clip_val=config.gradient_clip_val or None, logger=False, callbacks=callbacks, plugins=plugins,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1, log_every_n_steps=1,
+            default_root_dir=config.proj_dir,
+        )
+        # Lightning's own handlers exchange messages between the processes within a signal's handler, which hangs, and under
+        # SLURM write checkpoints that nothing here goes on from.
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer.loggers = make_loggers(config) if trainer.is_global_zero else []
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except NotFinite as error:
+            raise explain(error, trainer.global_step, save.good, config) from error
+    return trainer
+
+
+def _what_takes_less(config: TrainConfig, error: Exception) -> str:
+    whose = "device" if type(error).__name__ == "OutOfMemoryError" else "machine"
+    batch = "--batch_tokens" if config.batch_tokens else "--micro_bsz"
+    ways = [f"a smaller {batch}"] if config.batch_tokens or config.micro_bsz > 1 else []
+    ways += [] if config.grad_cp else ["--grad_cp 1"]
+    ways += [] if config.quantization else ["--quant 1"]
+    return f"the {whose}'s memory is full; take {', '.join([*ways, 'a smaller --rlhf_max_corpus_len'])} or a smaller model"
+
+
+def finish(folder: Path) -> None:
+    """Draw the curves, write the report, and name what there is; one of them that can't be made is told."""
+    for write in (lambda: draw_curves(folder / METRICS_FILE, folder / EVAL_FILE, folder / CURVES_FILE),
+                  lambda: write_report(folder)):
+        try:
+            write()
+        except UserError as error:
+            say(f"warning: {error}")
+    there = [folder / name for name in (FINAL_FILE, METRICS_FILE, REPORT_FILE) if (folder / name).is_file()]
+    say(f"done: {', '.join(map(str, there))}")
 
 
 def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> None:

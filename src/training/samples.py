@@ -12,10 +12,9 @@ from src.errors import NotFinite, UserError
 from src.model import RWKV
 from src.preference.pairs import Pair
 from src.tokenizer import Tokenizer, load_tokenizer
-from src.training.callbacks import append_line, keep_lines
+from src.training.lines import SAMPLES_FILE, append_line
 from src.training.module import PreferenceModule
 
-SAMPLES_FILE = "samples.jsonl"
 # (model, tokenizer, prompts' tokens, most tokens of an answer) -> each answer's text, and whether it came to its end.
 Answer = Callable[[RWKV, Tokenizer, Sequence[list[int]], int], list[tuple[str, bool]]]
 
@@ -53,9 +52,15 @@ class Samples(pl.Callback):
 
     def __init__(self, folder: Path, questions: Questions, answer: Answer, max_tokens: int):
         self.path, self.questions, self.answer, self.max_tokens = folder / SAMPLES_FILE, questions, answer, max_tokens
+        self.steps: list[int] = []  # of the lines that were written, those before a resume among them
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = list(state_dict["steps"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        keep_lines(self.path, lambda line: line["step"] <= trainer.global_step > 0)
         if trainer.global_step == 0:
             self._write(trainer, pl_module)
 
@@ -78,3 +83,4 @@ class Samples(pl.Callback):
                 append_line(self.path, {"step": trainer.global_step, "samples": samples})
         if not trainer.strategy.broadcast(finite):  # the others wait here, and stop with the one that writes
             raise NotFinite(f"step {trainer.global_step}: the logits that answer the samples' prompts are not finite")
+        self.steps.append(trainer.global_step)

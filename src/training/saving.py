@@ -5,8 +5,8 @@ found it good. An adapter in that record has finite values and gives finite loss
 are any, on the held-out pairs or texts.
 """
 
-import shutil
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from src.adapters.files import adapter_tensors, save_adapter
 from src.checkpoint.io import not_finite
 from src.errors import NotFinite, UserError
 from src.preference.packing import TextBatch
+from src.training.checkpoint import RECORD, RESUME_FILE, save_checkpoint
 from src.training.config import TrainConfig
+from src.training.lines import sync_lines
 from src.training.module import PreferenceModule
 from src.training.objective import pair_losses
 from src.training.text import text_losses
 
-RESUME_FILE = "last.ckpt"
 FINAL_FILE = "rwkv-final.safetensors"
 # The last micro-batches, whose loss is computed again with the adapter after them.
 CHECKED_BATCHES = 4
@@ -72,11 +73,15 @@ class SaveAdapters(pl.Callback):
     """The adapter every `epoch_save` epochs and at the end, and beside it all that `--resume 1` needs.
 
     `good` names the files that were checked and written, those before a resume among them.
+
+    Args:
+        growing: callbacks whose lines a resumed run counts, each with a `path` and the `steps` of its lines.
     """
 
-    def __init__(self, folder: Path, base_fingerprint: str, extra: dict[str, Any]):
-        self.folder, self.base_fingerprint, self.extra = folder, base_fingerprint, extra
+    def __init__(self, folder: Path, base_fingerprint: str, extra: dict[str, Any], growing: Sequence[Any] = ()):
+        self.folder, self.base_fingerprint, self.extra, self.growing = folder, base_fingerprint, extra, growing
         self.good: list[str] = []
+        self.trained = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"good": self.good}
@@ -84,31 +89,31 @@ class SaveAdapters(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.good = list(state_dict["good"])
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: PreferenceModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[RECORD] = self._record(trainer)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         done = trainer.current_epoch + 1
         config = pl_module.config
         if done % config.epoch_save == 0 or done == config.epoch_count:
             self._save_adapter(trainer, pl_module, f"rwkv-{config.epoch_begin + done}.safetensors")
-            temporary, final = self.folder / f".{RESUME_FILE}.tmp", self.folder / RESUME_FILE
-            try:
-                trainer.save_checkpoint(temporary)
-            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-                if temporary.is_file():
-                    temporary.unlink()
-                raise UserError(f"{final}: cannot be written ({error}); free the disk, then continue with --resume 1") from error
             if trainer.is_global_zero:
-                if final.is_dir():  # DeepSpeed's checkpoints are folders, which a rename does not replace
-                    shutil.rmtree(final)
-                temporary.replace(final)
-            trainer.strategy.barrier()
+                sync_lines(self.folder)  # what comes after a line must not outlive it
+            save_checkpoint(trainer, self.folder, self._record(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         self._save_adapter(trainer, pl_module, FINAL_FILE)
+        self.trained = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        # A run that was broken off after its last epoch has nothing left to train when it is resumed.
-        if not (self.folder / FINAL_FILE).exists():
-            self._save_adapter(trainer, pl_module, FINAL_FILE)
+        # A run that was broken off after its last checkpoint has nothing left to train when it is resumed.
+        if not self.trained:
+            config = pl_module.config
+            for name in (f"rwkv-{config.epoch_begin + config.epoch_count}.safetensors", FINAL_FILE):
+                self._save_adapter(trainer, pl_module, name)
+
+    def _record(self, trainer: pl.Trainer) -> dict[str, Any]:
+        return {"step": trainer.global_step, "lines": {callback.path.name: list(callback.steps) for callback in self.growing}}
 
     def _save_adapter(self, trainer: pl.Trainer, pl_module: PreferenceModule, name: str) -> None:
         if trainer.is_global_zero:

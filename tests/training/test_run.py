@@ -91,15 +91,16 @@ def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(config, material, tm
 
 
 def test_a_run_from_before_there_was_a_flag_had_its_default(config, tmp_path):
-    run = config()
-    prepare_folder(tmp_path, run, {}, {})
+    run = config(strategy="deepspeed_stage_2")
+    prepare_folder(tmp_path, run, {}, {}, {})
     (tmp_path / "last.ckpt").mkdir()  # as DeepSpeed has it, whose content is its own
+    (tmp_path / "last.ckpt" / "manifest.json").write_text('{"record": {"step": 1, "lines": {}}, "files": {}}')
     before = json.loads((tmp_path / "config.json").read_text())
     del before["skip_bad_rows"]
     (tmp_path / "config.json").write_text(json.dumps(before))
-    assert prepare_folder(tmp_path, replace(run, resume=True), {}, {}) == tmp_path / "last.ckpt"
+    assert prepare_folder(tmp_path, replace(run, resume=True), {}, {}, {}) == tmp_path / "last.ckpt"
     with pytest.raises(UserError, match="skip_bad_rows was False in .* and is True now"):
-        prepare_folder(tmp_path, replace(run, resume=True, skip_bad_rows=True), {}, {})
+        prepare_folder(tmp_path, replace(run, resume=True, skip_bad_rows=True), {}, {}, {})
 
 
 def test_a_resume_without_a_checkpoint_starts_again(config):

@@ -1,0 +1,168 @@
+"""last.ckpt, what `--resume 1` goes on from: written whole, and with digests by which damage is found before anything is done.
+
+One file, PyTorch's archive with 38 bytes behind it, `sha256` and the digest of all before them; an archive may have something
+behind it, so `torch.load` takes the file as it is. Under DeepSpeed, whose engine writes on its own from all processes, a folder,
+in which manifest.json has the digest of every other file.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import CheckpointIO
+
+from src.checked_json import BadJson, parse_json
+from src.errors import UserError, out_of_memory
+from src.files import atomic_write, json_text
+
+RESUME_FILE = "last.ckpt"
+MANIFEST_FILE = "manifest.json"
+RECORD = "record"
+MARK = b"sha256"
+DIGEST_SIZE = 32
+# What says how far a checkpoint is: optimizer steps, and the steps of the lines that growing files have, by file.
+RECORD_SHAPE = {"step": int, "lines": {str: [int]}}
+
+
+class SealedFile(CheckpointIO):
+    """Lightning's way to and from the one file, without its copies in memory and in the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        try:
+            with atomic_write(path, "w+b") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").digest()
+                file.write(MARK + digest)
+        except RuntimeError as error:  # what torch's archive writer raises when a write falls short
+            if out_of_memory(error):
+                raise
+            raise UserError(f"{path}: cannot be written; free the disk, then continue with --resume 1") from error
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=weights_only)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def save_checkpoint(trainer: pl.Trainer, folder: Path, record: dict[str, Any]) -> None:
+    """Write last.ckpt in a run's folder, from all processes; raises UserError where the disk refuses."""
+    final = folder / RESUME_FILE
+    if not isinstance(trainer.strategy, pl.strategies.DeepSpeedStrategy):
+        trainer.save_checkpoint(final)
+        return
+    written = _beside(final, "tmp")
+    try:
+        trainer.save_checkpoint(written)
+        if trainer.is_global_zero:
+            _seal_folder(written, record)
+            _exchange(final)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if out_of_memory(error):
+            raise
+        if trainer.is_global_zero:
+            shutil.rmtree(written, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else "torch's writer failed"
+        raise UserError(f"{final}: cannot be written ({reason}); free the disk, then continue with --resume 1") from error
+    trainer.strategy.barrier()
+
+
+def tidy(folder: Path) -> None:
+    """Finish or undo what a kill left of DeepSpeed's folder taking the place of the one before, so that one is there."""
+    final = folder / RESUME_FILE
+    written, before = _beside(final, "tmp"), _beside(final, "old")
+    if not final.exists():
+        if (written / MANIFEST_FILE).exists():
+            written.rename(final)
+        elif before.is_dir():
+            before.rename(final)
+    for left in (written, before):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def check_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], deepspeed: bool, good: str | None) -> dict[str, Any]:
+    """The record of a checkpoint that is whole, holds these tensors, and was written under this kind of strategy.
+
+    Args:
+        shapes: of what trains, by name. DeepSpeed keeps its tensors in pieces, which are not looked into.
+        good: an adapter to go on from otherwise, for the message.
+
+    Raises UserError where it is not.
+    """
+    elsewhere = "choose another --proj_dir" + (f", where --load_adapter {good} goes on from that adapter" if good else "")
+    if path.is_dir() != deepspeed:
+        kind, strategy = ("a folder of DeepSpeed", "its --strategy") if path.is_dir() else ("of no DeepSpeed", "--strategy auto")
+        raise UserError(f"{path}: is {kind}; --resume 1 goes on with {strategy}")
+    try:
+        record = _read_folder(path) if deepspeed else _read_file(path, shapes)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if record is None:
+        raise UserError(f"{path}: is damaged or no file of this run, so --resume 1 can't go on with it; {elsewhere}")
+    return record
+
+
+def _read_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """None where the file is not as it was written, or holds other tensors."""
+    size = path.stat().st_size - len(MARK) - DIGEST_SIZE
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for start in range(0, size, 1 << 20):
+            digest.update(file.read(min(1 << 20, size - start)))
+        if size < 0 or file.read() != MARK + digest.digest():
+            return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        held = {name.removeprefix("model."): tuple(tensor.shape) for name, tensor in found["state_dict"].items()}
+        return parse_json(json.dumps(found[RECORD]), RECORD_SHAPE) if held == shapes else None
+    except Exception:  # with the right digest, and yet foreign
+        return None
+
+
+def _read_folder(path: Path) -> dict[str, Any] | None:
+    """None where one of the files is missing or not as it was written."""
+    try:
+        manifest = parse_json((path / MANIFEST_FILE).read_bytes(), {"files": {str: str}, RECORD: RECORD_SHAPE})
+    except (FileNotFoundError, BadJson):
+        return None
+    return manifest[RECORD] if manifest["files"] == _digests(path) else None
+
+
+def _seal_folder(path: Path, record: dict[str, Any]) -> None:
+    text = json_text({RECORD: record, "files": _digests(path)}, path / MANIFEST_FILE, indent=2)
+    with atomic_write(path / MANIFEST_FILE, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _digests(path: Path) -> dict[str, str]:
+    found = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != MANIFEST_FILE:
+            with file.open("rb") as content:
+                found[str(file.relative_to(path))] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
+
+
+def _exchange(final: Path) -> None:
+    """Put what was written in the place of what was there, which a rename does not do with folders."""
+    before = _beside(final, "old")
+    if final.exists():
+        final.rename(before)
+    _beside(final, "tmp").rename(final)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _beside(final: Path, ending: str) -> Path:
+    return final.with_name(f".{final.name}.{ending}")

@@ -1,0 +1,145 @@
+"""A run on several devices is a process for each: the first starts the others, which end with it whatever ends it.
+
+Only the first takes signals, writes the folder and speaks. Lightning could start the others too, but on a signal it exchanges
+messages between processes of which some don't listen any more, and the run hangs.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.environments import (
+    LightningEnvironment,
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from pytorch_lightning.utilities import rank_zero_only
+
+from src.console import say
+from src.errors import UserError
+from src.training.config import TrainConfig
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Seconds that a process which fails gives the first one to fail of the same, and to end it, before it tells of it.
+PATIENCE = 5.0
+# Seconds after which the first, where it still waits for one that has ended, is waiting in vain.
+VAIN = 30.0
+
+
+class Started(LightningEnvironment):
+    """Says that the processes are there already."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+
+def is_first(config: TrainConfig) -> bool:
+    return config.devices == 1 or rank_zero_only.rank == 0
+
+
+def starts_others(config: TrainConfig) -> bool:
+    """Whether this process has to start the others, and no launcher or scheduler does."""
+    launchers = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)
+    return config.devices > 1 and not LightningEnvironment().creates_processes_externally and not any(
+        launcher.detect() for launcher in launchers)
+
+
+def share_cores(config: TrainConfig) -> None:
+    """On a CPU each process takes its part of the cores, where the user has not said how many."""
+    if config.devices > 1 and config.accelerator == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
+
+
+class Others(pl.Callback):
+    """The processes that this one started; a context manager that ends them, as does what ends the training."""
+
+    def __init__(self, count: int, port: int):
+        self.count, self.port = count, port
+        self.processes: list[subprocess.Popen] = []
+        self.failed: str | None = None
+        self.over = threading.Event()
+
+    def __enter__(self) -> "Others":
+        place = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "NODE_RANK": "0",
+                              "WORLD_SIZE": str(self.count + 1)}
+        # They inherit it: what stops a run is for the first process, which then ends the others.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            for rank in range(1, self.count + 1):
+                command = [sys.executable, *sys.orig_argv[1:]]
+                self.processes.append(subprocess.Popen(command, env=place | {"LOCAL_RANK": str(rank)}))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, *_: Any) -> None:
+        if error is None:
+            for process in self.processes:
+                process.wait()
+        self.end(error)
+        if self.failed and isinstance(error, Exception):
+            raise UserError(self.failed) from error
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.end(exception)
+
+    def end(self, error: BaseException | None) -> None:
+        """End them, having found out whether one of them is why this process failed."""
+        if self.over.is_set():
+            return
+        self.over.set()
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            until = time.monotonic() + 2 * PATIENCE
+            while (failed := self._failed()) is None and time.monotonic() < until:
+                time.sleep(0.1)
+            self.failed = failed
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def _failed(self) -> str | None:
+        for rank, process in enumerate(self.processes, 1):
+            if code := process.poll():
+                how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+                return f"process {rank} of the run ended with {how}; what was finished is saved, go on with --resume 1"
+        return None
+
+    def _watch(self) -> None:
+        """Where processes exchange messages on GPUs, one waits for an answer even from another that is gone."""
+        while not self.over.wait(1.0):
+            if (failed := self._failed()) is not None and not self.over.wait(VAIN):
+                say(f"error: {failed}")
+                for process in self.processes:
+                    process.kill()
+                os._exit(2)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Around the work of another process than the first: silent, unless it fails of something of its own."""
+    first = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == first:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
+            yield
+    except Exception:
+        time.sleep(PATIENCE)
+        raise
