@@ -8,7 +8,6 @@ import gzip
 import io
 import lzma
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ DATA_ENDINGS = (".csv", ".tsv", ".tab", ".jsonl", ".json", ".ndjson", ".parquet"
 TELLING_NAMES = frozenset((
     *PROMPTS, *CONVERSATIONS, "chosen", "reject", "rejected", "completion", "response", "output", "answer", "text"))
 _PIECE = 1 << 20  # bytes decompressed at a time
+# Texts shrink to a tenth, those that repeat themselves to a fiftieth; what is made to fill memory to a thousandth and less.
+MOST_TIMES, MOST_WITHOUT_QUESTION = 200, 1 << 28
 
 
 class _Compression(NamedTuple):
@@ -96,10 +97,13 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_data(path: Path) -> bytes:
-    """All bytes of a file, decompressed. Raises UserError as `open_data` does."""
-    buffer = io.BytesIO()
+    """All bytes of a file, decompressed. Raises UserError as `open_data` does, and for what would fill any memory."""
+    buffer, most = io.BytesIO(), max(MOST_WITHOUT_QUESTION, MOST_TIMES * path.stat().st_size)
     with open_data(path) as stream:
-        shutil.copyfileobj(stream, buffer, _PIECE)
+        while piece := stream.read(_PIECE):
+            buffer.write(piece)
+            if buffer.tell() > most:
+                raise UserError(f"{path}: unpacks to over {MOST_TIMES} times its size, as no texts do; give the unpacked file")
     return buffer.getvalue()
 
 

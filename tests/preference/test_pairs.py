@@ -116,6 +116,7 @@ def broken(place, value):
     (broken(4, torch.tensor(float("-inf"))), "reject_base_prob of pair 12 is not a finite number"),
     (broken(4, 10 ** 400), "reject_base_prob of pair 12 is not a finite number"),
     (broken(4, -1e308), "reject_base_prob of pair 12 is not a finite number of float32"),
+    ([(*GOOD[:3], 1e39, 1e39)], "chosen_base_prob of pair 1 is not a finite number of float32"),
     (broken(3, -1e30), "chosen_base_prob of pair 12 is -1e+30, as no answer's log-probability is"),
     (broken(3, -2 ** 24), "chosen_base_prob of pair 12 is -1.67772e+07, as no answer's"),
     (broken(3, torch.tensor(-1e30)), "chosen_base_prob of pair 12 is -1e+30, as no"),

@@ -13,6 +13,7 @@ import pyarrow
 import pytest
 
 from src.errors import UserError
+from src.preference import source
 from src.preference.read import read_table
 from src.preference.rows import Row
 from tests.preference.reading import read_pairs
@@ -130,3 +131,13 @@ def test_what_can_not_be_opened_is_told(tmp_path):
     assert refusal(tmp_path / "none.csv") == "data file: FILE does not exist"
     os.mkfifo(tmp_path / "pipe")
     assert refusal(tmp_path / "pipe") == "data file: FILE is not a file"
+
+
+@pytest.mark.parametrize("ending", COMPRESSIONS)
+def test_what_unpacks_to_far_more_than_texts_do_is_not_unpacked(tmp_path, monkeypatch, ending):
+    text = b"prompt,chosen,reject\n" + b"a,b," + b"c" * 2_000_000 + b"\n"
+    path = put(tmp_path, f"rows.csv{ending}", COMPRESSIONS[ending](text))
+    assert len(read_table(path).records) == 1
+    monkeypatch.setattr(source, "MOST_WITHOUT_QUESTION", 1 << 20)
+    assert "unpacks to over 200 times its size" in refusal(path)
+    assert len(read_table(put(tmp_path, "rows.csv", text)).records) == 1
