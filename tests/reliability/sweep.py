@@ -1,12 +1,12 @@
 """Every flag of every script with values that nobody should give, and some that people do give."""
 
+import argparse
 import importlib
 import os
 import re
 from pathlib import Path
 from signal import SIGINT
 
-from src.cli.run import Parser
 from tests.reliability.jobs import Job, clear, names
 from tests.reliability.kills import signalled_well
 from tests.reliability.warm import HANGS, Outcome, Run
@@ -30,17 +30,18 @@ class _Caught(Exception):
 def flags(script: str) -> list[str]:
     """All flags that a script has, as its parser says."""
 
-    def catch(parser: Parser, *_: object) -> None:
+    def catch(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         raise _Caught(parser)
 
-    kept = Parser.parse_known_args
-    Parser.parse_known_args = catch
+    kept = argparse.ArgumentParser.parse_known_args
+    argparse.ArgumentParser.parse_known_args = catch
     try:
         importlib.import_module(script).main([])
     except _Caught as caught:
-        return sorted(flag for flag in caught.args[0].flags() if flag.startswith("--") and flag != "--help")
+        named = {flag for action in caught.args[0]._actions for flag in action.option_strings}
+        return sorted(flag for flag in named if flag.startswith("--") and flag != "--help")
     finally:
-        Parser.parse_known_args = kept
+        argparse.ArgumentParser.parse_known_args = kept
     raise AssertionError(f"{script}.py has parsed nothing")
 
 

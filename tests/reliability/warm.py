@@ -3,8 +3,8 @@
 `python -m tests.reliability.warm` reads a request a line from stdin, {"script", "arguments", "stdout", "stderr", ...}, and
 answers each with {"status", "seconds"}, the former as `subprocess` has it: an exit code, or the signal that ended it as a
 negative number. A request may hold "fault", the arguments of `fault_arm` (faults.c), "signal": [number, seconds after the
-start], "cwd", the folder to run in, "sabotage", a fault to be put in (sabotage.py), and "limit", seconds after which the run is
-ended as one that hangs.
+start], "cwd", the folder to run in, "sabotage", a fault to be put in (sabotage.py), "room", bytes that it may take
+beyond what it begins with, and "limit", seconds after which it is ended as one that hangs.
 """
 
 import atexit
@@ -12,6 +12,7 @@ import ctypes
 import importlib
 import json
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -125,6 +126,9 @@ def _run(main: Callable, request: dict[str, Any]) -> None:
         opened = os.open(path, flags, 0o644)
         os.dup2(opened, number)
         os.close(opened)
+    if "room" in request:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + request["room"],) * 2)
     os.chdir(request.get("cwd", "."))
     sys.argv = [f"{request['script']}.py", *request["arguments"]]
     if "sabotage" in request:
