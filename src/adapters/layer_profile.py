@@ -68,9 +68,8 @@ COLUMNS = ("Layer", "Mode", "Rank", "Alpha", "Dropout", "Weight_lr_init", "Weigh
            "State_lr_init", "State_lr_final", "RejectParts", "FullParts")
 NUMBERS = COLUMNS[2:10]
 WEIGHT_RATES = ("Weight_lr_init", "Weight_lr_final")
-# Beyond these a number is a slip of the pen: ranks are below a matrix's sides, and rates of Adam are shares of a weight's size.
-LARGEST = {"Rank": 65536, "Alpha": 1e6, "Dropout": 1, "Weight_lr_init": 1e3, "Weight_lr_final": 1e3, "Weight_decay": 1e3,
-           "State_lr_init": 1e3, "State_lr_final": 1e3}
+# Beyond these a number is a slip of the pen; a merge by it would give numbers without meaning.
+LARGEST = {"Rank": 65536, "Alpha": 1e6}
 LARGEST_FILE = 1 << 24  # bytes
 # Python would read digits of other scripts and underscores between digits, too.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -242,6 +241,6 @@ def _read_number(cell: str | None, column: str, where: str) -> float:
     number = float(cell or 0)
     if not (math.isfinite(number) and number >= 0):
         raise UserError(f"{where}: {column} is {cell[:60]}; it must be a finite number, 0 or above")
-    if number > LARGEST[column]:
+    if number > LARGEST.get(column, math.inf):
         raise UserError(f"{where}: {column} is {cell[:60]}; it must be at most {LARGEST[column]:g}")
     return number

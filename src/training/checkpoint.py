@@ -62,7 +62,7 @@ def save_checkpoint(trainer: pl.Trainer, folder: Path, record: dict[str, Any]) -
     try:
         trainer.save_checkpoint(written)
         if trainer.is_global_zero:
-            _seal_folder(written, record)
+            seal_folder(written, record)
             _exchange(final)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if out_of_memory(error):
@@ -140,7 +140,8 @@ def _read_folder(path: Path) -> dict[str, Any] | None:
     return manifest[RECORD] if manifest["files"] == _digests(path) else None
 
 
-def _seal_folder(path: Path, record: dict[str, Any]) -> None:
+def seal_folder(path: Path, record: dict[str, Any]) -> None:
+    """Write the manifest of a folder, whose other files are all there."""
     text = json_text({RECORD: record, "files": _digests(path)}, path / MANIFEST_FILE, indent=2)
     with atomic_write(path / MANIFEST_FILE, "w", encoding="utf-8") as file:
         file.write(text)

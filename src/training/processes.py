@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import pytorch_lightning as pl
@@ -87,7 +87,8 @@ class Others(pl.Callback):
     def __exit__(self, kind: type | None, error: BaseException | None, *_: Any) -> None:
         if error is None:
             for process in self.processes:
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(VAIN)
         self.end(error)
         if self.failed and isinstance(error, Exception):
             raise UserError(self.failed) from error

@@ -151,7 +151,6 @@ def test_a_part_rejects_the_names_it_occurs_in():
         ("lora,0x10,32,0,1e-4,1e-5,0,0,0,", ["Rank is '0x10', not"]), ("lora,1_0,32,0,1e-4,1e-5,0,0,0,", ["Rank is '1_0', not"]),
         ("lora,1e12,32,0,1e-4,1e-5,0,0,0,", ["Rank is 1e12; it must be at most 65536"]),
         ("lora,16,1e30,0,1e-4,1e-5,0,0,0,", ["Alpha is 1e30; it must be at most 1e+06"]),
-        ("lora,16,32,0,1e9,1e-5,0,0,0,", ["Weight_lr_init is 1e9; it must be at most 1000"]),
         ("lora,16\0,32,0,1e-4,1e-5,0,0,0,", ["Rank is '16\\x00', not"]),
         ("lo\0ra,16,32,0,1,1,0,0,0,", ["unknown mode 'lo\\x00ra'"]),
         (f"lora,{'9' * 5000},32,0,1,1,0,0,0,", ["Rank is 9999"]), (f"{'x' * 5000},16,32,0,1,1,0,0,0,", ["unknown mode 'xxx"]),

@@ -109,3 +109,10 @@ def test_a_value_that_can_t_be_written_out_is_told_in_short(tmp_path, message, v
     (tmp_path / "rows.jsonl").write_text(row)
     faults = read_pairs(tmp_path / "rows.jsonl", require_reject=True).faults
     assert len(faults) == 1 and len(faults[0].message) < len(str(tmp_path)) + 250
+
+
+def test_a_number_that_python_refuses_to_write_out_is_told_in_short(tmp_path):
+    message = "[{'role': 'user', 'content': 'a', 'weight': 0x" + "9" * 5000 + "}]"
+    (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR | {"prompt": message}))
+    faults = read_pairs(tmp_path / "rows.jsonl", require_reject=True).faults
+    assert len(faults) == 1 and "has weight of type int; supported are 0 and 1" in faults[0].message

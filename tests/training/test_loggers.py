@@ -1,5 +1,6 @@
 """wandb: one line about what becomes of it, one id for a run and its continuations, and never the end of a training."""
 
+import os
 import threading
 import time
 from dataclasses import replace
@@ -75,6 +76,14 @@ def test_a_damaged_id_is_told_and_replaced(config, logged):
     assert len({name.split("-")[3] for name in both}) == 2
     _, all_ = logged(resume=True)
     assert len({name.split("-")[3] for name in all_}) == 2
+
+
+def test_an_id_that_is_a_pipe_is_not_waited_for(config, capfd):
+    Path(config().proj_dir).mkdir()
+    os.mkfifo(Path(config().proj_dir, "wandb-run-id"))
+    for resume in (False, True):
+        assert make_loggers(config(wandb="a project", resume=resume)) == []
+        assert "wandb-run-id: cannot be written, since a pipe has this name" in capfd.readouterr().err
 
 
 def test_without_a_network_it_takes_seconds(config, logged, monkeypatch):
