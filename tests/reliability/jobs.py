@@ -90,8 +90,7 @@ def _content(path: Path) -> Any:
         return [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".json":
         values = json.loads(path.read_text())
-        if "summary" in values:  # of the run that finished the file, which wrote fewer rows if another had begun
-            values["summary"] = sorted(values["summary"])
+        values.pop("summary", None)  # of the run that wrote the last rows; there is none if that was broken off behind them
         values.pop("resume", None)
         return _without_times(values)
     if path.suffix == ".ckpt":
