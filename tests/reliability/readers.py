@@ -20,6 +20,7 @@ from src.adapters.files import load_adapter, merge_adapter, read_adapter
 from src.adapters.layer_profile import LayerSetting, read_layer_profile
 from src.checkpoint.base import load_base
 from src.checkpoint.io import load_checkpoint, not_finite, save_checkpoint
+from src.errors import UserError
 from src.model import build_model
 from src.preference.examples import read_texts
 from src.preference.faults import usable
@@ -213,7 +214,11 @@ def _others(inputs: Path) -> dict[str, Reader]:
     def read_profile(path: Path) -> None:
         settings = read_layer_profile(path, N_LAYER, RATES)
         _check_settings(settings)
-        apply_layer_profile(build_model(weights, dimensions, torch.float32, "cpu", None), settings, 0)
+        try:
+            apply_layer_profile(build_model(weights, dimensions, torch.float32, "cpu", None), settings, 0)
+        except UserError as error:  # of the one profile that a run has; the model knows no file
+            assert str(error).startswith("layer profile, layer "), error
+            raise UserError(f"{path}: {error}") from None
 
     def read_tokenizer(path: Path) -> None:
         tokenizer = load_tokenizer(str(path), 2048)
