@@ -93,7 +93,8 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
         # Who held it before removes the file, and one that was opened just before that locks nobody out.
         while descriptor is None or not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
             if descriptor is not None:
-                os.close(descriptor)
+                stale, descriptor = descriptor, None
+                os.close(stale)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             _lock(descriptor, folder, instead)
     except OSError as error:
@@ -102,7 +103,8 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # in a folder that is read-only by now it may stay, and locks nobody out
+                path.unlink(missing_ok=True)
     finally:
         if descriptor is not None:
             os.close(descriptor)
@@ -136,7 +138,8 @@ def json_text(values: Any, path: str | Path, **options: Any) -> str:
     Raises NotFinite, naming `path` and the number, for NaN and infinity, which JSON does not have.
     """
     try:
-        return json.dumps(values, allow_nan=False, **options)
+        # A name of a file that is not UTF-8 has lone surrogates, which JSON knows as \udcff and no file can hold as they are.
+        return json.dumps(values, allow_nan=False, **options).encode(errors="backslashreplace").decode()
     except ValueError:
         raise NotFinite(f"{path}: not written, since {_first_not_finite(values)} is not a finite number") from None
 

@@ -21,7 +21,7 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[...,
     On a terminal a bar; elsewhere a plain line now and then, so that logs stay short.
     """
     if not sys.stderr.isatty():
-        yield _plain_lines(what, total, done)
+        yield plain_lines(what, total, done)
         return
     with Progress(*COLUMNS, console=console(stderr=True)) as bar:
         task = bar.add_task(what, total=total, completed=done)
@@ -32,7 +32,8 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[...,
         yield advance
 
 
-def _plain_lines(what: str, total: int, done: int) -> Callable[..., None]:
+def plain_lines(what: str, total: int, done: int = 0) -> Callable[..., None]:
+    """`advance(count, note="")` that says a line now and then, as beside another bar on the terminal."""
     started = last = time.monotonic()
     first = done
 

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from example.DPO.answers import asked_names, nearly_same, question, short_answer, without_lead, words
 from example.DPO.docstrings import Entry, stdlib_entries
-from src.cli.run import Parser, run
+from src.cli.parser import Parser
+from src.cli.run import run
 from src.files import atomic_write, existing_file
 from src.preference.templates import draw_template, format_answer, format_prompt
 

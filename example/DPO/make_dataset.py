@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from example.DPO.answers import asked_names, lead, nearly_same, question, short_answer, without_lead, words
 from example.DPO.corpus import CSV_FOLDER, CSV_NAMES
 from example.DPO.docstrings import stdlib_entries
-from src.cli.run import Parser, run
+from src.cli.parser import Parser
+from src.cli.run import run
 from src.files import atomic_write
 
 HELD_OUT = 0.2

@@ -21,7 +21,9 @@ sys.path.insert(0, str(ROOT))
 from example.DPO.corpus import build_corpus  # noqa: E402
 from src.checkpoint.dimensions import Dimensions  # noqa: E402
 from src.checkpoint.io import save_checkpoint  # noqa: E402
-from src.cli.run import Parser, positive, run  # noqa: E402
+from src.cli.parser import Parser  # noqa: E402
+from src.cli.run import run  # noqa: E402
+from src.cli.values import positive  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.model import RWKV  # noqa: E402
 

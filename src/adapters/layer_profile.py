@@ -106,22 +106,8 @@ def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float
         UserError: naming the file and the row, the layer or the column at fault.
     """
     path = existing_file(path, "layer profile")
-    if path.stat().st_size > LARGEST_FILE:
-        raise UserError(f"layer profile {path}: has {path.stat().st_size} bytes, but a profile has one row a layer")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=True, strict=True)
-            rows = [(reader.line_num, cells) for row in reader if any(cells := [cell.strip() for cell in row])]
-    except UnicodeDecodeError as error:
-        raise UserError(f"layer profile {path}: not a CSV in UTF-8 ({error})") from error
-    except csv.Error as error:
-        raise UserError(f"layer profile {path}, line {reader.line_num}: not a CSV ({error})") from error
-    if not rows:
-        raise UserError(f"layer profile {path}: the file is empty; its first line names the columns")
-    (_, header), *rows = rows
-    header = _read_header(header, path)
-    without_rates = set(OLD_COLUMNS) & set(header) and not {"Weight_lr_init", "Weight_lr_final"} & set(header)
-    unread = dict(zip(("Weight_lr_init", "Weight_lr_final"), map(str, rates), strict=True)) if without_rates else {}
+    header, rows = _read_rows(path)
+    unread = dict(zip(WEIGHT_RATES, map(str, rates), strict=True)) if _lacks_rates(header) else {}
 
     settings: dict[str, LayerSetting] = {}
     for line, row in rows:
@@ -157,6 +143,14 @@ def setting_of(row: Mapping[str, Any], n_layer: int, where: str) -> LayerSetting
     return _read_row(cells, n_layer, where)
 
 
+def has_rates(path: str | Path) -> bool:
+    """Whether a profile has learning rates of its own; True as well for a file that `read_layer_profile` will refuse."""
+    try:
+        return not _lacks_rates(_read_rows(existing_file(path, "layer profile"))[0])
+    except UserError:
+        return True
+
+
 def auto_layer_profile(n_layer: int, lr_init: float, lr_final: float, rank: int = 16, alpha: float = 32.0,
                        mode: str = "lora") -> list[LayerSetting]:
     """A profile for any depth: one mode without dropout in every block, emb and head frozen, weight decay 0.01."""
@@ -170,6 +164,27 @@ def with_rates(settings: list[LayerSetting], lr_init: float, lr_final: float) ->
     """The same profile with these two learning rates for the weights and states of every layer."""
     rates = {"weight_lr_init": lr_init, "weight_lr_final": lr_final, "state_lr_init": lr_init, "state_lr_final": lr_final}
     return [replace(setting, **rates) for setting in settings]
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The columns' names as in COLUMNS, and the rows below them, each with its line's number."""
+    if path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"layer profile {path}: has {path.stat().st_size} bytes, but a profile has one row a layer")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            rows = [(reader.line_num, cells) for row in reader if any(cells := [cell.strip() for cell in row])]
+    except UnicodeDecodeError as error:
+        raise UserError(f"layer profile {path}: not a CSV in UTF-8 ({error})") from error
+    except csv.Error as error:
+        raise UserError(f"layer profile {path}, line {reader.line_num}: not a CSV ({error})") from error
+    if not rows:
+        raise UserError(f"layer profile {path}: the file is empty; its first line names the columns")
+    return _read_header(rows[0][1], path), rows[1:]
+
+
+def _lacks_rates(header: list[str]) -> bool:
+    return bool(set(OLD_COLUMNS) & set(header)) and not set(WEIGHT_RATES) & set(header)
 
 
 def _layers(n_layer: int) -> list[str]:

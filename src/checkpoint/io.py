@@ -10,7 +10,8 @@ import json
 import mmap
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -70,8 +71,8 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     if _LARGEST_TABLE < said <= Path(path).stat().st_size:
         raise UserError(f"checkpoint: {path} has {said} bytes of names and shapes alone, more than any model's; get it again")
     try:
-        with safe_open(path, framework="pt") as file:
-            weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        with _named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
+            weights, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"checkpoint: {path} is not a safetensors file, or is damaged or cut short; get it again") from error
     for name, tensor in weights.items():
@@ -144,6 +145,18 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+@contextmanager
+def _named_in_utf8(path: str | Path) -> Iterator[str]:
+    """A path to the same file for libraries that take UTF-8 alone, where Linux lets names be any bytes."""
+    try:
+        name = str(path).encode().decode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
+    yield name
+
+
 def _count_not_finite(values: Tensor) -> int:
     # The types of one byte have no isfinite of their own; float16 represents all their values.
     values = values.half() if values.is_floating_point() and values.element_size() == 1 else values
@@ -159,10 +172,10 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             _check_table(read_content(file, data, _LARGEST_TABLE).value, path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _named_in_utf8(path) as name:
             warnings.simplefilter("ignore")  # torch warns of old kinds of files
             # Only the zip archives of torch >= 1.6 can be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=data[:4] == ZIP)
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=data[:4] == ZIP)
     except UserError:
         raise
     except NamesCode as error:

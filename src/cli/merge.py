@@ -7,7 +7,8 @@ from src.adapters.files import merge_adapter, read_adapter, save_states, states_
 from src.adapters.state import states_in
 from src.checkpoint.base import load_base
 from src.checkpoint.io import save_checkpoint
-from src.cli.run import Parser
+from src.cli.parser import Parser, notes
+from src.cli.values import output, path
 from src.console import say
 from src.files import check_output
 
@@ -17,14 +18,21 @@ class MergeFlags:
     base: str
     adapter: str
     output: str
+    notes: tuple[str, ...] = ()
+
+
+def parser() -> Parser:
+    parser = Parser("Merge an adapter into the base model it was trained on, in the base's layout and precision.")
+    parser.add_argument("--base", type=path, required=True, help="the base checkpoint, .pth or .safetensors")
+    parser.add_argument("--adapter", type=path, required=True, help="adapter file of train.py")
+    parser.add_argument("--output", type=output, required=True, help="checkpoint to write, .pth or .safetensors by its ending")
+    return parser
 
 
 def parse(arguments: Sequence[str]) -> MergeFlags:
-    parser = Parser("Merge an adapter into the base model it was trained on, in the base's layout and precision.")
-    parser.add_argument("--base", required=True, help="the base checkpoint, .pth or .safetensors")
-    parser.add_argument("--adapter", required=True, help="adapter file of train.py")
-    parser.add_argument("--output", required=True, help="checkpoint to write, .pth or .safetensors by its ending")
-    return MergeFlags(**vars(parser.parse_args(arguments)))
+    own = parser()
+    flags = vars(own.parse_args(arguments))
+    return MergeFlags(**flags, notes=notes(own.given(arguments), []))
 
 
 def merge(flags: MergeFlags) -> None:
@@ -35,6 +43,8 @@ def merge(flags: MergeFlags) -> None:
         check_output(states_path(flags.output), inputs)
     base, _ = load_base(flags.base)
     merged = merge_adapter(base, flags.adapter)
+    for note in flags.notes:
+        say(note)
     changed = sum(merged[name] is not base[name] for name in base)
     save_checkpoint(merged, flags.output)
     say(f"{flags.output}: {changed} of {len(base)} tensors changed")

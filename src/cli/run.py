@@ -1,9 +1,8 @@
-"""What every script does around its work: flags that fail in one line, errors that exit with code 2, signals that stop it well.
+"""What every script does around its work: errors that exit with code 2, signals that stop it well.
 
 Light to import, so that Ctrl-C in a script's first seconds, which its own imports take, finds this at work already.
 """
 
-import argparse
 import io
 import logging
 import os
@@ -16,66 +15,11 @@ from types import CodeType, FrameType
 from src.console import say
 from src.errors import Stopped, UserError, out_of_memory
 
-DATA_FORMATS = "CSV, TSV, JSONL, JSON, Parquet or Arrow, also compressed (.gz, .bz2, .xz, .zst)"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds after which a signal is raised that could not be before, or again where some code has swallowed it.
 AGAIN_AFTER = 0.1
 # The file of the code that imports, as a frame has it.
 IMPORT = "<frozen importlib._bootstrap>"
-SKIP_BAD_ROWS = ("1: leave out rows that can't be used, with a count and a list beside the output, instead of refusing the file")
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells each flag's default, where there is one to tell."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, "") else super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that takes no abbreviations and tells a wrong flag in one line."""
-
-    def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
-
-    def flags(self) -> set[str]:
-        return {flag for action in self._actions for flag in action.option_strings}
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (see --help)")
-
-
-def zero_or_one(text: str) -> bool:
-    """This family's way to switch a thing: `--flag 1`, `--flag 0`."""
-    if text not in ("0", "1"):
-        raise argparse.ArgumentTypeError(f"takes 0 or 1, not {text!r}")
-    return text == "1"
-
-
-def positive(text: str) -> int:
-    return _integer(text, 1)
-
-
-def not_negative(text: str) -> int:
-    return _integer(text, 0)
-
-
-def seed(text: str) -> int:
-    """What every random generator in use takes."""
-    value = _integer(text, 0)
-    if value >= 2**32:
-        raise argparse.ArgumentTypeError(f"takes a whole number below 2^32, not {text!r}")
-    return value
-
-
-def _integer(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"takes a whole number from {least} on, not {text!r}")
-    return value
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

@@ -4,9 +4,10 @@ Each old flag that train.py does not have itself is translated, ignored with a l
 change the result. The other scripts' flags have the same names there and here.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from src.checked_json import BadJson, parse_json
+from src.cli.values import shown
 from src.console import say
 from src.errors import UserError
 
@@ -17,7 +18,7 @@ RENAMED = {"--random_seed": "--seed", "--grad_clip": "--gradient_clip_val", "--d
 
 # Values with which a flag of theirs, or of ours, stands for its absence.
 ABSENT = {"--random_seed": ("-1",), "--vocab_size": ("0",), "--warmup_steps": ("-1",), "--optim": ("", "none"),
-          "--load_adapter": ("",), "--data_file": ("",), "--quant_mode": ("none",)}
+          "--quant_mode": ("none",)}
 
 REWORDED = {
     ("--precision", "bf16-true"): ("--precision", "bf16"), ("--precision", "bf16-mixed"): ("--precision", "bf16"),
@@ -135,7 +136,7 @@ def translate(arguments: Sequence[str], own: Collection[str]) -> list[str]:
         elif flag in own:
             translated += words
         elif flag in RENAMED:
-            translated += [RENAMED[flag], value]
+            translated.append(f"{RENAMED[flag]}={value}")
         elif flag in CONFIGS:
             modes, names = CONFIGS[flag]
             if peft in modes:
@@ -156,7 +157,7 @@ def translate(arguments: Sequence[str], own: Collection[str]) -> list[str]:
         else:
             translated += words
     if ignored:
-        told = "; ".join(f"{', '.join(flags)} ({reason})" for reason, flags in ignored.items())
+        told = "; ".join(f"{', '.join(dict.fromkeys(flags))} ({reason})" for reason, flags in ignored.items())
         say(f"note: ignored: {told}")
     return translated
 
@@ -194,16 +195,16 @@ def _config(flag: str, value: str, names: Mapping[str, str | tuple[Sequence[str]
     """RWKV-PEFT's `{"lora_load": "", "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.01}` and its siblings as flags."""
     flags = " and ".join(name for name in names.values() if isinstance(name, str))
     try:
-        config = dict(json.loads(value))
-    except (ValueError, TypeError):
-        raise UserError(f"{flag} {value} is no JSON object; write {flags} instead") from None
+        config = parse_json(value, {str: (str, int, float, bool)})
+    except (BadJson, UnicodeEncodeError) as error:
+        raise UserError(f"{flag} {shown(value)} is not served, since {error}; write {flags} instead") from None
     words: list[str] = []
     for name, setting in config.items():
         if name not in names:
             raise UserError(f"{flag}: {name} is unknown; write {flags} instead")
         meaning = names[name]
         if isinstance(meaning, str):
-            words += [meaning, str(setting)]
+            words.append(f"{meaning}={setting}")
         elif meaning is not None:
             _require(f"{flag}: {name}", str(setting), *meaning)
     return words

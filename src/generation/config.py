@@ -40,3 +40,4 @@ class GenerateConfig:
     dtype: torch.dtype
     quantization: str | None
     skip_bad_rows: bool = False
+    notes: tuple[str, ...] = ()  # what the command said in vain, as lines for people

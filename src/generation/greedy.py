@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from src.generation.batch import MAX_TOKENS, Request, generate
 from src.generation.config import Sampling
 from src.model import RWKV
+from src.progress import plain_lines
 from src.tokenizer import Tokenizer
 
 
@@ -27,6 +28,7 @@ def likeliest_answers(model: RWKV, tokenizer: Tokenizer, prompts: Sequence[list[
     model.eval()
     requests = [Request(row, tuple(tokens or [tokenizer.end_of_text])) for row, tokens in enumerate(prompts)]
     sampling = Sampling(temperature=0, frequency=0, max_tokens=max_tokens)
-    answers = sorted(generate(model, tokenizer, requests, sampling, seed=0, batch_size=len(prompts)))
+    advance = plain_lines("samples, tokens", len(prompts) * max_tokens)
+    answers = sorted(generate(model, tokenizer, requests, sampling, seed=0, batch_size=len(prompts), on_tokens=advance))
     model.train(was_training)
     return [(answer.text, answer.reason != MAX_TOKENS) for answer in answers]

@@ -49,6 +49,8 @@ def generate_rejects(config: GenerateConfig) -> None:
     repeated, stands = [rows[number] for number in sources], [kept[number] for number in sources]
     in_the_file = [reading.numbers[number] - 1 for number in sources]
     with open_output(config.output_csv, settings, repeated, stands, in_the_file) as output:
+        for note in config.notes:
+            say(note)
         if output.done == len(places):
             say(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do")
             return

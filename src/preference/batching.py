@@ -1,6 +1,7 @@
 """Which pairs go together, and in what order. Knows nothing of texts or models."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain, count, islice
 
 import numpy as np
@@ -43,9 +44,11 @@ def epoch_order(n_pairs: int, seed: int, start: int, count: int) -> list[int]:
     that each pair is seen once a pass and any part of the sequence can be had without what comes before it:
     a run that resumes at a position goes on with the very pairs that an unbroken run would see.
     """
-    first, last = start // n_pairs, (start + count - 1) // n_pairs
-    order = chain.from_iterable(_permutation(n_pairs, seed, number).tolist() for number in range(first, last + 1))
-    return list(order)[start - first * n_pairs:][:count]
+    order: list[int] = []
+    while len(order) < count:
+        number, skipped = divmod(start + len(order), n_pairs)
+        order += _permutation(n_pairs, seed, number)[skipped:skipped + count - len(order)].tolist()
+    return order
 
 
 def pass_by_tokens(pairs: Sequence[tuple], seed: int, number: int, batch_tokens: int) -> list[list[int]]:
@@ -66,5 +69,8 @@ def batches_from(pairs: Sequence[tuple], seed: int, batch_tokens: int, start: in
     return islice(chain.from_iterable(passes), start, None)
 
 
+@lru_cache(maxsize=2)  # of a long pass one asks for many short parts
 def _permutation(n_pairs: int, seed: int, number: int) -> np.ndarray:
-    return np.random.default_rng([seed, number]).permutation(n_pairs)
+    order = np.random.default_rng([seed, number]).permutation(n_pairs)
+    order.setflags(write=False)
+    return order

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from src.adapters.apply import how_quantized, quantized_linears
 from src.adapters.layer_profile import auto_layer_profile, read_layer_profile
@@ -20,7 +22,7 @@ from src.preference.journal import open_journal
 from src.preference.pairs import save_pairs
 from src.preference.read import read_pairs
 from src.preference.reference import with_references
-from src.preference.tokenize import Report, tokenize_pairs
+from src.preference.tokenize import Report, TokenPair, tokenize_pairs
 from src.progress import progress_bar
 from src.tokenizer import load_tokenizer
 from src.wkv.native import recycle_memory
@@ -56,6 +58,8 @@ def prepare(config: PrepareConfig) -> None:
         settings = read_layer_profile(config.layer_profile, dimensions.n_layer)
     held = how_quantized(settings, weights, config.quantization)
     base = fingerprint(weights)
+    for note in config.notes:
+        say(note)
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
         "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
@@ -73,8 +77,7 @@ def prepare(config: PrepareConfig) -> None:
     # What training adds to this starts as the identity, and leaves the references as they are.
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                         hold=quantized_linears(settings, config.quantization))
-    computed = [base, config.precision, held, config.batch_tokens, pairs]
-    digest = hashlib.sha256(json.dumps(computed).encode()).hexdigest()
+    digest = _digest([base, config.precision, held, config.batch_tokens], pairs)
     with open_journal(Path(f"{config.output_save}.partial"), digest) as journal:
         if journal.done:
             say(f"{journal.path}: going on after {len(journal.done)} finished batches")
@@ -83,6 +86,20 @@ def prepare(config: PrepareConfig) -> None:
             pairs = with_references(model, pairs, config.batch_tokens, advance, source, journal)
         save_pairs(config.output_save, pairs, sidecar | {"precision": config.precision, **held})
     _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
+
+
+def _digest(settings: list[Any], pairs: Sequence[TokenPair]) -> str:
+    """SHA-256 of the JSON of `[*settings, pairs]`, of which each list of tokens is written once, however many pairs share it."""
+    written: dict[int, str] = {}
+    for pair in pairs:
+        for tokens in pair:
+            if id(tokens) not in written:
+                written[id(tokens)] = json.dumps(tokens)
+    digest = hashlib.sha256(json.dumps(settings)[:-1].encode() + b", [")
+    for number, pair in enumerate(pairs):
+        digest.update(f"{', ' * (number > 0)}[{', '.join(written[id(tokens)] for tokens in pair)}]".encode())
+    digest.update(b"]]")
+    return digest.hexdigest()
 
 
 def _tell(config: PrepareConfig, n_rows: int, n_pairs: int, report: Report, seconds: float) -> None:
@@ -101,6 +118,8 @@ def _check(config: PrepareConfig) -> None:
     vocab_size = load_base(config.load_model)[1].vocab_size if config.load_model else None
     tokenizer = load_tokenizer(config.tokenizer, vocab_size)
     report_notes(reading)
+    for note in config.notes:
+        say(note)
     first_of_kind = {fault.kind: fault.message for fault in reversed(reading.faults)}
     print_check(config.input_csv, check_pairs(reading, tokenizer, config.rlhf_max_corpus_len, config.seed), first_of_kind)
     if reading.faults and not config.skip_bad_rows:

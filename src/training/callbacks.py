@@ -172,13 +172,17 @@ class ProgressBar(pl.Callback):
             self.live = Live(console=console(stderr=True), get_renderable=lambda: Group(self.bar, Text(self._words())))
             self.live.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
         if not trainer.is_global_zero:
             return
         self.bar.update(self.task, completed=trainer.global_step)
         now, done = time.monotonic(), trainer.global_step - self.first_step
-        if self.live is None and done and now - self.line_at >= LINE_EVERY:
+        if self.live is None and now - self.line_at >= LINE_EVERY:
             self.line_at = now
+            if not done:
+                self._print(f"step {trainer.global_step}/{self.total_steps}: {batch_idx + 1} micro-batches done")
+                return
             left = (now - self.started) / done * (self.total_steps - trainer.global_step)
             self._print(f"step {trainer.global_step}/{self.total_steps}, {left:.0f} s left: {self._words()}")
 

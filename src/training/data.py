@@ -1,7 +1,9 @@
 """The training pairs, or texts, as micro-batches that know what they weigh in their optimizer step, in a stateless order: any
 epoch can be had without those before it."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 from src.preference.batching import batches_from, epoch_order, pass_by_tokens
 from src.preference.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts
 from src.preference.pairs import Pair
+from src.progress import progress_bar
 
 
 class MicroBatch(NamedTuple):
@@ -40,38 +43,144 @@ class PairBatches:
 
     def __init__(self, pairs: Sequence[Pair | Text], epoch_steps: int, micro_bsz: int, batch_tokens: int, accumulate: int,
                  seed: int, first_epoch: int, world_size: int):
-        self.pairs, self.epoch_steps, self.micro_bsz, self.batch_tokens = pairs, epoch_steps, micro_bsz, batch_tokens
-        self.accumulate, self.seed, self.first_epoch, self.world_size = accumulate, seed, first_epoch, world_size
-        # How many losses a step's mean gets from each: one from a pair, as many as it has trained tokens from a text.
-        self.losses = [sum(pair.trained[1:]) if isinstance(pair, Text) else 1 for pair in pairs]
+        self.pairs, self.epoch_steps, self.world_size = pairs, epoch_steps, world_size
+        self.together = accumulate * world_size  # micro-batches of an optimizer step
+        self.draw = _ByTokens(pairs, epoch_steps * world_size, batch_tokens, seed, first_epoch) if batch_tokens else \
+            _ByNumber(pairs, epoch_steps * world_size, micro_bsz, seed, first_epoch)
 
-    def epoch(self, number: int, rank: int) -> list[MicroBatch]:
+    def epoch(self, number: int, rank: int) -> "Epoch":
         """The micro-batches of process `rank` in the run's epoch `number`, 0 being its first. All processes have as many."""
-        batches = self._batches(number)
-        micro_batches = []
-        for step in _cut(batches, self.accumulate * self.world_size):
-            losses = sum(self.losses[index] for batch in step for index in batch)
-            # Texts of a single token have none.
-            micro_batches += [MicroBatch(batch, 1 / max(losses, 1)) for batch in step]
-        # One pair is enough to take part in the exchange of gradients.
-        micro_batches += [MicroBatch(batches[0][:1], 0.0)] * (-len(batches) % self.world_size)
-        return micro_batches[rank::self.world_size]
+        return Epoch(self, number, rank)
 
     def total_steps(self, epochs: int) -> int:
         """Optimizer steps of so many epochs."""
-        together = self.accumulate * self.world_size
-        lengths = (self.epoch_steps * self.world_size or len(self._batches(number)) for number in range(epochs))
-        return sum(-(-length // together) for length in lengths)
+        if isinstance(self.draw, _ByNumber) or self.epoch_steps:
+            return epochs * -(-self.draw.length(0) // self.together)
+        with _told_if_long("counting the steps of epochs", epochs, epochs * len(self.pairs)) as advance:
+            steps = 0
+            for number in range(epochs):
+                steps += -(-self.draw.length(number) // self.together)
+                advance(1)
+        return steps
 
-    def _batches(self, number: int) -> list[list[int]]:
-        """Those of all processes, in turn."""
-        number, count = self.first_epoch + number, self.epoch_steps * self.world_size
-        if self.batch_tokens:
-            if not count:
-                return pass_by_tokens(self.pairs, self.seed, number, self.batch_tokens)
-            return list(islice(batches_from(self.pairs, self.seed, self.batch_tokens, number * count), count))
-        n_pairs = count * self.micro_bsz or len(self.pairs)
-        return _cut(epoch_order(len(self.pairs), self.seed, number * n_pairs, n_pairs), self.micro_bsz)
+
+class Epoch(Sequence[MicroBatch]):
+    """One process's micro-batches in one epoch. There may be any number: each is made when it is asked for, in turn at best."""
+
+    def __init__(self, batches: PairBatches, number: int, rank: int):
+        self._batches, self._number, self._rank = batches, number, rank
+        self._all = batches.draw.length(number)  # of all processes
+        self._step, self._share = -1, 0.0
+
+    def __len__(self) -> int:
+        return -(-self._all // self._batches.world_size)
+
+    def __getitem__(self, at: int | slice) -> MicroBatch | list[MicroBatch]:
+        if isinstance(at, slice):
+            return [self[place] for place in range(*at.indices(len(self)))]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        place, draw, together = at * self._batches.world_size + self._rank, self._batches.draw, self._batches.together
+        if place >= self._all:
+            # One pair is enough to take part in the exchange of gradients.
+            return MicroBatch(draw.batch(self._number, 0)[:1], 0.0)
+        step = place // together
+        if step != self._step:
+            first, end = step * together, min((step + 1) * together, self._all)
+            # Texts of a single token have none.
+            self._step, self._share = step, 1 / max(draw.losses(self._number, first, end), 1)
+        return MicroBatch(draw.batch(self._number, place), self._share)
+
+
+class _Losses:
+    """How many losses a step's mean gets from each: one from a pair, as many as it has trained tokens from a text."""
+
+    def __init__(self, pairs: Sequence[Pair | Text]):
+        self._of = [sum(pair.trained[1:]) if isinstance(pair, Text) else 1 for pair in pairs]
+        self.of_all = sum(self._of)
+
+    def of(self, indices: Iterable[int]) -> int:
+        return sum(self._of[index] for index in indices)
+
+
+class _ByNumber:
+    """Batches of equally many pairs, the last one of an epoch aside. `count` batches make an epoch; 0: one pass."""
+
+    def __init__(self, pairs: Sequence[Pair | Text], count: int, size: int, seed: int, first_epoch: int):
+        self._pairs, self._size, self._seed, self._first_epoch = len(pairs), size, seed, first_epoch
+        self._in_epoch, self._losses = count * size or len(pairs), _Losses(pairs)
+
+    def length(self, _: int) -> int:
+        return -(-self._in_epoch // self._size)
+
+    def batch(self, epoch: int, at: int) -> list[int]:
+        start = at * self._size
+        return epoch_order(self._pairs, self._seed, self._start(epoch) + start, min(self._size, self._in_epoch - start))
+
+    def losses(self, epoch: int, first: int, end: int) -> int:
+        """Of batches first .. end - 1: whole passes have all, so that only what is left of two is looked at."""
+        start, count = self._start(epoch) + first * self._size, min(end * self._size, self._in_epoch) - first * self._size
+        before = min(-start % self._pairs, count)
+        passes, after = divmod(count - before, self._pairs)
+        parts = ((start, before), (start + count - after, after))
+        return passes * self._losses.of_all + sum(self._losses.of(epoch_order(self._pairs, self._seed, *part)) for part in parts)
+
+    def _start(self, epoch: int) -> int:
+        return (self._first_epoch + epoch) * self._in_epoch
+
+
+class _ByTokens:
+    """Batches of as many pairs as `batch_tokens` hold. `count` batches make an epoch; 0: one pass."""
+
+    def __init__(self, pairs: Sequence[Pair | Text], count: int, batch_tokens: int, seed: int, first_epoch: int):
+        self._pairs, self._count, self._batch_tokens, self._seed = pairs, count, batch_tokens, seed
+        self._first_epoch, self._losses = first_epoch, _Losses(pairs)
+        self._pass: tuple[int, list[list[int]]] = (-1, [])  # the last one asked for, by its number
+        self._endless, self._next = batches_from(pairs, seed, batch_tokens, 0), 0
+        self._held: tuple[int, list[list[int]]] = (0, [])  # batches of the endless sequence, and where they begin
+
+    def length(self, epoch: int) -> int:
+        return self._count or len(self._whole_pass(epoch))
+
+    def batch(self, epoch: int, at: int) -> list[int]:
+        return self._part(epoch, at, at + 1)[0]
+
+    def losses(self, epoch: int, first: int, end: int) -> int:
+        return sum(map(self._losses.of, self._part(epoch, first, end)))
+
+    def _part(self, epoch: int, first: int, end: int) -> list[list[int]]:
+        if not self._count:
+            return self._whole_pass(epoch)[first:end]
+        begin = (self._first_epoch + epoch) * self._count
+        first, end = begin + first, begin + end
+        start, held = self._held
+        if not start <= first <= end <= start + len(held):
+            self._held = (start, held) = first, self._take(first, end - first)
+        return held[first - start:end - start]
+
+    def _whole_pass(self, epoch: int) -> list[list[int]]:
+        number = self._first_epoch + epoch
+        if self._pass[0] != number:
+            self._pass = number, pass_by_tokens(self._pairs, self._seed, number, self._batch_tokens)
+        return self._pass[1]
+
+    def _take(self, start: int, count: int) -> list[list[int]]:
+        """A part of the endless sequence, all that comes before which has to be made, as passes differ in length."""
+        if start < self._next:
+            self._endless, self._next = batches_from(self._pairs, self._seed, self._batch_tokens, 0), 0
+        with _told_if_long("finding where the epoch begins, batch", start - self._next, start - self._next) as advance:
+            while self._next < start:
+                step = min(1000, start - self._next)
+                deque(islice(self._endless, step), maxlen=0)
+                self._next += step
+                advance(step)
+        self._next += count
+        return list(islice(self._endless, count))
+
+
+def _told_if_long(what: str, total: int, work: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A progress bar where there is work for more than a few seconds."""
+    return progress_bar(what, total) if work > 10**5 else nullcontext(lambda count: None)
 
 
 class TrainingData(pl.LightningDataModule):
@@ -101,7 +210,3 @@ def collate(pairs: Sequence[Pair | Text]) -> tuple[PackedBatch | TextBatch, Tens
     if isinstance(pairs[0], Text):
         return pack_texts(pairs), None
     return pack_pairs(pairs), torch.tensor([pair[3:] for pair in pairs], dtype=torch.float64)
-
-
-def _cut(items: list, size: int) -> list[list]:
-    return [items[start:start + size] for start in range(0, len(items), size)]

@@ -20,7 +20,7 @@ from src.training.saving import FINAL_FILE
 
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
 # moved; that they are the same is told by fingerprint and sha256.
-FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
+FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "notes", "proj_dir", "resume",
                   "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "train_data_file", "wandb")
 # Names of what a run writes whole, as a pattern.
 WHOLE = r"config\.json|(?:metrics|eval|samples)\.jsonl|last\.ckpt|report\.html|curves\.png|wandb-run-id|" \
@@ -108,8 +108,8 @@ def _check_fresh(folder: Path, resume: bool) -> None:
     foreign = next((name for name in GROWING if (folder / name).exists()), None) if not config.exists() and not resume else None
     if not ours or foreign:
         raise UserError(f"{folder / (foreign or CONFIG_FILE)}: is of no run and would be overwritten; choose another --proj_dir")
-    if resume and (held or config.exists()):
-        say(f"{folder}: there is no {RESUME_FILE} yet, so the run begins at its first step")
+    if resume:
+        say(f"note: no effect: --resume 1 ({folder} has no {RESUME_FILE} to go on from, so the run begins at its first step)")
 
 
 def _last_good(folder: Path) -> str | None:

@@ -135,8 +135,9 @@ def _begin(wandb: Any, config: TrainConfig, why_offline: str | None) -> Logger:
 
     def init(mode: str) -> Any:
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
-        return wandb.init(project=config.wandb, dir=str(folder), id=run_id, resume="allow", mode=mode, config=asdict(config),
-                          settings=wandb.Settings(silent=True, **limits))
+        entity, _, project = config.wandb.rpartition("/")
+        return wandb.init(entity=entity or None, project=project, dir=str(folder), id=run_id, resume="allow", mode=mode,
+                          config=asdict(config), settings=wandb.Settings(silent=True, **limits))
 
     run = None
     if why_offline is None:

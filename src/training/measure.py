@@ -51,6 +51,7 @@ class EvaluateConfig:
     dtype: torch.dtype
     quantization: str | None
     skip_bad_rows: bool = False
+    notes: tuple[str, ...] = ()  # what the command said in vain, as lines for people
 
 
 def measure(config: EvaluateConfig) -> None:
@@ -61,7 +62,8 @@ def measure(config: EvaluateConfig) -> None:
     """
     if config.output_json:
         check_output(config.output_json, {"--load_model": config.load_model, "--pairs": config.pairs,
-                                          **({"--adapter": config.adapter} if config.adapter else {})})
+                                          **{f"--{name}": path for name in ("adapter", "reference_model")
+                                             if (path := getattr(config, name))}})
     weights, dimensions = load_base(config.load_model)
     base = fingerprint(weights)
     adapter = read_adapter(config.adapter) if config.adapter else None
@@ -71,6 +73,10 @@ def measure(config: EvaluateConfig) -> None:
     made_with = {"precision": config.precision, **how_quantized(settings, weights, config.quantization)}
     pairs, references, facts = _pairs(config, dimensions, base, made_with)
 
+    for note in config.notes:
+        say(note)
+    if config.dpo_beta is not None and references is None and not (config.reference_model or adapter):
+        say("note: no effect: --dpo_beta (without references there are no margins)")
     if config.device.type == "cpu":
         recycle_memory()
     if references is None and config.reference_model:

@@ -111,6 +111,8 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None)
         "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
         "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data},
         {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()})
+    for note in config.notes:
+        say(note)
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
     say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
         f"{len(pairs)} {'texts' if config.sft else 'pairs'}, "

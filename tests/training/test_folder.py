@@ -25,6 +25,13 @@ from tests.training.test_run import lines, numbers
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """What it draws takes longer than a run here."""
+    monkeypatch.setattr("src.training.report.curve_svgs", lambda *_: [])
+    monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def kept() -> list[Path]:
     """The folder of a run of two epochs, once there is one."""
@@ -32,10 +39,8 @@ def kept() -> list[Path]:
 
 
 @pytest.fixture
-def finished(config, prepared, monkeypatch, kept, tmp_path_factory):
+def finished(config, prepared, kept, tmp_path_factory):
     """A run of two epochs that is over."""
-    monkeypatch.setattr("src.training.report.curve_svgs", lambda *_: [])  # which takes longer than the run
-    monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
     run = config(epoch_steps=2, eval_file=str(prepared("x070")), samples=1)
     if not kept:
         train(first := replace(run, proj_dir=str(tmp_path_factory.mktemp("kept") / "run")), {}, likeliest_answers)

@@ -1,0 +1,68 @@
+"""The parser of every script: wrong flags fail in one line, and flags that have no effect in a run are told in one line."""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from src.errors import UserError
+
+DATA_FORMATS = "CSV, TSV, JSONL, JSON, Parquet or Arrow, also compressed (.gz, .bz2, .xz, .zst)"
+SKIP_BAD_ROWS = ("1: leave out rows that can't be used, with a count and a list beside the output, instead of refusing the file")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells each flag's default, where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "") else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that takes no abbreviations and tells a wrong flag in one line."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
+        # Which words are values, though they begin with a dash: argparse's own rule leaves out -1e-3 and -inf.
+        self._negative_number_matcher = re.compile(r"-(\.?[0-9]|inf|nan)")
+
+    def flags(self) -> set[str]:
+        return {flag for action in self._actions for flag in action.option_strings}
+
+    def given(self, arguments: Sequence[str]) -> Counter[str]:
+        """The flags of a command that has been parsed, in its order, and how often each is there."""
+        own = self.flags()
+        return Counter(flag for word in arguments if (flag := word.partition("=")[0]) in own)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see --help)")
+
+
+class NoEffect(NamedTuple):
+    """A rule of a script: where it holds, these flags change nothing in the run, whatever their values."""
+
+    flags: str  # names without dashes, separated by spaces
+    holds: bool
+    reason: str
+
+
+def notes(given: Counter[str], rules: Iterable[NoEffect]) -> tuple[str, ...]:
+    """Lines for stderr on what a command says in vain: flags without effect, and flags that it has more than once.
+
+    A flag that is given with its default counts too. The first rule that holds for a flag is its reason.
+    """
+    told: set[str] = set()
+    reasons: dict[str, list[str]] = {}
+    for rule in rules:
+        for flag in map("--{}".format, rule.flags.split()):
+            if rule.holds and flag in given and flag not in told:
+                told.add(flag)
+                reasons.setdefault(rule.reason, []).append(flag)
+    lines = []
+    if reasons:
+        lines.append("note: no effect: " + "; ".join(f"{', '.join(flags)} ({reason})" for reason, flags in reasons.items()))
+    repeated = [f"{flag} ({count} times)" for flag, count in given.items() if count > 1]
+    if repeated:
+        lines.append(f"note: given more than once, of which the last counts: {', '.join(repeated)}")
+    return tuple(lines)
