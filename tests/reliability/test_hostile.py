@@ -39,7 +39,7 @@ def tables() -> dict[str, bytes]:
     pa.parquet.write_table(pa.table({"a": pa.array([b"\xff" * 100] * 10)}), parquet)
     database = sqlite3.connect(":memory:")
     database.execute("create table prompt (chosen)")
-    zeros = bytes(64 << 20)
+    zeros = bytes(4 << 20)
     return {
         "deep.json": b"[" * DEEP + b"]" * DEEP, "deep.jsonl": b'{"prompt":' * DEEP,
         "number.jsonl": b'{"prompt": ' + b"9" * 10**6 + b"}",
@@ -86,7 +86,7 @@ def refused(run, job, flag, path, kind) -> list[str]:
     if kind == "tokenizer":
         well = done.status in (0, 2) and "Traceback" not in done.err
     wrong = [] if well else ["hangs" if done.status == HANGS else f"status {done.status}, {done.err[-300:]!r}"]
-    if done.status == 2:
+    if done.status == 2 and kind != "tokenizer":  # one may fail on a text in the middle of the work
         wrong += [f"refused, and yet {name} was written" for name in sorted(names(job.out))]
     return [f"{job.script}.py {flag} {path.name}: {line}" for line in wrong]
 
