@@ -7,6 +7,7 @@ are any, on the held-out pairs or texts.
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,15 @@ class CheckAdapter(pl.Callback):
         self.batches.append(batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        wrong = self._wrong(pl_module)
+        with _gathered(trainer, pl_module):
+            wrong = not_finite(adapter_tensors(pl_module.model))
+        wrong = f"after it, the trained {wrong} are not finite" if wrong else self._lost(pl_module)
         # Each device has micro-batches of its own, and all of them have to stop.
         if not trainer.strategy.reduce_boolean_decision(wrong is None):
             raise NotFinite(f"step {trainer.global_step}: {wrong or 'another device found numbers that are not finite'}")
 
     @torch.no_grad()
-    def _wrong(self, pl_module: PreferenceModule) -> str | None:
-        tensors = not_finite(adapter_tensors(pl_module.model))
-        if tensors:
-            return f"after it, the trained {tensors} are not finite"
+    def _lost(self, pl_module: PreferenceModule) -> str | None:
         model = pl_module.model
         was_training = model.training
         model.eval()
@@ -116,10 +116,21 @@ class SaveAdapters(pl.Callback):
         return {"step": trainer.global_step, "lines": {callback.path.name: list(callback.steps) for callback in self.growing}}
 
     def _save_adapter(self, trainer: pl.Trainer, pl_module: PreferenceModule, name: str) -> None:
-        if trainer.is_global_zero:
-            save_adapter(pl_module.model, self.folder / name, pl_module.settings, self.base_fingerprint,
-                         self.extra | {"step": trainer.global_step})
+        with _gathered(trainer, pl_module):
+            if trainer.is_global_zero:
+                save_adapter(pl_module.model, self.folder / name, pl_module.settings, self.base_fingerprint,
+                             self.extra | {"step": trainer.global_step})
         self.good = [*(other for other in self.good if other != name), name]
+
+
+def _gathered(trainer: pl.Trainer, pl_module: PreferenceModule) -> AbstractContextManager[Any]:
+    """What trains as a whole in every process, which under DeepSpeed's stage 3 each holds a part of."""
+    parameters = list(pl_module.model.parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter for parameter in parameters if parameter.requires_grad])
 
 
 def explain(error: NotFinite, step: int, good: list[str], config: TrainConfig) -> UserError:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from src.errors import UserError
 from src.training.checkpoint import check_checkpoint, seal_folder, tidy
@@ -69,3 +70,11 @@ def test_a_finished_run_gets_back_its_last_files(material, prepared, tmp_path):
     assert (tmp_path / "broken" / "report.html").exists()
     adapters = [(tmp_path / name / "rwkv-final.safetensors").read_bytes() for name in ("whole", "broken")]
     assert adapters[0] == adapters[1]
+
+
+@pytest.mark.slow
+def test_where_each_process_holds_a_part_the_adapters_are_whole(material, prepared, tmp_path):
+    run(tmp_path, DEEPSPEED, "deepspeed_stage_3", load_model=material / "x070.pth", rlhf_train_file=prepared("x070"),
+        epoch_steps=2, peft="lora", lr_init=1e-3)
+    first, final = (load_file(tmp_path / f"rwkv-{name}.safetensors") for name in ("1", "final"))
+    assert all(tensor.numel() and tensor.equal(final[name]) for name, tensor in first.items())
