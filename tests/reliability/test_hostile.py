@@ -80,7 +80,9 @@ def refused(run, job, flag, path, kind) -> list[str]:
     clear(job)
     if kind == "save":
         path = shutil.copy(path, path.with_suffix(".save"))
-    done = run(job.script, [*job.words(**{flag.removeprefix("--"): str(path)})], room=ROOM, limit=LONGEST)
+    # References of another model are asked for with texts only.
+    more = {"pairs": str(job.out.parent / "inputs" / "pairs.csv"), "adapter": None} if flag == "--reference_model" else {}
+    done = run(job.script, job.words(**{flag.removeprefix("--"): str(path)}, **more), room=ROOM, limit=LONGEST)
     one_line = done.err.startswith("error: ") and done.err.count("\n") == 1
     well = done.status == 2 and one_line and path.name in done.err and len(done.err) < 2000 and "\x1b" not in done.err
     if kind == "tokenizer":
