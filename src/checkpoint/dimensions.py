@@ -1,6 +1,5 @@
 """Tell v6 from v7, and every dimension, from a checkpoint's own tensors; and say which tensors such a model has."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,7 +141,7 @@ def check_weights(weights: Mapping[str, Tensor], dimensions: Dimensions, name: s
         if key not in weights:
             raise UserError(f"{name}: {key} is missing; the file is incomplete or of another architecture")
         found = tuple(weights[key].shape)
-        if found != shape and not (_is_vector(found) and _is_vector(shape) and max(found) == max(shape)):
+        if found != shape and not (_is_vector(found) and _is_vector(shape) and found[-1] == shape[-1]):
             raise UserError(f"{name}: {key} has shape {_text(found)}, expected {_text(shape)} by the file's other tensors")
         if not weights[key].is_floating_point():
             raise UserError(f"{name}: {key} holds {weights[key].dtype}, expected floating point; pass a model as released")
@@ -153,7 +152,7 @@ def check_weights(weights: Mapping[str, Tensor], dimensions: Dimensions, name: s
 
 
 def _is_vector(shape: tuple[int, ...]) -> bool:
-    return len(shape) != 2 and math.prod(shape) == max(shape, default=0)
+    return shape[:-1] in ((), (1, 1))
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from src.wkv.native import INTERVAL, SOURCES
+from src.wkv.library import SOURCES
+from src.wkv.native import INTERVAL
 from tests.wkv.inputs import SHAPED_BY_TOKEN
 
 COMPILER = shutil.which("g++")

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from src.wkv.native import SOURCES
+from src.wkv.library import SOURCES
 
 NVCC = shutil.which("nvcc")
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
