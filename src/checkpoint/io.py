@@ -50,8 +50,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file() and Path(f"{path}.pth").is_file():
         path = Path(f"{path}.pth")
     existing_file(path, "checkpoint")
-    if any("\udc80" <= character <= "\udcff" for character in str(path)):
-        raise UserError(f"checkpoint: {path} has a name that is not UTF-8, which its readers can't open; rename it")
     if path.suffix.lower() == SAFETENSORS_ENDING:
         return load_safetensors(path)[0]
     if path.suffix.lower() not in TORCH_ENDINGS:

@@ -7,7 +7,6 @@ change the result. The other scripts' flags have the same names there and here.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from src.checked_json import BadJson, parse_json
-from src.cli.values import shown
 from src.console import say
 from src.errors import UserError
 
@@ -197,7 +196,7 @@ def _config(flag: str, value: str, names: Mapping[str, str | tuple[Sequence[str]
     try:
         config = parse_json(value, {str: (str, int, float, bool)})
     except (BadJson, UnicodeEncodeError) as error:
-        raise UserError(f"{flag} {shown(value)} is not served, since {error}; write {flags} instead") from None
+        raise UserError(f"{flag} {value[:80]} is not served, since {error}; write {flags} instead") from None
     words: list[str] = []
     for name, setting in config.items():
         if name not in names:
