@@ -99,7 +99,7 @@ def _content(path: Path) -> Any:
         return repr([state.get(part) for part in parts])
     if path.suffix in (".html", ".png"):  # times are in both
         data = path.read_bytes()
-        return data.rstrip()[-7:] if path.suffix == ".html" else data[-8:]
+        return data.rstrip()[-7:] if path.suffix == ".html" else data[:8]
     return path.read_bytes()
 
 

@@ -254,7 +254,7 @@ def _going_on(folder: Path, inputs: Path) -> dict[str, Reader]:
         Figure.savefig = draw_nothing  # in this forked process
         _main(jobs["train"], again=True)
         assert read_adapter(out / "run" / "rwkv-final.safetensors")
-        json.loads((out / "run" / "config.json").read_text())
+        json.loads((out / "run" / "config.json").read_bytes())
 
     half = read["o.csv"][:len(read["o.csv"]) // 2]
     run = {f"run/{name}": (inputs / "run" / name).read_bytes() for name in sorted(artifacts(inputs / "run"))}
