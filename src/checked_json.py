@@ -26,6 +26,8 @@ def parse_json(text: str | bytes, shape: Any = object) -> Any:
             or is not of the shape.
     """
     try:
+        # Left to itself the json module guesses an encoding, and lets half characters pass.
+        text = text if isinstance(text, str) else text.decode()
         value = json.loads(text, parse_constant=_refuse, parse_int=_integer, parse_float=_number)
     except BadJson:
         raise

@@ -5,8 +5,8 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,25 +30,26 @@ def atomic_write(path: str | Path, mode: str = "wb", **open_arguments) -> Iterat
     has this name.
     """
     path = regular_file(path)
-    temporary = None
+    # Its name is known before it is there, so that a signal at any moment leaves none.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, mode, **open_arguments) as file:
+        # Private to its owner until it is finished, and locked until it has its name.
+        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), mode, **open_arguments) as file:
+            with suppress(OSError):  # file systems over a network may have no locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private to their owner; a finished file follows the user's umask.
-        os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
+            os.replace(temporary, path)
         _fsync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}); free the disk or choose another place") from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -125,11 +126,14 @@ def _lock(descriptor: int, path: Path, instead: str) -> None:
 def remove_temporaries(folder: Path, targets: str) -> None:
     """Remove what `atomic_write` leaves in a folder when its process is killed, of files whose names the pattern matches.
 
-    Only for who holds the folder: what another process is just writing looks the same.
+    One that is locked is just being written, and stays.
     """
     for path in folder.glob(".*.tmp"):
-        if re.fullmatch(rf"\.(?:{targets})\.[a-z0-9_]{{8}}\.tmp", path.name) and stat.S_ISREG(path.lstat().st_mode):
-            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if re.fullmatch(rf"\.(?:{targets})\.[a-z0-9_]{{8}}\.tmp", path.name) and stat.S_ISREG(path.lstat().st_mode):
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
 
 
 def json_text(values: Any, path: str | Path, **options: Any) -> str:
@@ -191,7 +195,7 @@ def regular_file(path: str | Path) -> Path:
 
 
 def check_output(path: str | Path, inputs: dict[str, str | Path]) -> None:
-    """Check, before a job begins, the file that it will write at its end.
+    """Check, before a job begins, the file that it will write at its end, and remove what a killed one left beside it.
 
     Args:
         inputs: files that the job reads, by flag.
@@ -205,6 +209,7 @@ def check_output(path: str | Path, inputs: dict[str, str | Path]) -> None:
     folder = next(parent for parent in target.parents if parent.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{path}: cannot be written, since {folder} can't be written to; choose another place")
+    remove_temporaries(target.parent, re.escape(target.name))
 
 
 def existing_file(path: str | Path, what: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import UserError
+from src.errors import Stopped, UserError
 from src.files import atomic_write, check_output, open_alone, regular_file
 
 
@@ -120,3 +120,31 @@ def test_a_name_that_no_system_takes(tmp_path):
         check_output(tmp_path / ("x" * 300), {})
     with pytest.raises(UserError, match="cannot be written .*null"):
         check_output(str(tmp_path / "a\0b"), {})
+
+
+def test_what_a_killed_process_left_goes_and_what_another_is_writing_stays(tmp_path):
+    path = tmp_path / "out+.save"
+    stale, others = tmp_path / ".out+.save.0a1b2c3d.tmp", [".out+.save.json.0a1b2c3d.tmp", ".out+.save.tmp", ".outt.save.0a1b2c3d.tmp"]
+    for name in (stale.name, *others):
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / ".out+.save.00000000.tmp")
+    with atomic_write(path) as file:
+        file.write(b"whole")
+        check_output(path, {})
+        assert not stale.exists() and all((tmp_path / name).exists() for name in others)
+    assert path.read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("moment", ["open", "fsync", "chmod", "replace"])
+def test_a_signal_at_any_moment_leaves_no_temporary(tmp_path, monkeypatch, moment):
+    call = getattr(os, moment)
+
+    def signalled(*arguments, **named):
+        call(*arguments, **named)
+        raise Stopped(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, moment, signalled)
+        with pytest.raises(Stopped), atomic_write(tmp_path / "out") as file:
+            file.write(b"whole")
+    assert [entry.name for entry in tmp_path.iterdir()] == (["out"] if moment == "replace" else [])

@@ -54,7 +54,9 @@ class Output:
 @contextmanager
 def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row], kept: Sequence[bool],
                 sources: Sequence[int] | None = None) -> Iterator[Output]:
-    """Begin the output, or go on with one that an earlier run left.
+    """Begin the output, or go on with one that an earlier run left; one without a row is begun anew.
+
+    Where the block ends with an error before a row is there, nothing stays that another choice of flags would stumble over.
 
     Args:
         settings: everything that answers depend on; it must be equal to that of the earlier run.
@@ -67,22 +69,24 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
     """
     path = Path(path)
     with open_alone(path, "--output_csv") as descriptor:
-        data = path.read_bytes()
+        data, done = path.read_bytes(), 0
         if data:
-            _check_settings(path, settings)
-        else:
-            try:
-                _write_sidecar(path, settings)
-            except UserError:
-                path.unlink()
-                raise
-        done, size = read_progress(data, rows, kept, path, sources)
+            done, size = read_progress(data, rows, kept, path, sources)
+            _check_settings(path, settings if done else {})
+        size = size if done else 0
         if size < len(data):
             os.ftruncate(descriptor, size)
         output = Output(path, descriptor, done, size)
-        if not size:
-            output.write(HEADER)
-        yield output
+        try:
+            if not done:
+                _write_sidecar(path, settings)
+                output.write(HEADER)
+            yield output
+        except BaseException:
+            if not output.done:
+                path.unlink(missing_ok=True)
+                _sidecar_path(path).unlink(missing_ok=True)
+            raise
 
 
 def write_summary(path: str | Path, settings: dict[str, Any], summary: dict[str, Any]) -> None:
@@ -146,8 +150,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 def _write_sidecar(path: Path, content: dict[str, Any]) -> None:
     text = json_text(content, _sidecar_path(path), indent=2, ensure_ascii=False)
     with atomic_write(_sidecar_path(path)) as file:
-        # A byte of a file's name that is no UTF-8, which Python holds as a lone surrogate, becomes JSON's escape for that.
-        file.write(text.encode(errors="backslashreplace") + b"\n")
+        file.write(text.encode() + b"\n")
 
 
 def _sidecar_path(path: Path) -> Path:

@@ -1,11 +1,13 @@
 """What a long computation has finished, line by line beside its output, so that an interrupted one goes on.
 
-The first line tells by a digest which computation it is; each other one holds a batch's number and its results.
+The first line tells by a digest which computation it is; each other one holds a batch's number, its results and
+their checksum.
 """
 
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +33,8 @@ class Journal:
 
     def append(self, number: int, values: Values) -> None:
         """Write a batch's results and wait until they are on disk. Raises UserError where the disk refuses."""
-        _append(self.path, self._descriptor, json.dumps([number, values]))
+        line = json.dumps([number, values])
+        _append(self.path, self._descriptor, f"{line} {_checksum(line.encode())}")
         self.done[number] = values
 
     def check(self, sizes: Sequence[int]) -> None:
@@ -80,6 +83,9 @@ def open_journal(path: Path, digest: str) -> Iterator[Journal]:
 
 
 def _read_batch(line: bytes, where: str) -> tuple[int, Values]:
+    line, _, checksum = line.rpartition(b" ")
+    if checksum != _checksum(line).encode():
+        raise UserError(f"{where} has another checksum than it should); remove it to begin again")
     try:
         number, values = parse_json(line, [(int, [[float]])])
     except (BadJson, ValueError) as error:
@@ -89,6 +95,10 @@ def _read_batch(line: bytes, where: str) -> tuple[int, Values]:
     if not all(len(pair) == 2 and all(map(is_log_prob, pair)) for pair in values):
         raise UserError(f"{where} has what no answers' log-probabilities are); remove it to begin again")
     return number, values
+
+
+def _checksum(line: bytes) -> str:
+    return f"{zlib.crc32(line):08x}"
 
 
 def _append(path: Path, descriptor: int, line: str) -> None:

@@ -115,3 +115,22 @@ def test_two_runs_at_once_are_refused(tmp_path):
             pass
     with open_output(path, SETTINGS, ROWS, [False] * 3) as output:
         assert output.done == 0
+
+
+@pytest.mark.parametrize("failed_in", ["this process", "a killed one"])
+def test_an_output_without_a_row_blocks_no_other_settings(tmp_path, failed_in):
+    path = tmp_path / "out.csv"
+    if failed_in == "this process":
+        with pytest.raises(UserError), open_output(path, {"precision": "fp16"}, ROWS, [False] * len(ROWS)):
+            raise UserError("the logits are not finite")
+        assert not list(tmp_path.iterdir())
+    else:
+        path.write_text("prompt,chosen,reject\n")
+        (tmp_path / "out.csv.json").write_text('{"precision": "fp16"}')
+    with open_output(path, {"precision": "bf16"}, ROWS, [False] * len(ROWS)) as output:
+        output.append([ROWS[0]._replace(reject="no")])
+    assert json.loads((tmp_path / "out.csv.json").read_text()) == {"precision": "bf16"}
+    with pytest.raises(UserError, match="was begun with precision 'bf16'"), \
+            open_output(path, {"precision": "fp16"}, ROWS, [False] * len(ROWS)):
+        pass
+    assert path.read_text().count("\n") == 2

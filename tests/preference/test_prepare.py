@@ -1,6 +1,7 @@
 """The preprocessing job as a whole: it goes on where it was broken off, to the very same file."""
 
 import json
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -101,12 +102,30 @@ def test_a_line_that_is_no_batch_s_results_never_reaches_the_output(config, tmp_
     broken_off(config, 2, monkeypatch)
     partial = tmp_path / "made.save.partial"
     header, first, second = partial.read_text().splitlines()
-    partial.write_text("\n".join([header, json.dumps(line(*json.loads(first))), second, ""]))
+    partial.write_text("\n".join([header, with_checksum(line(*json.loads(first[:-9]))), second, ""]))
     before = partial.read_bytes()
     with pytest.raises(UserError, match=words) as caught:
         prepare(config)
     assert str(caught.value).startswith(f"{partial}: is damaged (") and "\n" not in str(caught.value)
     assert partial.read_bytes() == before and not (tmp_path / "made.save").exists()
+
+
+@pytest.mark.parametrize("change", [lambda line: line.replace("[0,", "[1,", 1), lambda line: line[:-1], lambda line: line[:-9],
+                                    lambda line: line[:-12] + ("1" if line[-12] != "1" else "2") + line[-11:], lambda line: ""])
+def test_a_line_that_was_changed_is_seen(config, tmp_path, monkeypatch, change):
+    """A digit that became another one is a log-probability like any other."""
+    broken_off(config, 1, monkeypatch)
+    partial = tmp_path / "made.save.partial"
+    header, first = partial.read_text().splitlines()
+    assert first == with_checksum(json.loads(first[:-9]))
+    partial.write_text(f"{header}\n{change(first)}\n")
+    with pytest.raises(UserError, match=r"line 2 has another checksum than it should\); remove it"):
+        prepare(config)
+
+
+def with_checksum(entry: object) -> str:
+    text = json.dumps(entry)
+    return f"{text} {zlib.crc32(text.encode()):08x}"
 
 
 def test_nothing_finished_blocks_nothing(config, tmp_path, monkeypatch):

@@ -23,7 +23,6 @@ MOST_ALIKE = 4
 # What grows as a run goes on; all other files are whole at any moment.
 GROWING = (".csv", ".jsonl", ".partial")
 # What a killed process leaves where nobody holds the folder: another process may be writing it, for all that can be told.
-STALE = re.compile(r"\.[^/]+\.[a-z0-9_]{8}\.tmp")
 TEMPORARY = re.compile(r"\.tmp$|\.partial$|\.lock$|^\.|/\.")
 
 
@@ -146,7 +145,7 @@ def again(run: Run, job: Job, reference: Reference, **how: Any) -> list[str]:
     if second.status:
         return [f"the same command again: status {second.status}, {second.err[-300:]!r}"]
     found = names(job.out)
-    wrong = [f"again: left {name}" for name in sorted(found - reference.names) if not STALE.fullmatch(name)]
+    wrong = [f"again: left {name}" for name in sorted(found - reference.names)]
     wrong += [f"again: lacks {name}" for name in sorted(reference.names - found)]
     left = artifacts(job.out)
     return wrong + [f"again: {name} differs from an unbroken run's" for name, content in reference.artifacts.items()

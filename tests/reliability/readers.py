@@ -239,12 +239,11 @@ def _going_on(folder: Path, inputs: Path) -> dict[str, Reader]:
     out = folder / "input"
     jobs = make_jobs(inputs, out)
     read = {name: (inputs / name).read_bytes() for name in ("o.csv", "o.csv.json")}
-    tokens = [pair[:3] for pair in load_pairs(inputs / "pairs.save", VOCABULARY, LONGEST)[0]]
+    pairs = load_pairs(inputs / "pairs.save", VOCABULARY, LONGEST)[0]
 
     def prepare(_: Path) -> None:
         _main(jobs["rlhf_dpo_generate_save"])
-        # A number that became another number in a journal is not to be told from one that was computed.
-        assert [pair[:3] for pair in load_pairs(out / "o.save", VOCABULARY, LONGEST)[0]] == tokens, "other pairs"
+        assert load_pairs(out / "o.save", VOCABULARY, LONGEST)[0] == pairs, "other pairs"
 
     def generate(_: Path) -> None:
         _main(jobs["rlhf_generate_reject_csv"])

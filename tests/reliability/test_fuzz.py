@@ -40,11 +40,7 @@ def test_a_few_damaged_files(try_reader, name):
     assert not (found := try_reader(name, FEW)), found
 
 
-# A vector of 64 written as [1, 1, 1, 64] passes for one of [1, 1, 64], and the model fails on it.
-OPEN = pytest.param("safetensors", marks=pytest.mark.xfail(reason="a checkpoint's shapes with more ones are not refused"))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [OPEN if name == "safetensors" else name for name in (*NAMES, *RUN_NAMES)])
+@pytest.mark.parametrize("name", (*NAMES, *RUN_NAMES))
 def test_damaged_files(try_reader, name):
     assert not (found := try_reader(name, RUNS if name in RUN_NAMES else INPUTS)), found
