@@ -124,7 +124,8 @@ def test_a_name_that_no_system_takes(tmp_path):
 
 def test_what_a_killed_process_left_goes_and_what_another_is_writing_stays(tmp_path):
     path = tmp_path / "out+.save"
-    stale, others = tmp_path / ".out+.save.0a1b2c3d.tmp", [".out+.save.json.0a1b2c3d.tmp", ".out+.save.tmp", ".outt.save.0a1b2c3d.tmp"]
+    stale = tmp_path / ".out+.save.0a1b2c3d.tmp"
+    others = [".out+.save.json.0a1b2c3d.tmp", ".out+.save.tmp", ".outt.save.0a1b2c3d.tmp"]
     for name in (stale.name, *others):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / ".out+.save.00000000.tmp")
