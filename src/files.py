@@ -92,7 +92,7 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         path = regular_file(folder / LOCK_FILE)
         # Who held it before removes the file, and one that was opened just before that locks nobody out.
-        while descriptor is None or not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+        while descriptor is None or not _is_open_as(descriptor, path):
             if descriptor is not None:
                 stale, descriptor = descriptor, None
                 os.close(stale)
@@ -112,6 +112,13 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
         with suppress(OSError):  # one that is not empty
             for made in missing:
                 made.rmdir()
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, path: Path, instead: str) -> None:
@@ -169,7 +176,8 @@ def _umask() -> int:
 def _fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some file systems do this for files alone, and by now the file has its name
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

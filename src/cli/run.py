@@ -3,21 +3,24 @@
 Light to import, so that Ctrl-C in a script's first seconds, which its own imports take, finds this at work already.
 """
 
+import errno
 import io
 import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from types import CodeType, FrameType
 
 from src.console import say
-from src.errors import Stopped, UserError, out_of_memory
+from src.errors import SIGNALS, Stopped, UserError, out_of_memory
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds after which a signal is raised that could not be before, or again where some code has swallowed it.
 AGAIN_AFTER = 0.1
+# Seconds within which a second signal is the first one, passed on twice.
+SAME_WITHIN = 1.0
 # The file of the code that imports, as a frame has it.
 IMPORT = "<frozen importlib._bootstrap>"
 
@@ -27,7 +30,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     A signal becomes one line too, and exit code 128 + its number.
     """
-    _keep_streams()
+    lost = _keep_streams()
     received = _catch_signals(main.__code__)
     try:
         _quiet()
@@ -41,16 +44,17 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             raise
         sys.exit(_fail(message, 2))
     _release_signals()
+    sys.stdout.flush()
+    if lost:
+        sys.exit(_fail(f"what was to be printed is lost ({lost[0]}); send it elsewhere", 2))
 
 
 def _message(error: BaseException) -> str | None:
     """What the user reads of an error that they can mend; None for any other."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError":
-        return "the device's memory is full; take a smaller batch, a quantized base, or --grad_cp 1"
-    if out_of_memory(error):
-        return "the machine's memory is full; take a smaller batch or a smaller model"
+    if whose := out_of_memory(error):
+        return f"the {whose}'s memory is full; take a smaller batch, a quantized base, or a smaller model"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'}: {error.strerror}"
     return None
@@ -70,14 +74,21 @@ def _catch_signals(main: CodeType) -> list[int]:
     """Turn signals into `Stopped`, so that files are closed, temporaries removed and locks given back on the way out.
 
     One that is ignored stays so: nohup ignores SIGHUP, a shell SIGINT for what it runs in the background. A second one ends the
-    process at once.
+    process at once; within a second it is the first once more, which a launcher passes on beside the terminal.
 
     Returns a list that gets the number of what was received.
     """
     received: list[int] = []
+    first = 0.0
 
     def stop(number: int, frame: FrameType) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        nonlocal first
+        if received:
+            if time.monotonic() - first > SAME_WITHIN:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        first = time.monotonic()
         received.append(number)
         signal.signal(signal.SIGALRM, end)
         signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER, AGAIN_AFTER)
@@ -123,24 +134,36 @@ def _is_on_its_way(error: BaseException | None) -> bool:
 
 
 class _Kept(io.FileIO):
-    """A standard stream that goes nowhere once it can't be written: a closed pipe or a full disk under a log costs no work."""
+    """A standard stream that goes nowhere once it can't be written: a closed pipe or a full disk under a log costs no work.
+
+    `lost` gets the reason, but where nobody reads any more.
+    """
+
+    def __init__(self, number: int, lost: list[str]):
+        super().__init__(number, "w", closefd=False)
+        self.lost = lost
 
     def write(self, data: bytes) -> int:
         try:
             return super().write(data)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                self.lost.append(error.strerror)
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
             return len(data)
 
 
-def _keep_streams() -> None:
+def _keep_streams() -> list[str]:
     """Standard streams that can always be written, in whatever encoding the terminal has.
 
     A stream that is closed from the start (`2>&-`) becomes /dev/null: the next file opened would get its number, and what
     libraries report would go into that file.
+
+    Returns a list that gets why what was printed on stdout, a script's result, could not be written.
     """
+    lost: list[str] = []
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -149,9 +172,10 @@ def _keep_streams() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__"):  # not one that a program which imports this has put there
-            raw = _Kept(number, "w", closefd=False)
+            raw = _Kept(number, lost if number == 1 else [])
             setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), encoding=stream.encoding if stream else "utf-8",
                                                 errors="backslashreplace", line_buffering=number == 2 or raw.isatty()))
+    return lost
 
 
 def _quiet() -> None:

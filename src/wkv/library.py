@@ -92,18 +92,14 @@ def _only_builder(folder: Path, device: str) -> Iterator[None]:
 
 
 def _load_kept(folder: Path, name: str) -> bool:
-    """Load a library that was kept, if there is one that can be; one that can't be is removed."""
+    """Load a library that was kept, if there is one; a damaged one is removed. Raises OSError for one that can't be loaded."""
     for path in folder.glob(f"{name}-*.so"):
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if path.stem == f"{name}-{digest[:32]}":
-                torch.ops.load_library(str(path))
-                return True
-            reason = "it is damaged"
-        except OSError as error:  # as where it was built with libraries that this system has not got
-            reason = str(error)
-        say(f"{path}: removed, and built again, since it can't be loaded ({reason})")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if path.stem == f"{name}-{digest[:32]}":
+            torch.ops.load_library(str(path))
+            return True
+        say(f"{path}: removed, and built again, since it is damaged")
         path.unlink(missing_ok=True)
     return False
 

@@ -77,10 +77,13 @@ def test_a_signal_that_is_swallowed_comes_again_but_not_into_its_own_cleaning(th
     assert process.stdout == ("cleaned\n" if "cleaned" in then else "")
 
 
-def test_a_second_signal_ends_the_process_at_once():
-    program = SWALLOWS.format(then="os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)")
+@pytest.mark.parametrize(("later", "code", "said"), [
+    (0.0, 128 + signal.SIGTERM, "error: ended by SIGTERM; what was finished is saved\n"), (1.2, -signal.SIGTERM, "")])
+def test_a_second_signal_ends_the_process_at_once_where_it_is_not_the_same_one(later, code, said):
+    """What the terminal sends to all processes a launcher passes on once more."""
+    program = SWALLOWS.format(then=f"time.sleep({later}); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2); raise")
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=HUNG)
-    assert process.returncode == -signal.SIGTERM and not process.stderr
+    assert process.returncode == code and process.stderr == said
 
 
 @pytest.mark.slow
@@ -137,6 +140,15 @@ def test_a_log_on_a_full_disk_costs_no_work(good, tmp_path):
         process = start("train", good("train"), stdout=full, stderr=full)
         assert process.wait(HUNG) == 0
     assert (tmp_path / "out" / "run" / "rwkv-final.safetensors").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_result_that_finds_no_room_is_an_error(good, tmp_path):
+    flags = good("rlhf_dpo_generate_save") | {"--check_data": "1"}
+    with open("/dev/full", "w") as full:
+        process = start("rlhf_dpo_generate_save", flags, stdout=full, stderr=subprocess.PIPE)
+        err = process.communicate(timeout=HUNG)[1]
+    assert process.returncode == 2 and "error: what was to be printed is lost (No space left on device)" in err
 
 
 def test_a_terminal_of_another_encoding(good, tmp_path):

@@ -44,16 +44,16 @@ def test_a_damaged_library_is_removed_and_never_loaded(cache, damage):
     assert not path.exists()
 
 
-def test_a_library_that_this_system_can_not_load_is_removed(cache):
-    """Its name fits its content, and it is no library here."""
+def test_a_library_that_this_system_can_not_load_is_named(cache):
+    """Its name fits its content; what it lacks here may be there for the next process."""
     folder, path = cache
     path.unlink()
     strange = path.parent / "rwkv_wkv_cpu.so"
     strange.write_bytes(b"\x7fELF of another machine")
     kept = library.keep(strange, path.parent)
     result = in_a_new_process(TORCH_EXTENSIONS_DIR=str(folder), CXX="no-such-compiler")
-    assert result.returncode == 0 and "no C++ compiler" in result.stdout
-    assert f"{kept}: removed" in result.stderr.splitlines()[0] and not kept.exists()
+    assert result.returncode == 0 and str(kept) in result.stdout
+    assert result.stderr.startswith("The WKV kernels for cpu are not used: ") and kept.exists()
 
 
 def test_the_kept_library_is_taken_without_a_word(cache):
