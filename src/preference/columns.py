@@ -53,9 +53,8 @@ class Usage:
     def notes(self, table: Table) -> list[str]:
         """What has a value somewhere and no effect anywhere, in words."""
         filled = {name for record in table.records if not isinstance(record, BadRow) for name, value in record.items()
-                  if not _is_blank(value)}
-        unused = [" ".join(name.split())[:40] or "(no name)" for name in dict.fromkeys(table.names)
-                  if name in filled - self.columns]
+                  if not _is_blank(value)} - self.columns
+        unused = [" ".join(name.split())[:40] or "(no name)" for name in dict.fromkeys(table.names) if name in filled]
         parts = [f"{_listed(unused, 'column')}"] if unused else []
         if self.unused_keys:
             parts.append(f"{_listed(sorted(self.unused_keys), 'key')} of messages")

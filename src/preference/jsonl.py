@@ -6,6 +6,7 @@ bits in columns that nobody asked for, and can't say in which row a file is brok
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,8 @@ class _RepeatedKey(ValueError):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKey(repr(next(name for name in names if names.count(name) > 1))[:80])
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise _RepeatedKey(repr(name)[:80])
     return result
 
 

@@ -22,10 +22,12 @@ UNSUPPORTED = ("tool", "function", "observation", "function_call", "tool_call", 
 ROLE, CONTENT = ("role", "from"), ("content", "value")
 # Whether a message has a loss: OpenAI's and Mistral's weight, axolotl's train, ms-swift's loss.
 LOSS = ("weight", "loss_weight", "train", "loss")
-_BEGINS = re.compile(r"\s*(?:array\()?\[?\s*\{")
+# No part of a text is looked at twice, or a million blank lines take hours.
+_BEGINS = re.compile(r"\s*+(?:array\()?\[?\s*+\{")
 _A_ROLE = re.compile(rf"""(['"])(?:role|from)\1\s*:\s*(['"])(?:{'|'.join((*SPEAKERS, *UNSUPPORTED))})\2""", re.IGNORECASE)
 # In numpy's print: a string; or what is not Python outside of strings, the comma that lacks between two objects and `array(...)`.
-_NUMPY = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(\}\s+(?=\{))|\barray\(|,\s*dtype=object\)|(?<=\])\)""", re.DOTALL)
+_NUMPY = re.compile(r"""('(?:[^'\\]|\\.|\\\Z)*+(?:'|\Z)|"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z))"""
+                    r"""|(\}\s+(?=\{))|\barray\(|,\s*dtype=object\)|(?<=\])\)""", re.DOTALL)
 
 
 def message_turns(messages: Sequence[Any], where: str, unused: set[str] | None = None) -> list[Turn]:

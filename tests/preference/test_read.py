@@ -1,7 +1,9 @@
 """Every format gives the same rows, whatever the texts; every fault names its row in one line."""
 
+import contextlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -224,3 +226,25 @@ def test_parquet_without_pyarrow_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="Parquet needs pyarrow; pip install pyarrow"):
         read_pairs(folder / "c.parquet", require_reject=True)
+
+
+LARGE = 200_000
+PAIR = {"chosen": "yes", "reject": "no"}
+
+
+@pytest.mark.parametrize(("ending", "text"), [
+    ("jsonl", json.dumps({"prompt": "\n" * LARGE + "hello", **PAIR})),
+    ("jsonl", json.dumps({"prompt": "[{'role': 'user', 'content': \"" + '\\"' * LARGE, **PAIR})),
+    ("jsonl", json.dumps({"prompt": "[{'role': 'user', 'content': '" + "\\'" * LARGE + "\\", **PAIR})),
+    ("csv", ",".join(["prompt", "chosen", "reject", *map(str, range(LARGE))]) + "\na,b,c" + ",1" * LARGE),
+    ("jsonl", "\n".join(json.dumps({"prompt": "a", **PAIR, **{f"{row} {key}": 1 for key in range(30)}}) for row in range(5000))),
+    ("jsonl", '{"a": 1, ' + ", ".join(f'"{key}": 1' for key in range(LARGE)) + ', "a": 2}'),
+], ids=["blank lines", "an unclosed string", "one that ends in a backslash", "columns", "keys", "a repeated key"])
+def test_time_grows_as_the_file_does(tmp_path, ending, text):
+    """Each of them takes minutes to hours where a part of the text is looked at again and again; now under a second."""
+    path = tmp_path / f"large.{ending}"
+    path.write_text(text)
+    started = time.process_time()
+    with contextlib.suppress(UserError):
+        read_pairs(path, require_reject=True)
+    assert time.process_time() - started < 20
