@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from src.checkpoint.archive import ZIP, Described, read_content
-from src.checkpoint.pickled import BadPickle, NamesCode
-from src.errors import UserError
+from src.checkpoint.pickled import BadPickle, NamesCode, NotServed
+from src.errors import UserError, out_of_memory
 from src.files import atomic_write, existing_file
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
@@ -64,14 +64,21 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     Raises UserError where the file is missing, damaged or not of this format.
     """
     existing_file(path, "checkpoint")
-    with Path(path).open("rb") as file:
-        said = int.from_bytes(file.read(8), "little")
+    try:
+        with Path(path).open("rb") as file:
+            said = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if _LARGEST_TABLE < said <= Path(path).stat().st_size:
         raise UserError(f"checkpoint: {path} has {said} bytes of names and shapes alone, more than any model's; get it again")
     try:
         with named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
             weights, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from None
         raise UserError(f"checkpoint: {path} is not a safetensors file, or is damaged or cut short; get it again") from error
     for name, tensor in weights.items():
         _check_type(name, tensor.dtype, path)
@@ -179,10 +186,21 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
     except NamesCode as error:
         raise UserError(f"checkpoint: {path} holds code ({error.name}) rather than only tensors and is not loaded; "
                         "get a checkpoint that is a plain table of tensors") from None
+    except NotServed as error:
+        raise UserError(f"checkpoint: {path} {error}") from None
     except Exception as error:  # foreign bytes make the restricted unpickler fail in every way there is
+        if out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from None
         reason = str(error) if isinstance(error, BadPickle) else type(error).__name__
         raise UserError(f"checkpoint: {path} is damaged, cut short, or not a PyTorch checkpoint "
                         f"({path.stat().st_size} bytes: {reason}); get it again") from error
+
+
+def _unreadable(path: str | Path, error: OSError) -> UserError:
+    """What the system says of a file that may be whole: too many are open, the disk fails, ..."""
+    return UserError(f"checkpoint: {path} cannot be read ({error.strerror or error}); see to that and try again")
 
 
 def _check_table(loaded: object, path: Path) -> None:
