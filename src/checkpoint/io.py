@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -135,10 +136,24 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
-        tensor = weights[name]
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_raw_bytes(tensor))
+        _add_to(digest, name, weights[name])
     return digest.hexdigest()
+
+
+def fingerprint_if_finite(weights: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
+    """`fingerprint` and None, or None and what `not_finite` says of a tensor; a mapped file is read once for both."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        wrong = not_finite({name: weights[name]})
+        if wrong:
+            return None, wrong
+        _add_to(digest, name, weights[name])
+    return digest.hexdigest(), None
+
+
+def _add_to(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+    digest.update(_raw_bytes(tensor))
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:

@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from src.checked_json import BadJson, parse_json
@@ -47,10 +47,12 @@ class Journal:
 
 @contextmanager
 def hold_journal(path: Path) -> Iterator[int]:
-    """A descriptor of the journal's file, which no other run gets meanwhile; where nothing is in it afterwards, it is removed.
+    """A descriptor of the journal's file, which no other run gets meanwhile; where nothing is in it afterwards, it is removed,
+    and folders that were made for it.
 
     Raises UserError where it can't be written, or another run has it.
     """
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
     while True:
         with open_alone(path, "--output_save") as descriptor:
             # Who held it before may have removed it, and one that was opened just before that locks nobody out.
@@ -61,6 +63,9 @@ def hold_journal(path: Path) -> Iterator[int]:
             finally:
                 if os.fstat(descriptor).st_size == 0:
                     path.unlink(missing_ok=True)
+                    with suppress(OSError):  # one that is not empty
+                        for made in missing:
+                            made.rmdir()
             return
 
 

@@ -55,7 +55,6 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
     sidecar = sidecar | {"count": len(pairs), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
     text = json_text(sidecar, _sidecar_path(path), indent=2, ensure_ascii=False)
     with atomic_write(_sidecar_path(path)) as sidecar_file, atomic_write(path) as file:
-        # A byte of a file's name that is no UTF-8, which Python holds as a lone surrogate, becomes JSON's escape for that.
         sidecar_file.write(text.encode() + b"\n")
         sidecar_file.flush()
         file.write(buffer.getbuffer())

@@ -9,9 +9,9 @@ from typing import Any
 
 from src.adapters.apply import how_quantized, quantized_linears
 from src.adapters.layer_profile import auto_layer_profile, read_layer_profile
-from src.checkpoint.base import load_base
+from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import read_dimensions
-from src.checkpoint.io import fingerprint, load_checkpoint
+from src.checkpoint.io import load_checkpoint
 from src.console import say
 from src.errors import UserError
 from src.files import check_output
@@ -49,7 +49,7 @@ def prepare(config: PrepareConfig) -> None:
 def _prepare(config: PrepareConfig, held_file: int) -> None:
     reading = read_pairs(config.input_csv, require_reject=True)
     rows = usable(reading, config.skip_bad_rows)
-    weights, dimensions = load_base(config.load_model)
+    weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     if tokenizer.vocab_size > dimensions.vocab_size:
         raise UserError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.load_model} only "
@@ -63,7 +63,6 @@ def _prepare(config: PrepareConfig, held_file: int) -> None:
     else:
         settings = read_layer_profile(config.layer_profile, dimensions.n_layer)
     held = how_quantized(settings, weights, config.quantization)
-    base = fingerprint(weights)
     for note in config.notes:
         say(note)
     sidecar = {
