@@ -78,6 +78,12 @@ def torch_files() -> dict[str, bytes]:
     for n in range(1, 60):
         doubled = b"]q" + bytes([n]) + b"(" + doubled + b"h" + bytes([n - 1]) + b"e"
     row = b"]q\0(" + integer(7) * 50_000 + b"e"
+    sizes, again = integers((1,) * 4000), b"ctorch._utils\n_rebuild_tensor_v2\nh\0R"
+    shared = (b"(ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+              + integer(4) + b"tQ" + integer(0) + sizes + sizes + b"\x89}tq\0R" + again * 4000)
+    other = b"(ctorch._utils\n_rebuild_tensor_v2\n(" + b"K\0" * 100_000 + b"tq\0R" + (
+        b"ctorch._utils\n_rebuild_parameter_with_state\nh\0R" * 15_000 + b"t")
+    colliding = b"}(" + b"".join(integer(k * (2**61 - 1)) + b"N" for k in range(1, 40_000)) + b"u"
     old_head = b"".join(pickle.dumps(value, 2) for value in (0x1950a86a20f9469cfc6c, 1001, {"little_endian": True}))
     old_tensor = pickled(table(a=tensor((10**12,), (1,), 10**12, rest=b"\x89}")).replace(b"tQ", b"NtQ"))
     return {
@@ -85,6 +91,14 @@ def torch_files() -> dict[str, bytes]:
         "rows over each other that claim 4 TB": archive(table(a=tensor((10**6, 10**6), (1, 1), 4)), four),
         "an offset behind the data": archive(table(a=tensor((4,), (1,), 4, offset=3)), four),
         "an offset of 2^70": archive(table(a=tensor((4,), (1,), 4, offset=2**70)), four),
+        "a shape of 40,000 sizes": archive(table(a=tensor((2**62,) * 40_000, (2**62,) * 40_000, 4)), four),
+        "a shape of 4,000 sizes that many share": archive(shared + b"t", four),
+        "100,000 arguments that many calls share": archive(other),
+        "numbers as keys that all have one hash": archive(colliding),
+        "a name of lists doubled 60 times": archive(doubled + text("a") + b"\x93"),
+        "a tensor whose attribute replaces it": archive(
+            b"}" + text("a") + b"ctorch._utils\n_rebuild_parameter_with_state\n(" + tensor((4,), (1,), 4) + b"\x89N}"
+            + text("data") + tensor((2,), (1,), 4) + b"stRs", four),
         "a negative stride": archive(table(a=tensor((4,), (-1,), 4, offset=3)), four),
         "a negative size": archive(table(a=tensor((-4,), (1,), 4)), four),
         "fewer strides than sizes": archive(table(a=tensor((2, 2), (1,), 4)), four),

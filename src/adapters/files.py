@@ -36,6 +36,7 @@ _EXTRA = {str: object}
 class Adapter:
     """The content of an adapter file."""
 
+    path: str | Path
     weights: dict[str, Tensor]
     settings: list[LayerSetting]
     base_fingerprint: str
@@ -111,7 +112,7 @@ def read_adapter(path: str | Path) -> Adapter:
             raise ValueError(f"no profile row for layer {min(unknown)[:60]}" if unknown else "two profile rows for one layer")
         if not re.fullmatch("[0-9a-f]{64}", metadata["base_fingerprint"]):
             raise ValueError(f"base_fingerprint {metadata['base_fingerprint'][:60]!r} is none")
-        adapter = Adapter(weights, settings, metadata["base_fingerprint"], parse_json(metadata["extra"], _EXTRA))
+        adapter = Adapter(path, weights, settings, metadata["base_fingerprint"], parse_json(metadata["extra"], _EXTRA))
     except KeyError as error:
         raise UserError(f"{path}: the adapter's metadata are damaged (it lacks {error}); save it anew") from error
     except (BadJson, UserError, ValueError) as error:
@@ -122,10 +123,11 @@ def read_adapter(path: str | Path) -> Adapter:
     return adapter
 
 
-def load_adapter(model: nn.Module, path: str | Path, base_fingerprint: str | None = None) -> Adapter:
+def load_adapter(model: nn.Module, file: str | Path | Adapter, base_fingerprint: str | None = None) -> Adapter:
     """Put an adapter file's tensors into a model that `apply_layer_profile` prepared with the same profile.
 
     Args:
+        file: where it is, or what was read of it.
         base_fingerprint: the fingerprint of the model's base; checked against the file's where given.
 
     Returns:
@@ -135,7 +137,8 @@ def load_adapter(model: nn.Module, path: str | Path, base_fingerprint: str | Non
         UserError: another base, another mode, a tensor that the model or the file lacks, another shape, or another alpha. The
             model is unchanged then.
     """
-    adapter = read_adapter(path)
+    adapter = file if isinstance(file, Adapter) else read_adapter(file)
+    path = adapter.path
     if base_fingerprint is not None:
         _check_base(adapter, base_fingerprint, path)
     found = adapter_tensors(model)
@@ -161,12 +164,14 @@ def load_adapter(model: nn.Module, path: str | Path, base_fingerprint: str | Non
     return adapter
 
 
-def merge_adapter(base_weights: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+def merge_adapter(base_weights: Mapping[str, Tensor], file: str | Path | Adapter,
+                  base_fingerprint: str | None = None) -> dict[str, Tensor]:
     """The checkpoint that acts as base and adapter together, but for trained initial states, which no weight can express.
 
     Args:
-        base_weights: the official-layout checkpoint that the adapter was trained on; it is left as it is.
-        path: the adapter file.
+        base_weights: the official-layout checkpoint that the adapter was trained on, all finite; it is left as it is.
+        file: where the adapter is, or what was read of it.
+        base_fingerprint: the base's, where it is known already.
 
     Returns:
         The base's names, shapes and dtypes, in its order; only what the adapter changes is new, computed in float32. The other
@@ -174,10 +179,11 @@ def merge_adapter(base_weights: Mapping[str, Tensor], path: str | Path) -> dict[
 
     Raises:
         UserError: another base, or an adapter tensor that finds no place in it.
-        NotFinite: a tensor of the adapter, of the base, or of both together has NaN or infinity in it.
+        NotFinite: a tensor of the adapter, or of both together, has NaN or infinity in it.
     """
-    adapter = read_adapter(path)
-    _check_base(adapter, fingerprint(base_weights), path)
+    adapter = file if isinstance(file, Adapter) else read_adapter(file)
+    path = adapter.path
+    _check_base(adapter, base_fingerprint or fingerprint(base_weights), path)
     merged = dict(base_weights)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, trained in adapter.weights.items():
@@ -203,14 +209,10 @@ def merge_adapter(base_weights: Mapping[str, Tensor], path: str | Path) -> dict[
 
 def _check_merged(merged: Mapping[str, Tensor], base_weights: Mapping[str, Tensor], path: str | Path) -> None:
     for name, tensor in merged.items():
-        wrong = not_finite({name: tensor})
-        if not wrong:
-            continue
-        before = not_finite({name: base_weights[name]})
-        if before:
-            raise NotFinite(f"the base: {before} are not finite before {path} is merged; get that checkpoint again")
-        held = str(tensor.dtype).removeprefix("torch.")
-        raise NotFinite(f"{path}: merged into the base, {wrong} are not finite in its {held}; use an earlier adapter")
+        wrong = None if tensor is base_weights[name] else not_finite({name: tensor})
+        if wrong:
+            held = str(tensor.dtype).removeprefix("torch.")
+            raise NotFinite(f"{path}: merged into the base, {wrong} are not finite in its {held}; use an earlier adapter")
 
 
 def _merge_one(weight: Tensor, prefix: str, tensors: dict[str, Tensor], setting: LayerSetting, path: str | Path) -> Tensor:

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from src.checkpoint.pickled import BadPickle, Named, NamesCode, Reader, Stored
+from src.checkpoint.pickled import BadPickle, Named, NamesCode, NotServed, Reader, Stored
 
 ZIP = b"PK\x03\x04"
 # What a pickle calls an element's type: a storage's class, or since 8-bit floats the type itself.
@@ -23,14 +23,19 @@ _STORAGES = {f"torch.{name}Storage": dtype for name, dtype in (
     ("QInt32", torch.qint32), ("QUInt8", torch.quint8))}
 _UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-_V2, _V3, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter"
+_V2, _V3 = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"
+_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+_TYPED = "torch._tensor._rebuild_from_type_v2"
+_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 # Tensors of other forms: sparse, quantized, without data, or of a class of their own.
-_OTHER_FORMS = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.serialization._get_layout", "torch.device", "torch.Size",
-                          *(f"torch._utils._rebuild_{form}" for form in (
-                              "tensor", "sparse_tensor", "qtensor", "meta_tensor_no_storage", "nested_tensor", "wrapper_subclass",
-                              "sparse_csr_tensor", "device_tensor_from_numpy", "device_tensor_from_cpu_tensor")),
-                          *(f"torch.per_{kind}" for kind in ("tensor_affine", "channel_affine", "channel_affine_float_qparams"))})
-KNOWN = frozenset({"collections.OrderedDict", *_STORAGES, *_UNTYPED, *_DTYPES, _V2, _V3, _PARAMETER}) | _OTHER_FORMS
+_OTHER_FORMS = {"torch.serialization._get_layout", "torch.device", "torch.Size",
+                *(f"torch._utils.{name}" for name in vars(torch._utils) if name.startswith("_rebuild_")),
+                *(f"torch.per_{kind}" for kind in ("tensor_affine", "channel_affine", "channel_affine_float_qparams"))}
+KNOWN = frozenset({"collections.OrderedDict", *_STORAGES, *_UNTYPED, *_DTYPES, *_PARAMETERS, *_TYPES, _V2, _V3, _TYPED,
+                   *_OTHER_FORMS})
+_LATEST_PROTOCOL = 3  # that torch.load reads with weights_only
+# What many tensors may share, and each looks through.
+_MOST_AXES, _MOST_NAMES = 64, 64
 # Of the format before zip archives: the numbers that its first two pickles are.
 _OLD_FORMAT = (0x1950a86a20f9469cfc6c, 1001)
 
@@ -60,6 +65,7 @@ def read_content(file: IO[bytes], data: Any, largest: int | None = None) -> Cont
 
     Raises:
         NamesCode: it names anything but PyTorch's own tensors.
+        NotServed: it is whole, but has tensors as they are not read.
         BadPickle: it is no such file, damaged, or says of itself what can't be.
     """
     if bytes(data[:4]) != ZIP:
@@ -74,7 +80,15 @@ def read_content(file: IO[bytes], data: Any, largest: int | None = None) -> Cont
     folder = f"{tables[0].removesuffix('data.pkl')}data/"
     tensors = _Tensors({name.removeprefix(folder): size for name, (_, size) in entries.items() if name.startswith(folder)})
     # A copy: what a view of a mapped file refers to could not be closed.
-    value = Reader(bytes(data[start:start + size]), KNOWN, tensors.describe).read()
+    reader = Reader(bytes(data[start:start + size]), KNOWN, tensors.describe)
+    value = reader.read()
+    return _content(value, tensors, reader)
+
+
+def _content(value: Any, tensors: "_Tensors", reader: Reader) -> Content:
+    if tensors.all and reader.protocol > _LATEST_PROTOCOL:
+        raise NotServed(f"was saved with pickle protocol {reader.protocol}, which torch.load does not read safely; save it again "
+                        "with torch.save's default")
     return Content(value, tensors.all)
 
 
@@ -115,7 +129,7 @@ def _read_old(data: Any) -> Content:
     reader.read()  # the order of the data
     if sum(tensors.sizes.values()) > len(data) - reader.at:
         raise BadPickle("the data of its tensors are not all there")
-    return Content(value, tensors.all)
+    return _content(value, tensors, reader)
 
 
 class _Tensors:
@@ -132,9 +146,14 @@ class _Tensors:
     def describe(self, name: str, arguments: tuple) -> Any:
         if name == "collections.OrderedDict" and not arguments:
             return {}
-        if name == _PARAMETER and arguments and isinstance(arguments[0], Described):
+        if name in _PARAMETERS and 1 <= len(arguments) <= 4 and isinstance(arguments[0], Described) and _harmless(arguments[3:]):
             return arguments[0]
-        described = self._plain(*arguments[:4], *arguments[6:]) if name in (_V2, _V3) and len(arguments) >= 6 else None
+        if name == _TYPED and len(arguments) == 4 and _harmless(arguments[3:]):
+            function, kind, inner, _ = arguments
+            if all(isinstance(named, Named) for named in (function, kind)) and isinstance(inner, tuple) and (
+                    kind.name in _TYPES and function.name in (_V2, _V3)):
+                return self.describe(function.name, inner)
+        described = self._plain(*arguments[:4], *arguments[6:8]) if name in (_V2, _V3) and len(arguments) >= 6 else None
         self.all.append(described or Described(None, ()))
         return self.all[-1]
 
@@ -151,7 +170,10 @@ class _Tensors:
             raise BadPickle("a tensor in it has no type or no shape")
         count = math.prod(shape)
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else 0
-        # One value that stands for many (a stride of 0) would make a file of a few bytes fill any memory.
+        if count and any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True)):
+            raise NotServed("holds a tensor whose values stand for many each, as expand() makes them, which is not served; save "
+                            "it after .contiguous()")
+        # One value that stands for many would make a file of a few bytes fill any memory.
         if max(count, last + 1) * found.itemsize > n_bytes and count:
             raise BadPickle(f"a tensor of {' x '.join(map(str, shape))[:60] or 1} values in it has {n_bytes} bytes of data")
         return Described(found, shape)
@@ -159,7 +181,7 @@ class _Tensors:
     def _storage(self, storage: Any) -> tuple[torch.dtype | None, int]:
         """The type and the bytes of a tensor's data."""
         what = storage.description if isinstance(storage, Stored) else ()
-        if not (isinstance(what, tuple) and len(what) >= 5 and what[0] == "storage" and isinstance(what[1], Named)
+        if not (isinstance(what, tuple) and 5 <= len(what) <= 6 and what[0] == "storage" and isinstance(what[1], Named)
                 and isinstance(what[2], str) and _are_counts((what[4],)) and not any(what[5:])):
             raise BadPickle("a tensor in it has no data")
         kind, key, count = what[1].name, what[2], what[4]
@@ -174,5 +196,18 @@ class _Tensors:
         return dtype, claimed
 
 
+def _harmless(state: tuple) -> bool:
+    """Whether a tensor stays what it is with these attributes: a table of them by name, or none.
+
+    PyTorch would set any attribute, one that replaces the tensor's values too.
+    """
+    names = state[0] if state else None
+    if not isinstance(names, dict):
+        return not names
+    return len(names) <= _MOST_NAMES and not any(type(name) is not str or hasattr(torch.nn.Parameter, name) for name in names)
+
+
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    # No tensor has so many axes, and the product of many sizes is a number of many digits.
+    return isinstance(values, tuple) and len(values) <= _MOST_AXES and all(
+        type(value) is int and 0 <= value < 2**63 for value in values)

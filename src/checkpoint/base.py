@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from src.checkpoint.dimensions import Dimensions, check_weights, read_dimensions
-from src.checkpoint.io import load_checkpoint, not_finite
+from src.checkpoint.io import fingerprint_if_finite, load_checkpoint, not_finite
 from src.errors import NotFinite
 
 
@@ -16,10 +16,26 @@ def load_base(path: str | Path) -> tuple[dict[str, Tensor], Dimensions]:
         UserError: it can't be read, is of another architecture, or a tensor is missing or of the wrong shape.
         NotFinite: a tensor has NaN or infinity in it, of which only more could come.
     """
+    weights, dimensions = _load(path)
+    _refuse(not_finite(weights), path)
+    return weights, dimensions
+
+
+def load_base_and_fingerprint(path: str | Path) -> tuple[dict[str, Tensor], Dimensions, str]:
+    """`load_base`, and the fingerprint of the tensors from the same look at each. Raises as that does."""
+    weights, dimensions = _load(path)
+    fingerprint, wrong = fingerprint_if_finite(weights)
+    _refuse(wrong, path)
+    return weights, dimensions, fingerprint
+
+
+def _load(path: str | Path) -> tuple[dict[str, Tensor], Dimensions]:
     weights = load_checkpoint(path)
     dimensions = read_dimensions(weights, str(path))
     check_weights(weights, dimensions, str(path))
-    wrong = not_finite(weights)
+    return weights, dimensions
+
+
+def _refuse(wrong: str | None, path: str | Path) -> None:
     if wrong:
         raise NotFinite(f"{path}: {wrong} are not finite; get that checkpoint again")
-    return weights, dimensions

@@ -13,14 +13,15 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from src.checkpoint.archive import ZIP, Described, read_content
-from src.checkpoint.pickled import BadPickle, NamesCode
-from src.errors import UserError
+from src.checkpoint.pickled import BadPickle, NamesCode, NotServed
+from src.errors import UserError, out_of_memory
 from src.files import atomic_write, existing_file
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
@@ -64,14 +65,21 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     Raises UserError where the file is missing, damaged or not of this format.
     """
     existing_file(path, "checkpoint")
-    with Path(path).open("rb") as file:
-        said = int.from_bytes(file.read(8), "little")
+    try:
+        with Path(path).open("rb") as file:
+            said = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if _LARGEST_TABLE < said <= Path(path).stat().st_size:
         raise UserError(f"checkpoint: {path} has {said} bytes of names and shapes alone, more than any model's; get it again")
     try:
         with named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
             weights, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from None
         raise UserError(f"checkpoint: {path} is not a safetensors file, or is damaged or cut short; get it again") from error
     for name, tensor in weights.items():
         _check_type(name, tensor.dtype, path)
@@ -128,10 +136,24 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
-        tensor = weights[name]
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_raw_bytes(tensor))
+        _add_to(digest, name, weights[name])
     return digest.hexdigest()
+
+
+def fingerprint_if_finite(weights: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
+    """`fingerprint` and None, or None and what `not_finite` says of a tensor; a mapped file is read once for both."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        wrong = not_finite({name: weights[name]})
+        if wrong:
+            return None, wrong
+        _add_to(digest, name, weights[name])
+    return digest.hexdigest(), None
+
+
+def _add_to(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+    digest.update(_raw_bytes(tensor))
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:
@@ -179,10 +201,21 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
     except NamesCode as error:
         raise UserError(f"checkpoint: {path} holds code ({error.name}) rather than only tensors and is not loaded; "
                         "get a checkpoint that is a plain table of tensors") from None
+    except NotServed as error:
+        raise UserError(f"checkpoint: {path} {error}") from None
     except Exception as error:  # foreign bytes make the restricted unpickler fail in every way there is
+        if out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from None
         reason = str(error) if isinstance(error, BadPickle) else type(error).__name__
         raise UserError(f"checkpoint: {path} is damaged, cut short, or not a PyTorch checkpoint "
                         f"({path.stat().st_size} bytes: {reason}); get it again") from error
+
+
+def _unreadable(path: str | Path, error: OSError) -> UserError:
+    """What the system says of a file that may be whole: too many are open, the disk fails, ..."""
+    return UserError(f"checkpoint: {path} cannot be read ({error.strerror or error}); see to that and try again")
 
 
 def _check_table(loaded: object, path: Path) -> None:

@@ -31,6 +31,10 @@ class NamesCode(BadPickle):
         self.name = name
 
 
+class NotServed(BadPickle):
+    """Nothing is wrong with it, but what it holds is not read; the words follow a file's name, and say what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Named:
     """What a module has under a name, such as `torch.FloatStorage`."""
@@ -48,6 +52,8 @@ class Stored:
 class Reader:
     """Reads values one after another from `data`, any buffer of bytes; `at` is where the next one begins.
 
+    `protocol` is the highest version of the format that one read so far names.
+
     Args:
         known: names that may be in the data.
         describe: what stands for a call of one of them, from the name and the arguments.
@@ -55,6 +61,7 @@ class Reader:
 
     def __init__(self, data: Any, known: frozenset[str], describe: Callable[[str, tuple], Any]):
         self.data, self.known, self.describe, self.at = data, known, describe, 0
+        self.protocol = 0
 
     def read(self) -> Any:
         """The next value. Raises NamesCode for a name that is not among the known, BadPickle for anything else that is wrong."""
@@ -107,8 +114,10 @@ class Reader:
             stack.append(self._name(code))
         elif code in "RQb":
             self._call(code)
-        elif code in "\x80\x95":  # which version, and where reading ahead may end
-            self._bytes(1 if code == "\x80" else 8)
+        elif code == "\x80":
+            self.protocol = max(self.protocol, self._bytes(1)[0])
+        elif code == "\x95":  # where reading ahead may end
+            self._bytes(8)
         else:
             raise BadPickle(f"it has an instruction (0x{ord(code):02x}) that no table of tensors and no list of numbers needs")
 
@@ -145,8 +154,8 @@ class Reader:
 
     def _set(self, items: list[Any]) -> None:
         table = self._top(dict)
-        # Other keys, such as tuples of tuples without end, could not be hashed without harm.
-        if len(items) % 2 or not all(type(key) in (str, int) for key in items[::2]):
+        # Other keys could not be hashed without harm: tuples of tuples without end, large numbers that all have one hash.
+        if len(items) % 2 or not all(type(key) is str or (type(key) is int and abs(key) < 2**31) for key in items[::2]):
             raise BadPickle("it has a table whose keys are no names")
         table.update(zip(items[::2], items[1::2], strict=True))
 
@@ -161,7 +170,9 @@ class Reader:
                 self.at = line.end()
         else:
             parts = self._items(2)
-        name = ".".join(map(str, parts)).removeprefix("__builtin__.").removeprefix("builtins.")
+            if not all(type(part) is str for part in parts):  # lists of lists could be texts without end
+                raise BadPickle("it has a name that is no text")
+        name = ".".join(parts).removeprefix("__builtin__.").removeprefix("builtins.")
         if name not in self.known:
             raise NamesCode(name[:100])
         return Named(name)

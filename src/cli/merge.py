@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from src.adapters.files import merge_adapter, read_adapter, save_states, states_path
 from src.adapters.state import states_in
-from src.checkpoint.base import load_base
+from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.io import save_checkpoint
 from src.cli.parser import Parser, notes
 from src.cli.values import output, path
@@ -38,11 +38,12 @@ def parse(arguments: Sequence[str]) -> MergeFlags:
 def merge(flags: MergeFlags) -> None:
     inputs = {"--base": flags.base, "--adapter": flags.adapter}
     check_output(flags.output, inputs)
-    states = states_in(read_adapter(flags.adapter).weights)
+    adapter = read_adapter(flags.adapter)
+    states = states_in(adapter.weights)
     if states:
         check_output(states_path(flags.output), inputs)
-    base, _ = load_base(flags.base)
-    merged = merge_adapter(base, flags.adapter)
+    base, _, fingerprint = load_base_and_fingerprint(flags.base)
+    merged = merge_adapter(base, adapter, fingerprint)
     for note in flags.notes:
         say(note)
     changed = sum(merged[name] is not base[name] for name in base)

@@ -5,8 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from src.checkpoint.base import load_base
-from src.checkpoint.io import fingerprint
+from src.checkpoint.base import load_base_and_fingerprint
 from src.console import say
 from src.files import check_output
 from src.generation.batch import Answer, Request, generate
@@ -34,10 +33,10 @@ def generate_rejects(config: GenerateConfig) -> None:
         check_output(path, {"--input_csv": config.input_csv, "--load_model": config.load_model})
     reading = read_pairs(config.input_csv, require_reject=False)
     rows = usable(reading, config.skip_bad_rows)
-    weights, dimensions = load_base(config.load_model)
+    weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     settings = {
-        "base_fingerprint": fingerprint(weights), "tokenizer": tokenizer.name, "precision": config.precision,
+        "base_fingerprint": base, "tokenizer": tokenizer.name, "precision": config.precision,
         "quantization": config.quantization, "seed": config.seed, "overwrite": config.overwrite,
         "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),
         **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),

@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from src.checked_json import BadJson, parse_json
@@ -46,40 +46,63 @@ class Journal:
 
 
 @contextmanager
-def open_journal(path: Path, digest: str) -> Iterator[Journal]:
-    """Begin the journal, or go on with the one that a broken-off run left.
+def hold_journal(path: Path) -> Iterator[int]:
+    """A descriptor of the journal's file, which no other run gets meanwhile; where nothing is in it afterwards, it is removed,
+    and folders that were made for it.
+
+    Raises UserError where it can't be written, or another run has it.
+    """
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
+    while True:
+        with open_alone(path, "--output_save") as descriptor:
+            # Who held it before may have removed it, and one that was opened just before that locks nobody out.
+            if not (path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())):
+                continue
+            try:
+                yield descriptor
+            finally:
+                if os.fstat(descriptor).st_size == 0:
+                    path.unlink(missing_ok=True)
+                    with suppress(OSError):  # one that is not empty
+                        for made in missing:
+                            made.rmdir()
+            return
+
+
+@contextmanager
+def open_journal(path: Path, descriptor: int, digest: str) -> Iterator[Journal]:
+    """Begin the journal, or go on with the one that a broken-off run left; `descriptor` is that of `hold_journal`.
 
     It is removed when the block ends without an error, and when it ends in one with nothing finished, or one that would come
     again (NotFinite): only work worth keeping stays. One of another computation in which nothing is finished is begun anew.
 
     Raises:
-        UserError: it belongs to another computation, is damaged, can't be written, or another run is writing it.
+        UserError: it belongs to another computation, is damaged, or can't be written.
     """
-    with open_alone(path, "--output_save") as descriptor:
-        data = path.read_bytes()
-        whole = data[:data.rfind(b"\n") + 1]  # a last line without its end was torn off
-        header, *lines = whole.splitlines() or [data]
-        if not (_HEADER if whole else _TORN_HEADER).fullmatch(header):
-            raise UserError(f"{path}: is damaged, or no file of this script's; remove it to begin again")
-        batches = [_read_batch(line, f"{path}: is damaged (line {number}") for number, line in enumerate(lines, start=2)]
-        done = dict(batches)
-        if len(done) < len(batches):
-            raise UserError(f"{path}: is damaged (a batch is there twice); remove it to begin again")
-        ours = json.dumps(digest).encode()
-        if header != ours and done:
-            raise UserError(f"{path}: was left by an interrupted run with another model, input or other flags; give the same "
-                            "again to go on, or remove it to begin anew")
-        os.ftruncate(descriptor, len(whole) if header == ours else 0)
-        if not whole or header != ours:
-            _append(path, descriptor, json.dumps(digest))
-        journal = Journal(path, descriptor, done)
-        try:
-            yield journal
-        except BaseException as error:
-            if not journal.done or isinstance(error, NotFinite):
-                path.unlink()
-            raise
-        path.unlink()
+    data = path.read_bytes()
+    whole = data[:data.rfind(b"\n") + 1]  # a last line without its end was torn off
+    header, *lines = whole.splitlines() or [data]
+    if not (_HEADER if whole else _TORN_HEADER).fullmatch(header):
+        raise UserError(f"{path}: is damaged, or no file of this script's; remove it to begin again")
+    batches = [_read_batch(line, f"{path}: is damaged (line {number}") for number, line in enumerate(lines, start=2)]
+    done = dict(batches)
+    if len(done) < len(batches):
+        raise UserError(f"{path}: is damaged (a batch is there twice); remove it to begin again")
+    ours = json.dumps(digest).encode()
+    if header != ours and done:
+        raise UserError(f"{path}: was left by an interrupted run with another model, input or other flags; give the same "
+                        "again to go on, or remove it to begin anew")
+    os.ftruncate(descriptor, len(whole) if header == ours else 0)
+    if not whole or header != ours:
+        _append(path, descriptor, json.dumps(digest))
+    journal = Journal(path, descriptor, done)
+    try:
+        yield journal
+    except BaseException as error:
+        if not journal.done or isinstance(error, NotFinite):
+            path.unlink()
+        raise
+    path.unlink()
 
 
 def _read_batch(line: bytes, where: str) -> tuple[int, Values]:

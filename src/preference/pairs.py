@@ -18,8 +18,8 @@ from torch import Tensor
 
 from src.checked_json import BadJson, parse_json
 from src.checkpoint.archive import Described, read_content
-from src.checkpoint.pickled import BadPickle, NamesCode
-from src.errors import UserError
+from src.checkpoint.pickled import BadPickle, NamesCode, NotServed
+from src.errors import UserError, out_of_memory
 from src.files import atomic_write, existing_file, json_text
 
 # prompt_tokens, chosen_tokens, reject_tokens, then the summed log-probability, in nats, of each answer's tokens
@@ -55,7 +55,6 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
     sidecar = sidecar | {"count": len(pairs), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
     text = json_text(sidecar, _sidecar_path(path), indent=2, ensure_ascii=False)
     with atomic_write(_sidecar_path(path)) as sidecar_file, atomic_write(path) as file:
-        # A byte of a file's name that is no UTF-8, which Python holds as a lone surrogate, becomes JSON's escape for that.
         sidecar_file.write(text.encode() + b"\n")
         sidecar_file.flush()
         file.write(buffer.getbuffer())
@@ -199,7 +198,11 @@ def _content(data: bytes, path: Path) -> Any:
     except NamesCode as error:
         raise UserError(f"{path}: refused, since it names {error.name}; a .save holds only lists, numbers and tensors, "
                         "no numpy values and no code") from None
+    except NotServed as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:  # torch raises nearly anything on damaged bytes: KeyError, struct.error, RuntimeError, ...
+        if out_of_memory(error):
+            raise
         reason = f" ({error})" if isinstance(error, BadPickle) else ""
         raise UserError(f"{path}: cannot be read as a .save file{reason}; it is damaged or of another kind") from None
 

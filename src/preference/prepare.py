@@ -9,8 +9,9 @@ from typing import Any
 
 from src.adapters.apply import how_quantized, quantized_linears
 from src.adapters.layer_profile import auto_layer_profile, read_layer_profile
-from src.checkpoint.base import load_base
-from src.checkpoint.io import fingerprint
+from src.checkpoint.base import load_base_and_fingerprint
+from src.checkpoint.dimensions import read_dimensions
+from src.checkpoint.io import load_checkpoint
 from src.console import say
 from src.errors import UserError
 from src.files import check_output
@@ -18,7 +19,7 @@ from src.model import build_model
 from src.preference.check import check_pairs, print_check
 from src.preference.config import PrepareConfig
 from src.preference.faults import refusal, report_notes, skipped_rows, usable
-from src.preference.journal import open_journal
+from src.preference.journal import hold_journal, open_journal
 from src.preference.pairs import save_pairs
 from src.preference.read import read_pairs
 from src.preference.reference import with_references
@@ -41,9 +42,14 @@ def prepare(config: PrepareConfig) -> None:
         return
     for path in (config.output_save, f"{config.output_save}.json", f"{config.output_save}.partial"):
         check_output(path, {"--input_csv": config.input_csv, "--load_model": config.load_model})
+    with hold_journal(Path(f"{config.output_save}.partial")) as descriptor:
+        _prepare(config, descriptor)
+
+
+def _prepare(config: PrepareConfig, held_file: int) -> None:
     reading = read_pairs(config.input_csv, require_reject=True)
     rows = usable(reading, config.skip_bad_rows)
-    weights, dimensions = load_base(config.load_model)
+    weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     if tokenizer.vocab_size > dimensions.vocab_size:
         raise UserError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.load_model} only "
@@ -57,7 +63,6 @@ def prepare(config: PrepareConfig) -> None:
     else:
         settings = read_layer_profile(config.layer_profile, dimensions.n_layer)
     held = how_quantized(settings, weights, config.quantization)
-    base = fingerprint(weights)
     for note in config.notes:
         say(note)
     sidecar = {
@@ -78,7 +83,7 @@ def prepare(config: PrepareConfig) -> None:
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                         hold=quantized_linears(settings, config.quantization))
     digest = _digest([base, config.precision, held, config.batch_tokens], pairs)
-    with open_journal(Path(f"{config.output_save}.partial"), digest) as journal:
+    with open_journal(Path(f"{config.output_save}.partial"), held_file, digest) as journal:
         if journal.done:
             say(f"{journal.path}: going on after {len(journal.done)} finished batches")
         with progress_bar("pairs", len(pairs)) as advance:
@@ -115,7 +120,8 @@ def _check(config: PrepareConfig) -> None:
     reading = read_pairs(config.input_csv, require_reject=True)
     if not reading.rows:
         usable(reading, skip_bad_rows=True)
-    vocab_size = load_base(config.load_model)[1].vocab_size if config.load_model else None
+    # The shapes alone: the values are not read.
+    vocab_size = read_dimensions(load_checkpoint(config.load_model), config.load_model).vocab_size if config.load_model else None
     tokenizer = load_tokenizer(config.tokenizer, vocab_size)
     report_notes(reading)
     for note in config.notes:

@@ -12,9 +12,8 @@ from rich.table import Table
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import Adapter, load_adapter, read_adapter
 from src.adapters.layer_profile import auto_layer_profile
-from src.checkpoint.base import load_base
+from src.checkpoint.base import load_base, load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
-from src.checkpoint.io import fingerprint
 from src.console import printable, say, show
 from src.errors import UserError
 from src.files import atomic_write, check_output, json_text
@@ -64,8 +63,7 @@ def measure(config: EvaluateConfig) -> None:
         check_output(config.output_json, {"--load_model": config.load_model, "--pairs": config.pairs,
                                           **{f"--{name}": path for name in ("adapter", "reference_model")
                                              if (path := getattr(config, name))}})
-    weights, dimensions = load_base(config.load_model)
-    base = fingerprint(weights)
+    weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     adapter = read_adapter(config.adapter) if config.adapter else None
     if adapter is not None and adapter.base_fingerprint != base:
         raise UserError(f"{config.adapter}: it was trained on another base model than {config.load_model}; give that one")
@@ -91,7 +89,7 @@ def measure(config: EvaluateConfig) -> None:
         facts["references"] = config.load_model
     if adapter is not None:
         apply_layer_profile(model, settings, seed=0)
-        load_adapter(model, config.adapter, base)
+        load_adapter(model, adapter, base)
 
     beta = config.dpo_beta or _beta_of(adapter)
     tokens = np.array([[len(chosen), len(reject)] for _, chosen, reject in pairs])

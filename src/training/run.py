@@ -13,9 +13,8 @@ import torch
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import adapter_tensors, load_adapter
 from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_layer_profile, with_rates
-from src.checkpoint.base import load_base
+from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
-from src.checkpoint.io import fingerprint
 from src.console import say
 from src.errors import NotFinite, UserError, out_of_memory
 from src.files import hold_folder
@@ -68,10 +67,9 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     pl.seed_everything(config.seed, verbose=False)
-    weights, dimensions = load_base(config.load_model)
+    weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     check_flags(dimensions, expected, config.load_model)
     settings = layer_settings(config, dimensions.n_layer)
-    base = fingerprint(weights)
 
     held = how_quantized(settings, weights, config.quantization)
     train_file = config.train_data_file if config.sft else config.rlhf_train_file

@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from src.checkpoint.io import fingerprint, load_checkpoint, load_safetensors, save_checkpoint, save_safetensors
+from src.checkpoint.io import (
+    fingerprint,
+    fingerprint_if_finite,
+    load_checkpoint,
+    load_safetensors,
+    save_checkpoint,
+    save_safetensors,
+)
 from src.errors import UserError
 from tests import hostile
 
@@ -276,6 +283,13 @@ def test_the_fingerprint_is_the_one_documented():
     b = b'["b", "torch.int64", []]' + struct.pack("<q", 7)
     expected = hashlib.sha256(a + b)
     assert fingerprint({"b": torch.tensor(7), "a": torch.tensor([1.0, 2.0])}) == expected.hexdigest()
+
+
+def test_one_look_gives_the_fingerprint_and_finds_what_is_not_finite(weights):
+    assert fingerprint_if_finite(weights) == (fingerprint(weights), None)
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[0] = torch.inf
+    assert fingerprint_if_finite(weights) == (None, f"{name} (1 of {weights[name].numel()} values)")
 
 
 def test_the_fingerprint_knows_neither_the_file_nor_the_order(weights, tmp_path):

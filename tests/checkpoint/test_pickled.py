@@ -15,7 +15,7 @@ from tests import hostile
 leaves = (st.none() | st.booleans() | st.integers(-2**300, 2**300) | st.floats(allow_nan=False)
           | st.text(st.characters(codec=None, exclude_categories=()), max_size=30))
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=5) | st.lists(inner, max_size=5).map(tuple)
-                      | st.dictionaries(st.text(max_size=5) | st.integers(0, 2**31), inner, max_size=5), max_leaves=30)
+                      | st.dictionaries(st.text(max_size=5) | st.integers(0, 2**31 - 1), inner, max_size=5), max_leaves=30)
 
 
 def reader(data, known=(), describe=lambda name, arguments: (name, arguments)) -> Reader:

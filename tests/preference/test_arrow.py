@@ -6,12 +6,14 @@ import io
 import random
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
 from src.errors import UserError
 from src.preference import arrow
+from src.preference.arrow_sizes import unpacked
 from src.preference.read import read_pairs
 
 GOOD = {"prompt": ["q"], "chosen": ["good"], "reject": ["bad"]}
@@ -108,3 +110,48 @@ def test_damaged_files_are_refused_or_read(tmp_path, kind):
             read_pairs(path, True)
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
+
+
+def shared(text, count):
+    """Texts, lists, objects and maps of them that stand once in a file and are `count` rows each."""
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([text]))
+    places = pyarrow.array(range(count + 1), pyarrow.int32())
+    lists = pyarrow.ListArray.from_arrays(places, texts)
+    return {"text": texts, "list": lists, "object": pyarrow.StructArray.from_arrays([texts], ["content"]),
+            "messages": pyarrow.ListArray.from_arrays(places, pyarrow.StructArray.from_arrays([texts], ["content"])),
+            "map": pyarrow.MapArray.from_arrays(places, pyarrow.array(range(count)), texts)}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+@pytest.mark.parametrize("form", ["text", "list", "object", "messages", "map"])
+def test_a_text_that_many_rows_share_does_not_fill_the_memory(tmp_path, monkeypatch, form, kind):
+    monkeypatch.setattr(arrow, "MOST_WITHOUT_QUESTION", 1 << 20)
+    for count, fits in ((20, True), (5000, False)):
+        table = pyarrow.table({"prompt": ["q"] * count, "chosen": ["a"] * count, "reject": ["b"] * count,
+                               "other": shared("x" * 10_000, count)[form]})
+        path = tmp_path / "rows.arrow"
+        if kind == "parquet":
+            pyarrow.parquet.write_table(table, path, compression="zstd")
+        else:
+            with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(str(path), table.schema) as writer:
+                writer.write_table(table)
+        if fits:
+            assert len(read_pairs(path, True).rows) == count
+            continue
+        before = pyarrow.total_allocated_bytes()
+        with pytest.raises(UserError, match="times its size in memory"):
+            read_pairs(path, True)
+        assert pyarrow.total_allocated_bytes() - before < 5 << 20
+
+
+@pytest.mark.parametrize(("array", "least"), [
+    (pyarrow.compute.run_end_encode(pyarrow.array(["xxxxxxxx"] * 100)), 800),
+    (pyarrow.ListViewArray.from_arrays([0] * 100, [1] * 100, pyarrow.array(["xxxxxxxx"])), 800),
+    (pyarrow.UnionArray.from_dense(pyarrow.array([0] * 100, pyarrow.int8()), pyarrow.array([0] * 100, pyarrow.int32()),
+                                   [pyarrow.array(["xxxxxxxx"])]), 800),
+    (pyarrow.array(["x" * 20, None, "x"], pyarrow.string_view()), 21), (pyarrow.array(["xxxx", None], pyarrow.large_string()), 4),
+    (pyarrow.array([["x" * 9] * 3, None], pyarrow.list_(pyarrow.string(), 3)), 27), (pyarrow.array([1, 2]), 16),
+    (pyarrow.nulls(3), 24), (pyarrow.array([[("k" * 9, 1)]] * 8, pyarrow.map_(pyarrow.string(), pyarrow.int8()))[4:], 36),
+], ids=str)
+def test_the_size_of_values_is_no_less_than_their_texts(array, least):
+    assert least <= unpacked(array) <= least + 48 * len(array)

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+import src.preference.prepare as preparing
 import src.preference.reference as reference
+from src.checkpoint.io import load_checkpoint, save_safetensors
 from src.errors import NotFinite, UserError
 from src.preference.config import PrepareConfig
 from src.preference.prepare import prepare
@@ -162,3 +164,32 @@ def test_a_run_whose_numbers_no_model_has_leaves_no_partial_file(config, tmp_pat
             prepare(config)
     assert calls == 3 and not list(tmp_path.iterdir())
     prepare(config)
+
+
+@pytest.mark.parametrize("references", [True, False])
+def test_the_second_of_two_runs_is_refused_before_it_reads_anything(config, tmp_path, monkeypatch, references):
+    run = replace(config, reference=references)
+    read_pairs = preparing.read_pairs
+
+    def reads(*arguments, **options):
+        with pytest.raises(UserError, match=r"made.save.partial: another run is writing it"):
+            prepare(run)
+        return read_pairs(*arguments, **options)
+
+    monkeypatch.setattr(preparing, "read_pairs", reads)
+    prepare(run)
+    assert (tmp_path / "made.save").exists() and not (tmp_path / "made.save.partial").exists()
+
+
+@pytest.mark.parametrize("references", [True, False])
+def test_a_run_that_fails_at_once_leaves_no_partial_file(config, tmp_path, references):
+    with pytest.raises(UserError):
+        prepare(replace(config, input_csv=str(tmp_path / "missing.csv"), reference=references))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_check_takes_no_more_of_a_model_than_its_shapes(config, material, tmp_path, capsys):
+    weights = load_checkpoint(config.load_model)
+    path = tmp_path / "model.safetensors"
+    save_safetensors(weights | {"head.weight": torch.full_like(weights["head.weight"], torch.nan)}, path, {})
+    prepare(replace(config, load_model=str(path), check_data=True))
