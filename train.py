@@ -6,6 +6,9 @@ from src.cli.run import run
 
 
 def main(arguments: Sequence[str]) -> None:
+    from src.training.following import follow_starter
+
+    follow_starter()  # before the imports, which take seconds
     from src.cli.train import parse
 
     config, expected = parse(arguments)

@@ -2,6 +2,8 @@
 
 import signal
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class UserError(Exception):
     """Bad input: the message is one line that names the file, row or flag and says what to do.

@@ -31,7 +31,7 @@ from src.training.lines import EVAL_FILE, METRICS_FILE
 from src.training.loggers import make_loggers
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves
-from src.training.processes import Others, Started, is_first, quiet, share_cores, starts_others
+from src.training.processes import Others, Started, check_can_start_others, is_first, quiet, share_cores, starts_others
 from src.training.report import CURVES_FILE, REPORT_FILE, Report, write_report
 from src.training.samples import Answer, Samples, read_questions
 from src.training.saving import FINAL_FILE, CheckAdapter, SaveAdapters, explain
@@ -54,6 +54,7 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         UserError: whatever the user can mend; nothing has been written then, or what was written is good. Where training
             diverged, the message names the adapters that were checked.
     """
+    check_can_start_others(config)
     with hold_folder(Path(config.proj_dir), "--proj_dir") if is_first(config) else quiet():
         try:
             _train(config, expected, answer)
