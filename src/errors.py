@@ -2,7 +2,8 @@
 
 import signal
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What asks a process to end, and leaves it time to.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1)
 
 
 class UserError(Exception):
@@ -27,12 +28,18 @@ class Stopped(BaseException):
         self.number = number
 
 
-# Of PyTorch on a CPU: an allocation that fails, a size that no memory has.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+# Of PyTorch on a CPU: an allocation that fails, a size that no memory has; of CUDA's libraries, which have errors of their own.
+_NO_MEMORY = {
+    "can't allocate memory": "machine", "not enough memory": "machine", "Storage size calculation overflowed": "machine",
+    "out of memory": "device", "CUBLAS_STATUS_ALLOC_FAILED": "device"}
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or the device had no more memory; PyTorch has no error of its own for the former."""
-    # torch.OutOfMemoryError by name, since whoever asks need not have imported torch.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
+def out_of_memory(error: BaseException) -> str | None:
+    """Whose memory ran out, "machine" or "device"; None for any other error. PyTorch has no one kind of error for it."""
+    if isinstance(error, MemoryError):
+        return "machine"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name, since whoever asks need not have imported torch
+        return "device"
+    if not isinstance(error, RuntimeError):
+        return None
+    return next((whose for words, whose in _NO_MEMORY.items() if words in str(error)), None)

@@ -15,7 +15,8 @@ from src.files import atomic_write, json_text, regular_file, remove_temporaries
 from src.training.checkpoint import RESUME_FILE, check_checkpoint, tidy, will_be_there
 from src.training.config import TrainConfig
 from src.training.lines import GROWING, METRICS_FILE, check_lines, keep_lines, tell_gaps
-from src.training.report import CONFIG_FILE
+from src.training.loggers import WANDB_ID_FILE
+from src.training.report import CONFIG_FILE, CURVES_FILE, REPORT_FILE
 from src.training.saving import FINAL_FILE
 
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
@@ -23,8 +24,8 @@ from src.training.saving import FINAL_FILE
 FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "notes", "proj_dir", "resume",
                   "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "train_data_file", "wandb")
 # Names of what a run writes whole, as a pattern.
-WHOLE = r"config\.json|(?:metrics|eval|samples)\.jsonl|last\.ckpt|report\.html|curves\.png|wandb-run-id|" \
-        r"rwkv-(?:\d+|final)\.(?:safetensors|state\.pth)"
+WHOLE = "|".join([*map(re.escape, (CONFIG_FILE, *GROWING, RESUME_FILE, REPORT_FILE, CURVES_FILE, WANDB_ID_FILE)),
+                  r"rwkv-(?:\d+|final)\.(?:safetensors|state\.pth)"])
 
 
 def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], told: dict[str, Any],
