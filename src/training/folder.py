@@ -21,7 +21,7 @@ from src.training.saving import FINAL_FILE
 
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
 # moved; that they are the same is told by fingerprint and sha256.
-FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "notes", "proj_dir", "resume",
+FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
                   "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "train_data_file", "wandb")
 # Names of what a run writes whole, as a pattern.
 WHOLE = "|".join([*map(re.escape, (CONFIG_FILE, *GROWING, RESUME_FILE, REPORT_FILE, CURVES_FILE, WANDB_ID_FILE)),

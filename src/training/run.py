@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import signal
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +43,7 @@ from src.wkv.native import recycle_memory
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None = None) -> None:
+def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None = None, notes: Sequence[str] = ()) -> None:
     """Run it. Writes into `config.proj_dir`: config.json, metrics.jsonl, eval.jsonl, samples.jsonl, adapters, last.ckpt,
     curves.png, report.html.
 
@@ -50,6 +51,7 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         expected: dimensions that the flags state, by flag, to be compared with the checkpoint's.
         answer: writes the answers of `config.samples` prompts; there are none without it. Handed in, since generation stands
             beside training and not below it.
+        notes: lines for stderr about the command, told once nothing is wrong with it.
 
     Raises:
         UserError: whatever the user can mend; nothing has been written then, or what was written is good. Where training
@@ -58,14 +60,14 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
     check_can_start_others(config)
     with hold_folder(Path(config.proj_dir), "--proj_dir") if is_first(config) else quiet():
         try:
-            _train(config, expected, answer)
+            _train(config, expected, answer, notes)
         except Exception as error:
             if not out_of_memory(error):
                 raise
             raise UserError(_what_takes_less(config, error)) from error
 
 
-def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None) -> None:
+def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None, notes: Sequence[str]) -> None:
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -113,7 +115,7 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None)
         "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
         "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data},
         {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()})
-    for note in config.notes:
+    for note in notes:
         say(note)
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
     say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
