@@ -8,10 +8,10 @@ from src.cli.run import run
 def main(arguments: Sequence[str]) -> None:
     from src.cli.evaluate import parse
 
-    config = parse(arguments)
+    config, notes = parse(arguments)
     from src.training.measure import measure
 
-    measure(config)
+    measure(config, notes)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from src.cli.run import run
 def main(arguments: Sequence[str]) -> None:
     from src.cli.merge import merge, parse
 
-    merge(parse(arguments))
+    merge(*parse(arguments))
 
 
 if __name__ == "__main__":

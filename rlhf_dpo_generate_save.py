@@ -8,10 +8,10 @@ from src.cli.run import run
 def main(arguments: Sequence[str]) -> None:
     from src.cli.prepare import parse
 
-    config = parse(arguments)
+    config, notes = parse(arguments)
     from src.preference.prepare import prepare
 
-    prepare(config)
+    prepare(config, notes)
 
 
 if __name__ == "__main__":

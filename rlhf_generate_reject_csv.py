@@ -8,10 +8,10 @@ from src.cli.run import run
 def main(arguments: Sequence[str]) -> None:
     from src.cli.generate import parse
 
-    config = parse(arguments)
+    config, notes = parse(arguments)
     from src.generation.reject import generate_rejects
 
-    generate_rejects(config)
+    generate_rejects(config, notes)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,17 @@ from src.cli.run import run
 
 
 def main(arguments: Sequence[str]) -> None:
+    from src.training.following import follow_starter
+
+    follow_starter()  # before the imports, which take seconds
     from src.cli.train import parse
 
-    config, expected = parse(arguments)
+    config, expected, notes = parse(arguments)
     # Lightning takes seconds to import, which a wrong flag need not wait for.
     from src.generation.greedy import likeliest_answers
     from src.training.run import train
 
-    train(config, expected, likeliest_answers)
+    train(config, expected, likeliest_answers, notes)
 
 
 if __name__ == "__main__":

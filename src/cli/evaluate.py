@@ -31,11 +31,15 @@ def parser() -> Parser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> EvaluateConfig:
-    """The configuration. Raises UserError for a flag that is unknown or out of its range."""
+def parse(arguments: Sequence[str]) -> tuple[EvaluateConfig, tuple[str, ...]]:
+    """The configuration, and lines on what the command says in vain.
+
+    Raises UserError for a flag that is unknown or out of its range.
+    """
     own = parser()
     flags = vars(own.parse_args(arguments))
     rules = [NoEffect("tokenizer seed skip_bad_rows", flags["pairs"].lower().endswith(".save"), "a .save holds tokens")]
     strategy = parse_strategy(flags.pop("strategy"))
-    return EvaluateConfig(**flags, device=strategy.device, precision=strategy.precision, dtype=strategy.dtype,
-                          quantization=strategy.quantization, notes=notes(own.given(arguments), rules))
+    config = EvaluateConfig(**flags, device=strategy.device, precision=strategy.precision, dtype=strategy.dtype,
+                            quantization=strategy.quantization)
+    return config, notes(own.given(arguments), rules)

@@ -57,8 +57,11 @@ def positive_or_auto(text: str) -> int | None:
     return None if text == "auto" else whole(1, 10**5)(text)
 
 
-def parse(arguments: Sequence[str]) -> GenerateConfig:
-    """The run's configuration. Raises UserError for a flag that is unknown or out of its range."""
+def parse(arguments: Sequence[str]) -> tuple[GenerateConfig, tuple[str, ...]]:
+    """The run's configuration, and lines on what the command says in vain.
+
+    Raises UserError for a flag that is unknown or out of its range.
+    """
     own = parser()
     flags = vars(own.parse_args(arguments))
     if flags["temperature"] == 0 and (flags["num_rejects"] > 1 or flags["avoid_equal"]):
@@ -71,5 +74,6 @@ def parse(arguments: Sequence[str]) -> GenerateConfig:
     ]
     strategy = parse_strategy(flags.pop("strategy"))
     sampling = Sampling(**{field.name: flags.pop(field.name) for field in fields(Sampling)})
-    return GenerateConfig(**flags, sampling=sampling, device=strategy.device, precision=strategy.precision, dtype=strategy.dtype,
-                          quantization=strategy.quantization, notes=notes(own.given(arguments), rules))
+    config = GenerateConfig(**flags, sampling=sampling, device=strategy.device, precision=strategy.precision,
+                            dtype=strategy.dtype, quantization=strategy.quantization)
+    return config, notes(own.given(arguments), rules)

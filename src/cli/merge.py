@@ -18,7 +18,6 @@ class MergeFlags:
     base: str
     adapter: str
     output: str
-    notes: tuple[str, ...] = ()
 
 
 def parser() -> Parser:
@@ -29,13 +28,13 @@ def parser() -> Parser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> MergeFlags:
+def parse(arguments: Sequence[str]) -> tuple[MergeFlags, tuple[str, ...]]:
     own = parser()
     flags = vars(own.parse_args(arguments))
-    return MergeFlags(**flags, notes=notes(own.given(arguments), []))
+    return MergeFlags(**flags), notes(own.given(arguments), [])
 
 
-def merge(flags: MergeFlags) -> None:
+def merge(flags: MergeFlags, told: Sequence[str] = ()) -> None:
     inputs = {"--base": flags.base, "--adapter": flags.adapter}
     check_output(flags.output, inputs)
     adapter = read_adapter(flags.adapter)
@@ -44,7 +43,7 @@ def merge(flags: MergeFlags) -> None:
         check_output(states_path(flags.output), inputs)
     base, _, fingerprint = load_base_and_fingerprint(flags.base)
     merged = merge_adapter(base, adapter, fingerprint)
-    for note in flags.notes:
+    for note in told:
         say(note)
     changed = sum(merged[name] is not base[name] for name in base)
     save_checkpoint(merged, flags.output)

@@ -41,8 +41,11 @@ def parser() -> Parser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> PrepareConfig:
-    """The configuration. Raises UserError for a flag that is unknown, lacking or out of its range."""
+def parse(arguments: Sequence[str]) -> tuple[PrepareConfig, tuple[str, ...]]:
+    """The configuration, and lines on what the command says in vain.
+
+    Raises UserError for a flag that is unknown, lacking or out of its range.
+    """
     own = parser()
     known, unknown = own.parse_known_args(arguments)
     flags = vars(known)
@@ -65,5 +68,6 @@ def parse(arguments: Sequence[str]) -> PrepareConfig:
         NoEffect("lora_r", not (flags["peft"] in ADAPTERS and ADAPTERS[flags["peft"]].splits_base),
                  f"--peft {flags['peft']} splits no weight before it is quantized"),
     ]
-    return PrepareConfig(**flags, device=strategy.device, precision=strategy.precision, dtype=strategy.dtype,
-                         quantization=strategy.quantization, notes=notes(own.given(arguments), rules))
+    config = PrepareConfig(**flags, device=strategy.device, precision=strategy.precision, dtype=strategy.dtype,
+                           quantization=strategy.quantization)
+    return config, notes(own.given(arguments), rules)

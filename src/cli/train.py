@@ -153,8 +153,8 @@ def parser() -> Parser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
-    """The run's configuration, and what the flags say of the model's dimensions.
+def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], tuple[str, ...]]:
+    """The run's configuration, what the flags say of the model's dimensions, and lines on what the command says in vain.
 
     Raises:
         UserError: a flag that is unknown, not served yet, or out of its range.
@@ -191,7 +191,7 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
         raise UserError(f"--rlhf_max_corpus_len {limit} is above --ctx_len {ctx_len}; raise the one or lower the other")
     flags["rlhf_max_corpus_len"] = limit
     expected = {f"--{name}": flags.pop(name) for name in ("n_layer", "n_embd", "vocab_size", "my_testing")}
-    return TrainConfig(quantization=mode if quant else None, notes=notes(given, rules), **flags), expected
+    return TrainConfig(quantization=mode if quant else None, **flags), expected, notes(given, rules)
 
 
 def _without_effect(flags: dict[str, Any]) -> list[NoEffect]:

@@ -40,4 +40,3 @@ class GenerateConfig:
     dtype: torch.dtype
     quantization: str | None
     skip_bad_rows: bool = False
-    notes: tuple[str, ...] = ()  # what the command said in vain, as lines for people

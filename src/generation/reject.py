@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,8 +24,11 @@ from src.tokenizer import Tokenizer, load_tokenizer
 from src.tokenizer.fidelity import Encoder
 
 
-def generate_rejects(config: GenerateConfig) -> None:
+def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     """Write `config.output_csv`, going on where an earlier run stopped; what was done is told on stderr and in the sidecar.
+
+    Args:
+        notes: lines for stderr about the command, told once nothing is wrong with it.
 
     Raises:
         UserError: whatever the user can mend; the rows finished until then are saved.
@@ -48,7 +52,7 @@ def generate_rejects(config: GenerateConfig) -> None:
     repeated, stands = [rows[number] for number in sources], [kept[number] for number in sources]
     in_the_file = [reading.numbers[number] - 1 for number in sources]
     with open_output(config.output_csv, settings, repeated, stands, in_the_file) as output:
-        for note in config.notes:
+        for note in notes:
             say(note)
         if output.done == len(places):
             say(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do")

@@ -27,4 +27,3 @@ class PrepareConfig:
     lora_r: int = 16
     check_data: bool = False
     skip_bad_rows: bool = False
-    notes: tuple[str, ...] = ()  # what the command said in vain, as lines for people

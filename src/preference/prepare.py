@@ -29,24 +29,27 @@ from src.tokenizer import load_tokenizer
 from src.wkv.native import recycle_memory
 
 
-def prepare(config: PrepareConfig) -> None:
+def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:
     """Write `config.output_save` and its sidecar; what was made is told on stderr. With `check_data` only tell what would be.
 
     What is finished stands in a `.partial` file beside it meanwhile, from which an interrupted run goes on.
+
+    Args:
+        notes: lines for stderr about the command, told once nothing is wrong with it.
 
     Raises:
         UserError: whatever the user can mend; the output has not been written then.
     """
     if config.check_data:
-        _check(config)
+        _check(config, notes)
         return
     for path in (config.output_save, f"{config.output_save}.json", f"{config.output_save}.partial"):
         check_output(path, {"--input_csv": config.input_csv, "--load_model": config.load_model})
     with hold_journal(Path(f"{config.output_save}.partial")) as descriptor:
-        _prepare(config, descriptor)
+        _prepare(config, notes, descriptor)
 
 
-def _prepare(config: PrepareConfig, held_file: int) -> None:
+def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> None:
     reading = read_pairs(config.input_csv, require_reject=True)
     rows = usable(reading, config.skip_bad_rows)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
@@ -63,7 +66,7 @@ def _prepare(config: PrepareConfig, held_file: int) -> None:
     else:
         settings = read_layer_profile(config.layer_profile, dimensions.n_layer)
     held = how_quantized(settings, weights, config.quantization)
-    for note in config.notes:
+    for note in notes:
         say(note)
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
@@ -115,7 +118,7 @@ def _tell(config: PrepareConfig, n_rows: int, n_pairs: int, report: Report, seco
         f"{'' if config.reference else '; no references'}")
 
 
-def _check(config: PrepareConfig) -> None:
+def _check(config: PrepareConfig, notes: Sequence[str]) -> None:
     """Report what preparing would make of the file; UserError at the end where it would refuse it."""
     reading = read_pairs(config.input_csv, require_reject=True)
     if not reading.rows:
@@ -124,7 +127,7 @@ def _check(config: PrepareConfig) -> None:
     vocab_size = read_dimensions(load_checkpoint(config.load_model), config.load_model).vocab_size if config.load_model else None
     tokenizer = load_tokenizer(config.tokenizer, vocab_size)
     report_notes(reading)
-    for note in config.notes:
+    for note in notes:
         say(note)
     first_of_kind = {fault.kind: fault.message for fault in reversed(reading.faults)}
     print_check(config.input_csv, check_pairs(reading, tokenizer, config.rlhf_max_corpus_len, config.seed), first_of_kind)

@@ -7,9 +7,12 @@ in which manifest.json has the digest of every other file.
 
 import hashlib
 import json
+import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,6 +29,10 @@ MANIFEST_FILE = "manifest.json"
 RECORD = "record"
 MARK = b"sha256"
 DIGEST_SIZE = 32
+DAMAGED = "is damaged or no file of this run"
+UNSEALED = "has no checksum and was written by an earlier version or for another run"
+# How a zip archive ends that nothing stands behind.
+END_MARK, END_SIZE = b"PK\5\6", 22
 # What says how far a checkpoint is: optimizer steps, and the steps of the lines that growing files have, by file.
 RECORD_SHAPE = {"step": int, "lines": {str: [int]}}
 
@@ -75,6 +82,13 @@ def save_checkpoint(trainer: pl.Trainer, folder: Path, record: dict[str, Any]) -
     trainer.strategy.barrier()
 
 
+def will_be_there(folder: Path) -> bool:
+    """Whether `tidy` leaves a checkpoint; right also while another process is just at it."""
+    final = folder / RESUME_FILE
+    # In this order: what was renamed since the look for it is found under its new name.
+    return (_beside(final, "tmp") / MANIFEST_FILE).exists() or _beside(final, "old").is_dir() or final.exists()
+
+
 def tidy(folder: Path) -> None:
     """Finish or undo what a kill left of DeepSpeed's folder taking the place of the one before, so that one is there."""
     final = folder / RESUME_FILE
@@ -91,58 +105,65 @@ def tidy(folder: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def check_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], deepspeed: bool, good: str | None) -> dict[str, Any]:
+def check_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], deepspeed: bool,
+                     good: Callable[[], str | None]) -> dict[str, Any]:
     """The record of a checkpoint that is whole, holds these tensors, and was written under this kind of strategy.
 
     Args:
         shapes: of what trains, by name. DeepSpeed keeps its tensors in pieces, which are not looked into.
-        good: an adapter to go on from otherwise, for the message.
+        good: finds an adapter that a new run could start from instead; asked only where the checkpoint is refused.
 
     Raises UserError where it is not.
     """
-    elsewhere = "choose another --proj_dir" + (f", where --load_adapter {good} goes on from that adapter" if good else "")
     if path.is_dir() != deepspeed:
-        kind, strategy = ("a folder of DeepSpeed", "its --strategy") if path.is_dir() else ("of no DeepSpeed", "--strategy auto")
-        raise UserError(f"{path}: is {kind}; --resume 1 goes on with {strategy}")
+        writer, strategy = ("a DeepSpeed", "its --strategy") if path.is_dir() else ("another than a DeepSpeed", "--strategy auto")
+        raise UserError(f"{path}: was written under {writer} strategy; --resume 1 goes on with {strategy}")
     try:
         record = _read_folder(path) if deepspeed else _read_file(path, shapes)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if record is None:
-        raise UserError(f"{path}: is damaged or no file of this run, so --resume 1 can't go on with it; {elsewhere}")
+    if isinstance(record, str):
+        elsewhere = f", where --load_adapter {adapter} goes on from that adapter" if (adapter := good()) else ""
+        raise UserError(f"{path}: {record}, so --resume 1 can't go on with it; choose another --proj_dir{elsewhere}")
     return record
 
 
-def _read_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """None where the file is not as it was written, or holds other tensors."""
+def _read_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | str:
+    """What is wrong where the file is not as it was written, or holds other tensors."""
     size = path.stat().st_size - len(MARK) - DIGEST_SIZE
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for start in range(0, size, 1 << 20):
             digest.update(file.read(min(1 << 20, size - start)))
         if size < 0 or file.read() != MARK + digest.digest():
-            return None
+            file.seek(max(0, size + len(MARK) + DIGEST_SIZE - END_SIZE))
+            return UNSEALED if file.read().startswith(END_MARK) else DAMAGED
     try:
         with warnings.catch_warnings(), named_in_utf8(path) as name:
             warnings.simplefilter("ignore")
             found = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         held = {name.removeprefix("model."): tuple(tensor.shape) for name, tensor in found["state_dict"].items()}
-        return parse_json(json.dumps(found[RECORD]), RECORD_SHAPE) if held == shapes else None
-    except Exception:  # with the right digest, and yet foreign
-        return None
+        return parse_json(json.dumps(found[RECORD]), RECORD_SHAPE) if held == shapes else DAMAGED
+    except (RuntimeError, UnpicklingError, EOFError, LookupError, AttributeError, TypeError, ValueError) as error:  # foreign
+        if out_of_memory(error):
+            raise
+        return DAMAGED
 
 
-def _read_folder(path: Path) -> dict[str, Any] | None:
-    """None where one of the files is missing or not as it was written."""
+def _read_folder(path: Path) -> dict[str, Any] | str:
+    """What is wrong where one of the files is missing or not as it was written."""
     try:
         manifest = parse_json((path / MANIFEST_FILE).read_bytes(), {"files": {str: str}, RECORD: RECORD_SHAPE})
     except (FileNotFoundError, BadJson):
-        return None
-    return manifest[RECORD] if manifest["files"] == _digests(path) else None
+        return DAMAGED
+    return manifest[RECORD] if manifest["files"] == _digests(path) else DAMAGED
 
 
 def seal_folder(path: Path, record: dict[str, Any]) -> None:
-    """Write the manifest of a folder, whose other files are all there."""
+    """Write the manifest of a folder, whose other files are all there, and see to it that all of them outlive a power cut."""
+    for part in (path, *path.rglob("*")):
+        if part.name != MANIFEST_FILE:
+            _sync(part)
     text = json_text({RECORD: record, "files": _digests(path)}, path / MANIFEST_FILE, indent=2)
     with atomic_write(path / MANIFEST_FILE, "w", encoding="utf-8") as file:
         file.write(text)
@@ -160,10 +181,21 @@ def _digests(path: Path) -> dict[str, str]:
 def _exchange(final: Path) -> None:
     """Put what was written in the place of what was there, which a rename does not do with folders."""
     before = _beside(final, "old")
+    _sync(final.parent)  # the new one's name is on disk before the old one's goes
     if final.exists():
         final.rename(before)
     _beside(final, "tmp").rename(final)
+    _sync(final.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Write a file or a folder's names to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _beside(final: Path, ending: str) -> Path:

@@ -64,4 +64,3 @@ class TrainConfig:
     train_data_file: str | None = None
     tokenizer: str | None = None
     skip_bad_rows: bool = False
-    notes: tuple[str, ...] = ()  # what the command said in vain, as lines for people

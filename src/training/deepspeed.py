@@ -1,6 +1,7 @@
 """DeepSpeed under Lightning, with optimizer steps where every other strategy has them, and nothing scaled or cast on the way."""
 
 import os
+import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from src.wkv.toolkit import use_toolkit
 
 # Extensions that DeepSpeed builds for the strategies in use.
 DEEPSPEED_BUILDS = ("cpu_adam", "fused_adam", "utils")
+LONGEST_BUILD = 600  # seconds
 
 
 class SteppingDeepSpeed(DeepSpeedStrategy):
@@ -49,7 +51,9 @@ class SteppingDeepSpeed(DeepSpeedStrategy):
 def remove_dead_locks(builds: Path) -> None:
     """Remove the locks that killed processes left when they built DeepSpeed's extensions; it would wait for them for ever.
 
-    Torch's builder makes a file and holds it open while it builds. Where processes can't be looked at nothing is removed.
+    Torch's builder makes a file and holds it open while it builds. Its process may be another user's, in another container, or on
+    another machine that shares the folder, and is not seen then: a lock goes only once it is older than a build takes as well.
+    Where /proc is missing nothing is removed.
 
     Args:
         builds: folder of torch's extension builds.
@@ -62,9 +66,10 @@ def remove_dead_locks(builds: Path) -> None:
         with suppress(OSError):  # another user's, or gone meanwhile
             held.add(os.readlink(link))
     for lock in locks:
-        if str(lock.resolve()) not in held:
-            say(f"{lock}: removed, since the process that built there is gone")
-            lock.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # given back meanwhile
+            if str(lock.resolve()) not in held and time.time() - lock.stat().st_mtime > LONGEST_BUILD:
+                lock.unlink()
+                say(f"{lock}: removed, since it is over {LONGEST_BUILD // 60} minutes old and no process is seen to build there")
 
 
 class AsItIs(DeepSpeedPrecision):

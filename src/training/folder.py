@@ -12,19 +12,20 @@ from src.checked_json import BadJson, parse_json
 from src.console import say
 from src.errors import UserError
 from src.files import atomic_write, json_text, regular_file, remove_temporaries
-from src.training.checkpoint import RESUME_FILE, check_checkpoint, tidy
+from src.training.checkpoint import RESUME_FILE, check_checkpoint, tidy, will_be_there
 from src.training.config import TrainConfig
 from src.training.lines import GROWING, METRICS_FILE, check_lines, keep_lines, tell_gaps
-from src.training.report import CONFIG_FILE
+from src.training.loggers import WANDB_ID_FILE
+from src.training.report import CONFIG_FILE, CURVES_FILE, REPORT_FILE
 from src.training.saving import FINAL_FILE
 
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
 # moved; that they are the same is told by fingerprint and sha256.
-FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "notes", "proj_dir", "resume",
+FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
                   "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "train_data_file", "wandb")
 # Names of what a run writes whole, as a pattern.
-WHOLE = r"config\.json|(?:metrics|eval|samples)\.jsonl|last\.ckpt|report\.html|curves\.png|wandb-run-id|" \
-        r"rwkv-(?:\d+|final)\.(?:safetensors|state\.pth)"
+WHOLE = "|".join([*map(re.escape, (CONFIG_FILE, *GROWING, RESUME_FILE, REPORT_FILE, CURVES_FILE, WANDB_ID_FILE)),
+                  r"rwkv-(?:\d+|final)\.(?:safetensors|state\.pth)"])
 
 
 def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], told: dict[str, Any],
@@ -51,7 +52,8 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], tol
     steps, expected = 0, {}
     if config.resume and checkpoint.exists():
         _check_config(path, known)
-        record = check_checkpoint(checkpoint, shapes, config.strategy.startswith("deepspeed"), _last_good(folder))
+        record = check_checkpoint(checkpoint, shapes, config.strategy.startswith("deepspeed"),
+                                  lambda: _last_good(folder))
         steps, expected = record["step"], {METRICS_FILE: list(range(1, record["step"] + 1))} | record["lines"]
         for name in GROWING:
             check_lines(folder / name)  # all of them before any is cut
@@ -71,9 +73,9 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], tol
 
 
 def resume_file(config: TrainConfig) -> Path | None:
-    """What a process goes on from that leaves the folder to another one."""
-    checkpoint = Path(config.proj_dir) / RESUME_FILE
-    return checkpoint if config.resume and checkpoint.exists() else None
+    """The checkpoint that another process than the first goes on from; the first may be tidying the folder at this moment."""
+    folder = Path(config.proj_dir)
+    return folder / RESUME_FILE if config.resume and will_be_there(folder) else None
 
 
 def _check_config(path: Path, known: dict[str, Any]) -> None:

@@ -50,11 +50,13 @@ class EvaluateConfig:
     dtype: torch.dtype
     quantization: str | None
     skip_bad_rows: bool = False
-    notes: tuple[str, ...] = ()  # what the command said in vain, as lines for people
 
 
-def measure(config: EvaluateConfig) -> None:
+def measure(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
     """Print the table, and write the same numbers to `config.output_json` where it is given.
+
+    Args:
+        notes: lines for stderr about the command, told once nothing is wrong with it.
 
     Raises:
         UserError: whatever the user can mend; nothing has been written then.
@@ -71,7 +73,7 @@ def measure(config: EvaluateConfig) -> None:
     made_with = {"precision": config.precision, **how_quantized(settings, weights, config.quantization)}
     pairs, references, facts = _pairs(config, dimensions, base, made_with)
 
-    for note in config.notes:
+    for note in notes:
         say(note)
     if config.dpo_beta is not None and references is None and not (config.reference_model or adapter):
         say("note: no effect: --dpo_beta (without references there are no margins)")

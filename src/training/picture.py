@@ -9,6 +9,9 @@ from typing import Any
 from src.files import atomic_write
 from src.training.lines import read_lines
 
+# Numbers by name, one a line of their file.
+Columns = dict[str, list[float]]
+
 # Each picture: its title, then what is drawn in it where the run has it: column, label, colour, dots for held-out pairs.
 PANELS = (
     ("preferred: share of pairs with margin > 0",
@@ -33,12 +36,16 @@ MOST_POINTS = 1000
 LARGEST = 1e100
 
 
-def draw_curves(metrics_file: Path, eval_file: Path, output: Path) -> None:
-    """Read metrics.jsonl and, where it exists, eval.jsonl; write `output`, a PNG, unless there is nothing to draw."""
+def draw_curves(steps: Columns, held_out: Columns, output: Path) -> None:
+    """Write `output`, a PNG, unless there is nothing to draw.
+
+    Args:
+        steps: metrics.jsonl by column, one value a line.
+        held_out: eval.jsonl likewise.
+    """
     # Takes a second to import, and the scripts that never draw need not wait for it.
     from matplotlib.figure import Figure
 
-    steps, held_out = columns(metrics_file), columns(eval_file)
     panels = [panel for panel in PANELS[:CURVES] if _drawn(panel, steps, held_out)]
     if not panels:
         return
@@ -49,12 +56,11 @@ def draw_curves(metrics_file: Path, eval_file: Path, output: Path) -> None:
         figure.savefig(file, format="png")
 
 
-def curve_svgs(metrics_file: Path, eval_file: Path) -> list[str]:
+def curve_svgs(steps: Columns, held_out: Columns) -> list[str]:
     """The same curves and a few more, each an `<svg>` element that stands in HTML without naming anything outside of it."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    steps, held_out = columns(metrics_file), columns(eval_file)
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     svgs = []
     for number, panel in enumerate(PANELS):
@@ -71,11 +77,11 @@ def curve_svgs(metrics_file: Path, eval_file: Path) -> list[str]:
     return svgs
 
 
-def _drawn(panel: tuple, steps: dict, held_out: dict) -> bool:
+def _drawn(panel: tuple, steps: Columns, held_out: Columns) -> bool:
     return any(column in (held_out if dots else steps) for column, _, _, dots in panel[1:])
 
 
-def _draw(axes: Any, panel: tuple, steps: dict[str, list[float]], held_out: dict[str, list[float]]) -> None:
+def _draw(axes: Any, panel: tuple, steps: Columns, held_out: Columns) -> None:
     axes.set_title(panel[0], fontsize=10)
     for column, label, colour, dots in panel[1:]:
         values = held_out if dots else steps
@@ -97,11 +103,12 @@ def thinned(values: list[float]) -> list[float]:
     return [sum(group) / len(group) if group else math.nan for group in groups]
 
 
-def columns(path: Path) -> dict[str, list[float]]:
-    """A .jsonl of numbers by name, NaN where a line lacks one; nothing where there is no line.
+def read_columns(path: Path) -> Columns:
+    """Those of a .jsonl of numbers; none where there is no file. Raises UserError where it is damaged."""
+    return columns(read_lines(path))
 
-    Raises UserError where it is damaged.
-    """
-    rows = read_lines(path)
+
+def columns(rows: list[dict[str, float]]) -> Columns:
+    """Lines of numbers by name, NaN where a line lacks one; nothing where there is no line."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [float(row.get(name, math.nan)) for row in rows] for name in names}

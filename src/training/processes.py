@@ -1,7 +1,8 @@
 """A run on several devices is a process for each: the first starts the others, which end with it whatever ends it.
 
-Only the first takes signals, writes the folder and speaks. Lightning could start the others too, but on a signal it exchanges
-messages between processes of which some don't listen any more, and the run hangs.
+Only the first takes signals, writes the folder and prints; of the others, only what C++ libraries write to the terminal
+themselves gets there. Lightning could start the others too, but on a signal it exchanges messages between processes of which some
+don't listen any more, and the run hangs.
 """
 
 import os
@@ -26,13 +27,14 @@ from pytorch_lightning.plugins.environments import (
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.console import say
-from src.errors import UserError
+from src.errors import SIGNALS, UserError
 from src.training.config import TrainConfig
+from src.training.following import command_to_follow, follow_starter
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Seconds that a process which fails gives the first one to fail of the same, and to end it, before it tells of it.
+# Seconds that a failing process waits before it prints its error. What fails in all processes is printed by the first, which ends
+# the others in this time.
 PATIENCE = 5.0
-# Seconds after which the first, where it still waits for one that has ended, is waiting in vain.
+# Seconds that the first process waits for an answer once another has ended; after them it gives up.
 VAIN = 30.0
 
 
@@ -53,6 +55,16 @@ def starts_others(config: TrainConfig) -> bool:
     launchers = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)
     return config.devices > 1 and not LightningEnvironment().creates_processes_externally and not any(
         launcher.detect() for launcher in launchers)
+
+
+def check_can_start_others(config: TrainConfig) -> None:
+    """Raises UserError where the others would not run the same script, as from a notebook: they would each be another kernel."""
+    main = sys.modules["__main__"]
+    file, as_module = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    words = filter(os.path.exists, sys.orig_argv[1:])
+    if starts_others(config) and not (file and (as_module or any(os.path.samefile(word, file) for word in words))):
+        raise UserError(f"--devices {config.devices}: every device needs a process of its own, and only a script can start them; "
+                        "run train.py, or take --devices 1 here")
 
 
 def share_cores(config: TrainConfig) -> None:
@@ -77,8 +89,8 @@ class Others(pl.Callback):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             for rank in range(1, self.count + 1):
-                command = [sys.executable, *sys.orig_argv[1:]]
-                self.processes.append(subprocess.Popen(command, env=place | {"LOCAL_RANK": str(rank)}))
+                self.processes.append(subprocess.Popen(command_to_follow(sys.orig_argv[1:]), stdin=subprocess.PIPE,
+                                                       env=place | {"LOCAL_RANK": str(rank)}))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         threading.Thread(target=self._watch, daemon=True).start()
@@ -109,6 +121,7 @@ class Others(pl.Callback):
         for process in self.processes:
             process.kill()
             process.wait()
+            process.stdin.close()
 
     def _failed(self) -> str | None:
         for rank, process in enumerate(self.processes, 1):
@@ -129,15 +142,11 @@ class Others(pl.Callback):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Around the work of another process than the first: silent, unless it fails of something of its own."""
-    first = os.getppid()
+    """Around the work of another process than the first: Python prints nothing, unless it fails of something of its own.
 
-    def follow() -> None:
-        while os.getppid() == first:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    File descriptor 2 stays open, so C++ libraries still reach the terminal.
+    """
+    follow_starter()  # for scripts that have not done so at their start
     try:
         with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
             yield

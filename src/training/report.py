@@ -21,7 +21,7 @@ from src.training.checkpoint import RESUME_FILE
 from src.training.config import TrainConfig
 from src.training.lines import EVAL_FILE, METRICS_FILE, SAMPLES_FILE, read_lines
 from src.training.module import PreferenceModule
-from src.training.picture import columns, curve_svgs
+from src.training.picture import columns, curve_svgs, read_columns
 from src.training.saving import FINAL_FILE
 
 CONFIG_FILE = "config.json"
@@ -50,7 +50,7 @@ FILES = {
 
 
 class Report(pl.Callback):
-    """report.html after each epoch but the last, whose comes when all else is there, and where a signal ends the run.
+    """report.html after each epoch but the last, whose comes when all else is there, and where a signal or Ctrl-C ends the run.
 
     A report that can't be written is told and stops no training.
     """
@@ -63,7 +63,7 @@ class Report(pl.Callback):
             self._write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: PreferenceModule, exception: BaseException) -> None:
-        if isinstance(exception, Stopped) and (self.folder / METRICS_FILE).exists():
+        if isinstance(exception, Stopped | KeyboardInterrupt) and (self.folder / METRICS_FILE).exists():
             self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
@@ -90,7 +90,7 @@ def write_report(folder: Path) -> None:
     try:
         config = parse_json((folder / CONFIG_FILE).read_bytes(), _CONFIG)
         samples, held_out = read_lines(folder / SAMPLES_FILE), read_lines(folder / EVAL_FILE)
-        metrics = columns(folder / METRICS_FILE)
+        metrics = read_columns(folder / METRICS_FILE)
         page = template.render(
             name=folder.resolve().name, written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), config=config,
             flags={field.name: config[field.name] for field in fields(TrainConfig) if field.name in config},
@@ -99,7 +99,7 @@ def write_report(folder: Path) -> None:
             samples=paired(samples), last=samples[-1]["step"] if samples else 0,
             done=int(max((*metrics.get("step", ()), *(row["step"] for row in (*held_out, *samples))), default=0)),
             total=config.get("total_steps"),
-            figures=list(map(Markup, curve_svgs(folder / METRICS_FILE, folder / EVAL_FILE))), files=list_files(folder),
+            figures=list(map(Markup, curve_svgs(metrics, columns(held_out)))), files=list_files(folder),
             merge=None if not (folder / FINAL_FILE).exists() else shlex.join((
                 "python", "merge.py", "--base", config["load_model"], "--adapter", str(folder / FINAL_FILE),
                 "--output", str(folder / "merged.pth"))))

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import signal
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -29,8 +31,8 @@ from src.training.folder import prepare_folder, resume_file
 from src.training.lines import EVAL_FILE, METRICS_FILE
 from src.training.loggers import make_loggers
 from src.training.module import PreferenceModule
-from src.training.picture import draw_curves
-from src.training.processes import Others, Started, is_first, quiet, share_cores, starts_others
+from src.training.picture import draw_curves, read_columns
+from src.training.processes import Others, Started, check_can_start_others, is_first, quiet, share_cores, starts_others
 from src.training.report import CURVES_FILE, REPORT_FILE, Report, write_report
 from src.training.samples import Answer, Samples, read_questions
 from src.training.saving import FINAL_FILE, CheckAdapter, SaveAdapters, explain
@@ -40,7 +42,7 @@ from src.wkv.native import recycle_memory
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None = None) -> None:
+def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None = None, notes: Sequence[str] = ()) -> None:
     """Run it. Writes into `config.proj_dir`: config.json, metrics.jsonl, eval.jsonl, samples.jsonl, adapters, last.ckpt,
     curves.png, report.html.
 
@@ -48,21 +50,23 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         expected: dimensions that the flags state, by flag, to be compared with the checkpoint's.
         answer: writes the answers of `config.samples` prompts; there are none without it. Handed in, since generation stands
             beside training and not below it.
+        notes: lines for stderr about the command, told once nothing is wrong with it.
 
     Raises:
         UserError: whatever the user can mend; nothing has been written then, or what was written is good. Where training
             diverged, the message names the adapters that were checked.
     """
+    check_can_start_others(config)
     with hold_folder(Path(config.proj_dir), "--proj_dir") if is_first(config) else quiet():
         try:
-            _train(config, expected, answer)
+            _train(config, expected, answer, notes)
         except Exception as error:
             if not out_of_memory(error):
                 raise
             raise UserError(_what_takes_less(config, error)) from error
 
 
-def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None) -> None:
+def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None, notes: Sequence[str]) -> None:
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -104,12 +108,12 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     folder = Path(config.proj_dir)
     checkpoint = resume_file(config) if not is_first(config) else prepare_folder(folder, config, {
-        "base_fingerprint": base, "rlhf_train_sha256": hashlib.sha256(Path(train_file).read_bytes()).hexdigest(),
+        "base_fingerprint": base, "rlhf_train_sha256": _sha256(train_file),
         "layer_profile_rows": [asdict(setting) for setting in settings]}, {
         "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
         "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data},
         {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()})
-    for note in config.notes:
+    for note in notes:
         say(note)
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
     say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
@@ -160,15 +164,21 @@ def _fit(config: TrainConfig, module: PreferenceModule, callbacks: list[pl.Callb
         # SLURM write checkpoints that nothing here goes on from.
         trainer._signal_connector.register_signal_handlers = lambda: None
         trainer.loggers = make_loggers(config) if trainer.is_global_zero else []
+        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as ended:  # what Lightning makes of Ctrl-C where nothing makes a Stopped of it, as in a notebook
+            if not isinstance(ended.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from None
         except NotFinite as error:
             raise explain(error, trainer.global_step, save.good, config) from error
     return trainer
 
 
 def _what_takes_less(config: TrainConfig, error: Exception) -> str:
-    whose = "device" if type(error).__name__ == "OutOfMemoryError" else "machine"
+    whose = out_of_memory(error)
     batch = "--batch_tokens" if config.batch_tokens else "--micro_bsz"
     ways = [f"a smaller {batch}"] if config.batch_tokens or config.micro_bsz > 1 else []
     ways += [] if config.grad_cp else ["--grad_cp 1"]
@@ -176,10 +186,17 @@ def _what_takes_less(config: TrainConfig, error: Exception) -> str:
     return f"the {whose}'s memory is full; take {', '.join([*ways, 'a smaller --rlhf_max_corpus_len'])} or a smaller model"
 
 
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def finish(folder: Path) -> None:
     """Draw the curves, write the report, and name what there is; one of them that can't be made is told."""
-    for write in (lambda: draw_curves(folder / METRICS_FILE, folder / EVAL_FILE, folder / CURVES_FILE),
-                  lambda: write_report(folder)):
+    def draw() -> None:
+        draw_curves(read_columns(folder / METRICS_FILE), read_columns(folder / EVAL_FILE), folder / CURVES_FILE)
+
+    for write in (draw, lambda: write_report(folder)):
         try:
             write()
         except UserError as error:

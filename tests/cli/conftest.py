@@ -63,7 +63,7 @@ def adapter(material, prepared) -> Path:
     flags = {"--load_model": material / "x070.pth", "--rlhf_train_file": prepared("x070"), "--proj_dir": folder,
              "--accelerator": "cpu", "--precision": "fp32",
              "--epoch_steps": "2", "--ctx_len": "512", "--lora_r": "4", "--lr_init": "1e-3"}
-    config, expected = parse([str(word) for pair in flags.items() for word in pair])
+    config, expected, _ = parse([str(word) for pair in flags.items() for word in pair])
     train(config, expected)
     return folder / "rwkv-final.safetensors"
 

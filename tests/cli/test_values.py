@@ -60,7 +60,7 @@ def test_minus_zero_is_zero_and_a_negative_number_in_any_form_is_a_value():
     train, generate = (importlib.import_module(f"src.cli.{MODULES[script]}") for script in (TRAIN, GENERATE))
     assert str(train.parse([*words_of(NEEDED[TRAIN]), "--lr_final", "-0"])[0].lr_final) == "0.0"
     for value in ("-1e-3", "-.5", "-2"):
-        made = generate.parse([*words_of(NEEDED[GENERATE]), "--presence", value])
+        made, _ = generate.parse([*words_of(NEEDED[GENERATE]), "--presence", value])
         assert made.sampling.presence == float(value)
     refused(GENERATE, "--presence", "-inf")
 

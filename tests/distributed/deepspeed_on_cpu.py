@@ -32,7 +32,7 @@ def main(arguments) -> None:
     deepspeed.initialize = on_cpu
     # Gloo does without it. It would be compiled in torch's cache, where a build that was killed blocks all later ones.
     deepspeed.comm.torch.build_shm_op = lambda: None
-    config, expected = parse(flags)
+    config, expected, _ = parse(flags)
     train(replace(config, strategy=strategy), expected)
 
 

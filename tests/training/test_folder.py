@@ -18,6 +18,7 @@ import torch
 from src.errors import UserError
 from src.files import hold_folder
 from src.generation.greedy import likeliest_answers
+from src.training.checkpoint import check_checkpoint
 from src.training.run import train
 from tests.cli.conftest import snapshot
 from tests.training.test_run import lines, numbers
@@ -176,12 +177,10 @@ def test_a_bit_that_flipped_anywhere_in_the_checkpoint_is_found(finished):
         refused(replace(finished, resume=True), "last.ckpt: is damaged", "--load_adapter", "rwkv-2.safetensors")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"sha256" + bytes(32), "cut", "doubled", "foreign", "other tensors"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"sha256" + bytes(32), "cut", "doubled", "other tensors"])
 def test_a_checkpoint_that_is_not_this_runs_is_refused(finished, content):
     path = Path(finished.proj_dir, "last.ckpt")
-    if content == "foreign":
-        torch.save({"state_dict": {}}, path)
-    elif content == "other tensors":
+    if content == "other tensors":
         from src.training.checkpoint import SealedFile
 
         saved = torch.load(path, weights_only=True)
@@ -191,6 +190,28 @@ def test_a_checkpoint_that_is_not_this_runs_is_refused(finished, content):
         whole = path.read_bytes()
         path.write_bytes({"cut": whole[:-1], "doubled": whole * 2}.get(content, content))
     refused(replace(finished, resume=True), "last.ckpt: is damaged or no file of this run", "--load_adapter")
+
+
+def test_a_checkpoint_without_a_checksum_is_told_apart_from_a_damaged_one(finished):
+    path = Path(finished.proj_dir, "last.ckpt")
+    path.write_bytes(path.read_bytes()[:-38])
+    assert torch.load(path, weights_only=True)["global_step"] == 4
+    refused(replace(finished, resume=True), "last.ckpt: has no checksum and was written by an earlier version", "--load_adapter")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_full_memory_is_no_damage(finished, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)):
+        check_checkpoint(Path(finished.proj_dir, "last.ckpt"), {}, False, lambda: None)
+
+
+def test_no_adapter_is_read_where_the_checkpoint_is_whole(finished, monkeypatch):
+    monkeypatch.setattr("src.training.folder.read_adapter", lambda path: pytest.fail(f"{path} was read"))
+    train(replace(finished, resume=True), {}, likeliest_answers)
 
 
 def test_the_adapter_that_is_named_can_be_read(finished):
@@ -216,10 +237,11 @@ def test_a_setting_of_another_kind_is_another_run(finished, value):
 
 
 def test_the_strategy_must_fit_the_checkpoint(finished):
-    refused(replace(finished, resume=True, strategy="deepspeed_stage_2"), "last.ckpt: is of no DeepSpeed", "--strategy auto")
+    refused(replace(finished, resume=True, strategy="deepspeed_stage_2"),
+            "last.ckpt: was written under another than a DeepSpeed strategy", "--strategy auto")
     Path(finished.proj_dir, "last.ckpt").unlink()
     Path(finished.proj_dir, "last.ckpt").mkdir()
-    refused(replace(finished, resume=True), "last.ckpt: is a folder of DeepSpeed")
+    refused(replace(finished, resume=True), "last.ckpt: was written under a DeepSpeed strategy")
 
 
 @pytest.mark.parametrize(("name", "keep", "said"), [

@@ -9,7 +9,7 @@ import pytest
 
 from src.errors import UserError
 from src.training.lines import append_line, check_lines, keep_lines, read_lines, sync_lines, tell_gaps
-from src.training.picture import columns, curve_svgs, draw_curves, thinned
+from src.training.picture import curve_svgs, draw_curves, read_columns, thinned
 
 DAMAGED = {
     "text": b'{"step": 1, "loss": "low"}', "null": b'{"step": 1, "loss": null}', "a list": b'{"step": 1, "loss": [[1]]}',
@@ -80,18 +80,18 @@ def test_curves_survive_gaps_repeats_and_columns_that_come_and_go(tmp_path):
     rows = [{"step": 1, "lr": 1.0}, {"step": 1, "lr": 1.0, "grad_norm": 2.0}, {"step": 7, "margin": 1e308},
             {"step": 3, "lr": -1e308, "margin": -1e308}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = columns(path)
+    found = read_columns(path)
     assert found["lr"][:2] == [1.0, 1.0] and str(found["lr"][2]) == "nan" and list(found) == ["step", "lr", "grad_norm", "margin"]
-    assert len(curve_svgs(path, tmp_path / "none")) == 3
-    draw_curves(path, tmp_path / "none", tmp_path / "curves.png")
+    assert len(curve_svgs(found, {})) == 3
+    draw_curves(found, {}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert thinned([1e308, 3.0, float("nan"), 1.0] * 1000)[0] == 2.0
 
 
 def test_no_lines_make_no_curves_and_no_error(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
-    assert columns(tmp_path / "metrics.jsonl") == {} and curve_svgs(tmp_path / "metrics.jsonl", tmp_path / "none") == []
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "none", tmp_path / "curves.png")
+    assert read_columns(tmp_path / "metrics.jsonl") == {} and curve_svgs({}, {}) == []
+    draw_curves({}, {}, tmp_path / "curves.png")
 
 
 @pytest.mark.parametrize("call", [read_lines, check_lines, lambda path: keep_lines(path, 1), lambda path: append_line(path, {})])

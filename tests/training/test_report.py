@@ -14,7 +14,7 @@ import src.training.module as module
 from src.errors import Stopped, UserError
 from src.generation.greedy import likeliest_answers
 from src.preference.pairs import load_pairs, save_pairs
-from src.training.picture import MOST_POINTS, curve_svgs, thinned
+from src.training.picture import MOST_POINTS, curve_svgs, read_columns, thinned
 from src.training.report import paired, profile_rows, write_report
 from src.training.run import train
 from src.training.samples import read_questions
@@ -158,6 +158,22 @@ def test_a_broken_off_run_has_a_report_and_its_continuation_the_whole_one(config
         assert [line["step"] for line in lines(Path(run.proj_dir) / name)] == [0, 4, 8]
 
 
+def test_ctrl_c_in_a_notebook_comes_back_as_it_went_in(config, monkeypatch):
+    run, pair_losses, handler = config(), module.pair_losses, signal.getsignal(signal.SIGINT)
+    calls = iter(range(9))
+
+    def interrupted(*arguments, **named):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return pair_losses(*arguments, **named)
+
+    monkeypatch.setattr(module, "pair_losses", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, {}, likeliest_answers)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "After 2 of 8 optimizer steps" in read(run.proj_dir).text
+
+
 def test_a_report_that_can_not_be_written_stops_no_training(config, capsys):
     run = config()
     (Path(run.proj_dir) / "report.html" / "in the way").mkdir(parents=True)
@@ -221,7 +237,7 @@ def test_curves_of_a_long_run_stay_small_and_show_what_the_run_has(tmp_path):
     generator = Random(0)
     rows = [{"step": step, "lr": 1.0, "grad_norm": generator.random()} for step in range(1, 20 * MOST_POINTS + 1)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rate, norm = curve_svgs(tmp_path / "metrics.jsonl", tmp_path / "none")
+    rate, norm = curve_svgs(read_columns(tmp_path / "metrics.jsonl"), {})
     assert "learning rate" in rate and "gradient norm" in norm
     assert len(rate) + len(norm) < 100_000
     assert thinned([1.0, 2.0, 4.0]) == [1.0, 2.0, 4.0]

@@ -90,6 +90,15 @@ def test_before_the_first_step_too(start, tmp_path):
 
 
 @pytest.mark.slow
+def test_with_the_first_process_the_others_are_gone_while_they_still_import(start, tmp_path):
+    process = start(devices=2)
+    wait_for(lambda: others(process) or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=HUNG)
+    wait_for(lambda: not members(process))
+
+
+@pytest.mark.slow
 def test_with_the_first_process_the_others_are_gone(start, tmp_path):
     process = start(devices=2)
     wait_for(lambda: (tmp_path / "run" / TRAINING).exists() or process.poll() is not None)
