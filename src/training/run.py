@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import adapter_tensors, load_adapter
@@ -21,6 +22,7 @@ from src.console import say
 from src.errors import NotFinite, UserError, out_of_memory
 from src.files import hold_folder
 from src.model import build_model
+from src.model.rwkv import RWKV
 from src.preference.packing import Text
 from src.preference.pairs import Pair
 from src.training.callbacks import HeldOut, ProgressBar, StepMetrics
@@ -86,33 +88,21 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
     pairs, train_data = read(train_file)
     held_out, eval_data = read(config.eval_file) if config.eval_file else (None, None)
 
-    on_gpu = config.accelerator == "gpu"
-    # With several devices each process moves its own copy; with one the weights go there straight.
-    device = "cuda" if on_gpu and config.devices == 1 else "cpu"
-    if not on_gpu:
-        recycle_memory()
-    model = build_model(weights, dimensions, DTYPES[config.precision], device, config.quantization,
-                        hold=quantized_linears(settings, config.quantization))
-    del weights
-    apply_layer_profile(model, settings, config.seed)
-    if config.load_adapter:
-        load_adapter(model, config.load_adapter, base)
-    if config.compile:
-        for block in model.blocks:
-            block.att.compile(dynamic=True)
-            block.ffn.compile(dynamic=True)
-
+    model = _model(weights, dimensions, settings, config, base)
     batches = PairBatches(pairs, config.epoch_steps, config.micro_bsz, config.batch_tokens, config.accumulate_grad_batches,
                           config.seed, config.epoch_begin, config.devices)
     total_steps = batches.total_steps(config.epoch_count)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     folder = Path(config.proj_dir)
-    checkpoint = resume_file(config) if not is_first(config) else prepare_folder(folder, config, {
-        "base_fingerprint": base, "rlhf_train_sha256": _sha256(train_file),
-        "layer_profile_rows": [asdict(setting) for setting in settings]}, {
-        "base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
-        "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data},
-        {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()})
+    if is_first(config):
+        common = {"base_fingerprint": base, "rlhf_train_sha256": _sha256(train_file),
+                  "layer_profile_rows": [asdict(setting) for setting in settings]}
+        told = {"base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
+                "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data}
+        shapes = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
+        checkpoint = prepare_folder(folder, config, common, told, shapes)
+    else:
+        checkpoint = resume_file(config)
     for note in notes:
         say(note)
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
@@ -121,24 +111,57 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
         f"{total_steps} optimizer steps, {held_in}")
 
     module = PreferenceModule(model, settings, config, total_steps)
-    metrics = StepMetrics(folder)
-    evaluation = HeldOut(folder, held_out) if held_out else None
-    samples = None
-    if answer is not None and config.samples and config.strategy.startswith("deepspeed_stage_3"):
-        say("warning: no samples in the report, since stage 3 leaves no device a whole model to write them")
-    elif answer is not None and config.samples and not config.sft:
-        asked, data = (held_out, eval_data) if held_out else (pairs, train_data)
-        questions = read_questions(asked, config.samples, data["sidecar"], dimensions.vocab_size)
-        samples = questions and Samples(folder, questions, answer, config.sample_tokens)
-    growing = list(filter(None, (evaluation, samples)))
-    save = SaveAdapters(folder, base, {"version": dimensions.version, "loss": config.loss, "dpo_beta": config.dpo_beta,
-                                        "dpo_alpha": config.dpo_alpha}, growing)
-    # Lightning calls them in this order: nothing about an epoch is written before its adapter is checked.
-    bar = ProgressBar(metrics, evaluation, total_steps)
-    callbacks = [metrics, CheckAdapter(), evaluation, samples, bar, save, Report(folder)]
-    trainer = _fit(config, module, list(filter(None, callbacks)), TrainingData(batches), checkpoint, save)
+    asked = (held_out, eval_data) if held_out else (pairs, train_data)
+    samples = _samples(folder, config, answer, *asked, dimensions.vocab_size)
+    save, callbacks = _callbacks(folder, config, base, dimensions.version, total_steps, held_out, samples)
+    trainer = _fit(config, module, callbacks, TrainingData(batches), checkpoint, save)
     if trainer.is_global_zero:
         finish(folder)
+
+
+def _model(weights: dict[str, Tensor], dimensions: Dimensions, settings: list[LayerSetting], config: TrainConfig,
+           base: str) -> RWKV:
+    """The base, whose fingerprint is `base`, with what trains in it; empties `weights`, so that they aren't held twice."""
+    on_gpu = config.accelerator == "gpu"
+    # With several devices each process moves its own copy; with one the weights go there straight.
+    device = "cuda" if on_gpu and config.devices == 1 else "cpu"
+    if not on_gpu:
+        recycle_memory()
+    model = build_model(weights, dimensions, DTYPES[config.precision], device, config.quantization,
+                        hold=quantized_linears(settings, config.quantization))
+    weights.clear()
+    apply_layer_profile(model, settings, config.seed)
+    if config.load_adapter:
+        load_adapter(model, config.load_adapter, base)
+    if config.compile:
+        for block in model.blocks:
+            block.att.compile(dynamic=True)
+            block.ffn.compile(dynamic=True)
+    return model
+
+
+def _samples(folder: Path, config: TrainConfig, answer: Answer | None, asked: list[Pair], data: dict[str, Any],
+             vocab_size: int) -> Samples | None:
+    """What answers prompts of the pairs `asked`, `data` being what is known of their file; None where nothing does."""
+    if answer is None or not config.samples or config.sft:
+        return None
+    if config.strategy.startswith("deepspeed_stage_3"):
+        say("warning: no samples in the report, since stage 3 leaves no device a whole model to write them")
+        return None
+    questions = read_questions(asked, config.samples, data["sidecar"], vocab_size)
+    return Samples(folder, questions, answer, config.sample_tokens) if questions else None
+
+
+def _callbacks(folder: Path, config: TrainConfig, base: str, version: str, total_steps: int, held_out: list | None,
+               samples: Samples | None) -> tuple[SaveAdapters, list[pl.Callback]]:
+    """What saves, and all callbacks in Lightning's order: what tells of an epoch comes behind the check of its adapter."""
+    metrics = StepMetrics(folder)
+    evaluation = HeldOut(folder, held_out) if held_out else None
+    growing = list(filter(None, (evaluation, samples)))
+    save = SaveAdapters(folder, base, {"version": version, "loss": config.loss, "dpo_beta": config.dpo_beta,
+                                       "dpo_alpha": config.dpo_alpha}, growing)
+    bar = ProgressBar(metrics, evaluation, total_steps)
+    return save, [metrics, CheckAdapter(), *growing, bar, save, Report(folder)]
 
 
 def _fit(config: TrainConfig, module: PreferenceModule, callbacks: list[pl.Callback], data: TrainingData,

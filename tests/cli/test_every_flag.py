@@ -262,3 +262,13 @@ def test_margins_that_are_not_there_have_no_beta(call, good, material):
 ])
 def test_a_wrong_value_is_refused_where_it_would_not_be_used(fails, script, changes, flag):
     fails(script, changes | {flag: "nonsense"}, flag if flag != "--layer_profile" else "layer profile: nonsense does not exist")
+
+
+def test_what_is_told_in_vain_is_no_setting_of_the_run(call, good, monkeypatch):
+    monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
+    monkeypatch.setattr("src.training.report.curve_svgs", lambda *_: [])
+    flags = good(TRAIN) | {"--quant_mode": "int8", "--samples": "0"}
+    code, err = call(TRAIN, words_of(flags))
+    assert code == 0 and err.count("note: no effect: --quant_mode") == 1
+    for name in ("config.json", "report.html"):
+        assert "no effect" not in Path(flags["--proj_dir"], name).read_text()
