@@ -1,13 +1,14 @@
 """Files that appear whole or not at all: write to a temporary, fsync, rename. Only regular files are ever written."""
 
 import fcntl
+import hashlib
 import json
 import math
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -202,22 +203,35 @@ def regular_file(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def check_output(path: str | Path, inputs: dict[str, str | Path]) -> None:
+def input_files(config: Any, names: Iterable[str]) -> list[tuple[str, Path]]:
+    """The files that a job reads, each with its flag: those in these fields of its configuration, and sidecars beside them."""
+    given = [(f"--{name}", str(value)) for name in names if (value := getattr(config, name))]
+    # A checkpoint may be named without its ending.
+    return [(flag, path) for flag, name in given for path in map(Path, (name, f"{name}.pth", f"{name}.json")) if path.is_file()]
+
+
+def check_output(path: str | Path, inputs: Iterable[tuple[str, Path]]) -> None:
     """Check, before a job begins, the file that it will write at its end, and remove what a killed one left beside it.
 
     Args:
-        inputs: files that the job reads, by flag.
+        inputs: files that the job reads, as `input_files` gives them.
 
     Raises UserError where `path` is no regular file, can't be written, or is one of the inputs.
     """
     target = regular_file(path)
-    for flag, given in inputs.items():
-        if Path(given).resolve() == target or (target.exists() and Path(given).exists() and target.samefile(given)):
+    for flag, given in inputs:
+        if given.resolve() == target or (target.exists() and given.exists() and target.samefile(given)):
             raise UserError(f"{path}: is the file of {flag} too and would be overwritten; choose another name for the output")
     folder = next(parent for parent in target.parents if parent.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{path}: cannot be written, since {folder} can't be written to; choose another place")
     remove_temporaries(target.parent, re.escape(target.name))
+
+
+def sha256(path: str | Path) -> str:
+    """Of a file's content, in hexadecimal, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def existing_file(path: str | Path, what: str) -> Path:

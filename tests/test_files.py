@@ -45,7 +45,7 @@ def test_what_is_no_file_is_refused_by_every_writer(tmp_path, kind):
     with pytest.raises(UserError, match=words):
         regular_file(path)
     with pytest.raises(UserError, match=words):
-        check_output(path, {})
+        check_output(path, [])
     with pytest.raises(UserError, match=words), atomic_write(path) as file:
         file.write(b"x")
     with pytest.raises(UserError, match=words), open_alone(path, "--output_csv"):
@@ -100,26 +100,26 @@ def test_an_output_is_no_input(tmp_path, how):
         output = source if how == "same" else tmp_path / "sub" / ".." / "in.csv"
         (tmp_path / "sub").mkdir()
     with pytest.raises(UserError, match="is the file of --input_csv too and would be overwritten"):
-        check_output(output, {"--load_model": tmp_path / "none.pth", "--input_csv": source})
+        check_output(output, [("--load_model", tmp_path / "none.pth"), ("--input_csv", source)])
 
 
 def test_a_place_that_can_not_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"out\.pth: cannot be written \(Not a directory\)"):
-        check_output(tmp_path / "file" / "sub" / "out.pth", {})
-    check_output(tmp_path / "new" / "folders" / "out.pth", {})
+        check_output(tmp_path / "file" / "sub" / "out.pth", [])
+    check_output(tmp_path / "new" / "folders" / "out.pth", [])
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(UserError, match="locked can't be written to"):
-        check_output(tmp_path / "locked" / "out.pth", {})
+        check_output(tmp_path / "locked" / "out.pth", [])
 
 
 def test_a_name_that_no_system_takes(tmp_path):
     with pytest.raises(UserError, match="cannot be written .*too long"):
-        check_output(tmp_path / ("x" * 300), {})
+        check_output(tmp_path / ("x" * 300), [])
     with pytest.raises(UserError, match="cannot be written .*null"):
-        check_output(str(tmp_path / "a\0b"), {})
+        check_output(str(tmp_path / "a\0b"), [])
 
 
 def test_what_a_killed_process_left_goes_and_what_another_is_writing_stays(tmp_path):
@@ -131,7 +131,7 @@ def test_what_a_killed_process_left_goes_and_what_another_is_writing_stays(tmp_p
     os.mkfifo(tmp_path / ".out+.save.00000000.tmp")
     with atomic_write(path) as file:
         file.write(b"whole")
-        check_output(path, {})
+        check_output(path, [])
         assert not stale.exists() and all((tmp_path / name).exists() for name in others)
     assert path.read_bytes() == b"whole"
 

@@ -10,7 +10,7 @@ from src.checkpoint.io import save_checkpoint
 from src.cli.parser import Parser, notes
 from src.cli.values import output, path
 from src.console import say
-from src.files import check_output
+from src.files import check_output, input_files
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str]) -> tuple[MergeFlags, tuple[str, ...]]:
 
 
 def merge(flags: MergeFlags, told: Sequence[str] = ()) -> None:
-    inputs = {"--base": flags.base, "--adapter": flags.adapter}
+    inputs = input_files(flags, ("base", "adapter"))
     check_output(flags.output, inputs)
     adapter = read_adapter(flags.adapter)
     states = states_in(adapter.weights)

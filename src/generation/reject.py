@@ -4,11 +4,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from src.checkpoint.base import load_base_and_fingerprint
 from src.console import say
-from src.files import check_output
+from src.files import check_output, input_files, sha256
 from src.generation.batch import Answer, Request, generate
 from src.generation.config import GenerateConfig
 from src.generation.memory import rows_that_fit
@@ -34,13 +35,14 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
         UserError: whatever the user can mend; the rows finished until then are saved.
     """
     for path in (config.output_csv, f"{config.output_csv}.json"):
-        check_output(path, {"--input_csv": config.input_csv, "--load_model": config.load_model})
+        check_output(path, input_files(config, ("input_csv", "load_model", "tokenizer")))
     reading = read_pairs(config.input_csv, require_reject=False)
     rows = usable(reading, config.skip_bad_rows)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     settings = {
         "base_fingerprint": base, "tokenizer": tokenizer.name, "precision": config.precision,
+        **({"tokenizer_sha256": sha256(tokenizer.name)} if Path(tokenizer.name).is_file() else {}),
         "quantization": config.quantization, "seed": config.seed, "overwrite": config.overwrite,
         "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),
         **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),

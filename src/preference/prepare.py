@@ -14,7 +14,7 @@ from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.console import say
 from src.errors import UserError
-from src.files import check_output
+from src.files import check_output, input_files
 from src.model import build_model
 from src.preference.check import check_pairs, print_check
 from src.preference.config import PrepareConfig
@@ -44,7 +44,7 @@ def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:
         _check(config, notes)
         return
     for path in (config.output_save, f"{config.output_save}.json", f"{config.output_save}.partial"):
-        check_output(path, {"--input_csv": config.input_csv, "--load_model": config.load_model})
+        check_output(path, input_files(config, ("input_csv", "load_model", "tokenizer", "layer_profile")))
     with hold_journal(Path(f"{config.output_save}.partial")) as descriptor:
         _prepare(config, notes, descriptor)
 

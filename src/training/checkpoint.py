@@ -22,7 +22,7 @@ from lightning_fabric.plugins import CheckpointIO
 from src.checked_json import BadJson, parse_json
 from src.checkpoint.io import named_in_utf8
 from src.errors import UserError, out_of_memory
-from src.files import atomic_write, json_text
+from src.files import atomic_write, json_text, sha256
 
 RESUME_FILE = "last.ckpt"
 MANIFEST_FILE = "manifest.json"
@@ -170,12 +170,8 @@ def seal_folder(path: Path, record: dict[str, Any]) -> None:
 
 
 def _digests(path: Path) -> dict[str, str]:
-    found = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != MANIFEST_FILE:
-            with file.open("rb") as content:
-                found[str(file.relative_to(path))] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != MANIFEST_FILE)
+    return {str(file.relative_to(path)): sha256(file) for file in files}
 
 
 def _exchange(final: Path) -> None:

@@ -11,7 +11,7 @@ from src.adapters.files import read_adapter
 from src.checked_json import BadJson, parse_json
 from src.console import say
 from src.errors import UserError
-from src.files import atomic_write, json_text, regular_file, remove_temporaries
+from src.files import atomic_write, input_files, json_text, regular_file, remove_temporaries
 from src.training.checkpoint import RESUME_FILE, check_checkpoint, tidy, will_be_there
 from src.training.config import TrainConfig
 from src.training.lines import GROWING, METRICS_FILE, check_lines, keep_lines, tell_gaps
@@ -19,10 +19,12 @@ from src.training.loggers import WANDB_ID_FILE
 from src.training.report import CONFIG_FILE, CURVES_FILE, REPORT_FILE
 from src.training.saving import FINAL_FILE
 
-# What may differ between a run and its continuation: none of it changes a number beyond rounding. The two files may have
+# What may differ between a run and its continuation: none of it changes a number beyond rounding. Files may have
 # moved; that they are the same is told by fingerprint and sha256.
 FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
                   "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "train_data_file", "wandb")
+# Flags of files that a run reads.
+INPUTS = ("load_model", "load_adapter", "rlhf_train_file", "train_data_file", "eval_file", "tokenizer", "layer_profile")
 # Names of what a run writes whole, as a pattern.
 WHOLE = "|".join([*map(re.escape, (CONFIG_FILE, *GROWING, RESUME_FILE, REPORT_FILE, CURVES_FILE, WANDB_ID_FILE)),
                   r"rwkv-(?:\d+|final)\.(?:safetensors|state\.pth)"])
@@ -78,6 +80,15 @@ def resume_file(config: TrainConfig) -> Path | None:
     return folder / RESUME_FILE if config.resume and will_be_there(folder) else None
 
 
+def check_inputs(folder: Path, config: TrainConfig) -> None:
+    """Refuse to read what the run would overwrite."""
+    for flag, path in input_files(config, INPUTS):
+        for place in (path.resolve(), path.parent.resolve() / path.name):  # the file itself, and a link to it
+            if place.parent == folder.resolve() and re.fullmatch(WHOLE, place.name):
+                raise UserError(f"{flag}: {path} would be overwritten, since the run writes a file of this name into --proj_dir; "
+                                "choose another --proj_dir")
+
+
 def _check_config(path: Path, known: dict[str, Any]) -> None:
     try:
         before = parse_json(path.read_bytes(), {str: object})
@@ -99,17 +110,17 @@ def _check_fresh(folder: Path, resume: bool) -> None:
     if resume and (len(adapters) > 1 or (folder / FINAL_FILE).exists()):
         raise UserError(f"{folder / RESUME_FILE} is missing, so --resume 1 can't go on after {adapters[-1]}; choose another "
                         "--proj_dir")
-    held = [name for name in (METRICS_FILE, RESUME_FILE, FINAL_FILE) if (folder / name).exists()]
-    if held and not resume:
-        raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")
+    there = sorted(path.name for path in folder.iterdir() if path.exists() and re.fullmatch(WHOLE, path.name))
     config = folder / CONFIG_FILE
+    if not resume and {METRICS_FILE, RESUME_FILE, FINAL_FILE} & set(there):
+        raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")
     try:
         ours = not config.exists() or "proj_dir" in parse_json(config.read_bytes(), {str: object})
     except (OSError, BadJson):
         ours = resume
-    foreign = next((name for name in GROWING if (folder / name).exists()), None) if not config.exists() and not resume else None
-    if not ours or foreign:
-        raise UserError(f"{folder / (foreign or CONFIG_FILE)}: is of no run and would be overwritten; choose another --proj_dir")
+    if not ours or (there and not config.exists()):
+        name = there[0] if ours else CONFIG_FILE
+        raise UserError(f"{folder / name}: is of no run and would be overwritten; choose another --proj_dir")
     if resume:
         say(f"note: no effect: --resume 1 ({folder} has no {RESUME_FILE} to go on from, so the run begins at its first step)")
 

@@ -16,7 +16,7 @@ from src.checkpoint.base import load_base, load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import printable, say, show
 from src.errors import UserError
-from src.files import atomic_write, check_output, json_text
+from src.files import atomic_write, check_output, input_files, json_text
 from src.model import RWKV, build_model
 from src.preference.faults import skipped_rows, usable
 from src.preference.measures import preference_measures
@@ -62,9 +62,8 @@ def measure(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
         UserError: whatever the user can mend; nothing has been written then.
     """
     if config.output_json:
-        check_output(config.output_json, {"--load_model": config.load_model, "--pairs": config.pairs,
-                                          **{f"--{name}": path for name in ("adapter", "reference_model")
-                                             if (path := getattr(config, name))}})
+        inputs = ("load_model", "pairs", "adapter", "reference_model", "tokenizer")
+        check_output(config.output_json, input_files(config, inputs))
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     adapter = read_adapter(config.adapter) if config.adapter else None
     if adapter is not None and adapter.base_fingerprint != base:

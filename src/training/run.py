@@ -1,6 +1,5 @@
 """A training run from its configuration: check everything, build the model, hand it to Lightning."""
 
-import hashlib
 import logging
 import signal
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import say
 from src.errors import NotFinite, UserError, out_of_memory
-from src.files import hold_folder
+from src.files import hold_folder, sha256
 from src.model import build_model
 from src.model.rwkv import RWKV
 from src.preference.packing import Text
@@ -29,7 +28,7 @@ from src.training.callbacks import HeldOut, ProgressBar, StepMetrics
 from src.training.checkpoint import SealedFile
 from src.training.config import TrainConfig
 from src.training.data import PairBatches, TrainingData
-from src.training.folder import prepare_folder, resume_file
+from src.training.folder import check_inputs, prepare_folder, resume_file
 from src.training.lines import EVAL_FILE, METRICS_FILE
 from src.training.loggers import make_loggers
 from src.training.module import PreferenceModule
@@ -72,6 +71,7 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    check_inputs(Path(config.proj_dir), config)
     pl.seed_everything(config.seed, verbose=False)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     check_flags(dimensions, expected, config.load_model)
@@ -95,7 +95,8 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     folder = Path(config.proj_dir)
     if is_first(config):
-        common = {"base_fingerprint": base, "rlhf_train_sha256": _sha256(train_file),
+        common = {"base_fingerprint": base, "rlhf_train_sha256": _sha256(train_file, train_data),
+                  "eval_sha256": _sha256(config.eval_file, eval_data), "tokenizer_sha256": _sha256(config.tokenizer),
                   "layer_profile_rows": [asdict(setting) for setting in settings]}
         told = {"base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
                 "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data}
@@ -209,9 +210,13 @@ def _what_takes_less(config: TrainConfig, error: Exception) -> str:
     return f"the {whose}'s memory is full; take {', '.join([*ways, 'a smaller --rlhf_max_corpus_len'])} or a smaller model"
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(path: str | None, told: dict[str, Any] | None = None) -> str | None:
+    """Of a file, in hexadecimal; as its sidecar has it where that was found to agree when the file was read."""
+    if path is None or not Path(path).is_file():
+        return None
+    if told and told.get("sidecar"):
+        return told["sidecar"]["sha256"]
+    return sha256(path)
 
 
 def finish(folder: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from src.console import say
+from src.files import sha256
 from src.wkv.toolkit import architectures, use_toolkit
 
 SOURCES = Path(__file__).resolve().parents[2] / "cuda"
@@ -68,8 +69,7 @@ def keep(built: Path, folder: Path) -> Path:
     """Move a library that was just built to where it is looked for, on disk and under a name that has its digest."""
     with built.open("rb") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    kept = folder / f"{built.stem}-{digest[:32]}.so"
+    kept = folder / f"{built.stem}-{sha256(built)[:32]}.so"
     os.replace(built, kept)
     return kept
 
@@ -94,9 +94,7 @@ def _only_builder(folder: Path, device: str) -> Iterator[None]:
 def _load_kept(folder: Path, name: str) -> bool:
     """Load a library that was kept, if there is one; a damaged one is removed. Raises OSError for one that can't be loaded."""
     for path in folder.glob(f"{name}-*.so"):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if path.stem == f"{name}-{digest[:32]}":
+        if path.stem == f"{name}-{sha256(path)[:32]}":
             torch.ops.load_library(str(path))
             return True
         say(f"{path}: removed, and built again, since it is damaged")

@@ -325,3 +325,57 @@ def test_an_output_that_is_no_file(fails, tmp_path, script, kind):
     {"a pipe": os.mkfifo, "a device": lambda path: path.symlink_to("/dev/null"), "a folder": Path.mkdir}[kind](path)
     fails(script, {OUTPUT_FLAG[script]: path}, path, "cannot be written, since " + kind)
     assert kind != "a device" or path.is_symlink()
+
+
+@pytest.mark.parametrize(("script", "flag", "name", "output", "more"), [
+    ("evaluate", "--pairs", "p.save", "p.save.json", {}), ("evaluate", "--tokenizer", "t.json", "t.json", {"--pairs": "CSV"}),
+    ("evaluate", "--reference_model", "m.json.pth", "m.json", {"--pairs": "CSV", "--reference_model": "m.json"}),
+    ("rlhf_generate_reject_csv", "--tokenizer", "o.json", "o", {}),
+    ("rlhf_dpo_generate_save", "--tokenizer", "t.json", "t.json", {}),
+    ("rlhf_dpo_generate_save", "--layer_profile", "l.csv", "l.csv", {"--strategy": "cpu fp32i8"}),
+    ("rlhf_dpo_generate_save", "--load_model", "m.pth", "m", {"--output_save": "m.pth", "--load_model": "m"}),
+])
+def test_no_output_takes_the_place_of_an_input(fails, good, material, prepared, tmp_path, script, flag, name, output, more):
+    """Neither of a file that a flag names nor of one that is read beside it, and none takes it by a file beside the output."""
+    path = tmp_path / name
+    source = {"--pairs": prepared("x070"), "--tokenizer": material / "pairs.csv", "--layer_profile": material / "pairs.csv",
+              "--reference_model": material / "x070.pth", "--load_model": material / "x070.pth"}[flag]
+    shutil.copy(source, path)
+    if flag == "--pairs":
+        shutil.copy(f"{source}.json", f"{path}.json")
+    out = tmp_path / output
+    if name == "m.json.pth":
+        shutil.copy(source, out)
+    changes = {flag: path, OUTPUT_FLAG[script]: out} | {
+        key: material / "pairs.csv" if value == "CSV" else tmp_path / value if "/" not in value and key != "--strategy" else value
+        for key, value in more.items()}
+    fails(script, changes, f"is the file of {flag} too and would be overwritten")
+
+
+@pytest.mark.parametrize(("flag", "name"), [
+    ("--load_model", "rwkv-1.safetensors"), ("--load_model", "rwkv-final.state.pth"), ("--load_adapter", "rwkv-1.safetensors"),
+    ("--eval_file", "last.ckpt"), ("--rlhf_train_file", "report.html"), ("--layer_profile", "curves.png"),
+])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_run_writes_over_none_of_its_inputs(fails, good, material, prepared, adapter, tmp_path, flag, name, linked):
+    sources = {"--load_model": material / "x070.pth", "--load_adapter": adapter, "--eval_file": prepared("x070"),
+               "--rlhf_train_file": prepared("x070"), "--layer_profile": tmp_path / "profile.csv"}
+    sources["--layer_profile"].write_text("Layer,Mode\n" + "".join(f"{layer},freeze\n" for layer in ("emb", 0, 1, "head")))
+    folder = tmp_path / "out" / "run"
+    folder.mkdir(parents=True)
+    if name.endswith(".safetensors") and flag == "--load_model":
+        save_checkpoint(load_checkpoint(sources[flag]), folder / name)
+    else:
+        shutil.copy(sources[flag], folder / name)
+    given = folder / name
+    if linked:
+        given = tmp_path / ("link" + given.suffix)
+        given.symlink_to(folder / name)
+    fails("train", {flag: given}, f"{flag}: {given} would be overwritten", "choose another --proj_dir")
+
+
+@pytest.mark.parametrize("name", ["report.html", "curves.png", "rwkv-3.safetensors", "rwkv-final.state.pth", "samples.jsonl"])
+def test_a_folder_with_files_of_somebody_else(fails, tmp_path, name):
+    (tmp_path / "out" / "run").mkdir(parents=True)
+    (tmp_path / "out" / "run" / name).write_text("mine")
+    fails("train", {}, name, "is of no run and would be overwritten")
