@@ -7,9 +7,13 @@ an object with these keys, one with a question mark being optional; other keys a
 
 import json
 import math
+import re
 from typing import Any
 
 DEEPEST = 64  # lists and objects within each other
+# What a number beyond 64 bits has in it; a function for each number would take most of the time.
+_LARGE = re.compile(r"[0-9]{19}|[eE]\+?[0-9]{3}")
+_LONGEST_NAME = 60  # in a message
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
           type(None): "null"}
 
@@ -28,15 +32,19 @@ def parse_json(text: str | bytes, shape: Any = object) -> Any:
     try:
         # Left to itself the json module guesses an encoding, and lets half characters pass.
         text = text if isinstance(text, str) else text.decode()
-        value = json.loads(text, parse_constant=_refuse, parse_int=_integer, parse_float=_number)
+        numbers = {"parse_int": _integer, "parse_float": _number} if _LARGE.search(text) else {}
+        value = json.loads(text, parse_constant=_refuse, **numbers)
     except BadJson:
         raise
     except RecursionError:
         raise BadJson(f"it is nested more than {DEEPEST} deep") from None
     except ValueError as error:  # the message of json's own names a position, that of a wrong encoding a byte
         raise BadJson(f"it is not JSON ({' '.join(str(error).split())[:100]})") from None
-    _check_depth(value)
-    _check(value, shape, "")
+    if text.count("[") + text.count("{") > DEEPEST:  # others can't be that deep
+        _check_depth(value)
+    if (found := _misfit(value, shape)) is not None:
+        where, words = found
+        raise BadJson(f"{where.removeprefix('.') or 'it'} {words}")
     return value
 
 
@@ -66,35 +74,39 @@ def _check_depth(value: Any) -> None:
             raise BadJson(f"it is nested more than {DEEPEST} deep")
 
 
-def _check(value: Any, shape: Any, where: str) -> None:
-    if isinstance(shape, tuple):
-        if not any(map(lambda one: _fits(value, one), shape)):
-            raise BadJson(f"{where or 'it'} is {_name(value)} where {' or '.join(map(_expected, shape))} is expected")
-        shape = next(one for one in shape if _fits(value, one))
-    if not _fits(value, shape):
-        raise BadJson(f"{where or 'it'} is {_name(value)} where {_expected(shape)} is expected")
+def _misfit(value: Any, shape: Any) -> tuple[str, str] | None:
+    """The first place within the value that does not fit, such as `.rows[2]`, and what is wrong there; None where all fit."""
+    shapes = shape if isinstance(shape, tuple) else (shape,)
+    for shape in shapes:
+        if _fits(value, shape):
+            break
+    else:
+        return "", f"is {_name(value)} where {' or '.join(map(_expected, shapes))} is expected"
     if isinstance(shape, list):
         for place, item in enumerate(value):
-            _check(item, shape[0], f"{where}[{place}]")
+            if (found := _misfit(item, shape[0])) is not None:
+                return f"[{place}]{found[0]}", found[1]
     elif isinstance(shape, dict):
-        _check_object(value, shape, where)
+        return _misfit_in_object(value, shape)
+    return None
 
 
-def _check_object(value: dict[str, Any], shape: dict[Any, Any], where: str) -> None:
+def _misfit_in_object(value: dict[str, Any], shape: dict[Any, Any]) -> tuple[str, str] | None:
     for key, inner in shape.items():
-        if key is str:
-            for name, item in value.items():
-                _check(item, inner, f"{where}.{name}".lstrip("."))
-            continue
-        name = key.removesuffix("?")
-        if name in value:
-            _check(value[name], inner, f"{where}.{name}".lstrip("."))
-        elif name == key:
-            raise BadJson(f"{where or 'it'} lacks {name}")
+        names = value if key is str else [key.removesuffix("?")]
+        for name in names:
+            if name not in value:
+                if name == key:
+                    return "", f"lacks {name}"
+            elif (found := _misfit(value[name], inner)) is not None:
+                return f".{name[:_LONGEST_NAME]}{found[0]}", found[1]
+    return None
 
 
 def _fits(value: Any, shape: Any) -> bool:
     """Whether the value is of the kind that the shape says, whatever is inside it."""
+    if type(value) is shape:
+        return True
     if shape is None:
         return value is None
     if isinstance(shape, list | dict):

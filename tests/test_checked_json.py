@@ -20,7 +20,8 @@ def test_what_json_writes_is_read_back(value):
 
 @pytest.mark.parametrize(("text", "words"), [
     ("{", "not JSON"), ("", "not JSON"), (b"\xff\xff", "not JSON"), ("NaN", "NaN"), ("[-Infinity]", "-Infinity"),
-    ("1e400", "1e400"), ("9" * 400, "400 digits"), ("-" + "9" * 5000, "5000 digits"), ("18446744073709551616", "20 digits"),
+    ("1e400", "1e400"), ("-1E+0400", "beyond"), ("[1.5, 1e0999]", "beyond"), ("9" * 310 + ".5", "beyond"),
+    ("9" * 400, "400 digits"), ("-" + "9" * 5000, "5000 digits"), ("18446744073709551616", "20 digits"),
     ("[" * 100_000 + "]" * 100_000, "nested"), ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "nested"),
     ('{"a":' * 70 + "1" + "}" * 70, "nested"),
 ])
@@ -58,3 +59,13 @@ def test_shapes(text, shape, words):
 ])
 def test_what_fits(text, shape):
     assert parse_json(text, shape) == json.loads(text)
+
+
+def test_a_long_name_is_cut_in_the_message():
+    with pytest.raises(BadJson) as caught:
+        parse_json(json.dumps({"k" * 100_000: {"n" * 100_000: "x"}}), {str: {str: int}})
+    assert len(str(caught.value)) < 200
+
+
+def test_brackets_in_texts_are_no_depth():
+    assert parse_json(json.dumps(["[{" * 1000])) == ["[{" * 1000]

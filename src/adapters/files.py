@@ -150,7 +150,8 @@ def load_adapter(model: nn.Module, file: str | Path | Adapter, base_fingerprint:
                                 f"use the layer profile that the adapter was trained with")
     for name in sorted(found.keys() ^ adapter.weights.keys()):
         holder, other = ("the model trains", "the file") if name in found else ("the file has", "the model's layer profile")
-        raise UserError(f"{path}: {holder} {name}, which {other} lacks; use the layer profile that the adapter was trained with")
+        raise UserError(f"{path}: {holder} {name[:100]}, which {other} lacks; use the layer profile that the adapter was "
+                        "trained with")
     for name, tensor in found.items():
         _check_shape(name, adapter.weights[name].shape, tensor.shape, path)
     for name, module in model.named_modules():
@@ -194,7 +195,7 @@ def merge_adapter(base_weights: Mapping[str, Tensor], file: str | Path | Adapter
         beside = kind is not None and leaf in kind.shapes(1, 1, 1)
         target = f"{prefix}.weight" if beside else name
         if target not in base_weights:
-            raise UserError(f"{path}: the adapter has {name}, but the base has no {target}")
+            raise UserError(f"{path}: the adapter has {name[:100]}, but the base has no {target[:100]}")
         if beside:
             parts.setdefault(prefix, {})[leaf] = trained
         else:
@@ -241,4 +242,4 @@ def _check_base(adapter: Adapter, base_fingerprint: str, path: str | Path) -> No
 
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], path: str | Path) -> None:
     if tuple(found) != tuple(expected):
-        raise UserError(f"{path}: {name} has shape {tuple(found)}, expected {tuple(expected)}")
+        raise UserError(f"{path}: {name[:100]} has shape {tuple(found)}, expected {tuple(expected)}")

@@ -52,7 +52,7 @@ def read_dimensions(weights: Mapping[str, Tensor], name: str) -> Dimensions:
     if "blocks.0.ffn.s_emb.weight" in weights:
         raise UserError(f"{name}: an RWKV-7 variant with DeepEmbed (ffn.s_emb), which is not served")
 
-    layers = {int(number[1]) for key in weights if (number := re.match(r"blocks\.(\d+)\.", key))}
+    layers = {int(number[1]) for key in weights if (number := re.match(r"blocks\.([0-9]{1,9})\.", key))}
     n_layer = len(layers)
     if layers != set(range(n_layer)):
         raise UserError(f"{name}: block {min(set(range(n_layer)) - layers)} is missing; the file is incomplete")

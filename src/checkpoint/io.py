@@ -161,7 +161,7 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
     for name, tensor in weights.items():
         wrong = sum(map(_count_not_finite, tensor.detach().reshape(-1).split(_PIECE))) if tensor.numel() else 0
         if wrong:
-            return f"{name} ({wrong} of {tensor.numel()} values)"
+            return f"{name[:100]} ({wrong} of {tensor.numel()} values)"
     return None
 
 

@@ -96,12 +96,11 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
             raise UserError(f"{path}: pair {number} is {what} where {len(_PARTS)} are expected: {', '.join(_PARTS)}")
         # Many rounds over few rows share their lists, each of which needs one look only; `content` keeps them
         # alive, so that an id stands for one list.
-        for part, tokens in zip(_PARTS[:3], entry[:3], strict=True):
+        for at, tokens in enumerate(entry[:3]):
             if id(tokens) not in checked:
-                checked[id(tokens)] = _checked_tokens(tokens, f"{path}: the {part} of pair {number}", vocab_size, number, path)
+                checked[id(tokens)] = _checked_tokens(tokens, at, vocab_size, number, path)
         prompt, chosen, reject = (checked[id(tokens)] for tokens in entry[:3])
-        references = [_checked_reference(value, f"{path}: {part} of pair {number}")
-                      for part, value in zip(_PARTS[3:], entry[3:], strict=True)]
+        references = [_checked_reference(entry[at], at, number, path) for at in (3, 4)]
         is_free &= min(references) >= 0
         if unlikely is None and not all(map(is_log_prob, references)):
             at = [is_log_prob(value) for value in references].index(False)
@@ -216,16 +215,17 @@ def _place_of_other_form(content: Any) -> str:
     return "something in it"
 
 
-def _checked_tokens(tokens: Any, where: str, vocab_size: int, number: int, path: Path) -> list[int]:
+def _checked_tokens(tokens: Any, at: int, vocab_size: int, number: int, path: Path) -> list[int]:
     if isinstance(tokens, Tensor):
         if tokens.dim() != 1 or tokens.dtype not in _INTEGERS or not _is_plain(tokens):
-            raise UserError(f"{where} is a tensor of shape {tuple(tokens.shape)} and {tokens.dtype} where token ids are expected")
+            raise UserError(f"{_where(path, at, number)} is a tensor of shape {tuple(tokens.shape)} and {tokens.dtype} where "
+                            "token ids are expected")
         tokens = tokens.tolist()
     elif not isinstance(tokens, (list, tuple)):
-        raise UserError(f"{where} is a {type(tokens).__name__} where a list of token ids is expected")
+        raise UserError(f"{_where(path, at, number)} is a {type(tokens).__name__} where a list of token ids is expected")
     kinds = {kind.__name__ for kind in set(map(type, tokens)) - {int}}
     if kinds:
-        raise UserError(f"{where} holds a {min(kinds)} where token ids are expected")
+        raise UserError(f"{_where(path, at, number)} holds a {min(kinds)} where token ids are expected")
     if tokens and min(tokens) < 0:
         raise UserError(f"{path}: token id {_short(min(tokens))} in pair {number} is negative")
     if tokens and max(tokens) >= vocab_size:
@@ -234,16 +234,21 @@ def _checked_tokens(tokens: Any, where: str, vocab_size: int, number: int, path:
     return tokens if isinstance(tokens, list) else list(tokens)
 
 
-def _checked_reference(value: Any, where: str) -> float:
+def _checked_reference(value: Any, at: int, number: int, path: Path) -> float:
     if isinstance(value, Tensor):
         if value.numel() != 1 or not _is_plain(value):
-            raise UserError(f"{where} is a tensor of shape {tuple(value.shape)} where one number is expected")
+            raise UserError(f"{_where(path, at, number)} is a tensor of shape {tuple(value.shape)} where one number is expected")
         value = value.item()
     if type(value) not in (int, float):
-        raise UserError(f"{where} is a {type(value).__name__} where a number is expected")
+        raise UserError(f"{_where(path, at, number)} is a {type(value).__name__} where a number is expected")
     if not abs(value) <= torch.finfo(torch.float32).max:  # false for nan, and right for an int beyond all floats
-        raise UserError(f"{where} is not a finite number of float32; make the file again with rlhf_dpo_generate_save.py")
+        raise UserError(f"{_where(path, at, number)} is not a finite number of float32; make the file again with "
+                        "rlhf_dpo_generate_save.py")
     return float(value)
+
+
+def _where(path: Path, at: int, number: int) -> str:
+    return f"{path}: {'the ' if at < 3 else ''}{_PARTS[at]} of pair {number}"
 
 
 def _short(token: int) -> str:

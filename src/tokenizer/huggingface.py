@@ -8,7 +8,7 @@ from functools import cached_property
 
 from tokenizers import Tokenizer
 
-from src.errors import UserError
+from src.errors import UserError, out_of_memory
 from src.files import existing_file
 from src.tokenizer.base import require_known
 from src.tokenizer.tokenizer_json import parts_of, read_tokenizer_json
@@ -116,7 +116,7 @@ def _as_user_error(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if out_of_memory(error) or (not isinstance(error, Exception) and type(error).__name__ != "PanicException"):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{what} ({reason}); choose another tokenizer or get the file again") from None

@@ -257,3 +257,16 @@ def test_a_merge_reads_the_adapter_and_looks_at_each_tensor_of_the_base_no_more_
     merged = merge_adapter(weights, adapter, fingerprint(weights))
     assert sorted(looked_at) == sorted(name for name in weights if merged[name] is not weights[name]) and looked_at
     load_adapter(adapted(weights, settings), adapter, fingerprint(weights))
+
+
+def test_long_names_are_cut_in_messages(tmp_path):
+    settings = profile("freeze", "lora", "lora", "freeze")
+    path = saved(adapted(tiny_weights(), settings), tmp_path / "adapter.safetensors", settings)
+    long = "blocks.0." + "n" * 50_000
+    for value in (0.0, torch.nan):
+        rewrite(path, lambda tensors: tensors.update({long: torch.full((2,), value)}))  # noqa: B023
+        model = adapted(tiny_weights(), settings)
+        for attempt in (lambda: merge_adapter(tiny_weights(), path), lambda: load_adapter(model, path)):  # noqa: B023
+            with pytest.raises(UserError) as caught:
+                attempt()
+            assert len(str(caught.value)) < len(str(path)) + 400

@@ -219,3 +219,8 @@ def test_deepembed_is_named():
 def test_shapes_without_meaning_are_named(key, shape, expected):
     message = refusal(blank(expected_shapes(TINY[1]) | {key: shape}), check=False)
     assert key in message and expected in message
+
+
+def test_a_block_of_a_number_that_is_none_is_refused():
+    weights = blank(expected_shapes(TINY[0]))
+    assert len(refusal(weights | {f"blocks.{'9' * 5000}.ln1.weight": weights["blocks.0.ln1.weight"]})) < 300

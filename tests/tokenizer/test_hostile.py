@@ -45,15 +45,16 @@ def test_ids_with_holes_and_long_words_are_read(tmp_path):
     assert tokenizer.decode_bytes([4000]) == b"" and tokenizer.decode_bytes([5000]) == b"long" * 250_000
 
 
-def test_a_signal_is_no_fault_of_the_tokenizer_s(tmp_path):
+@pytest.mark.parametrize("error", [Stopped(2), MemoryError()])
+def test_a_signal_and_full_memory_are_no_fault_of_the_tokenizer_s(tmp_path, error):
     tokenizer = HuggingFaceTokenizer(saved(byte_level(), tmp_path))
 
     class Interrupted:
         def encode(self, *_, **__):
-            raise Stopped(2)
+            raise error
 
     tokenizer._whole = Interrupted()
-    with pytest.raises(Stopped):
+    with pytest.raises(type(error)):
         tokenizer.encode("ab")
 
 
