@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 
 from src.checkpoint.io import save_checkpoint
 from src.checkpoint.random import make_dimensions, random_weights
-from src.errors import UserError
+from src.errors import SIGNALS, UserError
 from src.preference.config import PrepareConfig
 from src.preference.csv import Row, write_pairs_csv
 from src.preference.prepare import prepare
@@ -54,10 +54,9 @@ def prepare_csv(model: Path, pairs: Path, output: Path, precision: str = "fp32",
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
     """A script that is run within this process takes over the signals."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
+    before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    for number, handler in zip(numbers, before, strict=True):
+    for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
 
 
