@@ -185,5 +185,5 @@ def _check_rank(name: str, adapter: type[AdaptedLinear], out_features: int, in_f
                 setting: LayerSetting) -> None:
     largest = adapter.largest_rank(out_features, in_features)
     if setting.rank > largest:
-        raise UserError(f"layer {setting.layer}: rank {setting.rank} is too high for mode {setting.mode} and {name} ({out_features} "
-                        f"x {in_features}); choose one up to {largest}, by --lora_r or in the layer profile")
+        raise UserError(f"layer {setting.layer}: rank {setting.rank} is too high for mode {setting.mode} and {name} "
+                        f"({out_features} x {in_features}); choose one up to {largest}, by --lora_r or in the layer profile")
