@@ -110,7 +110,7 @@ def _check_fresh(folder: Path, resume: bool) -> None:
     if resume and (len(adapters) > 1 or (folder / FINAL_FILE).exists()):
         raise UserError(f"{folder / RESUME_FILE} is missing, so --resume 1 can't go on after {adapters[-1]}; choose another "
                         "--proj_dir")
-    there = sorted(path.name for path in folder.iterdir() if path.exists() and re.fullmatch(WHOLE, path.name))
+    there = sorted(path.name for path in folder.iterdir() if path.is_file() and re.fullmatch(WHOLE, path.name))
     config = folder / CONFIG_FILE
     if not resume and {METRICS_FILE, RESUME_FILE, FINAL_FILE} & set(there):
         raise UserError(f"{folder} already holds a run; go on with it by --resume 1, or choose another --proj_dir")

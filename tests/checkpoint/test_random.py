@@ -33,7 +33,7 @@ print(json.dumps([unmoved, len(held), base.std().item(), (base[-1] - base[0]).st
 """
 
 
-@pytest.mark.parametrize("dimensions", TINY, ids=["v6", "v7"])
+@pytest.mark.parametrize("dimensions", [TINY[0], pytest.param(TINY[1], marks=pytest.mark.slow)], ids=["v6", "v7"])
 def test_every_tensor_moves_the_package_s_logits(dimensions, tmp_path):
     weights = random_weights(dimensions)
     save_checkpoint(weights, tmp_path / "model.pth")

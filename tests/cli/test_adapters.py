@@ -8,8 +8,9 @@ from src.checkpoint.io import load_checkpoint
 from tests.cli.conftest import words_of
 
 
-@pytest.mark.parametrize("peft", BLOCK_MODES)
-@pytest.mark.parametrize("quantized", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(("peft", "quantized"), [("lora", True), *(
+    pytest.param(peft, quantized, marks=pytest.mark.slow) for peft in BLOCK_MODES for quantized in (False, True)
+    if (peft, quantized) != ("lora", True))])
 def test_prepare_train_and_merge(call, good, tmp_path, peft, quantized):
     save, run, merged = tmp_path / "pairs.save", tmp_path / "run", tmp_path / "out" / "merged.pth"
     prepare = {"--output_save": str(save), "--peft": peft, "--lora_r": "4", "--strategy": f"cpu fp32{'nf4' if quantized else ''}"}

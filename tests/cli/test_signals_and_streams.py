@@ -142,6 +142,7 @@ def test_a_log_on_a_full_disk_costs_no_work(good, tmp_path):
     assert (tmp_path / "out" / "run" / "rwkv-final.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
 def test_a_result_that_finds_no_room_is_an_error(good, tmp_path):
     flags = good("rlhf_dpo_generate_save") | {"--check_data": "1"}
@@ -151,6 +152,7 @@ def test_a_result_that_finds_no_room_is_an_error(good, tmp_path):
     assert process.returncode == 2 and "error: what was to be printed is lost (No space left on device)" in err
 
 
+@pytest.mark.slow
 def test_a_terminal_of_another_encoding(good, tmp_path):
     """A histogram of blocks in Latin-1."""
     flags = good("rlhf_dpo_generate_save") | {"--check_data": "1"}

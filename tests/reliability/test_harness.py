@@ -10,7 +10,7 @@ import pytest
 
 from src.errors import UserError
 from tests.reliability.fuzz import Reader, fuzz, in_words
-from tests.reliability.kills import FAIL, KILL_AFTER, SIGNAL, TEAR, Point, at_point, points, unbroken
+from tests.reliability.kills import FAIL, KILL_AFTER, SIGNAL, TEAR, Point, at_point, unbroken
 from tests.reliability.mutate import blind, json_value
 from tests.reliability.sweep import try_value
 
@@ -28,8 +28,8 @@ def test_a_file_that_is_written_in_place_is_found(run, jobs, workplace):
 
 def test_a_torn_row_that_counts_as_finished_is_found(run, jobs, references):
     reference = references["rlhf_generate_reject_csv"]
-    point = next(point for point in points(reference, 0, (TEAR,)) if reference.calls[point.call - 1][1].endswith("o.csv"))
-    found = at_point(run, jobs["rlhf_generate_reject_csv"], reference, Point(point.call + 2, TEAR), sabotage="torn rows")
+    rows = [number for number, (kind, path) in enumerate(reference.calls, start=1) if kind == "write" and path.endswith("o.csv")]
+    found = at_point(run, jobs["rlhf_generate_reject_csv"], reference, Point(rows[-1], TEAR), sabotage="torn rows")
     assert found
 
 

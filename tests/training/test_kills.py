@@ -84,7 +84,7 @@ def same_folders(ours: Path, theirs: Path) -> None:
     assert "Finished after" in (theirs / "report.html").read_text()
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2))])
 def test_killed_now_and_then(unbroken, part):
     run, moments = unbroken
     for number in range(part * 5, moments, 23):
@@ -98,8 +98,8 @@ def test_killed_between_any_two_writes(unbroken):
         check(run, number)
 
 
-@pytest.mark.parametrize("name", ["rwkv-final.safetensors", "rwkv-final.state.pth", "report.html", "curves.png",
-                                  "rwkv-2.safetensors"])
+@pytest.mark.parametrize("name", ["rwkv-final.safetensors", "report.html", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("rwkv-final.state.pth", "curves.png", "rwkv-2.safetensors"))])
 def test_a_finished_run_gets_back_what_is_missing(unbroken, capsys, name):
     run, _ = unbroken
     folder = Path(run.proj_dir)
