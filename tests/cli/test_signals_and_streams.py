@@ -119,7 +119,7 @@ def test_an_error_without_a_stderr_is_not_said_on_stdout(good, tmp_path):
     assert not process.communicate(timeout=HUNG)[0] and process.returncode == 2
 
 
-@pytest.mark.parametrize("script", ["train", pytest.param("evaluate", marks=pytest.mark.slow), pytest.param(
+@pytest.mark.parametrize("script", ["evaluate", pytest.param("train", marks=pytest.mark.slow), pytest.param(
     "rlhf_dpo_generate_save", marks=pytest.mark.slow), pytest.param("rlhf_generate_reject_csv", marks=pytest.mark.slow)])
 def test_nobody_reads_what_is_printed(good, tmp_path, script):
     """`2>&1 | head -1` ends its reader after a line; what is computed is not lost by it."""

@@ -128,7 +128,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
-@pytest.mark.parametrize("kind", ["frozen", "full", "dora"])
+@pytest.mark.parametrize("kind", ["frozen", "full", pytest.param("dora", marks=pytest.mark.slow)])
 def test_peak_memory(kind):
     """8192 rows of 65536 logits would be 2 GB; hidden's gradient is 2 MB, a full head's own 16 MB, DoRA's 1 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY, kind], capture_output=True, text=True, check=True)

@@ -19,6 +19,7 @@ def call_number(reference, kind: str, name: str) -> int:
     return next(number for number, call in enumerate(reference.calls, start=1) if call[0] == kind and call[1].endswith(name))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_written_in_place_is_found(run, jobs, workplace):
     job = jobs["merge"]
     reference = unbroken(partial(run, sabotage="in place"), job, workplace)
@@ -26,6 +27,7 @@ def test_a_file_that_is_written_in_place_is_found(run, jobs, workplace):
     assert any("o.pth is neither whole nor as it was" in line for line in found), found
 
 
+@pytest.mark.slow
 def test_a_torn_row_that_counts_as_finished_is_found(run, jobs, references):
     reference = references["rlhf_generate_reject_csv"]
     rows = [number for number, (kind, path) in enumerate(reference.calls, start=1) if kind == "write" and path.endswith("o.csv")]
@@ -40,6 +42,7 @@ def test_a_refused_write_that_is_not_told_is_found(run, jobs, references):
     assert found and "says that all went well" in found[0], found
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_swallowed_is_found(run, jobs, references):
     found = at_point(run, jobs["evaluate"], references["evaluate"], Point(3, SIGNAL, 15), sabotage="deaf")
     assert found and "status 0" in found[0], found

@@ -70,7 +70,7 @@ def others(process: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.parametrize(("number", "to_all", "devices"), [
-    (signal.SIGTERM, False, 2), *(pytest.param(*given, marks=pytest.mark.slow) for given in (
+    pytest.param(signal.SIGTERM, False, 2, marks=pytest.mark.slow), *(pytest.param(*given, marks=pytest.mark.slow) for given in (
         (signal.SIGINT, True, 2), (signal.SIGTERM, True, 2), (signal.SIGHUP, False, 2), (signal.SIGTERM, False, 1),
         (signal.SIGHUP, True, 1)))])
 def test_a_signal_ends_every_process_with_one_line_and_a_report(start, tmp_path, number, to_all, devices):
