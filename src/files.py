@@ -75,6 +75,14 @@ def open_alone(path: Path, instead: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def cut_back(descriptor: int, size: int, path: Path) -> None:
+    """Leave a growing file's first `size` bytes. Raises UserError, naming `path`, where the system refuses."""
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
 @contextmanager
 def hold_folder(folder: Path, instead: str) -> Iterator[None]:
     """Keep a folder from every other process that asks for it so, by a lock on a file in it; made where it is missing.

@@ -16,7 +16,7 @@ from typing import Any
 
 from src.checked_json import BadJson, parse_json
 from src.errors import UserError
-from src.files import atomic_write, json_text, open_alone
+from src.files import atomic_write, cut_back, json_text, open_alone
 from src.preference.csv import HEADER, Row, format_row
 
 _ANOTHER = "choose another --output_csv, or remove this one"
@@ -75,7 +75,7 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
             _check_settings(path, settings if done else {})
         size = size if done else 0
         if size < len(data):
-            os.ftruncate(descriptor, size)
+            cut_back(descriptor, size, path)
         output = Output(path, descriptor, done, size)
         try:
             if not done:

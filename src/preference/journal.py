@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.checked_json import BadJson, parse_json
 from src.errors import NotFinite, UserError
-from src.files import open_alone
+from src.files import cut_back, open_alone
 from src.preference.pairs import is_log_prob
 
 # Results of a batch: of each pair, the log-probabilities of its chosen and its rejected answer.
@@ -92,7 +92,7 @@ def open_journal(path: Path, descriptor: int, digest: str) -> Iterator[Journal]:
     if header != ours and done:
         raise UserError(f"{path}: was left by an interrupted run with another model, input or other flags; give the same "
                         "again to go on, or remove it to begin anew")
-    os.ftruncate(descriptor, len(whole) if header == ours else 0)
+    cut_back(descriptor, len(whole) if header == ours else 0, path)
     if not whole or header != ours:
         _append(path, descriptor, json.dumps(digest))
     journal = Journal(path, descriptor, done)
