@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: _written_out(found[0]), text)
 
 
+def short(text: str, most: int = 60) -> str:
+    """A text that a message quotes, its beginning where it is long."""
+    return text if len(text) <= most else text[:most - 3] + "..."
+
+
 def console(stderr: bool = False) -> "Console":
     """Where tables and bars go. Nothing in a text is markup, an emoji's name, or worth a colour."""
     from rich.console import Console  # not needed for a line

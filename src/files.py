@@ -75,6 +75,12 @@ def open_alone(path: Path, instead: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it, however little the system takes at a time. Raises OSError."""
+    while data:
+        data = data[os.write(descriptor, data):]
+
+
 def cut_back(descriptor: int, size: int, path: Path) -> None:
     """Leave a growing file's first `size` bytes. Raises UserError, naming `path`, where the system refuses."""
     try:
@@ -101,7 +107,7 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         path = regular_file(folder / LOCK_FILE)
         # Who held it before removes the file, and one that was opened just before that locks nobody out.
-        while descriptor is None or not _is_open_as(descriptor, path):
+        while descriptor is None or not is_open_as(descriptor, path):
             if descriptor is not None:
                 stale, descriptor = descriptor, None
                 os.close(stale)
@@ -123,7 +129,8 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
                 made.rmdir()
 
 
-def _is_open_as(descriptor: int, path: Path) -> bool:
+def is_open_as(descriptor: int, path: Path) -> bool:
+    """Whether a file that is open still has this name: who removes one that was locked leaves the others with a stale one."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from src.console import short
+
 MOST = 10**9  # of what is only counted or compared
 LONGEST_NAME = 200  # bytes of an output's name, to which endings of other files beside it are added; 255 is Linux's limit
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
@@ -127,4 +129,4 @@ def is_utf8(text: str) -> bool:
 
 def shown(text: str) -> str:
     """A value in quotes, its beginning where it is long."""
-    return repr(text if len(text) <= 80 else text[:77] + "...")
+    return repr(short(text, 80))

@@ -16,7 +16,7 @@ from typing import Any
 
 from src.checked_json import BadJson, parse_json
 from src.errors import UserError
-from src.files import atomic_write, cut_back, json_text, open_alone
+from src.files import atomic_write, cut_back, json_text, open_alone, write_all
 from src.preference.csv import HEADER, Row, format_row
 
 _ANOTHER = "choose another --output_csv, or remove this one"
@@ -39,13 +39,12 @@ class Output:
 
     def write(self, text: str) -> None:
         """Write whole records; where the disk refuses, the file stays as it was."""
-        data = rest = text.encode()
+        data = text.encode()
         try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest):]
+            write_all(self._descriptor, data)
             os.fsync(self._descriptor)
         except OSError as error:
-            os.ftruncate(self._descriptor, self._size)
+            cut_back(self._descriptor, self._size, self.path)
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); the rows finished before are saved, and the "
                             "same command goes on from there once the disk has room") from error
         self._size += len(data)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.checked_json import BadJson, parse_json
 from src.errors import NotFinite, UserError
-from src.files import cut_back, open_alone
+from src.files import cut_back, is_open_as, open_alone, write_all
 from src.preference.pairs import is_log_prob
 
 # Results of a batch: of each pair, the log-probabilities of its chosen and its rejected answer.
@@ -56,7 +56,7 @@ def hold_journal(path: Path) -> Iterator[int]:
     while True:
         with open_alone(path, "--output_save") as descriptor:
             # Who held it before may have removed it, and one that was opened just before that locks nobody out.
-            if not (path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())):
+            if not is_open_as(descriptor, path):
                 continue
             try:
                 yield descriptor
@@ -125,10 +125,8 @@ def _checksum(line: bytes) -> str:
 
 
 def _append(path: Path, descriptor: int, line: str) -> None:
-    rest = line.encode() + b"\n"
     try:
-        while rest:
-            rest = rest[os.write(descriptor, rest):]
+        write_all(descriptor, line.encode() + b"\n")
         os.fsync(descriptor)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); what was finished before is saved, and the same command "

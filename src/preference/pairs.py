@@ -19,6 +19,7 @@ from torch import Tensor
 from src.checked_json import BadJson, parse_json
 from src.checkpoint.archive import Described, read_content
 from src.checkpoint.pickled import BadPickle, NamesCode, NotServed
+from src.console import short
 from src.errors import UserError, out_of_memory
 from src.files import atomic_write, existing_file, json_text
 
@@ -157,8 +158,7 @@ def is_log_prob(value: float) -> bool:
 
 
 def _worded(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return "none" if value is None else short(str(value))
 
 
 def _sidecar_path(path: str | Path) -> Path:

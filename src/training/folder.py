@@ -9,7 +9,7 @@ from typing import Any
 
 from src.adapters.files import read_adapter
 from src.checked_json import BadJson, parse_json
-from src.console import say
+from src.console import say, short
 from src.errors import UserError
 from src.files import atomic_write, input_files, json_text, regular_file, remove_temporaries
 from src.training.checkpoint import RESUME_FILE, check_checkpoint, tidy, will_be_there
@@ -100,8 +100,8 @@ def _check_config(path: Path, known: dict[str, Any]) -> None:
     before = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING} | before
     for name, value in known.items():
         if name not in FREE_ON_RESUME and before.get(name) != value:
-            raise UserError(f"--resume 1: {name} was {_short(before.get(name))} in {path.parent} and is {_short(value)} now; "
-                            "a resumed run goes on unchanged")
+            was, now = short(str(before.get(name))), short(str(value))
+            raise UserError(f"--resume 1: {name} was {was} in {path.parent} and is {now} now; a resumed run goes on unchanged")
 
 
 def _check_fresh(folder: Path, resume: bool) -> None:
@@ -134,8 +134,3 @@ def _last_good(folder: Path) -> str | None:
             read_adapter(path)
             return str(path)
     return None
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

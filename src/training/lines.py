@@ -11,7 +11,7 @@ from typing import Any
 from src.checked_json import BadJson, parse_json
 from src.console import say
 from src.errors import UserError
-from src.files import atomic_write, json_text, regular_file
+from src.files import atomic_write, json_text, regular_file, write_all
 
 METRICS_FILE = "metrics.jsonl"
 EVAL_FILE = "eval.jsonl"
@@ -31,10 +31,8 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
     try:
         with path.open("ab", buffering=0) as file:
             size = file.tell()
-            line = text.encode() + b"\n"
             try:
-                while line:
-                    line = line[file.write(line):]
+                write_all(file.fileno(), text.encode() + b"\n")
             except OSError:
                 file.truncate(size)
                 raise

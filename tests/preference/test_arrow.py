@@ -71,17 +71,22 @@ def test_values_of_other_types_are_faults_of_their_rows(tmp_path):
         assert len(reading.faults) == 1 and "row 1: its prompt" in reading.faults[0].message
 
 
-@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
-def test_rows_without_values_are_not_read_by_the_billion(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(arrow, "MOST_ROWS", 10**5)
-    table = pyarrow.table({name: pyarrow.nulls(10**6) for name in GOOD})
+def written(table: pyarrow.Table, kind: str) -> bytes:
     buffer = io.BytesIO()
     if kind == "parquet":
         pyarrow.parquet.write_table(table, buffer)
     else:
         with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(buffer, table.schema) as writer:
             writer.write_table(table)
-    (tmp_path / "rows.arrow").write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_rows_without_values_are_not_read_by_the_billion(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(arrow, "MOST_ROWS", 10**5)
+    table = pyarrow.table({name: pyarrow.nulls(10**6) for name in GOOD})
+    whole = written(table, kind)
+    (tmp_path / "rows.arrow").write_bytes(whole)
     with pytest.raises(UserError, match="has 1000000 rows, more than the 100000"):
         read_pairs(tmp_path / "rows.arrow", True)
 
@@ -91,15 +96,10 @@ def test_damaged_files_are_refused_or_read(tmp_path, kind):
     """Offsets, lengths and counts among what is damaged; none leads out of the file's memory."""
     table = pyarrow.table({"prompt": ["hello there", "what"], "chosen": ["b", "dd"], "reject": ["c", "e"],
                            "history": [[["a", "b"]], None], "m": [[{"role": "user", "content": "x"}], []]})
-    buffer = io.BytesIO()
-    if kind == "parquet":
-        pyarrow.parquet.write_table(table, buffer)
-    else:
-        with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(buffer, table.schema) as writer:
-            writer.write_table(table)
+    whole = written(table, kind)
     path, draw = tmp_path / "rows.arrow", random.Random(0)
     for _ in range(150):
-        data = bytearray(buffer.getvalue())
+        data = bytearray(whole)
         for _ in range(draw.randint(1, 3)):
             place = draw.randrange(len(data))
             new = draw.choice([bytes([draw.randrange(256)]), b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\xff" * 7 + b"\x7f",
