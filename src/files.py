@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: write to a temporary, fsync, rename. Only regular files are ever written."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -47,10 +48,15 @@ def atomic_write(path: str | Path, mode: str = "wb", **open_arguments) -> Iterat
         _fsync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); free the disk or choose another place") from error
+        raise UserError(f"{path}: cannot be written ({reason}); {remedy(error)} or choose another place") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a file that the system refuses to write, in words that a sentence goes on behind."""
+    return "free the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
 
 
 @contextmanager

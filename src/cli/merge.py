@@ -24,7 +24,9 @@ def parser() -> Parser:
     parser = Parser("Merge an adapter into the base model it was trained on, in the base's layout and precision.")
     parser.add_argument("--base", type=path, required=True, help="the base checkpoint, .pth or .safetensors")
     parser.add_argument("--adapter", type=path, required=True, help="adapter file of train.py")
-    parser.add_argument("--output", type=output, required=True, help="checkpoint to write, .pth or .safetensors by its ending")
+    parser.add_argument("--output", type=output, required=True,
+                        help="checkpoint to write, .pth or .safetensors by its ending; trained initial states go into a "
+                             "file beside it, NAME.state.pth")
     return parser
 
 

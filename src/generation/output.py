@@ -16,7 +16,7 @@ from typing import Any
 
 from src.checked_json import BadJson, parse_json
 from src.errors import UserError
-from src.files import atomic_write, cut_back, json_text, open_alone, write_all
+from src.files import atomic_write, cut_back, json_text, open_alone, remedy, write_all
 from src.preference.csv import HEADER, Row, format_row
 
 _ANOTHER = "choose another --output_csv, or remove this one"
@@ -46,7 +46,7 @@ class Output:
         except OSError as error:
             cut_back(self._descriptor, self._size, self.path)
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); the rows finished before are saved, and the "
-                            "same command goes on from there once the disk has room") from error
+                            f"same command continues from there; {remedy(error)} first") from error
         self._size += len(data)
 
 

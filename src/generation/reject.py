@@ -60,7 +60,10 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
             say(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do")
             return
         if output.done:
-            say(f"{config.output_csv}: going on behind row {output.done} of {len(places)}")
+            say(f"{config.output_csv}: continues behind row {output.done} of {len(places)}")
+        if all(kept):
+            say("note: every row has a reject already, so nothing is drawn, and no flag of sampling has an effect; --overwrite 1 "
+                "draws new ones")
         requests = _requests(config, tokenizer, reading, kept, places[output.done:])
         model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                             quantize_head=config.quantization == "int8")

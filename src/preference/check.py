@@ -17,7 +17,7 @@ from src.preference.tokenize import tokenize_pairs
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes
 
-BINS = 12
+BINS = 12  # at most
 BEGINNING = 200  # characters
 # More than any text has tokens: nothing is cut.
 ENDLESS = sys.maxsize
@@ -38,7 +38,8 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
         duplicate_rows (like one before them in all three texts), duplicate_prompts (in the prompt alone), equal_answers, cut,
         dropped: counts, all of texts as the model gets them; under `..._at` the first rows of each kind, from 1, as in the file;
         changes: texts that do not come back from their tokens as written (`Changes`);
-        begins: of the first prompt and its chosen answer; histogram: of the pairs' lengths, `edges` and `counts`.
+        begins: of the first prompt and its chosen answer; histogram: of the pairs' lengths, `counts` of those from one of the
+        `edges` to below the next.
     """
     rows, numbers = reading.rows, reading.numbers
     pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers)
@@ -53,7 +54,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
         "cut": np.flatnonzero((lengths["pair"] > max_len) & (longer <= max_len)).tolist(),
         "dropped": np.flatnonzero(longer > max_len).tolist(),
     }
-    counts, edges = np.histogram(lengths["pair"], BINS)
+    counts, edges = _histogram(lengths["pair"])
     return {
         "rows": len(rows), "conversations": sum(is_conversation(row.prompt) for row in rows),
         "most_turns": max(len(prompt_turns(row.prompt)) + 1 for row in rows), "max_len": max_len, "tokenizer": tokenizer.name,
@@ -94,7 +95,7 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
     say("tokens of a pair (prompt + longer answer):")
     edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
-        say(f"{low:8.0f} to {high:8.0f} {count:8} {'█' * -(-40 * count // max(counts))}")
+        say(f"{low:8} to {high - 1:8} {count:8} {'█' * -(-40 * count // max(counts))}")
     print(json.dumps({"file": path, **found}))
 
 
@@ -102,6 +103,13 @@ def _repeated(values: Sequence[Hashable]) -> list[int]:
     """Where a value stands that stood before."""
     first: dict[Hashable, int] = {}
     return [at for at, value in enumerate(values) if first.setdefault(value, at) != at]
+
+
+def _histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and edges of bins of equally many whole numbers."""
+    low, high = int(values.min()), int(values.max())
+    width = -(-(high - low + 1) // BINS)
+    return np.histogram(values, np.arange(low, high + width + 1, width))
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

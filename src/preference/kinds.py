@@ -18,7 +18,8 @@ _TEXTS = "give the texts themselves, as CSV, JSONL or Parquet"
 _UNPACK = "unpack it and give a file in it"
 _SAVE = ("is a .save file, which is prepared already",
          "give it to train.py --rlhf_train_file or evaluate.py --pairs, and here the CSV, JSONL or Parquet that it was made from")
-_TORCH = ("holds tensors of PyTorch, not texts", _TEXTS)
+_TORCH = ("is a file of PyTorch, such as a checkpoint or a .save under another name",
+          "give a .save its ending, and texts as CSV, JSONL or Parquet")
 _PICKLE = ("is a Python pickle, which is never loaded, since loading can run any code", _TABLE)
 
 # (what a file begins with, what it is, what to do); text that could begin a CSV's header must match none.
@@ -33,7 +34,7 @@ _KINDS = (
     (rb"ORC[\0-\x08\x0e-\x1f]", "is an ORC file", _TABLE),
     (rb"Obj\x01", "is an Avro file", _TABLE),
     (rb"MMIDIDX\0\0", "is the index of a tokenized corpus (binidx)", _TEXTS),
-    (rb"GGUF[\x01-\x0f]\0", *_TORCH[:1], _TEXTS),
+    (rb"GGUF[\x01-\x0f]\0", "is a model in GGUF, not texts", _TEXTS),
     (rb".{3}\0{5}\{", "is a safetensors file, which holds tensors", _TEXTS),
     (rb"%PDF-", "is a PDF", "save its text as CSV or JSONL"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a", "is a picture", _TEXTS),

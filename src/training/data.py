@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from src.errors import UserError
 from src.preference.batching import batches_from, epoch_order, pass_by_tokens
 from src.preference.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts
 from src.preference.pairs import Pair
 from src.progress import progress_bar
+
+# Micro-batches that may have to be made to find where an epoch begins: some minutes.
+MOST_BEFORE = 10**7
 
 
 class MicroBatch(NamedTuple):
@@ -133,6 +137,9 @@ class _ByTokens:
     """Batches of as many pairs as `batch_tokens` hold. `count` batches make an epoch; 0: one pass."""
 
     def __init__(self, pairs: Sequence[Pair | Text], count: int, batch_tokens: int, seed: int, first_epoch: int):
+        if first_epoch * count > MOST_BEFORE:
+            raise UserError(f"--epoch_begin {first_epoch}: with --batch_tokens all {first_epoch * count:,} micro-batches before "
+                            f"it have to be made to find it, and at most {MOST_BEFORE:,} are; lower it or --epoch_steps")
         self._pairs, self._count, self._batch_tokens, self._seed = pairs, count, batch_tokens, seed
         self._first_epoch, self._losses = first_epoch, _Losses(pairs)
         self._pass: tuple[int, list[list[int]]] = (-1, [])  # the last one asked for, by its number

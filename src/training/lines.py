@@ -11,7 +11,7 @@ from typing import Any
 from src.checked_json import BadJson, parse_json
 from src.console import say
 from src.errors import UserError
-from src.files import atomic_write, json_text, regular_file, write_all
+from src.files import atomic_write, json_text, regular_file, remedy, write_all
 
 METRICS_FILE = "metrics.jsonl"
 EVAL_FILE = "eval.jsonl"
@@ -37,7 +37,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
                 file.truncate(size)
                 raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk, then go on with --resume 1") from error
+        raise _refused(path, error) from error
 
 
 def sync_lines(folder: Path) -> None:
@@ -47,7 +47,11 @@ def sync_lines(folder: Path) -> None:
             with path.open("ab") as file:
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk, then go on with --resume 1") from error
+            raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror}); {remedy(error)}, then continue with --resume 1")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,15 +1,17 @@
 """Where a run's numbers go beside its own files: wandb, online or offline, and TensorBoard.
 
-wandb never stops a training: without network, or where the server refuses, the run is logged offline, and where wandb does not
-work at all, the run continues without it. Each of these is reported by one line on stderr, which takes the place of wandb's own.
+Neither ever stops a training. Without network, or where the server refuses, wandb logs the run offline; where one of the two
+does not work at all, the run continues without it. Each of these is one line on stderr, which takes the place of their own.
 """
 
+import io
 import logging
 import os
 import re
 import secrets
 import shlex
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +22,8 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
-from src.console import say
-from src.files import atomic_write, regular_file
+from src.console import say, short
+from src.files import atomic_write, regular_file, write_all
 from src.training.config import TrainConfig
 
 # Holds the id of the run on wandb, which a resumed run continues.
@@ -34,53 +36,99 @@ SLOW = 2.0
 
 def make_loggers(config: TrainConfig) -> list[Logger]:
     """What `--wandb` and `--tensorboard` ask for; for the first process only, since the others log nothing."""
-    found: list[Logger | None] = []
-    if config.wandb:
-        found.append(_wandb_logger(config))
-    if config.tensorboard:
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        found.append(TensorBoardLogger(config.proj_dir, name="tensorboard", version="", default_hp_metric=False))
-    return list(filter(None, found))
+    wanted = [(config.wandb, _wandb_logger), (config.tensorboard, _tensorboard_logger)]
+    return [logger for asked, make in wanted if asked and (logger := make(config)) is not None]
 
 
-class WandbLogger(Logger):
-    """Sends the numbers of each step to a wandb run that has started."""
+class GuardedLogger(Logger):
+    """One whose failure is a line on stderr, after which nothing is logged there any more."""
 
-    def __init__(self, run: Any, sync: str):
+    def __init__(self, label: str):
         super().__init__()
-        self._run, self._sync = run, sync
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        self._label, self._works = label, True
 
     @property
     def name(self) -> str:
-        return self._run.project
+        return self._label
 
     @property
     def version(self) -> str:
-        return self._run.id
+        return ""
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Nothing to do: the run was started with the configuration."""
+        """Nothing to do: they are in the run's config.json, and wandb's run was started with them."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self._guarded(lambda: self._run.log({**metrics, "trainer/global_step": step}), "the run continues without it")
-
-    def finalize(self, status: str) -> None:
-        with _said_if_slow("uploading the last numbers"):
-            self._guarded(lambda: self._run.finish(exit_code=0 if status == "success" else 1),
-                          f"upload what is missing later with: {self._sync}")
-        self._run = None
-
-    def _guarded(self, call: Callable[[], None], what_now: str) -> None:
-        if self._run is None:
+    def guarded(self, call: Callable[[], Any], what_now: str) -> None:
+        if not self._works:
             return
         try:
             call()
         except Exception as error:  # of whatever kind, it must not end a training
-            _say(f"failed ({_short(error)}); {what_now}")
-            self._run = None
+            say(f"{self._label}: failed ({_short(error)}); {what_now}")
+            self._works = False
+
+
+class WandbLogger(GuardedLogger):
+    """Sends the numbers of each step to a wandb run that has started."""
+
+    def __init__(self, run: Any, sync: str):
+        super().__init__("wandb")
+        self._run, self._sync = run, sync
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.guarded(lambda: self._run.log({**metrics, "trainer/global_step": step}), "the run continues without it")
+
+    def finalize(self, status: str) -> None:
+        with _said_if_slow("uploading the last numbers"):
+            self.guarded(lambda: self._run.finish(exit_code=0 if status == "success" else 1),
+                         f"upload what is missing later with: {self._sync}")
+        self._works = False
+
+
+class TensorBoardLogger(GuardedLogger):
+    """Appends the numbers of each step to an event file, each record whole and at once.
+
+    torch's SummaryWriter writes from a thread, whose failure is a traceback of its own and comes steps later.
+    """
+
+    def __init__(self, folder: Path):
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        super().__init__("TensorBoard")
+        self._Event, self._Summary, self._RecordWriter = Event, Summary, RecordWriter
+        folder.mkdir(parents=True, exist_ok=True)
+        # The form of the name is what TensorBoard looks for, and sorts a run's files by.
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (folder / name).open("ab", buffering=0)
+        self._append(file_version="brain.Event:2")
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        values = [self._Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self.guarded(lambda: self._append(step=step, summary=self._Summary(value=values)), "the run continues without it")
+
+    def finalize(self, status: str) -> None:
+        self._file.close()
+
+    def _append(self, **event: Any) -> None:
+        record = io.BytesIO()
+        self._RecordWriter(record).write(self._Event(wall_time=time.time(), **event).SerializeToString())
+        write_all(self._file.fileno(), record.getvalue())
+
+
+def _tensorboard_logger(config: TrainConfig) -> Logger | None:
+    try:
+        return TensorBoardLogger(Path(config.proj_dir, "tensorboard"))
+    except Exception as error:  # its folder can't be written, another version of it has other modules, ...
+        _not_used("TensorBoard", error, config)
+        return None
+
+
+def _not_used(label: str, error: Exception, config: TrainConfig) -> None:
+    say(f"{label}: can't be used ({_short(error)}); the run continues without it, and its numbers are in {config.proj_dir}")
 
 
 def _wandb_logger(config: TrainConfig) -> Logger | None:
@@ -103,7 +151,7 @@ def _wandb_logger(config: TrainConfig) -> Logger | None:
             return None
         return _begin(wandb, config, "its mode is set so" if mode in ("offline", "dryrun") else None)
     except Exception as error:  # an invalid setting, a folder that can't be written, its service, ...
-        _say(f"can't be used ({_short(error)}); the run continues without it, and its numbers are in {config.proj_dir}")
+        _not_used("wandb", error, config)
         return None
 
 
@@ -195,6 +243,6 @@ def _say(line: str) -> None:
 
 
 def _short(error: Exception) -> str:
-    """An error's message on one line, without what pydantic adds for programmers."""
-    text = " ".join(str(error).partition(" [type=")[0].split()) or type(error).__name__
-    return text.rstrip(".") if len(text) <= 200 else text[:197] + "..."
+    """An error's message on one line, without what pydantic and Python's numbers add for programmers."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return short(" ".join(message.partition(" [type=")[0].split()).rstrip(".") or type(error).__name__, 200)

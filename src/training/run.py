@@ -111,6 +111,9 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
         f"{len(pairs)} {'texts' if config.sft else 'pairs'}, "
         f"{total_steps} optimizer steps, {held_in}")
 
+    if config.warmup_steps >= total_steps:
+        say(f"warning: --warmup_steps {config.warmup_steps} lasts as long as the run, so its full learning rate is never reached")
+
     module = PreferenceModule(model, settings, config, total_steps)
     asked = (held_out, eval_data) if held_out else (pairs, train_data)
     samples = _samples(folder, config, answer, *asked, dimensions.vocab_size)

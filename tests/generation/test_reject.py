@@ -62,6 +62,16 @@ def test_rows_are_in_order_and_kept_ones_untouched(generate, capsys):
     assert "complete; this run wrote 6 rows, 2 of them skipped, with the reject they had" in capsys.readouterr().err
 
 
+def test_where_every_row_has_a_reject_nothing_is_drawn_and_a_line_says_so(generate, tmp_path, capsys):
+    write_pairs_csv(tmp_path / "full.csv", [ROWS[i] for i in KEPT])
+    out = generate("--input_csv", str(tmp_path / "full.csv"), "--top_p", "0.9")
+    assert read_pairs(out, require_reject=True) == [ROWS[i] for i in KEPT]
+    err = capsys.readouterr().err
+    assert err.count("note: every row has a reject already, so nothing is drawn, and no flag of sampling has an effect") == 1
+    generate("--input_csv", str(tmp_path / "full.csv"), "--output_csv", str(tmp_path / "new.csv"), "--overwrite", "1")
+    assert "nothing is drawn" not in capsys.readouterr().err
+
+
 def test_overwrite_makes_every_reject_anew(generate):
     rows = read_pairs(generate("--overwrite", "1"), require_reject=True)
     assert not {row.reject for row in rows} & {row.reject for row in ROWS}

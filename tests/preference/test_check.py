@@ -33,6 +33,19 @@ def test_cut_and_dropped_are_those_of_preparing():
     assert found["tokens"]["chosen"]["mean"] == pytest.approx(sum(c for _, c, _ in whole) / len(whole))
 
 
+@pytest.mark.parametrize("letters", [[7] * 3, [7, 8, 9], [1, 12], [1, 13], range(5, 400)])
+def test_bins_hold_equally_many_lengths_and_every_pair_is_in_its_own(letters):
+    rows = [Row("a" * count, "b", "c") for count in letters]
+    tokenizer = load_tokenizer("bytes")
+    found = check_pairs(Reading(Path("pairs.csv"), rows, list(range(1, len(rows) + 1)), [], []), tokenizer, 1000, seed=0)
+    lengths = [len(p) + max(len(c), len(r)) for p, c, r in tokenize_pairs(rows, tokenizer, None, 1000, seed=0)[0]]
+    edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
+    widths = {high - low for low, high in zip(edges, edges[1:], strict=False)}
+    assert len(widths) == 1 and all(isinstance(edge, int) for edge in edges) and len(counts) <= 12
+    assert counts == [sum(low <= length < high for length in lengths) for low, high in zip(edges, edges[1:], strict=False)]
+    assert sum(counts) == len(rows) and counts[0] and counts[-1]
+
+
 def test_repeats_equal_answers_and_conversations_are_named_by_row():
     found = check_pairs(READING, load_tokenizer("bytes"), 1000, seed=0)
     assert (found["duplicate_rows_at"], found["duplicate_prompts_at"], found["equal_answers_at"]) == ([40], [40, 41], [42])

@@ -57,7 +57,7 @@ KINDS = [
     (b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file"), (sqlite, "an SQLite database"),
     (pickle.dumps([Trap()]), "a Python pickle, which is never loaded"),
     (made(pd.DataFrame({"a": [1]}).to_pickle), "a Python pickle"),
-    (made(lambda file: torch.save(PAIRS, file)), "tensors of PyTorch"),
+    (made(lambda file: torch.save(PAIRS, file)), "a file of PyTorch, such as a checkpoint or a .save under"),
     (made(lambda file: torch.save(PAIRS, file, _use_new_zipfile_serialization=False)), "a Python pickle"),
     (made(lambda file: np.save(file, np.zeros(3))), "a NumPy array"),
     (made(lambda file: np.savez(file, a=np.zeros(3))), "an archive of NumPy arrays"), (safetensors, "a safetensors file"),

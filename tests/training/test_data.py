@@ -1,5 +1,7 @@
 import pytest
 
+import src.training.data as data
+from src.errors import UserError
 from src.preference.packing import Text, packed_length
 from src.training.data import PairBatches
 
@@ -85,3 +87,12 @@ def test_optimizer_steps_are_counted_before_the_first():
     assert batches(0, 4, accumulate=2, world_size=2).total_steps(3) == 3  # of 10 pairs, two micro-batches and one on each process
     drawn_from = batches(0, batch_tokens=12, accumulate=2)
     assert drawn_from.total_steps(3) == sum(-(-len(epoch) // 2) for epoch in epochs(drawn_from, range(3)))
+
+
+def test_a_beginning_that_takes_days_to_find_is_refused(monkeypatch):
+    monkeypatch.setattr(data, "MOST_BEFORE", 100)
+    assert epochs(batches(10, batch_tokens=12, first_epoch=10), [0])
+    with pytest.raises(UserError, match="--epoch_begin 11: with --batch_tokens all 110 micro-batches before it .* lower it"):
+        batches(10, batch_tokens=12, first_epoch=11)
+    # Where each pass is an epoch, or batches have equally many pairs, nothing has to be made.
+    assert epochs(batches(0, batch_tokens=12, first_epoch=10**6), [0]) and epochs(batches(10, first_epoch=10**6), [0])

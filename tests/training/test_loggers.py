@@ -1,5 +1,7 @@
-"""wandb: one line about what becomes of it, one id for a run and its continuations, and never the end of a training."""
+"""wandb and TensorBoard: one line about what becomes of them, and never the end of a training; wandb: one id for a run and what
+continues it."""
 
+import errno
 import os
 import threading
 import time
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import src.training.loggers as loggers
 from src.errors import UserError
@@ -160,14 +163,36 @@ def test_who_wants_it_offline_with_a_key_gets_it_offline(config, logged, monkeyp
     offline(*logged(), "its mode is set so", Path(config().proj_dir, "wandb"))
 
 
-def test_where_it_cannot_write_the_run_goes_on_without_it(config, capfd):
-    run = config(epoch_count=1, epoch_steps=1, wandb="a project")
+@pytest.mark.parametrize(("asked", "folder", "label"), [({"wandb": "a project"}, "wandb", "wandb: "),
+                                                         ({"tensorboard": True}, "tensorboard", "TensorBoard: ")])
+def test_where_it_cannot_write_the_run_continues_without_it(config, capfd, asked, folder, label):
+    run = config(epoch_count=1, epoch_steps=1, **asked)
     Path(run.proj_dir).mkdir()
-    Path(run.proj_dir, "wandb").touch()
+    Path(run.proj_dir, folder).touch()
     train(run, {})
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("wandb")]
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith(label)]
     assert len(said) == 1 and "can't be used" in said[0] and "the run continues without it" in said[0]
     assert Path(run.proj_dir, "rwkv-final.safetensors").exists()
+
+
+def test_tensorboard_on_a_disk_that_fills_up_is_one_line(config, capfd, monkeypatch):
+    """A step's numbers are written at once, by this process's own thread, so that a failure is caught where it happens."""
+    write_all, written = loggers.write_all, []
+
+    def full(descriptor, data):
+        written.append(data)
+        if len(written) > 2:  # the file's head, and the first step
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_all(descriptor, data)
+
+    monkeypatch.setattr(loggers, "write_all", full)
+    run = config(epoch_count=1, epoch_steps=4, tensorboard=True)
+    train(run, {})
+    said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard" in line]
+    assert said == ["TensorBoard: failed (No space left on device); the run continues without it"]
+    assert len(written) == 3 and Path(run.proj_dir, "rwkv-final.safetensors").exists()
+    events = EventAccumulator(str(Path(run.proj_dir, "tensorboard"))).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1]
 
 
 def test_a_run_of_the_trainer_ends_its_own_and_only_it(config, monkeypatch):

@@ -138,6 +138,13 @@ def test_pairs_and_tokens_a_second_are_those_of_the_steps_alone(config, prepared
     assert taken == [2.0, 2.0, 2.0, 102.0, 2.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize(("warmup_steps", "said"), [(3, False), (4, True), (9, True)])
+def test_a_warm_up_that_lasts_as_long_as_the_run_is_said(config, capsys, warmup_steps, said):
+    train(config(epoch_count=1, epoch_steps=4, warmup_steps=warmup_steps), {})
+    line = f"warning: --warmup_steps {warmup_steps} lasts as long as the run, so its full learning rate is never reached\n"
+    assert (line in capsys.readouterr().err) == said
+
+
 def test_tensorboard_and_wandb_at_once(config, prepared, monkeypatch, tmp_path, capfd):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
