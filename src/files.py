@@ -108,10 +108,10 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
     Raises UserError where the system refuses, or another process holds the folder.
     """
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    descriptor = None
+    descriptor, path = None, folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = regular_file(folder / LOCK_FILE)
+        path = regular_file(path)
         # Who held it before removes the file, and one that was opened just before that locks nobody out.
         while descriptor is None or not is_open_as(descriptor, path):
             if descriptor is not None:
@@ -121,6 +121,13 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
             _lock(descriptor, folder, instead)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another {instead}") from error
+    except BaseException:
+        # Another process holds it, or a signal came, before or behind the lock.
+        if descriptor is not None:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        raise
     else:
         try:
             yield

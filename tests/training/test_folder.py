@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.errors import UserError
+from src.errors import Stopped, UserError
 from src.files import hold_folder
 from src.generation.greedy import likeliest_answers
 from src.training.checkpoint import check_checkpoint
@@ -98,6 +98,22 @@ def test_a_run_that_can_not_begin_leaves_no_folder(config, tmp_path):
     with pytest.raises(UserError, match="missing.pth"):
         train(run, {})
     assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
+@pytest.mark.parametrize("call", ["mkdir", "flock"])
+def test_a_signal_while_the_lock_is_taken_leaves_nothing(tmp_path, monkeypatch, call):
+    module = fcntl if call == "flock" else os
+    before = getattr(module, call)
+
+    def signalled(*arguments):
+        before(*arguments)
+        monkeypatch.setattr(module, call, before)
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(module, call, signalled)
+    with pytest.raises(Stopped), hold_folder(tmp_path / "run", "--proj_dir"):
+        pass
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_no_other_process_inherits_the_lock(config, tmp_path):

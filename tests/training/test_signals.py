@@ -118,7 +118,7 @@ def test_with_one_of_the_others_the_run_ends_and_says_so(start, tmp_path):
 
 @pytest.mark.slow
 def test_what_stops_every_process_is_told_once(start, tmp_path):
-    process = start(devices=2, lr_init=1e38, lr_final=1e38, epoch_steps=2)
+    process = start(devices=2, lr_init=1e6, lr_final=1e6, epoch_steps=8)
     ends(process, 2, "error: step ")
 
 
