@@ -17,7 +17,8 @@ from typing import IO, Any
 from src.console import say
 from src.errors import NotFinite, UserError
 
-LOCK_FILE = ".lock"
+# Other programs have a .lock, too.
+LOCK_FILE = ".train.lock"
 
 
 @contextmanager
@@ -126,20 +127,25 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
         if descriptor is not None:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+                _remove_empty(descriptor, path)
         raise
     else:
         try:
             yield
         finally:
             with suppress(OSError):  # in a folder that is read-only by now it may stay, and locks nobody out
-                path.unlink(missing_ok=True)
+                _remove_empty(descriptor, path)
     finally:
         if descriptor is not None:
             os.close(descriptor)
         with suppress(OSError):  # one that is not empty
             for made in missing:
                 made.rmdir()
+
+
+def _remove_empty(descriptor: int, path: Path) -> None:
+    if not os.fstat(descriptor).st_size:  # else it is somebody's file, whatever its name
+        path.unlink(missing_ok=True)
 
 
 def is_open_as(descriptor: int, path: Path) -> bool:

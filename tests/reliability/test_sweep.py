@@ -12,8 +12,8 @@ SEED, FEW = 3, 12
 
 @pytest.fixture(scope="session")
 def elsewhere(workplace):
-    folder = workplace / "elsewhere"
-    folder.mkdir()
+    folder = workplace / "so" / "deep" / "that" / "elsewhere"  # "../.." is tried, too
+    folder.mkdir(parents=True)
     return folder
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from src.errors import Stopped, UserError
-from src.files import hold_folder
+from src.files import LOCK_FILE, hold_folder
 from src.generation.greedy import likeliest_answers
 from src.training.checkpoint import check_checkpoint
 from src.training.run import train
@@ -66,7 +66,7 @@ def refused(run, *words: str) -> None:
 
 def holder(folder: Path) -> subprocess.Popen:
     """Another process that has it, once this returns."""
-    code = ("import sys, time; from pathlib import Path; from src.files import hold_folder\n"
+    code = ("import sys, time; from pathlib import Path; from src.files import LOCK_FILE, hold_folder\n"
             "with hold_folder(Path(sys.argv[1]), '--proj_dir'): print('held', flush=True); time.sleep(600)")
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
@@ -82,9 +82,9 @@ def test_a_folder_has_one_run_and_a_killed_one_leaves_no_lock(config):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert Path(run.proj_dir, ".lock").exists()
+    assert Path(run.proj_dir, LOCK_FILE).exists()
     train(run, {})
-    assert not Path(run.proj_dir, ".lock").exists()
+    assert not Path(run.proj_dir, LOCK_FILE).exists()
 
 
 def test_a_second_run_is_told_before_its_model_is_read(config, tmp_path):
@@ -98,6 +98,15 @@ def test_a_run_that_can_not_begin_leaves_no_folder(config, tmp_path):
     with pytest.raises(UserError, match="missing.pth"):
         train(run, {})
     assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
+@pytest.mark.parametrize("name", [".lock", LOCK_FILE])
+def test_a_file_of_somebody_that_has_a_lock_s_name_stays(config, tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("4711")
+    with hold_folder(tmp_path / "run", "--proj_dir"), pytest.raises(UserError, match="another run"):
+        train(config(proj_dir=str(tmp_path / "run")), {})
+    assert (tmp_path / "run" / name).read_text() == "4711"
 
 
 @pytest.mark.parametrize("call", ["mkdir", "flock"])
@@ -139,7 +148,7 @@ def test_where_there_are_no_locks_a_line_says_so(config, monkeypatch, capsys, re
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "eval.jsonl", "samples.jsonl", ".lock", "rwkv-1.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "eval.jsonl", "samples.jsonl", LOCK_FILE, "rwkv-1.safetensors"])
 def test_what_is_no_file_is_neither_waited_for_nor_written(config, name, kind):
     run = config(epoch_steps=1, epoch_count=1)
     path = Path(run.proj_dir, name)
@@ -311,7 +320,7 @@ def test_a_full_disk_is_told_of_the_file_and_the_run_goes_on_once_there_is_room(
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match=rf"{name}: cannot be written \(No space left on device\)"):
             train(run, {})
-    assert not Path(run.proj_dir).exists() or not {".lock"} & {path.name for path in Path(run.proj_dir).iterdir()}
+    assert not Path(run.proj_dir).exists() or not {LOCK_FILE} & {path.name for path in Path(run.proj_dir).iterdir()}
     assert not [path for path in Path(run.proj_dir).glob(".*.tmp")]
     train(replace(run, resume=True), {})
     assert numbers(Path(run.proj_dir, "metrics.jsonl")) == numbers(Path(whole.proj_dir, "metrics.jsonl"))
