@@ -62,10 +62,13 @@ def _read(path: Path, kind: str, load: Callable[[Any], Any]) -> Table:
         import pyarrow
     except ImportError:
         raise UserError(f"{path}: {kind} needs pyarrow; pip install pyarrow, or write the file as JSONL") from None
-    data = read_data(path) if is_compressed(path) else None
+    # Of Arrow's messages the reader trusts the lengths, and asks for as much memory, unless all bytes are there already.
+    data = read_data(path) if is_compressed(path) or kind == "Arrow" else None
     try:
         with pyarrow.OSFile(str(path)) if data is None else pyarrow.BufferReader(data) as source:
             table = load(source)
+    except pyarrow.ArrowMemoryError as error:
+        raise UserError(f"{path}: asks for more memory than there is ({_reason(error)}); it is damaged, or split it") from None
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         if out_of_memory(error):
             raise

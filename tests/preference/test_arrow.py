@@ -112,6 +112,35 @@ def test_damaged_files_are_refused_or_read(tmp_path, kind):
             assert str(path) in str(error) and "\n" not in str(error)
 
 
+def test_lengths_that_a_file_claims_ask_for_no_memory(tmp_path):
+    path, data = tmp_path / "rows.arrow", bytearray(written(pyarrow.table(GOOD), "stream"))
+    data[4:8] = (2**31 - 8).to_bytes(4, "little")  # of the first message, the schema
+    path.write_bytes(data)
+    before = pyarrow.default_memory_pool()
+    counted = pyarrow.proxy_memory_pool(before)
+    pyarrow.set_memory_pool(counted)
+    try:
+        with pytest.raises(UserError, match="can't be read as Arrow"):
+            read_pairs(path, True)
+    finally:
+        pyarrow.set_memory_pool(before)
+    assert counted.max_memory() < 1 << 20
+
+
+@pytest.mark.parametrize("claimed", [2**40, 2**62])
+def test_a_compressed_column_that_claims_more_memory_than_there_is(tmp_path, claimed):
+    path, buffer = tmp_path / "rows.arrow", io.BytesIO()
+    table = pyarrow.table({**GOOD, "prompt": ["q" * 5000]})
+    with pyarrow.ipc.new_stream(buffer, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    data, begins = buffer.getvalue(), b"\x28\xb5\x2f\xfd"  # of what zstd has compressed; before it stands the size
+    size = (5000).to_bytes(8, "little") + begins
+    assert data.count(size) == 1
+    path.write_bytes(data.replace(size, claimed.to_bytes(8, "little") + begins))
+    with pytest.raises(UserError, match="rows.arrow: (asks for more memory than there is|can't be read as Arrow)"):
+        read_pairs(path, True)
+
+
 def shared(text, count):
     """Texts, lists, objects and maps of them that stand once in a file and are `count` rows each."""
     texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([text]))
