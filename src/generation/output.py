@@ -16,10 +16,12 @@ from typing import Any
 
 from src.checked_json import BadJson, parse_json
 from src.errors import UserError
-from src.files import atomic_write, cut_back, json_text, open_alone, remedy, write_all
+from src.files import atomic_write, cut_back, json_text, open_alone, regular_file, remedy, write_all
 from src.preference.csv import HEADER, Row, format_row
 
 _ANOTHER = "choose another --output_csv, or remove this one"
+# Some that every sidecar has, and other files don't.
+_SETTINGS = {"seed": int, "stop": str}
 # At the place where a reject begins: the field with the line's end, and what is left of it when a write is torn off.
 _REJECT = re.compile(rb'"[^"]*(?:""[^"]*)*"\n')
 _TORN = re.compile(rb'(?:"[^"]*(?:""[^"]*)*"?)?')
@@ -67,6 +69,8 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
         UserError: `path` holds something else than the beginning of this output, or another run is writing it.
     """
     path = Path(path)
+    if not path.exists() and _sidecar_path(path).exists():
+        _check_settings(path, {})
     with open_alone(path, "--output_csv") as descriptor:
         data, done = path.read_bytes(), 0
         if data:
@@ -83,8 +87,8 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
             yield output
         except BaseException:
             if not output.done:
-                path.unlink(missing_ok=True)
-                _sidecar_path(path).unlink(missing_ok=True)
+                for made in (_sidecar_path(path), path):
+                    regular_file(made).unlink(missing_ok=True)  # of a link, what it leads to
             raise
 
 
@@ -135,11 +139,11 @@ def _stranger(path: Path, number: int, sources: Sequence[int] | None) -> UserErr
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     sidecar = _sidecar_path(path)
     try:
-        found = parse_json(sidecar.read_bytes(), {str: object})
+        found = parse_json(sidecar.read_bytes(), _SETTINGS)
     except FileNotFoundError:
         raise UserError(f"{path}: exists, without the {sidecar.name} that would tell how it was made; {_ANOTHER}") from None
     except BadJson as error:
-        raise UserError(f"{sidecar}: is damaged ({error}), so how {path.name} was made is not known; {_ANOTHER}") from None
+        raise UserError(f"{sidecar}: is damaged, or not of {path.name} ({error}); {_ANOTHER}") from None
     differing = [f"{name} {reprlib.repr(found.get(name))} (now {reprlib.repr(value)})" for name, value in settings.items()
                  if name not in found or found[name] != value]
     if differing:

@@ -14,6 +14,7 @@ from src.generation.output import open_output, read_progress
 from src.preference.csv import HEADER, Row, format_row
 from tests.preference.reading import read_pairs
 
+OTHERS = {"seed": 2, "stop": "", "top_p": 0.3, "quantization": None}
 SETTINGS = {"seed": 1, "stop": "\n\n", "top_p": 0.3, "quantization": None}
 characters = st.one_of(st.sampled_from('",\n\r'), st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 text = st.text(characters, min_size=1, max_size=8)
@@ -117,20 +118,43 @@ def test_two_runs_at_once_are_refused(tmp_path):
         assert output.done == 0
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_file_of_somebody_that_has_the_sidecar_s_name_is_refused_and_stays(tmp_path, exists):
+    path, theirs = tmp_path / "out.csv", tmp_path / "out.csv.json"
+    theirs.write_text('{"my": "dataset"}')
+    if exists:
+        path.write_text(HEADER)
+    with pytest.raises(UserError, match=r"out.csv.json: .* not of out.csv"), open_output(path, SETTINGS, ROWS, [False] * 3):
+        pass
+    assert path.exists() == exists and theirs.read_text() == '{"my": "dataset"}'
+
+
+def test_a_link_stays_one_where_nothing_was_written(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "out.csv"
+    link.symlink_to(tmp_path / "elsewhere" / "real.csv")
+    with pytest.raises(UserError), open_output(link, SETTINGS, ROWS, [False] * 3):
+        raise UserError("the logits are not finite")
+    assert link.is_symlink() and [path.name for path in tmp_path.rglob("*.*")] == ["out.csv"]
+    with open_output(link, SETTINGS, ROWS, [False] * 3) as output:
+        output.append(ROWS)
+    assert (tmp_path / "elsewhere" / "real.csv").read_bytes() == written(ROWS)
+
+
 @pytest.mark.parametrize("failed_in", ["this process", "a killed one"])
 def test_an_output_without_a_row_blocks_no_other_settings(tmp_path, failed_in):
     path = tmp_path / "out.csv"
     if failed_in == "this process":
-        with pytest.raises(UserError), open_output(path, {"precision": "fp16"}, ROWS, [False] * len(ROWS)):
+        with pytest.raises(UserError), open_output(path, OTHERS, ROWS, [False] * len(ROWS)):
             raise UserError("the logits are not finite")
         assert not list(tmp_path.iterdir())
     else:
         path.write_text("prompt,chosen,reject\n")
-        (tmp_path / "out.csv.json").write_text('{"precision": "fp16"}')
-    with open_output(path, {"precision": "bf16"}, ROWS, [False] * len(ROWS)) as output:
+        (tmp_path / "out.csv.json").write_text(json.dumps(OTHERS))
+    with open_output(path, SETTINGS, ROWS, [False] * len(ROWS)) as output:
         output.append([ROWS[0]._replace(reject="no")])
-    assert json.loads((tmp_path / "out.csv.json").read_text()) == {"precision": "bf16"}
-    with pytest.raises(UserError, match="was begun with precision 'bf16'"), \
-            open_output(path, {"precision": "fp16"}, ROWS, [False] * len(ROWS)):
+    assert json.loads((tmp_path / "out.csv.json").read_text()) == SETTINGS
+    with pytest.raises(UserError, match="was begun with seed 1"), \
+            open_output(path, OTHERS, ROWS, [False] * len(ROWS)):
         pass
     assert path.read_text().count("\n") == 2
