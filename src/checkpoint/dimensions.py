@@ -37,7 +37,7 @@ def read_dimensions(weights: Mapping[str, Tensor], name: str) -> Dimensions:
 
     Raises:
         UserError: not RWKV at all, RWKV v4 or v5, a variant with further tensors (DeepEmbed),
-            a layer or tensor missing, or a shape that contradicts the others.
+            a layer or tensor missing, a shape that contradicts the others, or heads of width 1.
     """
     if "emb.weight" not in weights or not any(key.startswith("blocks.0.") for key in weights):
         raise UserError(f"{name}: not an RWKV checkpoint (no emb.weight and blocks.0.*)")
@@ -71,6 +71,9 @@ def read_dimensions(weights: Mapping[str, Tensor], name: str) -> Dimensions:
                             tuple(sorted(ranks.items())), weights["emb.weight"].dtype)
     if n_head * head_size != n_embd:
         raise UserError(f"{name}: {head} has shape {n_head} x {head_size}, which does not make n_embd {n_embd}")
+    if head_size == 1:
+        raise UserError(f"{name}: {head} has shape {n_head} x 1, but a head of width 1, whose norm leaves nothing of it, is not "
+                        "served; pass a model as released")
     return dimensions
 
 
