@@ -9,6 +9,9 @@ from torch import Tensor
 
 from src.errors import UserError
 
+# What checkpoints of v7 may have and no model reads.
+UNREAD = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
+
 
 @dataclass(frozen=True)
 class Dimensions:
@@ -148,7 +151,7 @@ def check_weights(weights: Mapping[str, Tensor], dimensions: Dimensions, name: s
             raise UserError(f"{name}: {key} has shape {_text(found)}, expected {_text(shape)} by the file's other tensors")
         if not weights[key].is_floating_point():
             raise UserError(f"{name}: {key} holds {weights[key].dtype}, expected floating point; pass a model as released")
-    unread = {f"blocks.0.att.v{i}" for i in range(3)} if dimensions.version == "x070" else set()
+    unread = UNREAD if dimensions.version == "x070" else ()
     for key in weights:
         if key not in expected and key not in unread:
             raise UserError(f"{name}: {key[:100]!r} belongs to no {dimensions.version} model; pass a model as released")
