@@ -11,8 +11,8 @@ import re
 from typing import Any
 
 DEEPEST = 64  # lists and objects within each other
-# What a number beyond 64 bits has in it; a function for each number would take most of the time.
-_LARGE = re.compile(r"[0-9]{19}|[eE]\+?[0-9]{3}")
+# What a number beyond 64 bits, too large or too close to 0, has in it; a function for each number would take most of the time.
+_LARGE = re.compile(r"[0-9]{19}|[eE][+-]?[0-9]{3}")
 _LONGEST_NAME = 60  # in a message
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
           type(None): "null"}
@@ -26,8 +26,8 @@ def parse_json(text: str | bytes, shape: Any = object) -> Any:
     """The value of a JSON text.
 
     Raises:
-        BadJson: it is not JSON in UTF-8, nested more than `DEEPEST` deep, has NaN, infinity or a whole number beyond 64 bits,
-            or is not of the shape.
+        BadJson: it is not JSON in UTF-8, nested more than `DEEPEST` deep, has NaN, infinity or a number beyond 64 bits, or is
+            not of the shape.
     """
     try:
         # Left to itself the json module guesses an encoding, and lets half characters pass.
@@ -60,7 +60,8 @@ def _integer(digits: str) -> int:
 
 
 def _number(digits: str) -> float:
-    if not math.isfinite(value := float(digits)):
+    value = float(digits)
+    if not math.isfinite(value) or (value == 0 and re.search("[1-9]", re.split("[eE]", digits)[0])):
         raise BadJson(f"it holds {digits[:20]}, beyond the numbers of 64 bits")
     return value
 

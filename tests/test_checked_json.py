@@ -21,6 +21,7 @@ def test_what_json_writes_is_read_back(value):
 @pytest.mark.parametrize(("text", "words"), [
     ("{", "not JSON"), ("", "not JSON"), (b"\xff\xff", "not JSON"), ("NaN", "NaN"), ("[-Infinity]", "-Infinity"),
     ("1e400", "1e400"), ("-1E+0400", "beyond"), ("[1.5, 1e0999]", "beyond"), ("9" * 310 + ".5", "beyond"),
+    ("1e-400", "1e-400"), ("[-0.5e-0999]", "beyond"), ("0." + "0" * 400 + "1", "beyond"),
     ("9" * 400, "400 digits"), ("-" + "9" * 5000, "5000 digits"), ("18446744073709551616", "20 digits"),
     ("[" * 100_000 + "]" * 100_000, "nested"), ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "nested"),
     ('{"a":' * 70 + "1" + "}" * 70, "nested"),
@@ -31,6 +32,7 @@ def test_limits(text, words):
 
 
 def test_just_within_the_limits():
+    assert parse_json("[0e-400, -0.0E-999, 1e-300]") == [0, 0, 1e-300]
     assert parse_json("[" * DEEPEST + "]" * DEEPEST)
     assert parse_json(str(2**64 - 1)) == 2**64 - 1 and parse_json("-9223372036854775808") == -2**63
 

@@ -1,11 +1,7 @@
 """Make a model train as its layer profile says, and sort what trains into groups for the optimizer.
 
-It knows of the model only the official names: `emb`, `blocks` with linear layers under `att` and `ffn`, `ln_out`, `head`.
-
-What trains, less the parts that a layer rejects: in mode `full`, every parameter of the layer, block 0's ln0 and head's ln_out
-among them; in an adapter's mode, the adapter of each linear weight of the layer (att.receptance, att.key, att.value, att.output
-and v6's att.gate; ffn.key, ffn.value and v6's ffn.receptance; or head), while its vectors, low-rank matrices and norms stay as
-they are; in mode `state`, the block's initial state. In any mode the parameters that FullParts names train themselves.
+It knows of the model only the official names: `emb`, `blocks` with linear layers under `att` and `ffn`, `ln_out`, `head`; and
+tensors.py tells from them what trains.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +14,7 @@ from src.adapters.adapted import AdaptedLinear
 from src.adapters.layer_profile import LayerSetting, layer_of
 from src.adapters.linear import Linear
 from src.adapters.state import LEAF, add_state
-from src.errors import UserError
+from src.adapters.tensors import Shapes, adapter_shapes, check_rank, is_linear
 from src.quantization.linear import QuantizedLinear, quantize_linear
 
 
@@ -58,7 +54,7 @@ def quantized_linears(settings: list[LayerSetting], scheme: str) -> Callable[[st
             return None
         if adapter is None or not adapter.splits_base:
             return quantize_linear(weight, scheme)
-        _check_rank(name, adapter, *weight.shape, setting)
+        check_rank(name, adapter, *weight.shape, setting)
         return adapter.quantized(weight, scheme, setting.rank)
 
     return hold
@@ -77,7 +73,7 @@ def quantized_otherwise(settings: list[LayerSetting], names: Iterable[str]) -> d
     for name in sorted(names):
         layer, local_name = layer_of(name)
         setting = by_layer[layer]
-        if not (layer.isdigit() and name.endswith(".weight")) or ".ln" in f".{local_name}" or setting.mode == "full":
+        if not (layer.isdigit() and is_linear(name)) or setting.mode == "full":
             continue
         adapter = setting.adapter(local_name)
         if setting.in_full(local_name):
@@ -94,13 +90,11 @@ def apply_layer_profile(model: nn.Module, settings: list[LayerSetting], seed: in
     away; frozen weights stay as they are. What is random in an adapter depends on the profile and `seed` alone.
 
     Raises:
-        UserError: a part that no parameter has, a rank above a weight's smaller side, or nothing left to train.
-        ValueError: a profile for another depth, or a quantized weight that this profile needs otherwise (`quantized_linears`).
+        UserError: the profile does not fit the model, or leaves nothing to train (`adapter_shapes`).
+        ValueError: a quantized weight that this profile needs otherwise (`quantized_linears`).
     """
-    n_layer = len(model.blocks)
-    if [setting.layer for setting in settings] != ["emb", *map(str, range(n_layer)), "head"]:
-        raise ValueError(f"the profile has rows for {len(settings) - 2} blocks, the model has {n_layer}")
-    _check_parts(model, settings)
+    base = _base_shapes(model)
+    trained = adapter_shapes(settings, base)
     model.requires_grad_(False)
     by_layer = {setting.layer: setting for setting in settings}
     generator = torch.Generator().manual_seed(seed)
@@ -114,24 +108,17 @@ def apply_layer_profile(model: nn.Module, settings: list[LayerSetting], seed: in
             continue
         shape = module.out_features, module.in_features
         if not isinstance(module, adapter):
-            _check_rank(name, adapter, *shape, setting)
             module = adapter(module, setting.rank, setting.alpha, setting.dropout, generator)
             model.set_submodule(name, module)
         for leaf in adapter.shapes(*shape, setting.rank).keys() - set(adapter.keeps):
             module.get_parameter(leaf).requires_grad_(True)
     for setting in settings:
-        if setting.mode == "state" and not setting.rejects(f"att.{LEAF}"):
+        if f"blocks.{setting.layer}.att.{LEAF}" in trained:
             add_state(model.blocks[int(setting.layer)])
-
-    adapted = {name for name, module in _linears(model) if isinstance(module, AdaptedLinear)}
-    for name, parameter in model.named_parameters():
-        layer, local_name = layer_of(name)
-        if by_layer[layer].in_full(local_name) and name.rpartition(".")[0] not in adapted:
-            parameter.data = parameter.data.to(torch.float32, copy=True)
-            parameter.requires_grad_(True)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("the layer profile leaves nothing to train; give a layer a mode that trains, such as lora, or state for "
-                        "its states, and do not reject all its parts")
+    for name in trained.keys() & base.keys():
+        parameter = model.get_parameter(name)
+        parameter.data = parameter.data.to(torch.float32, copy=True)
+        parameter.requires_grad_(True)
 
 
 def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dict]:
@@ -168,22 +155,9 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, Linear | QuantizedLinear |
             yield name, module
 
 
-def _check_parts(model: nn.Module, settings: list[LayerSetting]) -> None:
-    """A part may miss in one layer (block 0 of v7 has no v0); one that is nowhere in the model is a slip of the pen."""
-    linears = {layer_of(f"{name}.weight")[1] for name, _ in _linears(model)}
-    names = linears | {layer_of(name)[1] for name, _ in model.named_parameters()}
-    for setting in settings:
-        trains = setting.mode != "freeze" or setting.full_parts
-        rejected = [("RejectParts", part, names | {f"att.{LEAF}"}) for part in setting.reject_parts if trains]
-        for column, part, known in rejected + [("FullParts", part, names) for part in setting.full_parts]:
-            if not any(part in name for name in known):
-                raise UserError(f"layer profile, layer {setting.layer}: {column} names {part!r}, which is in no parameter's "
-                                f"name; write for example att.receptance, ffn.value or ln1")
-
-
-def _check_rank(name: str, adapter: type[AdaptedLinear], out_features: int, in_features: int,
-                setting: LayerSetting) -> None:
-    largest = adapter.largest_rank(out_features, in_features)
-    if setting.rank > largest:
-        raise UserError(f"layer {setting.layer}: rank {setting.rank} is too high for mode {setting.mode} and {name} "
-                        f"({out_features} x {in_features}); choose one up to {largest}, by --lora_r or in the layer profile")
+def _base_shapes(model: nn.Module) -> Shapes:
+    """Name and shape of the base's tensors in a model, whatever it holds its linear weights in."""
+    linears = {name: (module.out_features, module.in_features) for name, module in _linears(model)}
+    others = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()
+              if name.rpartition(".")[0] not in linears}
+    return {f"{name}.weight": shape for name, shape in linears.items()} | others

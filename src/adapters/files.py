@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from src.adapters.adapted import AdaptedLinear
-from src.adapters.layer_profile import LayerSetting, layer_of, setting_of
+from src.adapters.layer_profile import LayerSetting, all_layers, layer_of, setting_of
 from src.adapters.modes import ADAPTERS
 from src.adapters.state import states_in
+from src.adapters.tensors import adapter_shapes, is_linear, shapes_of
 from src.checked_json import BadJson, parse_json
 from src.checkpoint.io import fingerprint, load_safetensors, not_finite, save_checkpoint, save_safetensors
 from src.errors import NotFinite, UserError
@@ -43,9 +44,12 @@ class Adapter:
     extra: dict[str, Any]
 
     def setting(self, name: str) -> LayerSetting:
-        """The profile's row of the layer that a parameter belongs to."""
+        """The profile's row of the layer that a parameter belongs to; UserError where it has none."""
         layer = layer_of(name)[0]
-        return next(setting for setting in self.settings if setting.layer == layer)
+        for setting in self.settings:
+            if setting.layer == layer:
+                return setting
+        raise UserError(f"{self.path}: the layer profile in it has no row for layer {layer}; use an adapter of this base")
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -91,10 +95,10 @@ def states_path(path: str | Path) -> Path:
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """Read an adapter file.
+    """Read an adapter file; its tensors come in float32, whatever they are held in.
 
     Raises:
-        UserError: the file is missing, broken, no adapter, or of another format version.
+        UserError: the file is missing, broken, no adapter, of another format version, or has a tensor of whole numbers.
         NotFinite: a tensor has NaN or infinity in it.
     """
     weights, metadata = load_safetensors(path)
@@ -110,17 +114,35 @@ def read_adapter(path: str | Path) -> Adapter:
         unknown = {layer_of(name)[0] for name in weights} - set(named)
         if unknown or len(set(named)) < len(named):
             raise ValueError(f"no profile row for layer {min(unknown)[:60]}" if unknown else "two profile rows for one layer")
+        if named != all_layers(len(named) - 2):
+            raise ValueError("the profile's rows are not emb, 0, 1, ... head")
         if not re.fullmatch("[0-9a-f]{64}", metadata["base_fingerprint"]):
             raise ValueError(f"base_fingerprint {metadata['base_fingerprint'][:60]!r} is none")
-        adapter = Adapter(path, weights, settings, metadata["base_fingerprint"], parse_json(metadata["extra"], _EXTRA))
+        extra = parse_json(metadata["extra"], _EXTRA)
     except KeyError as error:
         raise UserError(f"{path}: the adapter's metadata are damaged (it lacks {error}); save it anew") from error
     except (BadJson, UserError, ValueError) as error:
         raise UserError(f"{path}: the adapter's metadata are damaged ({error}); save it anew") from error
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            held = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {name[:100]} holds {held}, expected floating point; the file is damaged, use another copy")
+    weights = {name: tensor.float() for name, tensor in weights.items()}
     wrong = not_finite(weights)
     if wrong:
         raise NotFinite(f"{path}: {wrong} are not finite, as after a training that diverged; use an earlier adapter")
-    return adapter
+    return Adapter(path, weights, settings, metadata["base_fingerprint"], extra)
+
+
+def check_adapter(adapter: Adapter, base_weights: Mapping[str, Tensor], base_fingerprint: str) -> None:
+    """Make sure that an adapter belongs to a base, and has the very tensors that its own layer profile trains there.
+
+    Raises:
+        UserError: another base, a profile that does not fit it, a tensor that is missing, beyond the profile or of another shape.
+    """
+    _check_base(adapter, base_fingerprint)
+    expected = adapter_shapes(adapter.settings, shapes_of(base_weights), f"{adapter.path}: the layer profile in it")
+    _check_tensors(adapter, expected, "its own layer profile", "the file is incomplete or damaged, use another copy")
 
 
 def load_adapter(model: nn.Module, file: str | Path | Adapter, base_fingerprint: str | None = None) -> Adapter:
@@ -140,7 +162,7 @@ def load_adapter(model: nn.Module, file: str | Path | Adapter, base_fingerprint:
     adapter = file if isinstance(file, Adapter) else read_adapter(file)
     path = adapter.path
     if base_fingerprint is not None:
-        _check_base(adapter, base_fingerprint, path)
+        _check_base(adapter, base_fingerprint)
     found = adapter_tensors(model)
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLinear):
@@ -148,12 +170,7 @@ def load_adapter(model: nn.Module, file: str | Path | Adapter, base_fingerprint:
             if theirs != ours:
                 raise UserError(f"{path}: {name} was trained in mode {theirs}, but the layer profile says {ours}; "
                                 f"use the layer profile that the adapter was trained with")
-    for name in sorted(found.keys() ^ adapter.weights.keys()):
-        holder, other = ("the model trains", "the file") if name in found else ("the file has", "the model's layer profile")
-        raise UserError(f"{path}: {holder} {name[:100]}, which {other} lacks; use the layer profile that the adapter was "
-                        "trained with")
-    for name, tensor in found.items():
-        _check_shape(name, adapter.weights[name].shape, tensor.shape, path)
+    _check_tensors(adapter, shapes_of(found), "the model's layer profile", "use that which the adapter was trained with")
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLinear) and "Alpha" in module.needs:
             alpha = adapter.setting(f"{name}.weight").alpha
@@ -179,32 +196,22 @@ def merge_adapter(base_weights: Mapping[str, Tensor], file: str | Path | Adapter
         tensors are the base's own.
 
     Raises:
-        UserError: another base, or an adapter tensor that finds no place in it.
+        UserError: the adapter does not fit the base (`check_adapter`).
         NotFinite: a tensor of the adapter, or of both together, has NaN or infinity in it.
     """
     adapter = file if isinstance(file, Adapter) else read_adapter(file)
-    path = adapter.path
-    _check_base(adapter, base_fingerprint or fingerprint(base_weights), path)
+    check_adapter(adapter, base_weights, base_fingerprint or fingerprint(base_weights))
     merged = dict(base_weights)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, trained in adapter.weights.items():
-        if states_in({name: trained}):
-            continue
-        prefix, _, leaf = name.rpartition(".")
-        kind = ADAPTERS.get(adapter.setting(name).mode)
-        beside = kind is not None and leaf in kind.shapes(1, 1, 1)
-        target = f"{prefix}.weight" if beside else name
-        if target not in base_weights:
-            raise UserError(f"{path}: the adapter has {name[:100]}, but the base has no {target[:100]}")
-        if beside:
-            parts.setdefault(prefix, {})[leaf] = trained
-        else:
-            _check_shape(name, trained.shape, base_weights[target].shape, path)
-            merged[target] = trained.to(base_weights[target].dtype)
-    for prefix, tensors in parts.items():
-        target = f"{prefix}.weight"
-        merged[target] = _merge_one(base_weights[target], prefix, tensors, adapter.setting(target), path)
-    _check_merged(merged, base_weights, path)
+    for name, weight in base_weights.items():
+        setting = adapter.setting(name)
+        kind = setting.adapter(layer_of(name)[1]) if is_linear(name) else None
+        if kind is not None:
+            prefix = name.removesuffix("weight")
+            tensors = {leaf: adapter.weights[f"{prefix}{leaf}"] for leaf in kind.shapes(*weight.shape, setting.rank)}
+            merged[name] = kind.merge(weight, tensors, setting.alpha)
+        elif name in adapter.weights:
+            merged[name] = adapter.weights[name].to(weight.dtype)
+    _check_merged(merged, base_weights, adapter.path)
     return merged
 
 
@@ -216,30 +223,28 @@ def _check_merged(merged: Mapping[str, Tensor], base_weights: Mapping[str, Tenso
             raise NotFinite(f"{path}: merged into the base, {wrong} are not finite in its {held}; use an earlier adapter")
 
 
-def _merge_one(weight: Tensor, prefix: str, tensors: dict[str, Tensor], setting: LayerSetting, path: str | Path) -> Tensor:
-    kind = ADAPTERS[setting.mode]
-    if weight.dim() != 2 or setting.rank < 1:
-        raise UserError(f"{path}: a {setting.mode} of rank {setting.rank} does not fit {prefix}.weight of shape "
-                        f"{tuple(weight.shape)}; the file is damaged")
-    shapes = kind.shapes(*weight.shape, setting.rank)
-    missing = shapes.keys() - tensors.keys()
-    if missing:
-        raise UserError(f"{path}: {prefix} lacks {' and '.join(sorted(missing))}; the file is incomplete")
-    for leaf, shape in shapes.items():
-        _check_shape(f"{prefix}.{leaf}", tensors[leaf].shape, shape, path)
-    return kind.merge(weight, tensors, setting.alpha)
-
-
 def _mode(module: AdaptedLinear) -> str:
     return next(mode for mode, adapter in ADAPTERS.items() if adapter is type(module))
 
 
-def _check_base(adapter: Adapter, base_fingerprint: str, path: str | Path) -> None:
+def _check_base(adapter: Adapter, base_fingerprint: str) -> None:
     if adapter.base_fingerprint != base_fingerprint:
-        raise UserError(f"{path}: the adapter was trained on the base model {adapter.base_fingerprint}, "
+        raise UserError(f"{adapter.path}: the adapter was trained on the base model {adapter.base_fingerprint}, "
                         f"but this base is {base_fingerprint}; give the checkpoint that it was trained on")
 
 
-def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], path: str | Path) -> None:
-    if tuple(found) != tuple(expected):
-        raise UserError(f"{path}: {name[:100]} has shape {tuple(found)}, expected {tuple(expected)}")
+def _check_tensors(adapter: Adapter, expected: Mapping[str, tuple[int, ...]], whose: str, remedy: str) -> None:
+    """Raise UserError for the first tensor that the file lacks, has beyond `expected`, or has in another shape.
+
+    Args:
+        expected: name and shape of all that it must have. whose: the profile that tells them.
+    """
+    for name in (*expected, *adapter.weights):
+        if name not in adapter.weights:
+            raise UserError(f"{adapter.path}: the file lacks {name[:100]}, which {whose} has; {remedy}")
+        if name not in expected:
+            raise UserError(f"{adapter.path}: the file has {name[:100]}, which {whose} lacks; {remedy}")
+        found = tuple(adapter.weights[name].shape)
+        if found != tuple(expected[name]):
+            raise UserError(f"{adapter.path}: {name[:100]} has shape {found}, expected {tuple(expected[name])} by {whose}; "
+                            f"{remedy}")

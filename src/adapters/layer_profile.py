@@ -5,7 +5,6 @@ A CSV with one row for `emb`, for each block `0` ... `L-1` and for `head`; layer
 """
 
 import csv
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -68,11 +67,11 @@ COLUMNS = ("Layer", "Mode", "Rank", "Alpha", "Dropout", "Weight_lr_init", "Weigh
            "State_lr_init", "State_lr_final", "RejectParts", "FullParts")
 NUMBERS = COLUMNS[2:10]
 WEIGHT_RATES = ("Weight_lr_init", "Weight_lr_final")
-# Beyond these a number is a slip of the pen; a merge by it would give numbers without meaning.
-LARGEST = {"Rank": 65536, "Alpha": 1e6}
+# What a number may be that is not 0, as train.py's flags for the same take it; beyond that it is a slip of the pen.
+RANGES = {"Rank": (1, 65536), "Alpha": (1e-6, 1e6), "Dropout": (1e-12, 0.9999999), **dict.fromkeys(NUMBERS[3:], (1e-12, 1e6))}
 LARGEST_FILE = 1 << 24  # bytes
 # Python would read digits of other scripts and underscores between digits, too.
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # Columns of the profiles of RWKV-LM-RLHF for v6, which have no rates; accepted and left unread, as they are there.
 OLD_COLUMNS = ("LISAProb", "LoRAProb", "LRScale")
 # What a mode cannot do without; every other cell may be empty and then counts as 0.
@@ -119,7 +118,7 @@ def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float
         if setting.layer in settings:
             raise UserError(f"{where}: layer {setting.layer} is there twice")
         settings[setting.layer] = setting
-    layers = _layers(n_layer)
+    layers = all_layers(n_layer)
     missing = [layer for layer in layers if layer not in settings]
     if missing:
         raise UserError(f"layer profile {path}: no row for layer {', '.join(missing)}; "
@@ -187,7 +186,7 @@ def _lacks_rates(header: list[str]) -> bool:
     return bool(set(OLD_COLUMNS) & set(header)) and not set(WEIGHT_RATES) & set(header)
 
 
-def _layers(n_layer: int) -> list[str]:
+def all_layers(n_layer: int) -> list[str]:
     return ["emb", *map(str, range(n_layer)), "head"]
 
 
@@ -228,8 +227,6 @@ def _read_row(cells: dict[str, str], n_layer: int, where: str) -> LayerSetting:
     for column in NEEDED[mode]:
         if column in ("Rank", "Alpha") and not numbers[column]:
             raise UserError(f"{where}: {column} must be above 0 in mode {mode}")
-    if numbers["Dropout"] >= 1:
-        raise UserError(f"{where}: Dropout is {cells['Dropout']}; it must be below 1")
     values = {column.lower(): number for column, number in numbers.items()} | {"rank": int(numbers["Rank"])}
     return LayerSetting(layer, mode, **values, reject_parts=parts["RejectParts"], full_parts=parts["FullParts"])
 
@@ -251,11 +248,12 @@ def _read_layer(cell: str, n_layer: int, where: str) -> str:
 
 
 def _read_number(cell: str | None, column: str, where: str) -> float:
-    if not _NUMBER.fullmatch(cell or "0") and (cell or "").lower() not in ("nan", "inf", "-inf"):
+    cell, (least, most) = cell or "0", RANGES[column]
+    if not (written := _NUMBER.fullmatch(cell)):
         raise UserError(f"{where}: {column} is {cell[:60]!r}, not a number")
-    number = float(cell or 0)
-    if not (math.isfinite(number) and number >= 0):
-        raise UserError(f"{where}: {column} is {cell[:60]}; it must be a finite number, 0 or above")
-    if number > LARGEST.get(column, math.inf):
-        raise UserError(f"{where}: {column} is {cell[:60]}; it must be at most {LARGEST[column]:g}")
-    return number
+    number = float(cell)
+    # What is not 0 but too small for 64 bits is read as 0.
+    zero = not number and not re.search("[1-9]", written[1])
+    if not (zero or least <= number <= most):
+        raise UserError(f"{where}: {column} is {cell[:60]}; it must be 0 or a number from {least:g} to {most:.7g}")
+    return abs(number)

@@ -23,6 +23,12 @@ def add_state(block: nn.Module) -> None:
     block.att.time_state = nn.Parameter(torch.zeros(heads, size, size, device=block.att.ln_x.weight.device))
 
 
+def state_shape(base: Mapping[str, tuple[int, ...]], layer: str) -> tuple[int, ...]:
+    """[H, N, N] of a block's state, from the shapes of a base's tensors: v7's r_k and v6's time_faaaa are [H, N]."""
+    heads, size = next(base[name] for leaf in ("r_k", "time_faaaa") if (name := f"blocks.{layer}.att.{leaf}") in base)
+    return heads, size, size
+
+
 def states_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The states among named tensors, `blocks.N.att.time_state`."""
     return {name: tensor for name, tensor in weights.items() if name.endswith(f".att.{LEAF}")}

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from src.errors import UserError
 
+# What checkpoints of v7 may have and no model reads.
+UNREAD = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
+
 
 @dataclass(frozen=True)
 class Dimensions:
@@ -37,7 +40,7 @@ def read_dimensions(weights: Mapping[str, Tensor], name: str) -> Dimensions:
 
     Raises:
         UserError: not RWKV at all, RWKV v4 or v5, a variant with further tensors (DeepEmbed),
-            a layer or tensor missing, or a shape that contradicts the others.
+            a layer or tensor missing, a shape that contradicts the others, or heads of width 1.
     """
     if "emb.weight" not in weights or not any(key.startswith("blocks.0.") for key in weights):
         raise UserError(f"{name}: not an RWKV checkpoint (no emb.weight and blocks.0.*)")
@@ -71,6 +74,9 @@ def read_dimensions(weights: Mapping[str, Tensor], name: str) -> Dimensions:
                             tuple(sorted(ranks.items())), weights["emb.weight"].dtype)
     if n_head * head_size != n_embd:
         raise UserError(f"{name}: {head} has shape {n_head} x {head_size}, which does not make n_embd {n_embd}")
+    if head_size == 1:
+        raise UserError(f"{name}: {head} has shape {n_head} x 1, but a head of width 1, whose norm leaves nothing of it, is not "
+                        "served; pass a model as released")
     return dimensions
 
 
@@ -145,7 +151,7 @@ def check_weights(weights: Mapping[str, Tensor], dimensions: Dimensions, name: s
             raise UserError(f"{name}: {key} has shape {_text(found)}, expected {_text(shape)} by the file's other tensors")
         if not weights[key].is_floating_point():
             raise UserError(f"{name}: {key} holds {weights[key].dtype}, expected floating point; pass a model as released")
-    unread = {f"blocks.0.att.v{i}" for i in range(3)} if dimensions.version == "x070" else set()
+    unread = UNREAD if dimensions.version == "x070" else ()
     for key in weights:
         if key not in expected and key not in unread:
             raise UserError(f"{name}: {key[:100]!r} belongs to no {dimensions.version} model; pass a model as released")

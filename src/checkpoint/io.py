@@ -33,6 +33,7 @@ SAFETENSORS_TYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }
 
+_DEEPSPEED = "_forward_module."
 _PIECE = 1 << 22  # values looked at together
 _LARGEST_TABLE = 32 << 20  # bytes of names and shapes; 100 layers have less than 2 MB
 
@@ -45,7 +46,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         UserError: the file is missing, empty, cut short, of an unknown ending, holds code or objects, or is not a
-            plain table of names and tensors.
+            plain table of names and tensors, or has a tensor both with and without that prefix.
     """
     path = Path(path)
     if not path.is_file() and Path(f"{path}.pth").is_file():
@@ -56,7 +57,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if path.suffix.lower() not in TORCH_ENDINGS:
         raise UserError(f"checkpoint: {path} ends in none of {', '.join((*TORCH_ENDINGS, SAFETENSORS_ENDING))}; "
                         "rename it to what it is")
-    return {name.removeprefix("_forward_module."): tensor.detach() for name, tensor in _load_torch(path).items()}
+    weights: dict[str, Tensor] = {}
+    for name, tensor in _load_torch(path).items():
+        official = name.removeprefix(_DEEPSPEED)
+        if official in weights:
+            raise UserError(f"checkpoint: {path} holds {official[:100]!r} both with and without the prefix {_DEEPSPEED}; "
+                            "get a checkpoint that has each tensor once")
+        weights[official] = tensor.detach()
+    return weights
 
 
 def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from src.adapters.apply import how_quantized, quantized_linears
-from src.adapters.layer_profile import auto_layer_profile, read_layer_profile
+from src.adapters.layer_profile import auto_layer_profile
+from src.adapters.tensors import read_profile_for
 from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
@@ -53,6 +54,10 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     reading = read_pairs(config.input_csv, require_reject=True)
     rows = usable(reading, config.skip_bad_rows)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
+    if config.layer_profile in (None, "auto"):
+        settings = auto_layer_profile(dimensions.n_layer, 0.0, 0.0, config.lora_r, mode=config.peft)
+    else:
+        settings = read_profile_for(weights, config.layer_profile)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     if tokenizer.vocab_size > dimensions.vocab_size:
         raise UserError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.load_model} only "
@@ -60,11 +65,6 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
                                    reading.numbers)
     report.changes.report(config.input_csv, tokenizer.name)
-
-    if config.layer_profile in (None, "auto"):
-        settings = auto_layer_profile(dimensions.n_layer, 0.0, 0.0, config.lora_r, mode=config.peft)
-    else:
-        settings = read_layer_profile(config.layer_profile, dimensions.n_layer)
     held = how_quantized(settings, weights, config.quantization)
     for note in notes:
         say(note)

@@ -1,5 +1,6 @@
 """evaluate.py's work: what a model, or a model with an adapter, prefers on a file of pairs."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from rich.table import Table
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
-from src.adapters.files import Adapter, load_adapter, read_adapter
+from src.adapters.files import Adapter, check_adapter, load_adapter, read_adapter
 from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.base import load_base, load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
@@ -29,6 +30,7 @@ from src.tokenizer import load_tokenizer
 from src.wkv.native import recycle_memory
 
 DEFAULT_BETA = 0.01
+BETAS = 1e-6, 1e6  # least and most, as --dpo_beta takes them
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def measure(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
         check_output(config.output_json, input_files(config, inputs))
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     adapter = read_adapter(config.adapter) if config.adapter else None
-    if adapter is not None and adapter.base_fingerprint != base:
-        raise UserError(f"{config.adapter}: it was trained on another base model than {config.load_model}; give that one")
+    if adapter is not None:
+        check_adapter(adapter, weights, base)
+    beta = config.dpo_beta or _beta_of(adapter)
     settings = adapter.settings if adapter is not None else auto_layer_profile(dimensions.n_layer, 0.0, 0.0)
     made_with = {"precision": config.precision, **how_quantized(settings, weights, config.quantization)}
     pairs, references, facts = _pairs(config, dimensions, base, made_with)
@@ -92,7 +95,6 @@ def measure(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
         apply_layer_profile(model, settings, seed=0)
         load_adapter(model, adapter, base)
 
-    beta = config.dpo_beta or _beta_of(adapter)
     tokens = np.array([[len(chosen), len(reject)] for _, chosen, reject in pairs])
     source = f"the adapter {config.adapter} on {config.load_model}" if adapter else f"the checkpoint {config.load_model}"
     numbers = preference_measures(_log_probs(model, pairs, config, "pairs", source), references, tokens, beta)
@@ -183,5 +185,12 @@ def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, 
 
 
 def _beta_of(adapter: Adapter | None) -> float:
+    """What the adapter was trained with; UserError where the file has something else there."""
     beta = adapter.extra.get("dpo_beta") if adapter is not None else None
-    return float(beta) if isinstance(beta, int | float) and 0 < beta < 1e6 else DEFAULT_BETA
+    if beta is None:
+        return DEFAULT_BETA
+    least, most = BETAS
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not least <= beta <= most:
+        raise UserError(f"{adapter.path}: its dpo_beta is {json.dumps(beta)[:60]}, not a number from {least:g} to {most:g}; "
+                        "say it with --dpo_beta")
+    return float(beta)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import adapter_tensors, load_adapter
-from src.adapters.layer_profile import LayerSetting, auto_layer_profile, read_layer_profile, with_rates
+from src.adapters.layer_profile import LayerSetting, auto_layer_profile, with_rates
+from src.adapters.tensors import read_profile_for
 from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import say
@@ -75,7 +76,7 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
     pl.seed_everything(config.seed, verbose=False)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     check_flags(dimensions, expected, config.load_model)
-    settings = layer_settings(config, dimensions.n_layer)
+    settings = layer_settings(config, dimensions.n_layer, weights)
 
     held = how_quantized(settings, weights, config.quantization)
     train_file = config.train_data_file if config.sft else config.rlhf_train_file
@@ -245,10 +246,10 @@ def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> 
             raise UserError(f"{flag} says {value}, but {path} has {found[flag]}; leave the flag out or correct it")
 
 
-def layer_settings(config: TrainConfig, n_layer: int) -> list[LayerSetting]:
+def layer_settings(config: TrainConfig, n_layer: int, weights: dict[str, Tensor]) -> list[LayerSetting]:
     if config.layer_profile == "auto":
         return auto_layer_profile(n_layer, config.lr_init, config.lr_final, config.lora_r, config.lora_alpha, config.peft)
-    settings = read_layer_profile(config.layer_profile, n_layer, (config.lr_init, config.lr_final))
+    settings = read_profile_for(weights, config.layer_profile, (config.lr_init, config.lr_final))
     return settings if config.lr_advanced else with_rates(settings, config.lr_init, config.lr_final)
 
 

@@ -73,9 +73,9 @@ def test_a_rank_above_the_weights_smaller_side_is_refused():
         apply_layer_profile(tiny_model(tiny_weights()), profile("freeze", "freeze", "lora", "freeze", rank=17), seed=0)
 
 
-def test_a_profile_for_another_depth_is_a_callers_mistake():
+def test_a_profile_for_another_depth_is_refused():
     settings = profile("freeze", "lora", "lora", "freeze")
-    with pytest.raises(ValueError, match="1 blocks, the model has 2"):
+    with pytest.raises(UserError, match="layer profile: has not just the rows emb, 0 to 1, head"):
         apply_layer_profile(tiny_model(tiny_weights()), [*settings[:2], settings[-1]], seed=0)
 
 

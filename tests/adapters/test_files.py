@@ -126,7 +126,7 @@ def test_loading_without_a_fingerprint_to_compare(tmp_path):
 
 @pytest.mark.parametrize(("settings", "said"), [
     (profile("freeze", "full", "lora", "lora"), "the file has emb.weight"),
-    (profile("full", "full", "lora", "full"), "the file has head.lora_A"),
+    (profile("full", "full", "lora", "full"), "the file lacks ln_out.weight, which the model's layer profile has; use"),
     (profile("full", "full", "full", "lora"), "blocks.1"),
     (profile("full", "full", "lora", "lora", rank=5), r"lora_A has shape \(4, 16\), expected \(5, 16\)"),
     (profile("full", "full", "lora", "lora", alpha=9.0), r"blocks.1.att.receptance was trained with alpha 8.0.* says 9.0"),
@@ -141,10 +141,25 @@ def test_loading_into_a_model_of_another_profile_is_refused_and_changes_nothing(
 
 
 @pytest.mark.parametrize(("change_tensors", "change_metadata", "said"), [
-    (lambda t: t.pop("blocks.1.att.key.lora_B"), None, "blocks.1.att.key lacks lora_B"),
-    (lambda t: t.pop("blocks.1.att.key.lora_A"), None, "blocks.1.att.key lacks lora_A"),
-    (lambda t: t.update({"blocks.1.att.kay.weight": torch.ones(2)}), None, "no blocks.1.att.kay.weight"),
-    (lambda t: t.update({"blocks.1.att.kay.lora_A": torch.ones(2)}), None, "no blocks.1.att.kay.weight"),
+    (lambda t: t.pop("blocks.1.att.key.lora_B"), None, "the file lacks blocks.1.att.key.lora_B, which its own"),
+    (lambda t: t.pop("blocks.1.att.key.lora_A"), None, "the file lacks blocks.1.att.key.lora_A, which its own"),
+    (lambda t: t.update({"blocks.1.att.kay.weight": torch.ones(2)}), None, "has blocks.1.att.kay.weight, which its own"),
+    (lambda t: t.update({"blocks.1.att.kay.lora_A": torch.ones(2)}), None, "has blocks.1.att.kay.lora_A, which its own"),
+    (lambda t: [t.pop(name) for name in list(t) if name.startswith("blocks.1.")], None, "lacks blocks.1.att.receptance.lora_A"),
+    (lambda t: t.clear(), None, "the file lacks emb.weight"), (None, in_row(mode="full"), "the file lacks blocks.1.ln1.weight"),
+    (lambda t: t.update({"blocks.1.ln1.weight": torch.ones(16)}), None, "has blocks.1.ln1.weight, which its own"),
+    (lambda t: t.update({"blocks.1.att.key.weight": torch.ones(16, 16)}), None, "has blocks.1.att.key.weight, which its own"),
+    (lambda t: t.update({"blocks.1.att.time_state": torch.ones(2, 8, 8)}), None, "has blocks.1.att.time_state, which its own"),
+    (lambda t: t.update({"blocks.1.ln1.weight": torch.ones(16, dtype=torch.int64)}), None, "ln1.weight holds int64, expected fl"),
+    (lambda t: t.update({"blocks.0.ln1.weight": torch.ones(16) > 0}), None, "blocks.0.ln1.weight holds bool, expected floating"),
+    (lambda t: t.update({"blocks.0.ln1.weight": torch.ones(16).double() * 1e300}), None, "ln1.weight .16 of 16 "),
+    (None, in_row(reject_parts=["att.key"]), "has blocks.1.att.key.lora_A, which its own layer profile lacks"),
+    (None, in_row(reject_parts=["att.kay"]), "the layer profile in it, layer 1: RejectParts names 'att.kay'"),
+    (None, in_row(rank=5), r"lora_A has shape \(4, 16\), expected \(5, 16\) by its own"),
+    (None, in_row(rank=17), "the layer profile in it, layer 1: rank 17 is too high"),
+    (None, in_row(mode="bone"), "lacks blocks.1.att.receptance.disha"),
+    (None, in_row(mode="freeze"), r"the file has blocks.1.(att|ffn).\w+.lora_A, which its own"),
+    (None, lambda m: m.update(profile=json.dumps(json.loads(m["profile"])[::-1])), "rows are not emb, 0, 1, ... head"),
     (lambda t: t.update({"blocks.0.ln1.weight": torch.ones(2)}), None, "blocks.0.ln1.weight has shape"),
     (lambda t: t.update({"blocks.1.att.key.lora_A": torch.ones(4, 15)}), None, "lora_A has shape"),
     (lambda t: t.update({"blocks.1.att.key.lora_A": torch.ones(3, 16)}), None, "lora_A has shape"),
@@ -166,11 +181,14 @@ def test_loading_into_a_model_of_another_profile_is_refused_and_changes_nothing(
         ("rank", 4.0, "rank is a number"), ("rank", "4", "rank is text"), ("rank", None, "rank is null"),
         ("rank", True, "rank is true or false"), ("rank", 10 ** 12, "Rank is 1000000000000"), ("rank", -4, "Rank is -4"),
         ("alpha", "8", "alpha is text"), ("alpha", -8.0, "Alpha is -8.0"), ("alpha", 1e38, "Alpha is 1e.38"),
-        ("alpha", 0, "Alpha must be above 0"), ("dropout", 1.0, "Dropout is 1.0"), ("weight_lr_init", -1e-3, "Weight_lr_init is"),
+        ("alpha", 0, "Alpha must be above 0"), ("dropout", 1.0, "Dropout is 1.0"), ("alpha", 1e-320, "Alpha is 1e-320"),
+        ("weight_decay", 1e300, "Weight_decay is 1e.300"), ("state_lr_init", 1e-300, "State_lr_init is 1e-300"),
+        ("weight_lr_init", -1e-3, "Weight_lr_init is"),
         ("reject_parts", [3], "reject_parts.0. is a whole number"),
         ("full_parts", "ln1", "full_parts is text"), ("full_parts", {}, "full_parts is an object"))],
     (None, lambda m: m.update(profile=m["profile"].replace('"alpha": 8.0', '"alpha": NaN')), "it holds NaN"),
     (None, lambda m: m.update(profile=m["profile"].replace('"alpha": 8.0', '"alpha": 1e999')), "it holds 1e999"),
+    (None, lambda m: m.update(profile=m["profile"].replace('"dropout": 0.0', '"dropout": 1e-999')), "it holds 1e-999"),
     (None, lambda m: m.update(profile="[" * 100_000 + "]" * 100_000), "nested more than"),
     (None, lambda m: m.update(extra="[" * 100_000 + "]" * 100_000), "nested more than"),
     (None, lambda m: m.update(extra="[]"), "it is a list"), (None, lambda m: m.update(extra='{"step": Infinity}'), "Infinity"),
@@ -182,6 +200,48 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, change_tensors, change_m
     with pytest.raises(UserError, match=said) as caught:
         merge_adapter(tiny_weights(), path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda t: t.update({"blocks.1.att.time_state": torch.ones(1)}), r"time_state has shape \(1,\), expected \(2, 8, 8\)"),
+    (lambda t: t.pop("blocks.1.att.time_state"), "the file lacks blocks.1.att.time_state, which its own"),
+    (lambda t: t.update({"blocks.0.att.time_state": torch.ones(2, 8, 8)}), "the file has blocks.0.att.time_state, which its own"),
+    (lambda t: t.update({"head.att.time_state": torch.ones(2, 8, 8)}), "the file has head.att.time_state, which its own"),
+    (lambda t: t.update({"blocks.1.att.time_state": t["blocks.1.att.time_state"].long()}), "time_state holds int64"),
+    (lambda t: t.update({"blocks.1.att.time_state": t["blocks.1.att.time_state"].double() * 1e300}), "128 of 128 .* not finite"),
+    (lambda t: t.pop("blocks.0.ffn.key.weight"), "the file lacks blocks.0.ffn.key.weight, which its own"),
+])
+def test_states_and_full_layers_are_looked_at_like_adapters(tmp_path, change, said):
+    settings = profile("freeze", "full", "state", "freeze", state_lr_init=1.0, state_lr_final=0.1)
+    path = saved(adapted(tiny_weights(), settings), tmp_path / "adapter.safetensors", settings)
+    assert merge_adapter(tiny_weights(), path)["blocks.1.att.key.weight"].equal(tiny_weights()["blocks.1.att.key.weight"])
+    rewrite(path, change)
+    model = adapted(tiny_weights(), settings, seed=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=said):
+        merge_adapter(tiny_weights(), path)
+    with pytest.raises(UserError, match=said.replace("its own", "the model's")):
+        load_adapter(model, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_adapter_for_another_depth_is_refused(tmp_path):
+    path = saved(adapted(tiny_weights()), tmp_path / "adapter.safetensors")
+    rewrite(path, lambda t: [t.pop(name) for name in list(t) if name.startswith("blocks.")],
+            lambda m: m.update(profile=json.dumps([row for row in json.loads(m["profile"]) if not row["layer"].isdigit()])))
+    with pytest.raises(UserError, match="the layer profile in it: has not just the rows emb, 0 to 1, head"):
+        merge_adapter(tiny_weights(), path)
+    with pytest.raises(UserError, match="the layer profile in it has no row for layer 1"):
+        load_adapter(adapted(tiny_weights()), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_another_precision_come_in_float32(tmp_path, dtype):
+    path = saved(adapted(tiny_weights()), tmp_path / "adapter.safetensors")
+    exact = read_adapter(path).weights
+    rewrite(path, lambda tensors: tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()}))
+    found = read_adapter(path).weights
+    assert all(found[name].equal(tensor.to(dtype).float()) for name, tensor in exact.items())
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors at all"])

@@ -40,7 +40,7 @@ def write(folder: Path, text: str | bytes) -> Path:
     return path
 
 
-rates = st.floats(0, 10, allow_subnormal=False)
+rates = st.just(0.0) | st.floats(1e-12, 10)
 
 
 @st.composite
@@ -50,7 +50,8 @@ def profiles(draw) -> list[LayerSetting]:
         mode = draw(st.sampled_from([*modes, *(["state"] if layer.isdigit() else [])]))
         parts, full = (tuple(draw(st.lists(st.sampled_from(["att.receptance", "ffn.value", "time_maa", "ln1"]), max_size=3)))
                        for _ in range(2))
-        return LayerSetting(layer, mode, draw(st.integers(1, 512)), draw(st.floats(0.5, 64)), draw(st.floats(0, 0.99)),
+        dropout = draw(st.just(0.0) | st.floats(1e-12, 0.99))
+        return LayerSetting(layer, mode, draw(st.integers(1, 512)), draw(st.floats(0.5, 64)), dropout,
                             *(draw(rates) for _ in range(5)), reject_parts=parts, full_parts=full)
 
     return [setting(layer) for layer in ("emb", *map(str, range(draw(st.integers(1, 4)))), "head")]
@@ -92,6 +93,14 @@ def test_missing_columns_that_no_mode_needs_count_as_zero(tmp_path):
     assert read_layer_profile(write(tmp_path, text), 1) == [
         LayerSetting("emb", "freeze"), LayerSetting("0", "lora", 16, 32.0, weight_lr_init=1e-4, weight_lr_final=1e-5),
         LayerSetting("head", "full", weight_lr_init=1e-6, weight_lr_final=1e-6)]
+
+
+def test_zero_is_written_in_many_ways_and_the_bounds_belong_to_what_is_taken(tmp_path):
+    rows = [GOOD[0], "0,lora,16.0,1e-6,-0,0e-400,+0.0,.0,000,1e6,",
+            "1,lora,65536,1000000,0.9999999,1e-12,1e6,1e-12,0.,-0E9,", GOOD[3]]
+    first, second = read_layer_profile(write(tmp_path, profile_text(rows)), 2)[1:3]
+    assert first == LayerSetting("0", "lora", 16, 1e-6, state_lr_final=1e6) and "-0.0" not in str(first)
+    assert second == LayerSetting("1", "lora", 65536, 1e6, 0.9999999, 1e-12, 1e6, 1e-12) and "-0.0" not in str(second)
 
 
 def test_reject_parts_are_split_and_stripped(tmp_path):
@@ -140,22 +149,32 @@ def test_a_part_rejects_the_names_it_occurs_in():
         ("lora,1.5,32,0,1e-4,1e-5,0,0,0,", ["Rank", "1.5", "whole"]),
         ("lora,-4,32,0,1e-4,1e-5,0,0,0,", ["Rank", "-4"]),
         ("lora,many,32,0,1e-4,1e-5,0,0,0,", ["Rank", "'many'"]),
-        ("lora,16,32,1,1e-4,1e-5,0,0,0,", ["Dropout", "below 1"]),
+        ("lora,16,32,1,1e-4,1e-5,0,0,0,", ["Dropout is 1; it must be 0 or a number from 1e-12 to 0.9999999"]),
         ("lora,16,32,0,,1e-5,0,0,0,", ["Weight_lr_init", "empty"]),
         ("full,16,32,0,1e-4,,0,0,0,", ["Weight_lr_final", "empty"]),
         ("lora,16,32,0,-1e-4,1e-5,0,0,0,", ["Weight_lr_init", "-1e-4"]),
         ("lora,16,32,0,1e-4,nan,0,0,0,", ["Weight_lr_final", "nan"]),
-        ("lora,16,32,0,1e-4,1e400,0,0,0,", ["Weight_lr_final is 1e400", "finite"]),
+        ("lora,16,32,0,1e-4,1e400,0,0,0,", ["Weight_lr_final is 1e400; it must be 0 or a number from 1e-12 to 1000000"]),
         ("lora,16,32,0,1e-4,infinity,0,0,0,", ["Weight_lr_final is 'infinity', not a number"]),
         ("lora,１,32,0,1e-4,1e-5,0,0,0,", ["Rank is '１', not a number"]),
         ("lora,0x10,32,0,1e-4,1e-5,0,0,0,", ["Rank is '0x10', not"]), ("lora,1_0,32,0,1e-4,1e-5,0,0,0,", ["Rank is '1_0', not"]),
-        ("lora,1e12,32,0,1e-4,1e-5,0,0,0,", ["Rank is 1e12; it must be at most 65536"]),
-        ("lora,16,1e30,0,1e-4,1e-5,0,0,0,", ["Alpha is 1e30; it must be at most 1e+06"]),
+        ("lora,1e12,32,0,1e-4,1e-5,0,0,0,", ["Rank is 1e12; it must be 0 or a number from 1 to 65536"]),
+        ("lora,16,1e30,0,1e-4,1e-5,0,0,0,", ["Alpha is 1e30; it must be 0 or a number from 1e-06 to 1000000"]),
         ("lora,16\0,32,0,1e-4,1e-5,0,0,0,", ["Rank is '16\\x00', not"]),
         ("lo\0ra,16,32,0,1,1,0,0,0,", ["unknown mode 'lo\\x00ra'"]),
         (f"lora,{'9' * 5000},32,0,1,1,0,0,0,", ["Rank is 9999"]), (f"{'x' * 5000},16,32,0,1,1,0,0,0,", ["unknown mode 'xxx"]),
         ("lora,16,32,0,1e-4,1e-5,inf,0,0,", ["Weight_decay", "inf"]),
         ("lora,16,32,0,1e-4,1e-5,0,x,0,", ["State_lr_init", "'x'"]),
+        ("lora,16,32,0,1e-400,1e-5,0,0,0,", ["Weight_lr_init is 1e-400; it must be 0 or a number from 1e-12 to 1000000"]),
+        (f"lora,16,32,0,1e-4,0.{'0' * 400}1,0,0,0,", ["Weight_lr_final is 0.000", "0 or a number"]),
+        ("lora,16,32,0,1e-300,1e-5,0,0,0,", ["Weight_lr_init is 1e-300"]),
+        ("lora,16,32,0,1e300,1e-5,0,0,0,", ["Weight_lr_init is 1e300"]),
+        ("lora,16,1e-320,0,1e-4,1e-5,0,0,0,", ["Alpha is 1e-320; it must be 0 or a number from 1e-06"]),
+        ("lora,16,32,1e-300,1e-4,1e-5,0,0,0,", ["Dropout is 1e-300"]),
+        ("lora,16,32,0.99999999,1,1,0,0,0,", ["Dropout is 0.99999999"]),
+        ("lora,16,32,0,1e-4,1e-5,1e308,0,0,", ["Weight_decay is 1e308"]), ("state,,,,,,,1e-13,1,", ["State_lr_init is 1e-13"]),
+        ("state,,,,,,,1,2e6,", ["State_lr_final is 2e6"]),
+        ("lora,1e-5,32,0,1e-4,1e-5,0,0,0,", ["Rank is 1e-5; it must be 0 or a"]),
         ("freeze,16,32,0,1e-4,1e-5,0,0,-1,", ["State_lr_final", "-1"]),
     ]
 ])

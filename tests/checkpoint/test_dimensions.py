@@ -172,6 +172,13 @@ def test_heads_that_do_not_fill_the_width_are_refused():
     assert "3 x 16, which does not make n_embd 32" in refusal(blank(shapes), check=False)
 
 
+@pytest.mark.parametrize("version", ["x060", "x070"])
+def test_heads_of_width_1_are_refused_and_the_next_are_served(version):
+    assert "has shape 4 x 1, but a head of width 1" in refusal(blank(expected_shapes(make_dimensions(version, 2, 4, 1, 50))))
+    weights = blank(expected_shapes(make_dimensions(version, 2, 4, 2, 50)))
+    assert read_dimensions(weights, "model.pth").head_size == 2
+
+
 OLD_BLOCK = [
     "ln0.weight", "ln1.weight", "ln2.weight", "att.key.weight", "att.value.weight", "att.receptance.weight", "att.output.weight",
     "att.time_mix_k", "att.time_mix_v", "att.time_mix_r", "att.time_decay",

@@ -249,6 +249,13 @@ def test_a_table_of_too_many_names_is_refused_before_it_is_read(tmp_path):
         assert "more than any model's" in refusal(tmp_path / f"model{ending}")
 
 
+@pytest.mark.parametrize("names", [["a", "_forward_module.a"], ["_forward_module.a", "a"]])
+@pytest.mark.parametrize("new", [True, False])
+def test_two_names_that_become_one_are_refused(tmp_path, names, new):
+    torch.save({name: torch.ones(2) for name in names}, tmp_path / "model.pth", _use_new_zipfile_serialization=new)
+    assert "holds 'a' both with and without the prefix _forward_module." in refusal(tmp_path / "model.pth")
+
+
 # Writing
 
 

@@ -169,13 +169,28 @@ def test_a_profile_that_is_not_as_it_should_be(fails, tmp_path, script, text, wo
     fails(script, {"--layer_profile": tmp_path / "profile.csv"}, tmp_path / "profile.csv", *words)
 
 
-def test_a_profile_that_trains_nothing_or_too_much(fails, tmp_path):
-    (tmp_path / "a.csv").write_text("Layer,Mode\nemb,freeze\n0,freeze\n1,freeze\nhead,freeze\n")
-    fails("train", {"--layer_profile": tmp_path / "a.csv"}, "nothing to train")
+@pytest.mark.parametrize(("script", "strategy"), [
+    ("train", None), ("rlhf_dpo_generate_save", "cpu fp32"), ("rlhf_dpo_generate_save", "cpu fp32i8")])
+@pytest.mark.parametrize(("row", "words"), [
+    ("0,freeze,,,,,,", ("nothing to train",)), ('0,lora,4,8,1,1,"att,ffn",', ("nothing to train",)),
+    ("0,freeze,,,1,1,,att.kay", ("layer 0", "FullParts names 'att.kay'")),
+    ("0,lora,65,8,1,1,,", ("layer 0", "rank 65 is too high")),
+    ("0,lora,4,8,1,1,att.\0key,", ("layer 0", r"RejectParts names 'att.\x00key'")),
+    ("0,lora,4,8,1e-400,1,,", ("line 3", "Weight_lr_init is 1e-400")),
+])
+def test_a_profile_that_the_model_cannot_be_trained_by(fails, tmp_path, monkeypatch, script, strategy, row, words):
+    """Told before any model is built."""
+    monkeypatch.setattr("src.preference.prepare.build_model", None)
+    monkeypatch.setattr("src.training.run.build_model", None)
+    (tmp_path / "p.csv").write_text("Layer,Mode,Rank,Alpha,Weight_lr_init,Weight_lr_final,RejectParts,FullParts\nemb,freeze\n"
+                                    f"{row}\n1,freeze\nhead,freeze\n")
+    flags = {"--strategy": strategy} if strategy else {}
+    fails(script, flags | {"--layer_profile": tmp_path / "p.csv"}, f"layer profile {tmp_path / 'p.csv'}", *words)
+
+
+def test_a_rank_above_what_the_weights_have(fails, tmp_path):
     fails("train", {"--lora_r": 65}, "rank 65")
-    (tmp_path / "b.csv").write_text("Layer,Mode,Weight_lr_init,Weight_lr_final,FullParts\nemb,freeze\n0,freeze,1,1,att.kay\n"
-                                    "1,freeze\nhead,freeze\n")
-    fails("train", {"--layer_profile": tmp_path / "b.csv"}, "layer 0", "FullParts names 'att.kay'")
+    fails("rlhf_dpo_generate_save", {"--strategy": "cpu fp32i8", "--peft": "pissa", "--lora_r": 65}, "rank 65")
 
 
 @pytest.mark.parametrize("script", CSV_SCRIPTS)
@@ -186,9 +201,9 @@ def test_a_tokenizer_that_is_none_or_does_not_fit(fails, tmp_path, script):
         fails(script, {"--tokenizer": name}, "--tokenizer", word)
 
 
-def test_an_adapter_of_another_base_and_a_file_that_is_none(fails, tmp_path, material):
+def test_an_adapter_of_another_base_and_a_file_that_is_none(fails, tmp_path, material, adapter):
     fails("merge", {"--base": material / "x060.pth"}, "trained on the base model")
-    fails("evaluate", {"--load_model": material / "x060.pth"}, "trained on another base model")
+    fails("evaluate", {"--load_model": material / "x060.pth"}, adapter, "trained on the base model")
     save_checkpoint(load_checkpoint(material / "x070.pth"), tmp_path / "model.safetensors")
     fails("merge", {"--adapter": tmp_path / "model.safetensors"}, "not an adapter file")
     fails("train", {"--load_adapter": tmp_path / "model.safetensors"}, "not an adapter file")

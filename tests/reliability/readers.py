@@ -217,7 +217,7 @@ def _others(inputs: Path) -> dict[str, Reader]:
         try:
             apply_layer_profile(build_model(weights, dimensions, torch.float32, "cpu", None), settings, 0)
         except UserError as error:  # of the one profile that a run has; the model knows no file
-            assert str(error).startswith("layer profile, layer "), error
+            assert str(error).startswith(("layer profile, layer ", "layer profile: ")), error
             raise UserError(f"{path}: {error}") from None
 
     def read_tokenizer(path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Which tensors a layer profile trains on a base, and with them an adapter file holds, told by names and shapes alone.
+
+In mode `full` they are those of the layer itself, block 0's ln0 and head's ln_out among them; in an adapter's mode the adapter of
+each linear weight of the layer (att.receptance, att.key, att.value, att.output and v6's att.gate; ffn.key, ffn.value and v6's
+ffn.receptance; or head), while its vectors, low-rank matrices and norms stay as they are; in mode `state` the block's initial
+state. In any mode the tensors that FullParts names are among them, and those that RejectParts names are not.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from src.adapters.adapted import AdaptedLinear
+from src.adapters.layer_profile import LayerSetting, all_layers, layer_of, read_layer_profile
+from src.adapters.state import LEAF, state_shape
+from src.checkpoint.dimensions import UNREAD
+from src.errors import UserError
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def is_linear(name: str) -> bool:
+    """Whether a tensor of the official layout is a linear layer's weight [out, in]."""
+    layer, local_name = layer_of(name)
+    return layer != "emb" and local_name.endswith(".weight") and not local_name.removeprefix("att.").startswith("ln")
+
+
+def read_profile_for(base_weights: Mapping[str, Tensor], path: str | Path,
+                     rates: tuple[float, float] = (0.0, 0.0)) -> list[LayerSetting]:
+    """`read_layer_profile` for the depth of a base, checked to be one that the base can be trained by.
+
+    Raises UserError as `read_layer_profile` and `adapter_shapes` do, naming the file.
+    """
+    settings = read_layer_profile(path, _n_layer(base_weights), rates)
+    adapter_shapes(settings, shapes_of(base_weights), f"layer profile {path}")
+    return settings
+
+
+def adapter_shapes(settings: list[LayerSetting], base: Mapping[str, tuple[int, ...]], where: str = "layer profile") -> Shapes:
+    """Name and shape of every tensor that trains, and of those that adapters keep beside them, in the base's order.
+
+    Args:
+        settings: the profile.
+        base: name and shape of the base's tensors, as in its checkpoint.
+        where: the profile, in the words that messages begin with.
+
+    Raises:
+        UserError: rows for another depth, a part that no tensor's name has, a rank above a weight's smaller side, or nothing to
+            train.
+    """
+    base = {name: shape for name, shape in base.items() if name not in UNREAD}
+    n_layer = _n_layer(base)
+    if [setting.layer for setting in settings] != all_layers(n_layer):
+        raise UserError(f"{where}: has not just the rows emb, 0 to {n_layer - 1}, head, which a model of {n_layer} layers needs")
+    _check_parts(settings, base, where)
+    found: Shapes = {}
+    by_layer = {setting.layer: setting for setting in settings}
+    for name, shape in base.items():
+        layer, local_name = layer_of(name)
+        adapter = by_layer[layer].adapter(local_name) if is_linear(name) else None
+        if adapter is not None:
+            prefix = name.removesuffix(".weight")
+            check_rank(prefix, adapter, *shape, by_layer[layer], where)
+            found |= {f"{prefix}.{leaf}": own for leaf, own in adapter.shapes(*shape, by_layer[layer].rank).items()}
+        elif by_layer[layer].in_full(local_name):
+            found[name] = shape
+    for setting in settings:
+        if setting.mode == "state" and not setting.rejects(f"att.{LEAF}"):
+            found[f"blocks.{setting.layer}.att.{LEAF}"] = state_shape(base, setting.layer)
+    if not found:
+        raise UserError(f"{where}: it leaves nothing to train; give a layer a mode that trains, such as lora, or state for its "
+                        "states, and do not reject all its parts")
+    return found
+
+
+def check_rank(name: str, adapter: type[AdaptedLinear], out_features: int, in_features: int, setting: LayerSetting,
+               where: str = "layer profile") -> None:
+    """Raise UserError where a rank is too high for the adapter beside the linear layer `name`."""
+    largest = adapter.largest_rank(out_features, in_features)
+    if setting.rank > largest:
+        raise UserError(f"{where}, layer {setting.layer}: rank {setting.rank} is too high for mode {setting.mode} and {name} "
+                        f"({out_features} x {in_features}); choose one up to {largest}, by --lora_r or in the layer profile")
+
+
+def _n_layer(names: Iterable[str]) -> int:
+    return len({layer_of(name)[0] for name in names} - {"emb", "head"})
+
+
+def _check_parts(settings: list[LayerSetting], base: Iterable[str], where: str) -> None:
+    """A part may miss in one layer (block 0 of v7 has no v0); one that is nowhere in the model is a slip of the pen."""
+    names = {layer_of(name)[1] for name in base}
+    for setting in settings:
+        trains = setting.mode != "freeze" or setting.full_parts
+        rejected = [("RejectParts", part, names | {f"att.{LEAF}"}) for part in setting.reject_parts if trains]
+        for column, part, known in rejected + [("FullParts", part, names) for part in setting.full_parts]:
+            if not any(part in name for name in known):
+                raise UserError(f"{where}, layer {setting.layer}: {column} names {part[:60]!r}, which is in no parameter's name; "
+                                "write for example att.receptance, ffn.value or ln1")
