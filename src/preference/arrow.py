@@ -72,7 +72,7 @@ def _read(path: Path, kind: str, load: Callable[[Any], Any]) -> Table:
         raise UserError(f"{path}: can't be read as {kind} ({_reason(error)}); it is damaged or of another kind") from None
     names = [name for name in table.column_names if not name.startswith(_INDEX)]
     columns = [_values(column, name, path) for name, column in zip(table.column_names, table.columns, strict=True)
-               if name in names]
+               if not name.startswith(_INDEX)]
     records = [{name: value for name, value in zip(names, values, strict=True) if not is_missing(value)}
                for values in zip(*columns, strict=True)]
     return Table(path, "the file", names, records)

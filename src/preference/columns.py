@@ -5,6 +5,7 @@ system message, the turns before it. Names are compared without regard to case.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,12 +76,13 @@ class PromptColumns(NamedTuple):
 
 def find_column(table: Table, names: Sequence[str]) -> str | None:
     """The one column of these names that the table has, or None. Raises UserError where it has several."""
-    found = sorted((name for name in table.names if name.lower() in names), key=lambda name: names.index(name.lower()))
-    for name in found:
-        if found.count(name) > 1:
-            raise UserError(f"{table.path}: {table.where} has the column {name} more than once")
+    counts = Counter(name for name in table.names if name.lower() in names)
+    for name, count in counts.items():
+        if count > 1:
+            raise UserError(f"{table.path}: {table.where} has the column {name} more than once; keep one of them")
+    found = sorted(counts, key=lambda name: names.index(name.lower()))
     if len(found) > 1:
-        raise UserError(f"{table.path}: {table.where} has both {' and '.join(found)}; keep one of them")
+        raise UserError(f"{table.path}: {table.where} has both {' and '.join(found[:2])}; keep one of them")
     return found[0] if found else None
 
 
@@ -106,7 +108,7 @@ def known_columns(table: Table) -> str:
 
 def prompt_candidate(table: Table, known: Sequence[str | None]) -> str | None:
     """A column, besides the `known` ones, that could be the prompt."""
-    for name in table.names:
+    for name in dict.fromkeys(table.names):
         if name in known:
             continue
         for record in table.records[:100]:
@@ -123,11 +125,11 @@ def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
 
     Args:
         numbers_are_thumbs: whether 0 and 1 are, in `label` and `kto_tag`; beside pairs they may be anything.
+
+    Raises UserError where one of them is there more than once.
     """
     found = []
-    for name in table.names:
-        if name.lower() not in FLAGS:
-            continue
+    for name in filter(None, (find_column(table, (flag,)) for flag in FLAGS)):
         values = [record[name] for record in table.records
                   if not isinstance(record, BadRow) and not _is_blank(record.get(name))]
         if name.lower() in THUMBS and not numbers_are_thumbs:

@@ -7,6 +7,7 @@ beginning only. It is what a prompt of several turns looks like in a CSV's promp
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 HUMAN, ASSISTANT, SYSTEM = "Human", "Assistant", "System"
@@ -113,12 +114,6 @@ def write_prompt(turns: Sequence[Turn]) -> str:
 
 def joined(turns: Sequence[Turn]) -> list[Turn]:
     """Turns of one speaker in a row as one, their texts on lines of their own; empty ones are left out."""
-    result: list[Turn] = []
-    for turn in turns:
-        text = turn.text.strip()
-        if not text:
-            continue
-        if result and result[-1].speaker == turn.speaker:
-            text = f"{result.pop().text}\n{text}"
-        result.append(turn._replace(text=text))
-    return result
+    filled = (turn for turn in turns if turn.text.strip())
+    runs = (list(run) for _, run in groupby(filled, key=lambda turn: turn.speaker))
+    return [run[-1]._replace(text="\n".join(turn.text.strip() for turn in run)) for run in runs]
