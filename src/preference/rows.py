@@ -84,8 +84,7 @@ def to_pairs(table: Table, require_reject: bool) -> Reading:
     def read(record: dict[str, Any], where: str) -> Row:
         return _row(record, columns, table, where, require_reject, candidate, usage)
 
-    return read_records(table, flag_columns(table, numbers_are_thumbs=False), usage, read,
-                        parts=(columns.chosen, columns.reject, columns.prompt.prompt))
+    return read_records(table, flag_columns(table, numbers_are_thumbs=False), usage, read)
 
 
 def _columns(table: Table, require_reject: bool) -> PairColumns:
