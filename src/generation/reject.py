@@ -16,7 +16,7 @@ from src.generation.memory import rows_that_fit
 from src.generation.output import Output, open_output, write_summary
 from src.model import build_model
 from src.model.decode import Forward, Kernels, serve
-from src.preference.faults import Reading, skipped_rows, usable
+from src.preference.faults import Reading, report_reading, skipped_rows, usable
 from src.preference.read import read_pairs
 from src.preference.rows import Row
 from src.preference.templates import clean, format_prompt
@@ -54,6 +54,7 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     repeated, stands = [rows[number] for number in sources], [kept[number] for number in sources]
     in_the_file = [reading.numbers[number] - 1 for number in sources]
     with open_output(config.output_csv, settings, repeated, stands, in_the_file) as output:
+        report_reading(reading)
         for note in notes:
             say(note)
         if output.done == len(places):

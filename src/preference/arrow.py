@@ -75,7 +75,7 @@ def _read(path: Path, kind: str, load: Callable[[Any], Any]) -> Table:
         raise UserError(f"{path}: can't be read as {kind} ({_reason(error)}); it is damaged or of another kind") from None
     names = [name for name in table.column_names if not name.startswith(_INDEX)]
     columns = [_values(column, name, path) for name, column in zip(table.column_names, table.columns, strict=True)
-               if name in names]
+               if not name.startswith(_INDEX)]
     records = [{name: value for name, value in zip(names, values, strict=True) if not is_missing(value)}
                for values in zip(*columns, strict=True)]
     return Table(path, "the file", names, records)
@@ -85,10 +85,13 @@ def _table(batches: Iterable[Any], schema: Any, path: Path) -> Any:
     """All batches as one table, each checked before it is kept."""
     import pyarrow
 
-    kept, rows, n_bytes = [], 0, 0
+    kept, rows, n_bytes, looked_at = [], 0, 0, 0
     for batch in batches:
         rows += batch.num_rows
         _check_rows(rows, path)
+        # Batches may share a dictionary, which is gone through again for each of them.
+        looked_at += batch.get_total_buffer_size()
+        _check_bytes(looked_at, path)
         # The readers trust offsets and lengths, and the conversion would follow those of a damaged file anywhere.
         batch.validate(full=True)
         n_bytes += sum(map(unpacked, batch.columns))
@@ -116,7 +119,7 @@ def _values(column: Any, name: str, path: Path) -> list[Any]:
 
 def _check_bytes(count: int, path: Path) -> None:
     if count > max(MOST_WITHOUT_QUESTION, MOST_TIMES * path.stat().st_size):
-        raise UserError(f"{path}: would take over {MOST_TIMES} times its size in memory, as no texts do; split it, or write it "
+        raise UserError(f"{path}: would take over {MOST_TIMES} times its size to read, as no texts do; split it, or write it "
                         "as JSONL")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from src.console import printable, say, show
-from src.preference.conversation import is_conversation, prompt_turns
+from src.preference.conversation import prompt_turns
 from src.preference.faults import NAMED, Reading, name_rows, skipped_rows
 from src.preference.templates import format_answer, format_prompt
 from src.preference.tokenize import tokenize_pairs
@@ -46,6 +46,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
     prompt, chosen, reject = (np.array([len(pair[part]) for pair in pairs]) for part in range(3))
     longer = np.maximum(chosen, reject)
     lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
+    turns = [len(prompt_turns(row.prompt)) for row in rows]
     prompts = [format_prompt(0, row.prompt) for row in rows]
     texts = [(text, format_answer(row.chosen), format_answer(row.reject)) for text, row in zip(prompts, rows, strict=True)]
     kinds = {
@@ -56,9 +57,8 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
     }
     counts, edges = _histogram(lengths["pair"])
     return {
-        "rows": len(rows), "conversations": sum(is_conversation(row.prompt) for row in rows),
-        "most_turns": max(len(prompt_turns(row.prompt)) + 1 for row in rows), "max_len": max_len, "tokenizer": tokenizer.name,
-        "bad_rows": skipped_rows(reading), "notes": reading.notes,
+        "rows": len(rows), "conversations": sum(count > 1 for count in turns), "most_turns": max(turns) + 1, "max_len": max_len,
+        "tokenizer": tokenizer.name, "bad_rows": skipped_rows(reading), "notes": reading.notes,
         "tokens": {name: _spread(values) for name, values in lengths.items()},
         "begins_at": numbers[0], "begins": "".join(texts[0][:2])[:BEGINNING],
         **{name: len(found) for name, found in kinds.items()},

@@ -5,6 +5,7 @@ system message, the turns before it. Names are compared without regard to case.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,9 +51,9 @@ class Usage:
         self.unused_keys: set[str] = set()
         self.open_ended = 0  # conversations with a message of the user at their end, which nothing answers
 
-    def notes(self, table: Table) -> list[str]:
-        """What has a value somewhere and no effect anywhere, in words."""
-        filled = {name for record in table.records if not isinstance(record, BadRow) for name, value in record.items()
+    def notes(self, table: Table, numbers: Sequence[int]) -> list[str]:
+        """What has a value in some of the rows of these numbers, which were read, and no effect anywhere, in words."""
+        filled = {name for number in numbers for name, value in table.records[number - 1].items()
                   if not _is_blank(value)} - self.columns
         unused = [" ".join(name.split())[:40] or "(no name)" for name in dict.fromkeys(table.names) if name in filled]
         parts = [f"{_listed(unused, 'column')}"] if unused else []
@@ -75,12 +76,13 @@ class PromptColumns(NamedTuple):
 
 def find_column(table: Table, names: Sequence[str]) -> str | None:
     """The one column of these names that the table has, or None. Raises UserError where it has several."""
-    found = sorted((name for name in table.names if name.lower() in names), key=lambda name: names.index(name.lower()))
-    for name in found:
-        if found.count(name) > 1:
-            raise UserError(f"{table.path}: {table.where} has the column {name} more than once")
+    counts = Counter(name for name in table.names if name.lower() in names)
+    for name, count in counts.items():
+        if count > 1:
+            raise UserError(f"{table.path}: {table.where} has the column {name} more than once; keep one of them")
+    found = sorted(counts, key=lambda name: names.index(name.lower()))
     if len(found) > 1:
-        raise UserError(f"{table.path}: {table.where} has both {' and '.join(found)}; keep one of them")
+        raise UserError(f"{table.path}: {table.where} has both {' and '.join(found[:2])}; keep one of them")
     return found[0] if found else None
 
 
@@ -106,7 +108,7 @@ def known_columns(table: Table) -> str:
 
 def prompt_candidate(table: Table, known: Sequence[str | None]) -> str | None:
     """A column, besides the `known` ones, that could be the prompt."""
-    for name in table.names:
+    for name in dict.fromkeys(table.names):
         if name in known:
             continue
         for record in table.records[:100]:
@@ -123,11 +125,11 @@ def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
 
     Args:
         numbers_are_thumbs: whether 0 and 1 are, in `label` and `kto_tag`; beside pairs they may be anything.
+
+    Raises UserError where one of them is there more than once.
     """
     found = []
-    for name in table.names:
-        if name.lower() not in FLAGS:
-            continue
+    for name in filter(None, (find_column(table, (flag,)) for flag in FLAGS)):
         values = [record[name] for record in table.records
                   if not isinstance(record, BadRow) and not _is_blank(record.get(name))]
         if name.lower() in THUMBS and not numbers_are_thumbs:
@@ -137,33 +139,33 @@ def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
     return found
 
 
-def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callable[[dict[str, Any], str], Any],
-                 parts: Sequence[str | None] = ()) -> Reading:
+def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callable[[dict[str, Any], str], Any]) -> Reading:
     """What `read(record, where)` makes of the table's rows, but for those that one of the `flags` marks as not to be learned.
 
     Args:
         flags: as `flag_columns` finds them.
         usage: where `read` notes which columns it uses.
-        parts: columns that count as used where there are faulty rows, some of which were found before all columns were looked at.
     """
     usage.columns |= set(flags)
-    flagged_out = 0
+    flagged_out, flagged_by = 0, dict.fromkeys(flags, 0)
 
     def read_one(record: dict[str, Any], number: int) -> Any:
         nonlocal flagged_out
-        if any(as_flag(record.get(name)) is False for name in flags):
+        marks = [name for name in flags if as_flag(record.get(name)) is False]
+        if marks:
             flagged_out += 1
+            for name in marks:
+                flagged_by[name] += 1
             return None
         return read(record, table.place(number))
 
     rows, numbers, faults = read_rows(table.records, read_one)
-    if faults:
-        usage.columns |= set(filter(None, parts))
-    notes = usage.notes(table)
+    notes, left_out = usage.notes(table, numbers), ""
     if flagged_out:
-        marked = f"{flagged_out} row{'s' * (flagged_out > 1)}"
-        notes.insert(0, f"left out {marked} that {' or '.join(flags)} marks as not to be learned")
-    return Reading(table.path, rows, numbers, faults, notes)
+        marking = " or ".join(filter(flagged_by.get, flags))
+        left_out = f"{flagged_out} row{'s' * (flagged_out > 1)} that {marking} marks as not to be learned"
+        notes.insert(0, f"left out {left_out}")
+    return Reading(table.path, rows, numbers, faults, notes, left_out)
 
 
 def read_cell(record: dict[str, Any], column: str | None, where: str, part: str, usage: Usage) -> str | list[Turn]:

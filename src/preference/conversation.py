@@ -6,15 +6,17 @@ beginning only. It is what a prompt of several turns looks like in a CSV's promp
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 HUMAN, ASSISTANT, SYSTEM = "Human", "Assistant", "System"
 # What the human is called; a transcript uses one name, and the other one is text in it.
 ASKERS = (HUMAN, "User")
 # A system message can only come first; anywhere else "System:" is text.
-_TURN = re.compile(r"(?:\A\s*(Human|User|Assistant|System)|\n\n(Human|User|Assistant)):")
-_LOOSE_TURN = re.compile(r"(?:\A\s*(User|Assistant|System)|\n(User|Assistant)):")
+_TURNS = {asker: re.compile(rf"(?:\A\s*|\n\n(?!{SYSTEM}))({asker}|{ASSISTANT}|{SYSTEM}):") for asker in ASKERS}
+_LOOSE_TURNS = re.compile(rf"(?:\A\s*|\n(?!{SYSTEM}))(User|{ASSISTANT}|{SYSTEM}):")
+_ASKER = re.compile(rf"(?:\A\s*|\n\n)({'|'.join(ASKERS)}):")
 # Prompts of one question that are already in a template of RWKV's, the answer left open.
 _SINGLE = (("Question", "Answer"), ("Input", "Response"), ("Instruction", "Response"), ("Q", "A"))
 
@@ -41,37 +43,32 @@ def read_transcript(text: str) -> list[Turn] | None:
     A text that begins with a speaker is one. So is one that begins without, where "Assistant:" is the first speaker to come: what
     stands before is the human's. Empty turns are left out, and turns of one speaker in a row are one.
     """
-    turns = _all_turns(text)
-    return turns and joined(turns)
+    parts = _parts(text)
+    return parts and joined(Turn(speaker, part) for speaker, part in parts)
 
 
 def ends_in_empty_answer(text: str) -> bool:
     """Whether a transcript's last turn is the assistant's and has no text."""
-    turns = _all_turns(text)
-    return bool(turns) and turns[-1].speaker == ASSISTANT and not turns[-1].text.strip()
+    parts = _parts(text)
+    return bool(parts) and parts[-1][0] == ASSISTANT and not parts[-1][1].strip()
 
 
-def _all_turns(text: str) -> list[Turn] | None:
-    """The turns as they stand, empty ones too."""
+def _parts(text: str) -> list[tuple[str, str]] | None:
+    """Speakers and what they say as it stands, empty texts too; None for what is no transcript."""
     text = _one_blank_line(text)
-    marks = _marks(_TURN, text)
-    if [name for _, name in marks] in (["User"], [SYSTEM]):
+    found = _ASKER.search(text)
+    asker = found[1] if found else HUMAN
+    # The text before the first name, a name, its text, and so on.
+    lead, *pieces = _TURNS[asker].split(text)
+    if pieces[::2] == [SYSTEM] or (pieces[::2] == ["User"] and f"\n\n{HUMAN}:" not in text):
         # A file may have lost the blank lines. "Human:" stands in transcripts of our own, where single lines are text.
-        loose = _marks(_LOOSE_TURN, text)
-        marks = loose if any(name == ASSISTANT for _, name in loose) else marks
-    asker = next((name for _, name in marks if name in ASKERS), HUMAN)
-    marks = [(mark, name) for mark, name in marks if name not in ASKERS or name == asker]
-    lead = text[:marks[0][0].start()] if marks else text
-    if not marks or (lead.strip() and marks[0][1] != ASSISTANT):
+        loose_lead, *loose = _LOOSE_TURNS.split(text)
+        if ASSISTANT in loose[::2]:
+            lead, pieces, asker = loose_lead, loose, "User"
+    if not pieces or (lead.strip() and pieces[0] != ASSISTANT):
         return None
-    ends = [*(mark.start() for mark, _ in marks[1:]), len(text)]
-    turns = [Turn(HUMAN if name == asker else name, text[mark.end():end]) for (mark, name), end in zip(marks, ends, strict=True)]
-    return [Turn(HUMAN, lead), *turns] if lead.strip() else turns
-
-
-def _marks(pattern: re.Pattern, text: str) -> list[tuple[re.Match, str]]:
-    """Where speakers are named, and their names."""
-    return [(mark, mark[1] or mark[2]) for mark in pattern.finditer(text)]
+    parts = [(HUMAN if name == asker else name, part) for name, part in zip(pieces[::2], pieces[1::2], strict=True)]
+    return [(HUMAN, lead), *parts] if lead.strip() else parts
 
 
 def prompt_turns(prompt: str) -> list[Turn]:
@@ -111,14 +108,12 @@ def write_prompt(turns: Sequence[Turn]) -> str:
     return "\n\n".join(f"{turn.speaker}: {clean(turn.text)}" for turn in turns)
 
 
-def joined(turns: Sequence[Turn]) -> list[Turn]:
+def joined(turns: Iterable[Turn]) -> list[Turn]:
     """Turns of one speaker in a row as one, their texts on lines of their own; empty ones are left out."""
-    result: list[Turn] = []
-    for turn in turns:
-        text = turn.text.strip()
-        if not text:
-            continue
-        if result and result[-1].speaker == turn.speaker:
-            text = f"{result.pop().text}\n{text}"
-        result.append(turn._replace(text=text))
+    result = []
+    for _, run in groupby((turn for turn in turns if turn.text.strip()), key=lambda turn: turn.speaker):
+        texts = []
+        for turn in run:
+            texts.append(turn.text.strip())
+        result.append(turn._replace(text="\n".join(texts)))
     return result

@@ -30,7 +30,7 @@ from src.preference.columns import (
     with_system,
 )
 from src.preference.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
-from src.preference.faults import BadRow, Reading, skipped_rows, usable
+from src.preference.faults import BadRow, Reading, report_reading, skipped_rows, usable
 from src.preference.kinds import check_kind
 from src.preference.packing import Text
 from src.preference.read import read_table
@@ -107,6 +107,7 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     if not any(any(text.trained[1:]) for text in texts):
         raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(rows)} rows have an answer of over {max_len} "
                         "tokens; raise --ctx_len")
+    report_reading(reading)
     trained = sum(sum(text.trained[1:]) for text in texts)
     return texts, Report(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
 

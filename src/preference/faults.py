@@ -1,7 +1,8 @@
 """Rows that can't be used: each is found, none hides the others, and leaving them out is the user's decision.
 
 Whatever reads a row raises `BadRow`, or puts one in the row's place in the table. `read_rows` collects them all, and `usable`
-refuses the file or leaves them out, and reports what the reading did not use. Rows are counted from 1, as a person counts them.
+refuses the file or leaves them out; `report_reading` tells what was left out and what the reading did not use. Rows are counted
+from 1, as a person counts them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +42,7 @@ class Reading(NamedTuple):
     numbers: list[int]  # of each of `rows` in the file, from 1
     faults: list[Fault]
     notes: list[str]  # what of the file has no effect
+    left_out: str = ""  # rows that the file itself marks as not to be learned, in words: how many, and by which column
 
 
 def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], RowType | None]
@@ -65,21 +67,32 @@ def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], 
 
 
 def usable(reading: Reading, skip_bad_rows: bool) -> list[Any]:
-    """The rows, once it is reported on stderr what was not used.
+    """The rows.
 
     Raises:
         UserError: a row can't be used and `skip_bad_rows` is False, or none can; one line that has them all by kind.
     """
-    report_notes(reading)
-    total = len(reading.rows) + len(reading.faults)
     if reading.faults and not skip_bad_rows:
         raise UserError(refusal(reading))
+    if not reading.rows and not reading.faults:
+        raise UserError(f"{reading.path}: none of its rows is to be learned: it has nothing but {reading.left_out}; correct "
+                        "that column, or remove it")
     if not reading.rows:
-        why = f"; {reading.faults[0].message}" if reading.faults else ""
-        raise UserError(f"{reading.path}: none of its {total} rows can be used{why}")
-    if reading.faults:
-        say(f"{reading.path}: left out {len(reading.faults)} of {total} rows, which can't be used: {in_words(reading.faults)}")
+        besides = f" besides {reading.left_out}" if reading.left_out else ""
+        raise UserError(f"{reading.path}: none of its {len(reading.faults)} rows{besides} can be used; "
+                        f"{reading.faults[0].message}")
     return reading.rows
+
+
+def report_reading(reading: Reading) -> None:
+    """Lines on stderr about what of the file has no effect, and which of its rows were left out, where there are any.
+
+    For when nothing is wrong with the file: an error stands alone.
+    """
+    report_notes(reading)
+    if reading.faults:
+        total = len(reading.rows) + len(reading.faults)
+        say(f"{reading.path}: left out {len(reading.faults)} of {total} rows, which can't be used: {in_words(reading.faults)}")
 
 
 def report_notes(reading: Reading) -> None:

@@ -168,8 +168,11 @@ def _rows_in(whole: dict[str, Any], path: Path) -> list[Any]:
         return [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
     if values and all(isinstance(value, dict) for value in values):
         if TELLING_NAMES & {name.lower() for name in whole}:  # orient="columns": by row label
-            labels = dict.fromkeys(label for value in values for label in value)
-            return [{name: value[label] for name, value in whole.items() if label in value} for label in labels]
+            rows: dict[str, dict[str, Any]] = {}
+            for name, column in whole.items():
+                for label, value in column.items():
+                    rows.setdefault(label, {})[name] = value
+            return list(rows.values())
         if all(TELLING_NAMES & {name.lower() for name in value} for value in values):  # orient="index"
             return values
     return [whole]

@@ -49,7 +49,7 @@ def message_turns(messages: Sequence[Any], where: str, unused: set[str] | None =
                                         "is expected")
         speaker = _speaker(message, place)
         text = _text(message, place, last=number == len(messages) and speaker == ASSISTANT)
-        if speaker == SYSTEM and any(turn.speaker != SYSTEM for turn in turns):
+        if speaker == SYSTEM and turns and turns[-1].speaker != SYSTEM:
             raise BadRow("misplaced system message", f"{place} is a system message behind others; it must come first")
         trained = _has_loss(message, place)
         if turns and turns[-1].speaker == speaker == ASSISTANT and turns[-1].trained != trained:
@@ -83,7 +83,11 @@ def messages_in(value: Any, where: str) -> list[Any] | None:
 
 
 def parse(text: str) -> Any | None:
-    """The value of a text that is JSON, or that Python or numpy printed; None where it is neither."""
+    """The value of a text that is JSON, or that Python or numpy printed; None where it is neither.
+
+    Of what Python prints, tuples and single values that JSON lacks are read too, but no sets and no objects with other keys than
+    texts.
+    """
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -92,10 +96,25 @@ def parse(text: str) -> Any | None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of escapes that Python does not know, which are data here
-                return ast.literal_eval(source.strip())
+                return _literal(ast.parse(source.strip(), mode="eval").body)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
     return None
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a parsed literal. Raises ValueError where it is none, or one that JSON has nothing like."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.List | ast.Tuple):
+        values = map(_literal, node.elts)
+        return list(values) if isinstance(node, ast.List) else tuple(values)
+    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) and isinstance(key.value, str) for key in node.keys):
+        return {key.value: _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
+            and type(node.operand.value) in (int, float)):
+        return -node.operand.value
+    raise ValueError(f"{type(node).__name__} where a value is expected")
 
 
 def checked_text(text: str, where: str) -> str:

@@ -19,7 +19,7 @@ from src.files import check_output, input_files
 from src.model import build_model
 from src.preference.check import check_pairs, print_check
 from src.preference.config import PrepareConfig
-from src.preference.faults import refusal, report_notes, skipped_rows, usable
+from src.preference.faults import refusal, report_notes, report_reading, skipped_rows, usable
 from src.preference.journal import hold_journal, open_journal
 from src.preference.pairs import save_pairs
 from src.preference.read import read_pairs
@@ -64,10 +64,14 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
                         f"{dimensions.vocab_size}; take the tokenizer that the model was trained with")
     pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
                                    reading.numbers)
-    report.changes.report(config.input_csv, tokenizer.name)
     held = how_quantized(settings, weights, config.quantization)
-    for note in notes:
-        say(note)
+
+    def tell_notes() -> None:
+        report_reading(reading)
+        report.changes.report(config.input_csv, tokenizer.name)
+        for note in notes:
+            say(note)
+
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
         "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
@@ -75,8 +79,12 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
         "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading), "references": config.reference,
     }
     started = time.monotonic()
+    journal_path = Path(f"{config.output_save}.partial")
     if not config.reference:
-        save_pairs(config.output_save, [(*pair, 0.0, 0.0) for pair in pairs], sidecar)
+        # Nothing is finished in it, but one that a broken-off run left is kept, or goes, as ever.
+        with open_journal(journal_path, held_file, _digest(["no references"], pairs)):
+            tell_notes()
+            save_pairs(config.output_save, [(*pair, 0.0, 0.0) for pair in pairs], sidecar)
         _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
         return
 
@@ -86,7 +94,8 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
                         hold=quantized_linears(settings, config.quantization))
     digest = _digest([base, config.precision, held, config.batch_tokens], pairs)
-    with open_journal(Path(f"{config.output_save}.partial"), held_file, digest) as journal:
+    with open_journal(journal_path, held_file, digest) as journal:
+        tell_notes()
         if journal.done:
             say(f"{journal.path}: going on after {len(journal.done)} finished batches")
         with progress_bar("pairs", len(pairs)) as advance:

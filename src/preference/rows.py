@@ -84,8 +84,7 @@ def to_pairs(table: Table, require_reject: bool) -> Reading:
     def read(record: dict[str, Any], where: str) -> Row:
         return _row(record, columns, table, where, require_reject, candidate, usage)
 
-    return read_records(table, flag_columns(table, numbers_are_thumbs=False), usage, read,
-                        parts=(columns.chosen, columns.reject, columns.prompt.prompt))
+    return read_records(table, flag_columns(table, numbers_are_thumbs=False), usage, read)
 
 
 def _columns(table: Table, require_reject: bool) -> PairColumns:
@@ -202,7 +201,7 @@ def without_prompt(chosen: str | list[Turn], reject: str | list[Turn],
     if all(whole) and all(found[-1].speaker == ASSISTANT and _cleaned(found[:-1]) == _cleaned(prompt_turns(prompt))
                           for found in whole):
         answers = [found[-1].text for found in whole]
-    elif read_transcript(prompt) and all(map(_NAME.match, answers)):
+    elif all(map(_NAME.match, answers)) and read_transcript(prompt):
         answers = [_NAME.sub("", answer, count=1) for answer in answers]
     return answers[0], answers[1] if len(answers) > 1 else reject
 

@@ -3,20 +3,17 @@
 What the bytes mean is the readers' part; what all of them ask stands here too.
 """
 
-import bz2
-import gzip
 import io
-import lzma
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from src.errors import UserError
 from src.files import existing_file
 from src.preference.columns import CONVERSATIONS, PROMPTS
+from src.preference.compression import COMPRESSIONS, DAMAGED, compression_of
 
 DATA_ENDINGS = (".csv", ".tsv", ".tab", ".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".feather", ".txt")
 # Names by which a table is told where its form alone leaves a choice; they need not be all that a column may have.
@@ -25,28 +22,6 @@ TELLING_NAMES = frozenset((
 _PIECE = 1 << 20  # bytes decompressed at a time
 # Texts shrink to a tenth, those that repeat themselves to a fiftieth; what is made to fill memory to a thousandth and less.
 MOST_TIMES, MOST_WITHOUT_QUESTION = 200, 1 << 28
-
-
-class _Compression(NamedTuple):
-    name: str
-    begins: re.Pattern[bytes]
-    open: Callable[[Path], IO[bytes]]
-
-
-def _open_zstd(path: Path) -> IO[bytes]:
-    try:
-        import pyarrow
-    except ImportError:
-        raise UserError(f"{path}: Zstandard needs pyarrow; pip install pyarrow, or unpack the file (zstd -d)") from None
-    return pyarrow.input_stream(str(path), compression="zstd")
-
-
-_COMPRESSIONS = {
-    ".gz": _Compression("gzip", re.compile(rb"\x1f\x8b"), gzip.open),
-    ".bz2": _Compression("bzip2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), bz2.open),
-    ".xz": _Compression("xz", re.compile(rb"\xfd7zXZ\0"), lzma.open),
-    ".zst": _Compression("Zstandard", re.compile(rb"\x28\xb5\x2f\xfd"), _open_zstd),
-}
 _BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\0\0", "utf-32-le"), (b"\0\0\xfe\xff", "utf-32-be"), (b"\xff\xfe", "utf-16-le"),
     (b"\xfe\xff", "utf-16-be"),
@@ -68,11 +43,11 @@ def data_file(path: str | Path, what: str) -> Path:
 def data_ending(path: str | Path) -> str:
     """The ending that says what is in a file, in lower case: `.csv` of `x.CSV` and of `x.csv.gz`."""
     path = Path(path)
-    return (path.with_suffix("") if path.suffix.lower() in _COMPRESSIONS else path).suffix.lower()
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
 def is_compressed(path: Path) -> bool:
-    return _compression(path) is not None
+    return compression_of(path) is not None
 
 
 @contextmanager
@@ -81,15 +56,15 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
 
     Raises UserError where the file is damaged or cut off, or is not compressed as its ending says; errors within the block too.
     """
-    found = _compression(path)
-    named = _COMPRESSIONS.get(path.suffix.lower())
+    found = compression_of(path)
+    named = COMPRESSIONS.get(path.suffix.lower())
     if named and found is not named:
         raise UserError(f"{path}: is not compressed with {named.name}, as its ending {path.suffix} says; download it again, or "
                         "rename it to what it is")
     try:
         with found.open(path) if found else path.open("rb") as stream:
             yield stream
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split())
         if found is None:
             raise UserError(f"{path}: cannot be read ({reason})") from None
@@ -140,13 +115,3 @@ def stray_byte(text: str) -> str | None:
 def is_missing(value: Any) -> bool:
     """Whether a cell's value is null or NaN, which some writers have for null."""
     return value is None or (isinstance(value, float) and value != value)
-
-
-def _compression(path: Path) -> _Compression | None:
-    """By the first bytes, whatever the file is named."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return next((kind for kind in _COMPRESSIONS.values() if kind.begins.match(head)), None)

@@ -19,7 +19,7 @@ from src.console import printable, say, show
 from src.errors import UserError
 from src.files import atomic_write, check_output, input_files, json_text
 from src.model import RWKV, build_model
-from src.preference.faults import skipped_rows, usable
+from src.preference.faults import report_reading, skipped_rows, usable
 from src.preference.measures import preference_measures
 from src.preference.pairs import check_sidecar, has_references, load_pairs
 from src.preference.read import read_pairs
@@ -149,6 +149,7 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
         rows = usable(reading, config.skip_bad_rows)
         tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
         pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers)
+        report_reading(reading)
         report.changes.report(path, tokenizer.name)
         return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped,
                              "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading)}

@@ -80,11 +80,12 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
 
     held = how_quantized(settings, weights, config.quantization)
     train_file = config.train_data_file if config.sft else config.rlhf_train_file
+    lines: list[str] = []
 
     def read(path: str) -> tuple[list[Pair] | list[Text], dict[str, Any]]:
         if config.sft:
             return training_texts(path, config, dimensions)
-        return training_pairs(path, config, dimensions, base, held)
+        return training_pairs(path, config, dimensions, base, held, lines)
 
     pairs, train_data = read(train_file)
     held_out, eval_data = read(config.eval_file) if config.eval_file else (None, None)
@@ -105,8 +106,8 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
         checkpoint = prepare_folder(folder, config, common, told, shapes)
     else:
         checkpoint = resume_file(config)
-    for note in notes:
-        say(note)
+    for line in [*lines, *notes]:
+        say(line)
     held_in = f"{config.precision} {config.quantization or ''}".rstrip()
     say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
         f"{len(pairs)} {'texts' if config.sft else 'pairs'}, "

@@ -17,29 +17,30 @@ from src.training.config import TrainConfig
 
 
 def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str,
-                   held: dict[str, Any]) -> tuple[list[Pair], dict[str, Any]]:
+                   held: dict[str, Any], lines: list[str]) -> tuple[list[Pair], dict[str, Any]]:
     """Load a `.save`, whose references must come from this base, at this precision and quantization: margins start at 0.
 
     For a loss without a reference they are neither used nor checked.
 
     Args:
         held: how the model holds its weights, as `how_quantized` tells.
+        lines: gets what is to be told on stderr once nothing is wrong with the run, since an error stands alone.
 
     Returns the pairs, and what config.json and the report tell of them.
     """
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"pairs": len(pairs), **left_out, "sidecar": sidecar}
     if left_out["too_long"] or left_out["empty_answer"]:
-        say(f"{path}: left out {left_out['too_long']} pairs longer than {config.rlhf_max_corpus_len} tokens and "
-            f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain")
+        lines.append(f"{path}: left out {left_out['too_long']} pairs longer than {config.rlhf_max_corpus_len} tokens and "
+                     f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain")
     if not needs_reference(config.loss):
         return pairs, facts
     if not has_references(pairs, sidecar):
         raise UserError(f"{path}: it was made without references, which --loss {config.loss} needs; "
                         "run rlhf_dpo_generate_save.py with --reference 1, or take a loss without one: --loss simpo, orpo or cpo")
     if sidecar is None:
-        say(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come from "
-            f"{config.load_model} at {config.precision}")
+        lines.append(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come "
+                     f"from {config.load_model} at {config.precision}")
         return pairs, facts
     if check_sidecar(sidecar, {"base_fingerprint": base}):
         raise UserError(f"{path}: its references were computed with another base model ({sidecar.get('base_model', 'unnamed')}) "
@@ -53,8 +54,7 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
         profile = f" --layer_profile {config.layer_profile}{auto}" if needed else ""
         raise UserError(f"{path}: {'; '.join(differences)}; margins would not start at 0. Run rlhf_dpo_generate_save.py with "
                         f"--strategy '{device} {config.precision}{suffix}'{profile}, or train with --allow_reference_mismatch 1")
-    for difference in differences:
-        say(f"warning: {path}: {difference}")
+    lines += [f"warning: {path}: {difference}" for difference in differences]
     return pairs, facts
 
 

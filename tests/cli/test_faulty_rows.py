@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.preference.faults import NAMED, by_kind, usable
+from src.preference.faults import NAMED, by_kind, report_reading, usable
 from src.preference.read import read_pairs
 from tests.cli.conftest import words_of
 
@@ -32,7 +32,9 @@ def test_all_faults_are_in_one_line_by_kind(path):
 
 
 def test_left_out_with_a_count(path, capsys):
-    assert usable(read_pairs(path, True), skip_bad_rows=True) == [("p", "c", "r")] * 2
+    reading = read_pairs(path, True)
+    assert usable(reading, skip_bad_rows=True) == [("p", "c", "r")] * 2
+    report_reading(reading)
     assert capsys.readouterr().err == (f"{path}: left out 4 of 6 rows, which can't be used: empty chosen answer: rows 2, 6; "
                                        "empty prompt: row 3; no text: row 4\n")
 
@@ -110,3 +112,39 @@ def test_every_script_leaves_them_out_and_records_it(path, good, call, tmp_path)
             told = place(json.load(opened))["skipped_rows"]
         assert told["count"] == 4 and sum(told["rows"].values(), []) == [2, 6, 3, 4], script
     assert len(torch.load(good("rlhf_dpo_generate_save")["--output_save"])) == 2
+
+
+@pytest.mark.parametrize(("column", "value"), [("weight", 0), ("label", False), ("train", "false")])
+def test_a_file_of_rows_that_are_not_to_be_learned_says_so_alone(path, good, call, column, value):
+    path.write_text("\n".join(json.dumps(GOOD | {"weight": 1, column: value, "id": "a"}) for _ in range(3)))
+    said = f"none of its rows is to be learned: it has nothing but 3 rows that {column} marks as not to be learned"
+    for script, flags in (("rlhf_dpo_generate_save", {"--input_csv": str(path)}),
+                          ("rlhf_generate_reject_csv", {"--input_csv": str(path)}),
+                          ("train", {"--rlhf_train_file": None, "--train_data_file": str(path), "--sft": "1"})):
+        code, err = call(script, words_of(good(script) | flags))
+        assert code == 2 and err.startswith(f"error: {path}: {said}") and err.count("\n") == 1, err
+
+
+def test_marked_and_faulty_rows_together_are_both_said(path):
+    path.write_text("\n".join(json.dumps(GOOD | row) for row in ({"weight": 0}, {"weight": 1, "chosen": ""})))
+    said = "none of its 1 rows besides 1 row that weight marks as not to be learned can be used; .*row 2"
+    with pytest.raises(UserError, match=said):
+        usable(read_pairs(path, True), skip_bad_rows=True)
+
+
+def test_an_error_stands_without_notes_of_what_is_unused(path, good, call):
+    rows = [GOOD | {"id": "a"}] * 2
+    sft = {"--rlhf_train_file": None, "--train_data_file": str(path), "--sft": "1"}
+    for script, flags, texts in (
+            ("rlhf_dpo_generate_save", {"--input_csv": str(path)}, [*rows, GOOD | {"chosen": ""}]),
+            ("rlhf_generate_reject_csv", {"--input_csv": str(path)}, [*rows, GOOD | {"chosen": ""}]),
+            ("train", sft, [*rows, GOOD | {"chosen": ""}]), ("train", sft, [GOOD | {"chosen": "c" * 1000}]),
+            ("rlhf_dpo_generate_save", {"--input_csv": str(path)}, [GOOD | {"chosen": "c" * 1000, "id": "a"}])):
+        path.write_text("\n".join(map(json.dumps, texts)))
+        code, err = call(script, words_of(good(script) | flags))
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+
+
+def test_what_only_marked_rows_have_is_not_called_unused(path):
+    path.write_text("\n".join(map(json.dumps, [GOOD, GOOD | {"weight": 0, "system": "Be brief."}])))
+    assert read_pairs(path, True).notes == ["left out 1 row that weight marks as not to be learned"]

@@ -122,3 +122,28 @@ def test_any_text_is_parsed_or_not(text):
 
 def test_the_system_message_of_a_list():
     assert message_turns([{"role": "system", "content": "s"}, USER, REPLY], "x") == [Turn(SYSTEM, "s"), *TURNS]
+
+
+@pytest.mark.parametrize("key", ["1", "None", "5.5", "(1, 2)", "b'a'", "...", "True"])
+def test_keys_are_texts(key):
+    """Of the message itself, and at any depth in it."""
+    for more in (f"{key}: 2", f"'more': {{{key}: 2}}", f"'more': [[{{'a': {{{key}: 2}}}}]]"):
+        with pytest.raises(BadRow, match="can't be read as one"):
+            messages_in(f"[{{'role': 'user', 'content': 'x', {more}}}]", "row 1")
+
+
+@pytest.mark.parametrize("value", ["{'a'}", "[{1, 2}]", "{**{}}", "[*[]]", "f'a'", "1 + 2j", "not 1", "set()", "1" * 5000])
+def test_what_json_has_nothing_like_is_no_message(value):
+    for key in ("content", "more"):
+        with pytest.raises(BadRow, match="can't be read as one"):
+            messages_in(f"[{{'role': 'user', 'content': 'x', '{key}': {value}}}]", "row 1")
+
+
+@pytest.mark.parametrize("value", ["b'a'", "1j", "...", "('a', 'b')", "1e999", "-1e999", "0x" + "f" * 5000, "-5", "True"])
+def test_single_values_that_json_lacks_are_no_text(value):
+    text = f"[{{'role': 'user', 'content': {value}}}]"
+    with pytest.raises(BadRow, match="has a content of type"):
+        message_turns(messages_in(text, "row 1"), "row 1")
+    unused: set[str] = set()
+    assert message_turns(messages_in(f"[{{'role': 'user', 'content': 'x', 'more': {value}}}]", "row 1"), "row 1", unused)
+    assert unused == {"more"}

@@ -193,3 +193,15 @@ def test_a_check_takes_no_more_of_a_model_than_its_shapes(config, material, tmp_
     path = tmp_path / "model.safetensors"
     save_safetensors(weights | {"head.weight": torch.full_like(weights["head.weight"], torch.nan)}, path, {})
     prepare(replace(config, load_model=str(path), check_data=True))
+
+
+def test_without_references_a_partial_file_is_kept_or_goes_as_with_them(config, tmp_path, monkeypatch):
+    partial, without = tmp_path / "made.save.partial", replace(config, reference=False)
+    broken_off(config, 2, monkeypatch)
+    before = partial.read_bytes()
+    with pytest.raises(UserError, match=r"made.save.partial: was left by an interrupted run with another"):
+        prepare(without)
+    assert partial.read_bytes() == before and not (tmp_path / "made.save").exists()
+    partial.write_bytes(before[:before.index(b"\n") + 1])  # in which nothing is finished
+    prepare(without)
+    assert (tmp_path / "made.save").exists() and not partial.exists()

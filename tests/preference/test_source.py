@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import random
 import tarfile
 
 import pandas as pd
@@ -87,12 +88,45 @@ def test_damaged_compression_is_told(tmp_path, compression):
     for length in (len(data) // 2, len(data) - 1):
         message = refusal(put(tmp_path, f"cut.csv{compression}", data[:length]))
         assert message.startswith("FILE: can't be unpacked with ") and message.endswith("; it is damaged or cut off")
-    if compression != ".bz2":  # Python's bz2 ignores it, as bzip2 itself does
-        assert "can't be unpacked" in refusal(put(tmp_path, f"more.csv{compression}", data + b"more"))
     for plain in (b"", CONTENTS[".csv"]):
         message = refusal(put(tmp_path, f"plain.csv{compression}", plain))
         assert message.startswith("FILE: is not compressed with ") and f"its ending {compression} says" in message
     assert refusal(put(tmp_path, "twice.csv.gz", gzip.compress(data))) == "FILE: is compressed twice; unpack it once"
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_what_follows_a_member_is_another_whole_one(tmp_path, compression):
+    compress, begins, ends = COMPRESSIONS[compression], CONTENTS[".csv"][:20], CONTENTS[".csv"][20:]
+    one, two = compress(begins), compress(ends)
+    flipped = [two[:at] + bytes([two[at] ^ 1]) + two[at + 1:] for at in (0, 1)]
+    for rest in (*flipped, two[:1], two[:4], two[:-1], b"more", b" ", b"\n", two + b"more", compress(b"") + flipped[0]):
+        assert "can't be unpacked with " in refusal(put(tmp_path, f"a.csv{compression}", one + rest)), rest
+    for whole in (one + compress(b"") + two, compress(b"") + one + two + compress(b""), *(
+            compress(CONTENTS[".csv"][:at]) + compress(CONTENTS[".csv"][at:]) for at in range(0, len(CONTENTS[".csv"]), 7))):
+        assert read_pairs(put(tmp_path, f"a.csv{compression}", whole), require_reject=True) == ROWS
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_zeros_behind_a_member_are_padding_where_its_format_has_it(tmp_path, compression):
+    one, two = map(COMPRESSIONS[compression], (CONTENTS[".csv"][:20], CONTENTS[".csv"][20:]))
+    allowed = {".gz": (1, 3, 4, 512, 10_000), ".xz": (4, 512, 10_000, 20_000)}.get(compression, ())
+    for zeros in (1, 3, 4, 512, 8190, 10_000, 20_000):
+        for data in (one + two + bytes(zeros), one + bytes(zeros) + two):
+            path = put(tmp_path, f"a.csv{compression}", data)
+            if zeros in allowed:
+                assert read_pairs(path, require_reject=True) == ROWS
+            elif compression != ".gz":
+                assert "can't be unpacked with " in refusal(path), zeros
+    if allowed:
+        assert "can't be unpacked with " in refusal(put(tmp_path, f"a.csv{compression}", one + bytes(8) + b"more"))
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_members_of_any_sizes_are_read_whole(tmp_path, compression):
+    parts = [bytes([97 + size % 26]) * size for size in (0, 1, 8191, 8192, 8193, 3_000_000, 0, 70_001)]
+    noise = random.Random(0).randbytes(100_000)  # whose members are longer than what is read at a time
+    data = b"".join(map(COMPRESSIONS[compression], [*parts, noise, noise[:8192]]))
+    assert source.read_data(put(tmp_path, f"a.csv{compression}", data)) == b"".join(parts) + noise + noise[:8192]
 
 
 def test_a_flipped_byte_of_gzip_is_told(tmp_path):

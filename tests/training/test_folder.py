@@ -261,6 +261,14 @@ def test_a_setting_of_another_kind_is_another_run(finished, value):
     refused(replace(finished, resume=True), "--resume 1: dpo_beta was", "0.1 now")
 
 
+def test_an_error_stands_without_warnings_of_the_file_that_it_is_about(finished, tmp_path, capsys):
+    pairs = torch.load(finished.rlhf_train_file, weights_only=True)
+    torch.save(pairs[:-1], other := tmp_path / "other.save")  # and no sidecar
+    capsys.readouterr()
+    refused(replace(finished, resume=True, rlhf_train_file=str(other)), "rlhf_train_sha256")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_strategy_must_fit_the_checkpoint(finished):
     refused(replace(finished, resume=True, strategy="deepspeed_stage_2"),
             "last.ckpt: was written under another than a DeepSpeed strategy", "--strategy auto")
