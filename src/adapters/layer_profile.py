@@ -6,7 +6,6 @@ A CSV with one row for `emb`, for each block `0` ... `L-1` and for `head`; layer
 
 import csv
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from src.adapters.modes import ADAPTERS
 from src.adapters.state import LEAF
 from src.errors import UserError
 from src.files import existing_file
+from src.numbers import read_number
 
 # What a row may say of a block; which of it serves emb and head, `_modes_of` tells.
 MODES = ("freeze", "full", *ADAPTERS, "state")
@@ -71,8 +71,6 @@ WEIGHT_RATES = ("Weight_lr_init", "Weight_lr_final")
 # Beyond these a number is a slip of the pen; a merge by it would give numbers without meaning.
 LARGEST = {"Rank": 65536, "Alpha": 1e6}
 LARGEST_FILE = 1 << 24  # bytes
-# Python would read digits of other scripts and underscores between digits, too.
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # Columns of the profiles of RWKV-LM-RLHF for v6, which have no rates; accepted and left unread, as they are there.
 OLD_COLUMNS = ("LISAProb", "LoRAProb", "LRScale")
 # What a mode cannot do without; every other cell may be empty and then counts as 0.
@@ -251,9 +249,9 @@ def _read_layer(cell: str, n_layer: int, where: str) -> str:
 
 
 def _read_number(cell: str | None, column: str, where: str) -> float:
-    if not _NUMBER.fullmatch(cell or "0") and (cell or "").lower() not in ("nan", "inf", "-inf"):
-        raise UserError(f"{where}: {column} is {cell[:60]!r}, not a number")
-    number = float(cell or 0)
+    number = float(cell) if (cell or "").lower() in ("nan", "inf", "-inf") else read_number(cell or "0")
+    if number is None:
+        raise UserError(f"{where}: {column} is {cell[:60]!r}, not a number, or one too near 0 to count")
     if not (math.isfinite(number) and number >= 0):
         raise UserError(f"{where}: {column} is {cell[:60]}; it must be a finite number, 0 or above")
     if number > LARGEST.get(column, math.inf):
