@@ -370,7 +370,7 @@ def test_no_output_takes_the_place_of_an_input(fails, good, material, prepared, 
 def test_a_word_is_no_file_whatever_is_called_so(call, good, material, tmp_path, monkeypatch, script, output, words):
     monkeypatch.chdir(tmp_path)
     words = {flag: str(material / "pairs.csv") if value == "CSV" else value for flag, value in words.items()}
-    for name in ("bytes", "world", "auto", "bytes.json", "auto.pth"):
+    for name in ("bytes", "world", "auto", "bytes.pth", "auto.pth"):
         for _ in range(2):  # the second one finds a file of this name
             code, err = call(script, words_of(good(script) | words | {output: name}))
             assert code == 0, err
