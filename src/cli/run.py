@@ -35,7 +35,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     lost = _keep_streams()
     received = _catch_signals(main.__code__)
     try:
-        _check_surroundings()
+        _prepare_surroundings()
         _quiet()
         main(sys.argv[1:])
     except BaseException as error:
@@ -52,18 +52,22 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(_fail(f"what was to be printed is lost ({lost[0]}); send it elsewhere", 2))
 
 
-def _check_surroundings() -> None:
-    """Raises UserError for what third-party packages would fail of while they are imported."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise UserError("the current folder is gone; cd to another one") from None
+def check_ranks() -> None:
+    """For scripts that import Lightning, which fails of such a variable. Raises UserError."""
     for name in RANKS:
         try:
             int(os.environ.get(name, 0))
         except ValueError:
             raise UserError(f"the environment variable {name} is {os.environ[name][:80]!r}, where launchers put the number of a "
                             "process; unset it") from None
+
+
+def _prepare_surroundings() -> None:
+    """Raises UserError where the current folder was removed, without which torch is not even imported."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder is gone; cd to another one") from None
     # Whatever it says, every file is loaded with weights_only; but with the other one, which asks for that, torch loads nothing.
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
 

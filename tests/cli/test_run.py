@@ -60,7 +60,9 @@ def test_a_current_folder_that_is_gone(good, tmp_path, script):
 @pytest.mark.parametrize("value", ["", "x", "1.5"])
 def test_a_rank_that_is_no_number(call, good, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    check_told(*call("train", words_of(good("train"))), (name, "unset it"))
+    for script in ("train", "evaluate"):
+        check_told(*call(script, words_of(good(script))), (name, "unset it"))
+    assert call("merge", words_of(good("merge")))[0] == 0  # which asks for no launcher
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a shape"), KeyError("x"), OSError("no number")])
