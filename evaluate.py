@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from src.cli.run import run
+from src.cli.run import check_ranks, run
 
 
 def main(arguments: Sequence[str]) -> None:
+    check_ranks()
     from src.cli.evaluate import parse
 
     config, notes = parse(arguments)

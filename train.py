@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from src.cli.run import run
+from src.cli.run import check_ranks, run
 
 
 def main(arguments: Sequence[str]) -> None:
     from src.training.following import follow_starter
 
     follow_starter()  # before the imports, which take seconds
+    check_ranks()
     from src.cli.train import parse
 
     config, expected, notes = parse(arguments)

@@ -19,6 +19,8 @@ from src.errors import NotFinite, UserError
 
 # Other programs have a .lock, too.
 LOCK_FILE = ".train.lock"
+# What flags that name a file take besides: a word is never a file, whatever is called so in the current folder.
+WORDS = {"tokenizer": ("world", "bytes"), "layer_profile": ("auto",)}
 
 
 @contextmanager
@@ -237,9 +239,14 @@ def regular_file(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def named_file(flag: str, value: str | None) -> str | None:
+    """The path that a flag, named without dashes, gives; None where it has no value or one of its WORDS."""
+    return None if not value or value in WORDS.get(flag, ()) else value
+
+
 def input_files(config: Any, names: Iterable[str]) -> list[tuple[str, Path]]:
     """The files that a job reads, each with its flag: those in these fields of its configuration, and sidecars beside them."""
-    given = [(f"--{name}", str(value)) for name in names if (value := getattr(config, name))]
+    given = [(f"--{name}", path) for name in names if (path := named_file(name, getattr(config, name)))]
     # A checkpoint may be named without its ending.
     return [(flag, path) for flag, name in given for path in map(Path, (name, f"{name}.pth", f"{name}.json")) if path.is_file()]
 

@@ -5,7 +5,6 @@ A CSV with one row for `emb`, for each block `0` ... `L-1` and for `head`; layer
 """
 
 import csv
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from src.adapters.modes import ADAPTERS
 from src.adapters.state import LEAF
 from src.errors import UserError
 from src.files import existing_file
+from src.numbers import read_number
 
 # What a row may say of a block; which of it serves emb and head, `_modes_of` tells.
 MODES = ("freeze", "full", *ADAPTERS, "state")
@@ -70,8 +70,6 @@ WEIGHT_RATES = ("Weight_lr_init", "Weight_lr_final")
 # What a number may be that is not 0, as train.py's flags for the same take it; beyond that it is a slip of the pen.
 RANGES = {"Rank": (1, 65536), "Alpha": (1e-6, 1e6), "Dropout": (1e-12, 0.9999999), **dict.fromkeys(NUMBERS[3:], (1e-12, 1e6))}
 LARGEST_FILE = 1 << 24  # bytes
-# Python would read digits of other scripts and underscores between digits, too.
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # Columns of the profiles of RWKV-LM-RLHF for v6, which have no rates; accepted and left unread, as they are there.
 OLD_COLUMNS = ("LISAProb", "LoRAProb", "LRScale")
 # What a mode cannot do without; every other cell may be empty and then counts as 0.
@@ -249,11 +247,8 @@ def _read_layer(cell: str, n_layer: int, where: str) -> str:
 
 def _read_number(cell: str | None, column: str, where: str) -> float:
     cell, (least, most) = cell or "0", RANGES[column]
-    if not (written := _NUMBER.fullmatch(cell)):
-        raise UserError(f"{where}: {column} is {cell[:60]!r}, not a number")
-    number = float(cell)
-    # What is not 0 but too small for 64 bits is read as 0.
-    zero = not number and not re.search("[1-9]", written[1])
-    if not (zero or least <= number <= most):
+    if (number := read_number(cell)) is None:
+        raise UserError(f"{where}: {column} is {cell[:60]!r}, not a number, or one too near 0 to count")
+    if number and not least <= number <= most:
         raise UserError(f"{where}: {column} is {cell[:60]}; it must be 0 or a number from {least:g} to {most:.7g}")
-    return abs(number)
+    return number

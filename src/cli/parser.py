@@ -47,10 +47,13 @@ class NoEffect(NamedTuple):
     reason: str
 
 
-def notes(given: Counter[str], rules: Iterable[NoEffect]) -> tuple[str, ...]:
+def notes(given: Counter[str], rules: Iterable[NoEffect], mentions: Counter[str] | None = None) -> tuple[str, ...]:
     """Lines for stderr on what a command says in vain: flags without effect, and flags that it has more than once.
 
     A flag that is given with its default counts too. The first rule that holds for a flag is its reason.
+
+    Args:
+        mentions: how often the command has each flag, where it was more often than `given`, which was translated, tells.
     """
     told: set[str] = set()
     reasons: dict[str, list[str]] = {}
@@ -62,7 +65,7 @@ def notes(given: Counter[str], rules: Iterable[NoEffect]) -> tuple[str, ...]:
     lines = []
     if reasons:
         lines.append("note: no effect: " + "; ".join(f"{', '.join(flags)} ({reason})" for reason, flags in reasons.items()))
-    repeated = [f"{flag} ({count} times)" for flag, count in given.items() if count > 1]
+    repeated = [f"{flag} ({count} times)" for flag, count in (given | (mentions or Counter())).items() if count > 1]
     if repeated:
         lines.append(f"note: given more than once, of which the last counts: {', '.join(repeated)}")
     return tuple(lines)

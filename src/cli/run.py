@@ -21,6 +21,8 @@ from src.errors import SIGNALS, Stopped, UserError, out_of_memory
 AGAIN_AFTER = 0.1
 # Seconds within which a second signal is the first one, passed on twice.
 SAME_WITHIN = 1.0
+# Variables that Lightning reads when it is imported.
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 # The file of the code that imports, as a frame has it.
 IMPORT = "<frozen importlib._bootstrap>"
 
@@ -33,6 +35,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     lost = _keep_streams()
     received = _catch_signals(main.__code__)
     try:
+        _prepare_surroundings()
         _quiet()
         main(sys.argv[1:])
     except BaseException as error:
@@ -47,6 +50,26 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     sys.stdout.flush()
     if lost:
         sys.exit(_fail(f"what was to be printed is lost ({lost[0]}); send it elsewhere", 2))
+
+
+def check_ranks() -> None:
+    """For scripts that import Lightning, which fails of such a variable. Raises UserError."""
+    for name in RANKS:
+        try:
+            int(os.environ.get(name, 0))
+        except ValueError:
+            raise UserError(f"the environment variable {name} is {os.environ[name][:80]!r}, where launchers put the number of a "
+                            "process; unset it") from None
+
+
+def _prepare_surroundings() -> None:
+    """Raises UserError where the current folder was removed, without which torch is not even imported."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder is gone; cd to another one") from None
+    # Whatever it says, every file is loaded with weights_only; but with the other one, which asks for that, torch loads nothing.
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
 
 
 def _message(error: BaseException) -> str | None:

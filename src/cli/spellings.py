@@ -4,11 +4,13 @@ Each old flag that train.py does not have itself is translated, ignored with a l
 change the result. The other scripts' flags have the same names there and here.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from src.checked_json import BadJson, parse_json
 from src.console import say
 from src.errors import UserError
+from src.numbers import read_number
 
 EPILOG = ("The flags of RWKV-LM-RLHF, RWKV-PEFT and RWKV-LM are understood too: translated, ignored with a note, or refused with "
           "what to do instead.")
@@ -23,9 +25,12 @@ REWORDED = {
     ("--precision", "bf16-true"): ("--precision", "bf16"), ("--precision", "bf16-mixed"): ("--precision", "bf16"),
     ("--precision", "32"): ("--precision", "fp32"), ("--precision", "32-true"): ("--precision", "fp32"),
     ("--quant", "none"): ("--quant", "0"), ("--quant", "nf4"): ("--quant", "1", "--quant_mode", "nf4"),
-    ("--quant", "int8"): ("--quant", "1", "--quant_mode", "int8"), ("--compile", ""): ("--compile", "1"),
+    ("--quant", "int8"): ("--quant", "1", "--quant_mode", "int8"),
     ("--peft", "disha"): ("--peft", "bone"), ("--peft", "miss"): ("--peft", "bone"),
 }
+
+# What a flag means that has no value at all, which is another thing than an empty one.
+BARE = {"--compile": ("--compile", "1")}
 
 NOT_SWITCHED_ON = "it belongs to what is not switched on"
 IGNORED = {
@@ -113,52 +118,72 @@ CONFIGS = {
 }
 
 
-def translate(arguments: Sequence[str], own: Collection[str]) -> list[str]:
+def translate(arguments: Sequence[str], own: Collection[str]) -> tuple[list[str], Counter[str]]:
     """The same command in train.py's own flags; what is ignored is told in one line on stderr.
+
+    The last mention of a flag counts, also where its value stands for the flag's absence.
 
     Args:
         own: train.py's own flags, which mean here what train.py says.
 
+    Returns:
+        The command, and how often the given one has each flag, by its name here where it has one.
+
     Raises:
         UserError: an old flag with a value that would change the result and is not served.
     """
-    reasons = {flag: reason for reason, flags in IGNORED.items() for flag in flags}
     given = {flag: value for flag, value, _ in _split(arguments)}
     sft, peft = given.get("--sft") == "1", given.get("--peft", "lora")
-    translated: list[str] = []
+    translated: list[tuple[str, list[str]]] = []
+    mentions: Counter[str] = Counter()
     ignored: dict[str, list[str]] = {}
     for flag, value, words in _split(arguments):
-        if flag in ABSENT and _is_among(value, ABSENT[flag]):
+        if flag not in own and (reason := _why_ignored(flag, value, sft, peft)):
+            ignored.setdefault(reason, []).append(flag)
             continue
-        if (flag, value) in REWORDED:
-            translated += REWORDED[flag, value]
-        elif flag in own:
-            translated += words
-        elif flag in RENAMED:
-            translated.append(f"{RENAMED[flag]}={value}")
-        elif flag in CONFIGS:
-            modes, names = CONFIGS[flag]
-            if peft in modes:
-                translated += _config(flag, value, names)
-            else:
-                ignored.setdefault(NOT_SWITCHED_ON, []).append(flag)
-        elif flag == "--loss_mask" and value in ON_ALL_TOKENS:
-            if sft:
-                translated += [] if "--sft_on_prompt" in given else ["--sft_on_prompt", "1"]
-            else:
-                ignored.setdefault("a preference loss is over the answers", []).append(flag)
-        elif flag in SERVED:
-            _require(flag, value, *SERVED[flag])
-        elif flag in reasons:
-            if flag == "--data_type" and sft:
-                _require(flag, value, *SFT_TYPES)
-            ignored.setdefault(reasons[flag], []).append(flag)
-        else:
-            translated += words
+        name, made = RENAMED.get(flag, flag), _meaning(flag, value, words, own)
+        if flag == "--loss_mask" and "--sft_on_prompt" in given:
+            made = []
+        if made != words:  # argparse lets the last one of its own count
+            translated = [(other, those) for other, those in translated if other != name]
+        translated.append((name, made))
+        mentions[name] += bool(flag)
     if ignored:
         told = "; ".join(f"{', '.join(dict.fromkeys(flags))} ({reason})" for reason, flags in ignored.items())
         say(f"note: ignored: {told}")
-    return translated
+    return [word for _, words in translated for word in words], mentions
+
+
+def _why_ignored(flag: str, value: str, sft: bool, peft: str) -> str | None:
+    if flag in CONFIGS:
+        return None if peft in CONFIGS[flag][0] else NOT_SWITCHED_ON
+    if flag == "--loss_mask" and value in ON_ALL_TOKENS and not sft:
+        return "a preference loss is over the answers"
+    if flag == "--data_type" and sft:
+        _require(flag, value, *SFT_TYPES)
+    return next((reason for reason, flags in IGNORED.items() if flag in flags), None)
+
+
+def _meaning(flag: str, value: str, words: list[str], own: Collection[str]) -> list[str]:
+    """What one flag says in train.py's own; words that belong to no flag, and flags that nobody knows, stay as they are."""
+    if flag in ABSENT and _is_among(value, ABSENT[flag]):
+        return []
+    if (flag, value) in REWORDED:
+        return list(REWORDED[flag, value])
+    if words == [flag] and flag in BARE:
+        return list(BARE[flag])
+    if flag in own:
+        return words
+    if flag in RENAMED:
+        return [f"{RENAMED[flag]}={value}"]
+    if flag in CONFIGS:
+        return _config(flag, value, CONFIGS[flag][1])
+    if flag == "--loss_mask" and value in ON_ALL_TOKENS:
+        return ["--sft_on_prompt", "1"]
+    if flag in SERVED:
+        _require(flag, value, *SERVED[flag])
+        return []
+    return words
 
 
 def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
@@ -180,14 +205,7 @@ def _require(flag: str, value: str, values: Sequence[str], instead: str) -> None
 
 def _is_among(value: str, values: Sequence[str]) -> bool:
     """Numbers by value, so that 0.0 is 0."""
-    return value in values or _number(value) in {_number(other) for other in values} - {None}
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return value in values or read_number(value) in {read_number(other) for other in values} - {None}
 
 
 def _config(flag: str, value: str, names: Mapping[str, str | tuple[Sequence[str], str] | None]) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from src.cli.values import shown
 from src.errors import UserError
 from src.quantization.linear import STRATEGY_SUFFIXES
 
@@ -36,14 +37,15 @@ def parse_strategy(text: str | None) -> Strategy:
             return Strategy(torch.device("cpu"), "fp32", None)
         return Strategy(torch.device("cuda"), "bf16" if torch.cuda.is_bf16_supported() else "fp16", None)
     if "->" in text or "*" in text:
-        raise UserError(f"--strategy {text!r}: splitting a model over devices ('->', '*n') is not served; name one device")
-    match = re.fullmatch(r"(cpu|cuda(?::\d+)?) (fp32|bf16|fp16)(i8|nf4|i4|i3)?", " ".join(text.split()))
+        raise UserError(f"--strategy {shown(text)}: splitting a model over devices ('->', '*n') is not served; name one device")
+    match = re.fullmatch(r"(cpu|cuda(?::([0-9]{1,9}))?) (fp32|bf16|fp16)(i8|nf4|i4|i3)?", " ".join(text.split()))
     if not match:
-        raise UserError(f"--strategy {text!r} is not understood; write it like 'cuda bf16', 'cuda fp16i8' or 'cpu fp32'")
-    device, precision, suffix = match.groups(default="")
+        raise UserError(f"--strategy {shown(text)} is not understood; write it like 'cuda bf16', 'cuda fp16i8' or 'cpu fp32'")
+    device, index, precision, suffix = match.groups(default="")
     if suffix in ("i4", "i3"):
-        raise UserError(f"--strategy {text!r}: {suffix} weights are not served; take i8 or nf4")
-    device = torch.device(device)
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"--strategy {text!r}: this machine has no such CUDA device; 'cpu fp32' works everywhere")
-    return Strategy(device, precision, QUANTIZATIONS[suffix])
+        raise UserError(f"--strategy {shown(text)}: {suffix} weights are not served; take i8 or nf4")
+    if device == "cpu":
+        return Strategy(torch.device("cpu"), precision, QUANTIZATIONS[suffix])
+    if not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--strategy {shown(text)}: this machine has no such CUDA device; 'cpu fp32' works everywhere")
+    return Strategy(torch.device("cuda", int(index)) if index else torch.device("cuda"), precision, QUANTIZATIONS[suffix])

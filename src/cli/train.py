@@ -160,7 +160,7 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], tuple[
         UserError: a flag that is unknown, not served yet, or out of its range.
     """
     own = parser()
-    arguments = translate(arguments, own.flags())
+    arguments, mentions = translate(arguments, own.flags())
     flags = vars(own.parse_args(arguments))
     given = own.given(arguments)
     if flags.pop("infctx"):
@@ -191,7 +191,7 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], tuple[
         raise UserError(f"--rlhf_max_corpus_len {limit} is above --ctx_len {ctx_len}; raise the one or lower the other")
     flags["rlhf_max_corpus_len"] = limit
     expected = {f"--{name}": flags.pop(name) for name in ("n_layer", "n_embd", "vocab_size", "my_testing")}
-    return TrainConfig(quantization=mode if quant else None, **flags), expected, notes(given, rules)
+    return TrainConfig(quantization=mode if quant else None, **flags), expected, notes(given, rules, mentions)
 
 
 def _without_effect(flags: dict[str, Any]) -> list[NoEffect]:

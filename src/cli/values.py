@@ -1,7 +1,6 @@
 """What the value of a flag may be: whole numbers, numbers, texts and paths, each within bounds that its message tells.
 
-Python's own `int` and `float` take more than anybody means: underscores, digits of other scripts, spaces, nan, infinity. Bounds
-are where a computer's numbers or memory end, far beyond any use.
+Bounds are where a computer's numbers or memory end, far beyond any use.
 """
 
 import errno
@@ -13,11 +12,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from src.console import short
+from src.files import WORDS
+from src.numbers import read_number
 
 MOST = 10**9  # of what is only counted or compared
 LONGEST_NAME = 200  # bytes of an output's name, to which endings of other files beside it are added; 255 is Linux's limit
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 # What wandb has in no name of a project, and how long one may be.
 _NOT_IN_A_PROJECT, _LONGEST_PROJECT = "/\\#?%:", 128
 
@@ -49,8 +49,8 @@ def number(least: float, most: float, or_zero: bool = False) -> Callable[[str], 
     """A number in ASCII digits; `or_zero`: also 0, where smaller ones would vanish in float32."""
 
     def read(text: str) -> float:
-        value = float(text) + 0.0 if _NUMBER.fullmatch(text) else float("nan")  # -0.0 becomes 0.0
-        if not (least <= value <= most or (or_zero and value == 0)):
+        value = read_number(text)
+        if value is None or not (least <= value <= most or (or_zero and value == 0)):
             raise ArgumentTypeError(f"takes {'0 or ' * or_zero}a number from {least:g} to {most:g}, not {shown(text)}")
         return value
 
@@ -96,9 +96,9 @@ def output(text: str) -> str:
 
 def tokenizer(text: str) -> str:
     """`world`, `bytes`, or an existing tokenizer.json, whose path the tokenizers library takes in UTF-8 alone."""
-    if words(text) not in ("world", "bytes"):
+    if words(text) not in WORDS["tokenizer"]:
         if not path(text).endswith(".json"):
-            raise ArgumentTypeError(f"takes world, bytes, or the path of a tokenizer.json, not {shown(text)}")
+            raise ArgumentTypeError(f"takes {', '.join(WORDS['tokenizer'])}, or the path of a tokenizer.json, not {shown(text)}")
         if not Path(text).exists():
             raise ArgumentTypeError(f"{text} does not exist")
     return text

@@ -4,12 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from src.checkpoint.base import load_base_and_fingerprint
 from src.console import say
-from src.files import check_output, input_files, sha256
+from src.files import check_output, input_files, named_file, sha256
 from src.generation.batch import Answer, Request, generate
 from src.generation.config import GenerateConfig
 from src.generation.memory import rows_that_fit
@@ -42,7 +41,7 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     settings = {
         "base_fingerprint": base, "tokenizer": tokenizer.name, "precision": config.precision,
-        **({"tokenizer_sha256": sha256(tokenizer.name)} if Path(tokenizer.name).is_file() else {}),
+        **({"tokenizer_sha256": sha256(path)} if (path := named_file("tokenizer", tokenizer.name)) else {}),
         "quantization": config.quantization, "seed": config.seed, "overwrite": config.overwrite,
         "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),
         **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),

@@ -54,7 +54,7 @@ class SealedFile(CheckpointIO):
             raise UserError(f"{path}: cannot be written; free the disk, then continue with --resume 1") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=weights_only)
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)

@@ -27,7 +27,7 @@ FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp"
 INPUTS = ("load_model", "load_adapter", "rlhf_train_file", "train_data_file", "eval_file", "tokenizer", "layer_profile")
 # Names of what a run writes whole, as a pattern.
 WHOLE = "|".join([*map(re.escape, (CONFIG_FILE, *GROWING, RESUME_FILE, REPORT_FILE, CURVES_FILE, WANDB_ID_FILE)),
-                  r"rwkv-(?:\d+|final)\.(?:safetensors|state\.pth)"])
+                  r"rwkv-(?:[0-9]+|final)\.(?:safetensors|state\.pth)"])
 
 
 def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], told: dict[str, Any],
@@ -128,7 +128,7 @@ def _check_fresh(folder: Path, resume: bool) -> None:
 def _last_good(folder: Path) -> str | None:
     """The last epoch's adapter that can be read."""
     numbered = [(int(found[1]), path) for path in folder.glob("rwkv-*.safetensors")
-                if (found := re.fullmatch(r"rwkv-(\d{1,18})\.safetensors", path.name))]
+                if (found := re.fullmatch(r"rwkv-([0-9]{1,18})\.safetensors", path.name))]
     for _, path in sorted(numbered, reverse=True):
         with suppress(UserError):
             read_adapter(path)

@@ -14,6 +14,11 @@ def command_to_follow(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-X", _OPTION, *command]
 
 
+def is_follower() -> bool:
+    """Whether this process was started so."""
+    return _OPTION in sys._xoptions
+
+
 def follow_starter() -> None:
     """End this process once the other end of that pipe is closed; does nothing in a process that was not started so."""
 
@@ -21,5 +26,5 @@ def follow_starter() -> None:
         os.read(0, 1)  # comes back when the process that holds the other end is gone
         os._exit(1)
 
-    if _OPTION in sys._xoptions:
+    if is_follower():
         threading.Thread(target=follow, daemon=True).start()

@@ -17,18 +17,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import (
-    LightningEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 
 from src.console import say
 from src.errors import SIGNALS, UserError
 from src.training.config import TrainConfig
+from src.training.environment import First
 from src.training.following import command_to_follow, follow_starter
 
 # Seconds that a failing process waits before it prints its error. What fails in all processes is printed by the first, which ends
@@ -38,23 +32,9 @@ PATIENCE = 5.0
 VAIN = 30.0
 
 
-class Started(LightningEnvironment):
-    """Says that the processes are there already."""
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-
-def is_first(config: TrainConfig) -> bool:
-    return config.devices == 1 or rank_zero_only.rank == 0
-
-
-def starts_others(config: TrainConfig) -> bool:
+def starts_others(config: TrainConfig, environment: ClusterEnvironment) -> bool:
     """Whether this process has to start the others, and no launcher or scheduler does."""
-    launchers = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)
-    return config.devices > 1 and not LightningEnvironment().creates_processes_externally and not any(
-        launcher.detect() for launcher in launchers)
+    return config.devices > 1 and isinstance(environment, First)
 
 
 def check_can_start_others(config: TrainConfig) -> None:
@@ -62,7 +42,7 @@ def check_can_start_others(config: TrainConfig) -> None:
     main = sys.modules["__main__"]
     file, as_module = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     words = filter(os.path.exists, sys.orig_argv[1:])
-    if starts_others(config) and not (file and (as_module or any(os.path.samefile(word, file) for word in words))):
+    if not (file and (as_module or any(os.path.samefile(word, file) for word in words))):
         raise UserError(f"--devices {config.devices}: every device needs a process of its own, and only a script can start them; "
                         "run train.py, or take --devices 1 here")
 
@@ -90,7 +70,7 @@ class Others(pl.Callback):
         try:
             for rank in range(1, self.count + 1):
                 self.processes.append(subprocess.Popen(command_to_follow(sys.orig_argv[1:]), stdin=subprocess.PIPE,
-                                                       env=place | {"LOCAL_RANK": str(rank)}))
+                                                       env=place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         threading.Thread(target=self._watch, daemon=True).start()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 from torch import Tensor
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
@@ -20,7 +21,7 @@ from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import say
 from src.errors import NotFinite, UserError, out_of_memory
-from src.files import hold_folder, sha256
+from src.files import hold_folder, named_file, sha256
 from src.model import build_model
 from src.model.rwkv import RWKV
 from src.preference.packing import Text
@@ -29,12 +30,13 @@ from src.training.callbacks import HeldOut, ProgressBar, StepMetrics
 from src.training.checkpoint import SealedFile
 from src.training.config import TrainConfig
 from src.training.data import PairBatches, TrainingData
+from src.training.environment import environment_of, ignore_settings
 from src.training.folder import check_inputs, prepare_folder, resume_file
 from src.training.lines import EVAL_FILE, METRICS_FILE
 from src.training.loggers import make_loggers
 from src.training.module import PreferenceModule
 from src.training.picture import draw_curves, read_columns
-from src.training.processes import Others, Started, check_can_start_others, is_first, quiet, share_cores, starts_others
+from src.training.processes import Others, check_can_start_others, quiet, share_cores, starts_others
 from src.training.report import CURVES_FILE, REPORT_FILE, Report, write_report
 from src.training.samples import Answer, Samples, read_questions
 from src.training.saving import FINAL_FILE, CheckAdapter, SaveAdapters, explain
@@ -58,17 +60,20 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
         UserError: whatever the user can mend; nothing has been written then, or what was written is good. Where training
             diverged, the message names the adapters that were checked.
     """
-    check_can_start_others(config)
-    with hold_folder(Path(config.proj_dir), "--proj_dir") if is_first(config) else quiet():
+    environment = environment_of(config)
+    if starts_others(config, environment):
+        check_can_start_others(config)
+    with hold_folder(Path(config.proj_dir), "--proj_dir") if environment.global_rank() == 0 else quiet():
         try:
-            _train(config, expected, answer, notes)
+            _train(config, environment, expected, answer, (*notes, *ignore_settings()))
         except Exception as error:
             if not out_of_memory(error):
                 raise
             raise UserError(_what_takes_less(config, error)) from error
 
 
-def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None, notes: Sequence[str]) -> None:
+def _train(config: TrainConfig, environment: ClusterEnvironment, expected: dict[str, Any], answer: Answer | None,
+           notes: Sequence[str]) -> None:
     # Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on.
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -96,9 +101,10 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
     total_steps = batches.total_steps(config.epoch_count)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     folder = Path(config.proj_dir)
-    if is_first(config):
+    if environment.global_rank() == 0:
         common = {"base_fingerprint": base, "rlhf_train_sha256": _sha256(train_file, train_data),
-                  "eval_sha256": _sha256(config.eval_file, eval_data), "tokenizer_sha256": _sha256(config.tokenizer),
+                  "eval_sha256": _sha256(config.eval_file, eval_data),
+                  "tokenizer_sha256": _sha256(named_file("tokenizer", config.tokenizer)),
                   "layer_profile_rows": [asdict(setting) for setting in settings]}
         told = {"base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
                 "trained_parameters": trained, "total_steps": total_steps, "train_data": train_data, "eval_data": eval_data}
@@ -120,7 +126,7 @@ def _train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None,
     asked = (held_out, eval_data) if held_out else (pairs, train_data)
     samples = _samples(folder, config, answer, *asked, dimensions.vocab_size)
     save, callbacks = _callbacks(folder, config, base, dimensions.version, total_steps, held_out, samples)
-    trainer = _fit(config, module, callbacks, TrainingData(batches), checkpoint, save)
+    trainer = _fit(config, environment, module, callbacks, TrainingData(batches), checkpoint, save)
     if trainer.is_global_zero:
         finish(folder)
 
@@ -170,13 +176,12 @@ def _callbacks(folder: Path, config: TrainConfig, base: str, version: str, total
     return save, [metrics, CheckAdapter(), *growing, bar, save, Report(folder)]
 
 
-def _fit(config: TrainConfig, module: PreferenceModule, callbacks: list[pl.Callback], data: TrainingData,
-         checkpoint: Path | None, save: SaveAdapters) -> pl.Trainer:
+def _fit(config: TrainConfig, environment: ClusterEnvironment, module: PreferenceModule, callbacks: list[pl.Callback],
+         data: TrainingData, checkpoint: Path | None, save: SaveAdapters) -> pl.Trainer:
     """Train, in as many processes as there are devices."""
-    plugins: list[Any] = [] if config.strategy.startswith("deepspeed") else [SealedFile()]
+    plugins: list[Any] = [environment] if config.strategy.startswith("deepspeed") else [environment, SealedFile()]
     others: Others | nullcontext = nullcontext()
-    if starts_others(config):
-        plugins.append(environment := Started())
+    if starts_others(config, environment):
         others = Others(config.devices - 1, environment.main_port)
         callbacks = [others, *callbacks]
     share_cores(config)

@@ -157,6 +157,7 @@ def test_a_part_rejects_the_names_it_occurs_in():
         ("lora,16,32,0,1e-4,1e400,0,0,0,", ["Weight_lr_final is 1e400; it must be 0 or a number from 1e-12 to 1000000"]),
         ("lora,16,32,0,1e-4,infinity,0,0,0,", ["Weight_lr_final is 'infinity', not a number"]),
         ("lora,１,32,0,1e-4,1e-5,0,0,0,", ["Rank is '１', not a number"]),
+        ("lora,16,32,0,1e-400,1e-5,0,0,0,", ["Weight_lr_init is '1e-400', not a number, or one too near 0"]),
         ("lora,0x10,32,0,1e-4,1e-5,0,0,0,", ["Rank is '0x10', not"]), ("lora,1_0,32,0,1e-4,1e-5,0,0,0,", ["Rank is '1_0', not"]),
         ("lora,1e12,32,0,1e-4,1e-5,0,0,0,", ["Rank is 1e12; it must be 0 or a number from 1 to 65536"]),
         ("lora,16,1e30,0,1e-4,1e-5,0,0,0,", ["Alpha is 1e30; it must be 0 or a number from 1e-06 to 1000000"]),

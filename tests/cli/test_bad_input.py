@@ -47,7 +47,10 @@ def test_an_input_that_is_missing_a_folder_or_empty(fails, tmp_path, script, fla
 
 @pytest.mark.parametrize(("script", "flag"), WITH_CODE)
 @pytest.mark.parametrize("form", ["zip", "plain"])
-def test_a_pickle_that_would_run_code_does_not(fails, tmp_path, script, flag, form):
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_a_pickle_that_would_run_code_does_not(fails, tmp_path, monkeypatch, script, flag, form, asked_for):
+    if asked_for:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path, trace = tmp_path / "bomb.pth", tmp_path / "trace"
     content = {"emb.weight": torch.zeros(2, 2), "x": Bomb(trace)}
     if form == "zip":
@@ -60,6 +63,14 @@ def test_a_pickle_that_would_run_code_does_not(fails, tmp_path, script, flag, fo
         torch.load(path, weights_only=False)
         assert trace.exists()  # the bomb is one
 
+
+
+@pytest.mark.parametrize("script", ["merge", "train"])
+def test_no_variable_of_torch_makes_a_file_damaged(call, good, monkeypatch, script):
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    code, err = call(script, words_of(good(script)))
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -365,6 +376,31 @@ def test_no_output_takes_the_place_of_an_input(fails, good, material, prepared, 
         key: material / "pairs.csv" if value == "CSV" else tmp_path / value if "/" not in value and key != "--strategy" else value
         for key, value in more.items()}
     fails(script, changes, f"is the file of {flag} too and would be overwritten")
+
+
+@pytest.mark.parametrize(("script", "output", "words"), [
+    ("rlhf_generate_reject_csv", "--output_csv", {"--tokenizer": "bytes"}),
+    ("rlhf_dpo_generate_save", "--output_save", {"--tokenizer": "bytes", "--layer_profile": "auto"}),
+    ("evaluate", "--output_json", {"--tokenizer": "bytes", "--pairs": "CSV"})])
+def test_a_word_is_no_file_whatever_is_called_so(call, good, material, tmp_path, monkeypatch, script, output, words):
+    monkeypatch.chdir(tmp_path)
+    words = {flag: str(material / "pairs.csv") if value == "CSV" else value for flag, value in words.items()}
+    for name in ("bytes", "world", "auto", "bytes.pth", "auto.pth"):
+        for _ in range(2):  # the second one finds a file of this name
+            code, err = call(script, words_of(good(script) | words | {output: name}))
+            assert code == 0, err
+
+
+def test_a_file_named_like_a_tokenizer_breaks_off_no_generation(call, good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = good("rlhf_generate_reject_csv")
+    output = Path(flags["--output_csv"])
+    assert call("rlhf_generate_reject_csv", words_of(flags))[0] == 0
+    whole = output.read_bytes()
+    output.write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "bytes").write_text("x")
+    code, err = call("rlhf_generate_reject_csv", words_of(flags))
+    assert code == 0 and output.read_bytes() == whole, err
 
 
 @pytest.mark.parametrize(("flag", "name"), [

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 
+from src.cli.strategy import parse_strategy
 from tests.cli.conftest import SCRIPTS
 
 GENERATE, PREPARE, TRAIN = "rlhf_generate_reject_csv", "rlhf_dpo_generate_save", "train"
@@ -69,6 +70,19 @@ def test_a_gpu_that_is_not_there(fails):
     fails(TRAIN, {"--accelerator": "gpu"}, "--accelerator gpu", "--accelerator cpu")
     for script in (GENERATE, PREPARE):
         fails(script, {"--strategy": "cuda bf16"}, "--strategy 'cuda bf16'", "cpu fp32")
+
+
+@pytest.mark.parametrize("script", [GENERATE, PREPARE, "evaluate"])
+def test_devices_of_a_strategy_have_ascii_digits_and_are_there(fails, monkeypatch, script):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for value in ("cuda:٣ bf16", "cuda:１ bf16", "cuda: bf16", "cuda:-1 bf16", f"cuda:{'9' * 20} bf16",
+                  f"cuda:{'9' * 5000} bf16"):
+        assert len(fails(script, {"--strategy": value}, "--strategy 'cuda:", "is not understood")) < 300
+    for value in ("cuda:4 bf16", "cuda:128 bf16", "cuda:256 bf16", "cuda:999999999 fp16"):
+        fails(script, {"--strategy": value}, "no such CUDA device")
+    assert parse_strategy("cuda:3 bf16").device == parse_strategy("cuda:03 bf16").device == torch.device("cuda:3")
+    assert parse_strategy("cuda bf16").device == torch.device("cuda")
 
 
 def test_values_that_contradict_one_another(fails):

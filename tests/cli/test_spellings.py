@@ -97,6 +97,41 @@ def test_what_would_change_the_result_is_refused(words, told):
         assert word in message
 
 
+@pytest.mark.parametrize(("words", "name", "value", "count"), [
+    ("--warmup_steps 100 --warmup_steps -1", "warmup_steps", 0, "--warmup_steps (2 times)"),
+    ("--warmup_steps -1 --warmup_steps 100", "warmup_steps", 100, "--warmup_steps (2 times)"),
+    ("--warmup_steps 9 --warmup_steps=-1 --warmup_steps 7 --warmup_steps -1", "warmup_steps", 0, "--warmup_steps (4 times)"),
+    ("--random_seed 5 --random_seed -1", "seed", 0, "--seed (2 times)"),
+    ("--seed 5 --random_seed -1", "seed", 0, "--seed (2 times)"), ("--random_seed -1 --seed 5", "seed", 5, "--seed (2 times)"),
+    ("--optim adamw_8bit --optim none", "optim", "adamw", "--optim (2 times)"),
+    ("--quant 1 --quant_mode int8 --quant_mode none", "quantization", "nf4", "--quant_mode (2 times)"),
+    ("--quant nf4 --quant 0", "quantization", None, "--quant (2 times)"),
+    ("--peft disha --peft dora", "peft", "dora", "--peft (2 times)"),
+    ("--compile 0 --compile", "compile", True, "--compile (2 times)"),
+])
+def test_the_last_mention_counts_whatever_it_says(words, name, value, count):
+    made, _, notes = parse([*NEEDED, *words.split()])
+    assert getattr(made, name) == value
+    assert f"note: given more than once, of which the last counts: {count}" in notes
+
+
+def test_the_last_mention_of_what_has_another_name_here_counts():
+    _, expected, notes = parse([*NEEDED, "--vocab_size", "9", "--vocab_size", "0"])
+    assert expected["--vocab_size"] is None and "--vocab_size (2 times)" in notes[-1]
+    made, _, notes = parse([*SFT, "--loss_mask", "pad", "--loss_mask", "qa"])
+    assert not made.sft_on_prompt and "--loss_mask (2 times)" in notes[-1]
+    made, _, notes = parse([*NEEDED, "--lora_config", '{"lora_r":8,"lora_alpha":16}', "--lora_config", '{"lora_r":4}'])
+    assert (made.lora_r, made.lora_alpha) == (4, 32.0) and "--lora_config (2 times)" in notes[-1]
+
+
+@pytest.mark.parametrize(("flag", "values"), [
+    ("--vocab_size", ("0_0", "٠", " 0")), ("--warmup_steps", (" -1 ", "-1_0", "−1")), ("--dropout", ("0_0", "1e-400", "٠", " 0")),
+    ("--random_seed", ("-1 ", "-１")), ("--compile", ("",)), ("--weight_decay_final", ("-1 ",))])
+def test_a_value_that_stands_for_absence_is_a_number_as_every_other(flag, values):
+    for value in values:
+        assert RENAMED.get(flag, flag) in refusal(f"{flag}={value}")
+
+
 SFT = ["--load_model", "m.pth", "--sft", "1", "--train_data_file", "t.jsonl", "--proj_dir", "out", "--accelerator", "cpu"]
 
 
@@ -145,7 +180,7 @@ def test_harmless_values_pass_and_numbers_are_compared_by_value(capsys):
 
 
 def test_flags_that_train_has_are_its_own_whatever_the_tables_say():
-    assert translate(["--state", "1", "--fla=1"], {"--state", "--fla"}) == ["--state", "1", "--fla=1"]
+    assert translate(["--state", "1", "--fla=1"], {"--state", "--fla"})[0] == ["--state", "1", "--fla=1"]
     own = parser().flags()
     assert set(RENAMED.values()) - {"--train_data_file"} <= own
     flags = [flag for group in IGNORED.values() for flag in group]

@@ -54,6 +54,9 @@ def test_numbers_are_ascii_and_within_bounds_that_are_told(script):
         # Numbers that float32 takes for 0 are refused, but where any number may be taken off a logit.
         for value in () if flag in ("--presence", "--frequency") else ("1e-320", "-1e-320", "-5"):
             refused(script, flag, value)
+        # What a float can't tell from 0 is none where 0 may stand, either.
+        for value in ("1e-400", "-1e-400", "0.01e-9999"):
+            refused(script, flag, value)
 
 
 def test_minus_zero_is_zero_and_a_negative_number_in_any_form_is_a_value():

@@ -1,0 +1,97 @@
+"""What a run takes from its process's environment: who started its processes and which of them this one is, and nothing else."""
+
+import os
+import socket
+from collections.abc import Callable
+
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from pytorch_lightning.utilities import rank_zero_only
+
+from src.errors import UserError
+from src.training.config import TrainConfig
+from src.training.following import is_follower
+
+# What Lightning takes for arguments that it is not given, which would make another run of the same flags.
+SETTINGS = ("PL_TRAINER_", "PL_DEEPSPEED_CONFIG_PATH")
+
+
+class First(LightningEnvironment):
+    """Of the first process, alone or with others that it starts itself; no variable says otherwise."""
+
+    main_address = "127.0.0.1"
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True  # so that Lightning starts none
+
+    @property
+    def main_port(self) -> int:
+        """One that was free when it was asked for first."""
+        if self._main_port == -1:
+            with socket.socket() as listener:
+                listener.bind((self.main_address, 0))
+                self._main_port = listener.getsockname()[1]
+        return self._main_port
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return 0
+
+
+def environment_of(config: TrainConfig) -> ClusterEnvironment:
+    """Where this process stands among those of its run; for Lightning, which would look for that by itself.
+
+    Raises UserError where a launcher started another number of processes than `--devices` says, or its variables are not whole.
+    """
+    launcher, kind = _launcher(config.devices)
+    try:
+        found = kind()
+        found.validate_settings(num_devices=config.devices, num_nodes=1)
+        by_hand = isinstance(found, LightningEnvironment)
+        rank = found.local_rank() if by_hand else found.global_rank()
+        size = config.devices if by_hand else found.world_size()
+        if size != config.devices or not (0 <= rank < size and 0 <= found.local_rank() < size and found.main_port):
+            raise ValueError(f"this is process {rank} of {size}")
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise UserError(f"--devices {config.devices}: {launcher} should have started a process for each device, but {reason}; "
+                        "correct that, or unset its variables") from None
+    found.set_global_rank(rank)
+    rank_zero_only.rank = rank  # which most of them leave as Lightning guessed it
+    return found
+
+
+def _launcher(devices: int) -> tuple[str, Callable[[], ClusterEnvironment]]:
+    """Who started this process as one of several, in words and as Lightning has it."""
+    if is_follower():
+        return "the first process", LightningEnvironment
+    if TorchElasticEnvironment.detect():
+        return "torchrun", TorchElasticEnvironment
+    if devices > 1:
+        # A batch script has SLURM's variables, too, but only srun starts a step, and a step of one task is one process.
+        if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_NTASKS") != "1" and SLURMEnvironment.detect():
+            return "srun", SLURMEnvironment
+        if LSFEnvironment.detect():
+            return "jsrun", LSFEnvironment
+        if MPIEnvironment.detect():
+            return "MPI", MPIEnvironment
+        if {"LOCAL_RANK", "MASTER_PORT"} <= os.environ.keys():  # without a port that all know they would never meet
+            return "who set LOCAL_RANK", LightningEnvironment
+    return "nobody", First
+
+
+def ignore_settings() -> tuple[str, ...]:
+    """Take Lightning's settings out of the environment; a line that names them, where there were some."""
+    names = sorted(name for name in os.environ if name.startswith(SETTINGS))
+    for name in names:
+        del os.environ[name]
+    return (f"note: no effect: {', '.join(names)} (flags alone say what a run does)",) if names else ()
