@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from src.adapters.files import merge_adapter, read_adapter, save_states, states_path
 from src.adapters.state import states_in
@@ -10,6 +11,7 @@ from src.checkpoint.io import save_checkpoint
 from src.cli.parser import Parser, notes
 from src.cli.values import output, path
 from src.console import say
+from src.errors import UserError
 from src.files import check_output, input_files
 
 
@@ -42,7 +44,10 @@ def merge(flags: MergeFlags, told: Sequence[str] = ()) -> None:
     adapter = read_adapter(flags.adapter)
     states = states_in(adapter.weights)
     if states:
-        check_output(states_path(flags.output), inputs)
+        beside = states_path(flags.output)
+        check_output(beside, inputs)
+        if beside.exists() and not Path(flags.output).exists():
+            raise UserError(f"{beside}: the trained states would overwrite it; choose another --output, or remove it")
     base, _, fingerprint = load_base_and_fingerprint(flags.base)
     merged = merge_adapter(base, adapter, fingerprint)
     for note in told:

@@ -61,6 +61,17 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
         file.write(buffer.getbuffer())
 
 
+def check_sidecar_place(path: str | Path) -> None:
+    """Raise UserError where a file that is no sidecar has the name of that of a `.save` that isn't there yet."""
+    sidecar = _sidecar_path(path)
+    if sidecar.exists() and not Path(path).exists():
+        try:
+            parse_json(sidecar.read_bytes(), _SIDECAR)
+        except (OSError, BadJson):
+            raise UserError(f"{sidecar}: is of no .save and would be overwritten; choose another --output_save, or remove "
+                            "it") from None
+
+
 def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pair], dict[str, Any] | None, dict[str, int]]:
     """Read and check a `.save`; nothing in it is ever executed.
 

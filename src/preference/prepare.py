@@ -21,7 +21,7 @@ from src.preference.check import check_pairs, print_check
 from src.preference.config import PrepareConfig
 from src.preference.faults import refusal, report_notes, report_reading, skipped_rows, usable
 from src.preference.journal import hold_journal, open_journal
-from src.preference.pairs import save_pairs
+from src.preference.pairs import check_sidecar_place, save_pairs
 from src.preference.read import read_pairs
 from src.preference.reference import with_references
 from src.preference.tokenize import Report, TokenPair, tokenize_pairs
@@ -46,6 +46,7 @@ def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:
         return
     for path in (config.output_save, f"{config.output_save}.json", f"{config.output_save}.partial"):
         check_output(path, input_files(config, ("input_csv", "load_model", "tokenizer", "layer_profile")))
+    check_sidecar_place(config.output_save)
     with hold_journal(Path(f"{config.output_save}.partial")) as descriptor:
         _prepare(config, notes, descriptor)
 

@@ -187,7 +187,7 @@ def test_a_profile_that_is_not_as_it_should_be(fails, tmp_path, script, text, wo
     ("0,freeze,,,1,1,,att.kay", ("layer 0", "FullParts names 'att.kay'")),
     ("0,lora,65,8,1,1,,", ("layer 0", "rank 65 is too high")),
     ("0,lora,4,8,1,1,att.\0key,", ("layer 0", r"RejectParts names 'att.\x00key'")),
-    ("0,lora,4,8,1e-400,1,,", ("line 3", "Weight_lr_init is 1e-400")),
+    ("0,lora,4,8,1e-400,1,,", ("line 3", "Weight_lr_init is '1e-400'")),
 ])
 def test_a_profile_that_the_model_cannot_be_trained_by(fails, tmp_path, monkeypatch, script, strategy, row, words):
     """Told before any model is built."""
@@ -256,6 +256,19 @@ def test_states_that_cannot_be_written_beside_a_merged_model(fails, call, good, 
     (tmp_path / "out" / "o.state.pth").mkdir(parents=True)
     fails("merge", {"--adapter": states}, tmp_path / "out" / "o.state.pth", "a folder")
     assert call("merge", words_of(good("merge")))[0] == 0  # without states there is no such file
+    (tmp_path / "new.state.pth").write_text("mine")
+    fails("merge", {"--adapter": states, "--output": tmp_path / "new.pth"}, tmp_path / "new.state.pth", "would overwrite it")
+
+
+def test_a_file_of_somebody_that_has_the_sidecar_s_name(fails, call, good, tmp_path):
+    sidecar = tmp_path / "new.save.json"
+    sidecar.write_text('{"my": "dataset"}')
+    fails("rlhf_dpo_generate_save", {"--output_save": tmp_path / "new.save"}, sidecar, "is of no .save")
+    assert call("rlhf_dpo_generate_save", words_of(good("rlhf_dpo_generate_save")))[0] == 0
+    flags = good("rlhf_dpo_generate_save") | {"--output_save": str(tmp_path / "again.save")}
+    assert call("rlhf_dpo_generate_save", words_of(flags))[0] == 0
+    (tmp_path / "again.save").unlink()  # one of its own stands in nobody's way
+    assert call("rlhf_dpo_generate_save", words_of(flags))[0] == 0
 
 
 @pytest.mark.parametrize(("script", "source"), [("rlhf_generate_reject_csv", "--input_csv"), ("rlhf_generate_reject_csv",
