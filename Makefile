@@ -32,21 +32,21 @@ $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
 demo: setup
 	$(BIN)/python example/DPO/demo.py
 
-# A file's tests go to one of several processes: as many as there are cores, but no more than memory has room for.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+# In as many processes as there are cores, but no more than memory has room for; torch's threads must not spin in each other's way.
+TESTS := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(TESTS)
 
 # Slow tests too.
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow or not slow"
+	$(TESTS) -m "slow or not slow"
 
 # The tests once more by each set of instructions below this processor's own, as on older ones; says so where there is none.
 test-instructions: $(VENV)/.installed-dev
 	@lower=$$($(BIN)/python -m tests.instructions) || exit; for name in $$lower; do \
 	  echo "$(BIN)/python -m pytest --instructions $$name"; \
-	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) --instructions "$$name" || exit; done
+	  $(TESTS) --instructions "$$name" || exit; done
 
 # On a machine with an NVIDIA card: what a GPU changes, checked and measured, some eight minutes. ONLY="NAME ..." takes some of it.
 # A Python that has the packages is used as it is.

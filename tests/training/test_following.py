@@ -32,7 +32,7 @@ def test_what_it_starts_itself_does_not_follow():
 @pytest.mark.parametrize("argv", [["python", "-m", "ipykernel_launcher"], ["python"]])
 def test_where_no_script_runs_several_devices_are_refused_before_anything_is_written(config, tmp_path, monkeypatch, argv):
     for name in ("__file__", "__spec__"):
-        monkeypatch.delattr(sys.modules["__main__"], name)
+        monkeypatch.delattr(sys.modules["__main__"], name, raising=False)
     monkeypatch.setattr(sys, "orig_argv", argv)
     with pytest.raises(UserError, match=r"--devices 2: .*; run train.py, or take --devices 1 here"):
         train(replace(config(), devices=2), {})
