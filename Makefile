@@ -45,8 +45,7 @@ test-all: $(VENV)/.installed-dev
 # The tests once more by each set of instructions below this processor's own, as on older ones; says so where there is none.
 test-instructions: $(VENV)/.installed-dev
 	@lower=$$($(BIN)/python -m tests.instructions) || exit; for name in $$lower; do \
-	  echo "$(BIN)/python -m pytest --instructions $$name"; \
-	  $(TESTS) --instructions "$$name" || exit; done
+	  echo "$(TESTS) --instructions $$name"; $(TESTS) --instructions "$$name" || exit; done
 
 # On a machine with an NVIDIA card: what a GPU changes, checked and measured, some eight minutes. ONLY="NAME ..." takes some of it.
 # A Python that has the packages is used as it is.

@@ -1,7 +1,9 @@
-"""Numbers as people write them in flags and tables: ASCII digits, and nothing that a float would quietly hold as 0."""
+"""Numbers as people write them in flags and tables: ASCII digits, bounds, and nothing that a float would quietly hold as 0."""
 
 import re
 
+# Least and most of what is not 0: learning rates; what a loss or an adapter is multiplied with; chances and decays.
+RATE, STRENGTH, BELOW_ONE = (1e-12, 1e6), (1e-6, 1e6), (1e-12, 0.9999999)
 # Python's own float() takes more than anybody means: underscores, digits of other scripts, spaces, nan, infinity.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 

@@ -15,7 +15,7 @@ from src.adapters.modes import ADAPTERS
 from src.adapters.state import LEAF
 from src.errors import UserError
 from src.files import existing_file
-from src.numbers import read_number
+from src.numbers import BELOW_ONE, RATE, STRENGTH, read_number
 
 # What a row may say of a block; which of it serves emb and head, `_modes_of` tells.
 MODES = ("freeze", "full", *ADAPTERS, "state")
@@ -68,7 +68,7 @@ COLUMNS = ("Layer", "Mode", "Rank", "Alpha", "Dropout", "Weight_lr_init", "Weigh
 NUMBERS = COLUMNS[2:10]
 WEIGHT_RATES = ("Weight_lr_init", "Weight_lr_final")
 # What a number may be that is not 0, as train.py's flags for the same take it; beyond that it is a slip of the pen.
-RANGES = {"Rank": (1, 65536), "Alpha": (1e-6, 1e6), "Dropout": (1e-12, 0.9999999), **dict.fromkeys(NUMBERS[3:], (1e-12, 1e6))}
+RANGES = {"Rank": (1, 65536), "Alpha": STRENGTH, "Dropout": BELOW_ONE, **dict.fromkeys(NUMBERS[3:], RATE)}
 LARGEST_FILE = 1 << 24  # bytes
 # Columns of the profiles of RWKV-LM-RLHF for v6, which have no rates; accepted and left unread, as they are there.
 OLD_COLUMNS = ("LISAProb", "LoRAProb", "LRScale")

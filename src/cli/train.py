@@ -27,6 +27,7 @@ from src.cli.values import (
     zero_or_one,
 )
 from src.errors import UserError
+from src.numbers import BELOW_ONE
 from src.preference.loss import LOSSES, needs_reference, takes
 from src.preference.source import data_ending
 from src.training.config import TrainConfig
@@ -99,7 +100,7 @@ def parser() -> Parser:
     loss("--sft_on_prompt", type=zero_or_one, default="0", help="1: the SFT loss is over prompt and answer, with --sft 1 too")
     loss("--infctx", type=zero_or_one, default="0", help="not served yet; 0")
 
-    steps, decay = parser.add_argument_group("steps and rates").add_argument, number(1e-12, 0.9999999, or_zero=True)
+    steps, decay = parser.add_argument_group("steps and rates").add_argument, number(*BELOW_ONE, or_zero=True)
     steps("--epoch_steps", type=not_negative, default=200,
           help="micro-batches an epoch on each device; 0: as many as see every pair once")
     steps("--epoch_count", type=whole(1, 10**6), default=1, help="epochs to train")

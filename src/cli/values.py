@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from src.console import short
 from src.files import WORDS
-from src.numbers import read_number
+from src.numbers import RATE, STRENGTH, read_number
 
 MOST = 10**9  # of what is only counted or compared
 LONGEST_NAME = 200  # bytes of an output's name, to which endings of other files beside it are added; 255 is Linux's limit
@@ -58,7 +58,7 @@ def number(least: float, most: float, or_zero: bool = False) -> Callable[[str], 
 
 
 # Learning rates; what a loss is multiplied with; strengths, of which none may be 0.
-rate, weight, strength = number(1e-12, 1e6, or_zero=True), number(1e-6, 1e6, or_zero=True), number(1e-6, 1e6)
+rate, weight, strength = number(*RATE, or_zero=True), number(*STRENGTH, or_zero=True), number(*STRENGTH)
 
 
 def words(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from src.errors import UserError, out_of_memory
+from src.errors import UserError
 from src.preference.arrow_sizes import unpacked
 from src.preference.columns import Table
 from src.preference.kinds import is_arrow
@@ -70,12 +70,9 @@ def _read(path: Path, kind: str, load: Callable[[Any], Any]) -> Table:
     except pyarrow.ArrowMemoryError as error:
         raise UserError(f"{path}: asks for more memory than there is ({_reason(error)}); it is damaged, or split it") from None
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
-        if out_of_memory(error):
-            raise
         raise UserError(f"{path}: can't be read as {kind} ({_reason(error)}); it is damaged or of another kind") from None
-    names = [name for name in table.column_names if not name.startswith(_INDEX)]
-    columns = [_values(column, name, path) for name, column in zip(table.column_names, table.columns, strict=True)
-               if not name.startswith(_INDEX)]
+    kept = [(name, column) for name, column in zip(table.column_names, table.columns, strict=True) if not name.startswith(_INDEX)]
+    names, columns = [name for name, _ in kept], [_values(column, name, path) for name, column in kept]
     records = [{name: value for name, value in zip(names, values, strict=True) if not is_missing(value)}
                for values in zip(*columns, strict=True)]
     return Table(path, "the file", names, records)

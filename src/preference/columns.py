@@ -147,22 +147,21 @@ def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callabl
         usage: where `read` notes which columns it uses.
     """
     usage.columns |= set(flags)
-    flagged_out, flagged_by = 0, dict.fromkeys(flags, 0)
+    flagged_out, flagged_by = 0, set()
 
     def read_one(record: dict[str, Any], number: int) -> Any:
         nonlocal flagged_out
         marks = [name for name in flags if as_flag(record.get(name)) is False]
         if marks:
             flagged_out += 1
-            for name in marks:
-                flagged_by[name] += 1
+            flagged_by.update(marks)
             return None
         return read(record, table.place(number))
 
     rows, numbers, faults = read_rows(table.records, read_one)
     notes, left_out = usage.notes(table, numbers), ""
     if flagged_out:
-        marking = " or ".join(filter(flagged_by.get, flags))
+        marking = " or ".join(name for name in flags if name in flagged_by)
         left_out = f"{flagged_out} row{'s' * (flagged_out > 1)} that {marking} marks as not to be learned"
         notes.insert(0, f"left out {left_out}")
     return Reading(table.path, rows, numbers, faults, notes, left_out)

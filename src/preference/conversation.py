@@ -112,8 +112,6 @@ def joined(turns: Iterable[Turn]) -> list[Turn]:
     """Turns of one speaker in a row as one, their texts on lines of their own; empty ones are left out."""
     result = []
     for _, run in groupby((turn for turn in turns if turn.text.strip()), key=lambda turn: turn.speaker):
-        texts = []
-        for turn in run:
-            texts.append(turn.text.strip())
-        result.append(turn._replace(text="\n".join(texts)))
+        same = list(run)
+        result.append(same[-1]._replace(text="\n".join(turn.text.strip() for turn in same)))
     return result

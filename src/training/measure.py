@@ -19,6 +19,7 @@ from src.console import printable, say, show
 from src.errors import UserError
 from src.files import atomic_write, check_output, input_files, json_text
 from src.model import RWKV, build_model
+from src.numbers import STRENGTH
 from src.preference.faults import report_reading, skipped_rows, usable
 from src.preference.measures import preference_measures
 from src.preference.pairs import check_sidecar, has_references, load_pairs
@@ -30,7 +31,6 @@ from src.tokenizer import load_tokenizer
 from src.wkv.native import recycle_memory
 
 DEFAULT_BETA = 0.01
-BETAS = 1e-6, 1e6  # least and most, as --dpo_beta takes them
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _beta_of(adapter: Adapter | None) -> float:
     beta = adapter.extra.get("dpo_beta") if adapter is not None else None
     if beta is None:
         return DEFAULT_BETA
-    least, most = BETAS
+    least, most = STRENGTH  # as --dpo_beta
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not least <= beta <= most:
         raise UserError(f"{adapter.path}: its dpo_beta is {json.dumps(beta)[:60]}, not a number from {least:g} to {most:g}; "
                         "say it with --dpo_beta")
