@@ -10,7 +10,7 @@ def main(arguments: Sequence[str]) -> None:
     from src.cli.evaluate import parse
 
     config, notes = parse(arguments)
-    from src.training.measure import measure
+    from src.evaluation.evaluate import measure
 
     measure(config, notes)
 

@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "gpu")]
 
 from shapes import copy_rate  # noqa: E402
 
+from src import kernels  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.wkv import native, wkv6, wkv7  # noqa: E402
 
@@ -46,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    if (reason := native.missing(device.type)) is not None:
+    if (reason := kernels.missing(device.type)) is not None:
         parser.error(f"nothing to measure: {reason}")
     shapes = [tuple(options.shape)] if options.shape else GPU_SHAPES if on_gpu else CPU_SHAPES
     rate = copy_rate() if on_gpu else None

@@ -17,14 +17,14 @@ from torch.profiler import ProfilerActivity, profile
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from src import kernels  # noqa: E402
 from src.adapters.apply import apply_layer_profile  # noqa: E402
 from src.adapters.layer_profile import auto_layer_profile  # noqa: E402
 from src.checkpoint.random import make_dimensions, random_weights  # noqa: E402
+from src.data.packing import pack_pairs  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.model import build_model  # noqa: E402
-from src.preference.packing import pack_pairs  # noqa: E402
-from src.training.objective import Objective, pair_losses  # noqa: E402
-from src.wkv import native  # noqa: E402
+from src.preference.objective import Objective, pair_losses  # noqa: E402
 
 PROMPT, ANSWER = 300, 200
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
-    if (reason := native.missing("cpu")) is not None:
+    if (reason := kernels.missing("cpu")) is not None:
         parser.error(f"nothing to measure: {reason}")
     dimensions = make_dimensions("x070", n_layer=12, n_embd=768, head_size=64, vocab_size=65536)
     model = build_model(random_weights(dimensions), dimensions)

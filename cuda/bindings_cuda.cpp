@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "bindings.h"
-#include "bindings_sample.h"
+#include "../kernels/bindings.h"
+#include "../kernels/bindings_sample.h"
 #include "cuda_kernels.h"
 
 namespace {

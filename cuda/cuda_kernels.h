@@ -8,9 +8,9 @@
 
 #include <cstddef>
 
-#include "arguments.h"
+#include "../kernels/arguments.h"
 #include "int8_product.h"
-#include "sample.h"
+#include "../kernels/sample.h"
 
 namespace wkv {
 

@@ -12,7 +12,7 @@
 
 #include <type_traits>
 
-#include "arguments.h"
+#include "../kernels/arguments.h"
 
 namespace wkv {
 

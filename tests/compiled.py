@@ -2,6 +2,6 @@
 
 import pytest
 
-from src.wkv import native
+from src import kernels
 
-compiled = pytest.mark.skipif(native.missing("cpu") is not None, reason="the kernels can't be built here")
+compiled = pytest.mark.skipif(kernels.missing("cpu") is not None, reason="the kernels can't be built here")

@@ -10,14 +10,14 @@ import torch
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+from src import kernels
 from src.checkpoint.io import save_checkpoint
 from src.checkpoint.random import make_dimensions, random_weights
+from src.data.csv import Row, write_pairs_csv
 from src.errors import SIGNALS, UserError
 from src.preference.config import PrepareConfig
-from src.preference.csv import Row, write_pairs_csv
 from src.preference.prepare import prepare
 from src.training.config import TrainConfig
-from src.wkv import native
 from tests import instructions
 from tests.tiny import tiny_dimensions, trained_tiny
 
@@ -67,17 +67,17 @@ def own_signals() -> Iterator[None]:
 @pytest.fixture
 def keep_to() -> Iterator[Callable[[str], None]]:
     """`keep_to(instructions)`: the CPU's kernels, and they alone, keep to a set for the rest of the test."""
-    if (reason := native.missing("cpu")) is not None:
+    if (reason := kernels.missing("cpu")) is not None:
         pytest.skip(reason)
     before = torch.ops.rwkv_wkv.instructions()
 
     def keep_to(name: str) -> None:
         if name not in torch.ops.rwkv_wkv.available_instructions():
             pytest.skip(f"this processor has no {name}")
-        native.use_instructions(name)
+        kernels.use_instructions(name)
 
     yield keep_to
-    native.use_instructions(before)
+    kernels.use_instructions(before)
 
 
 @pytest.fixture(scope="session")

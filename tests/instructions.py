@@ -8,8 +8,8 @@ import sys
 
 import torch
 
+from src import kernels
 from src.errors import UserError
-from src.wkv import native
 
 # What torch reports of each set, and what tells torch and the libraries below it to keep to it. They read that when they first
 # compute something. bitsandbytes asks torch; oneDNN multiplies bfloat16, MKL float32: it obeys MKL_CBWR everywhere, but knows
@@ -20,7 +20,7 @@ SETS = {
     "avx2": ("AVX2", {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}),
     "default": ("DEFAULT", {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}),
 }
-assert tuple(SETS) == native.INSTRUCTIONS
+assert tuple(SETS) == kernels.INSTRUCTIONS
 
 
 def available() -> list[str]:
@@ -45,8 +45,8 @@ def use(name: str) -> None:
     if torch.backends.cpu.get_cpu_capability() != capability:
         raise UserError(f"--instructions {name}: torch uses {torch.backends.cpu.get_cpu_capability()} already; "
                         "unset ATEN_CPU_CAPABILITY, or set the option earlier")
-    if native.missing("cpu") is None:  # else PyTorch takes the kernels' place
-        native.use_instructions(name)
+    if kernels.missing("cpu") is None:  # else PyTorch takes the kernels' place
+        kernels.use_instructions(name)
 
 
 if __name__ == "__main__":

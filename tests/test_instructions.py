@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from src import kernels
 from src.errors import UserError
-from src.wkv import native
 from tests import instructions
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ print(torch.backends.cpu.get_cpu_capability(), hasattr(torch.ops.rwkv_wkv, "inst
 def test_torch_and_the_kernels_keep_to_the_set():
     environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
     told = subprocess.run([sys.executable, "-c", TOLD], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["DEFAULT", "False" if native.missing("cpu") else "default"]
+    assert told.stdout.split() == ["DEFAULT", "False" if kernels.missing("cpu") else "default"]
 
 
 def test_sets_that_are_not_there_are_reported_in_one_line(monkeypatch):

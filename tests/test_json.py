@@ -9,7 +9,7 @@ import pytest
 from src.errors import NotFinite
 from src.files import json_text
 from src.preference.pairs import save_pairs
-from src.training.callbacks import append_line
+from src.run_files import append_line
 
 
 @pytest.mark.parametrize(("values", "named"), [

@@ -33,10 +33,10 @@ LINE_EVERY, FAILURE = 15.0, 2500
 SIDE_BY_SIDE, WORKERS, THREADS = 16, 3, "1"
 BUILD = """
 import torch
-from src.wkv import native
-from src.wkv.toolkit import architectures, find_toolkit
+from src import kernels
+from src.kernels.toolkit import architectures, find_toolkit
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda, find_toolkit(), architectures())
-raise SystemExit(native.missing("cuda") or 0)
+raise SystemExit(kernels.missing("cuda") or 0)
 """
 
 

@@ -21,9 +21,9 @@ from shapes import SIZES, VOCABULARY, add_rows, need_a_gpu, random_model
 
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
+from src.data.packing import pack_pairs
 from src.model import RWKV
-from src.preference.packing import pack_pairs
-from src.training.objective import Objective, pair_losses
+from src.preference.objective import Objective, pair_losses
 
 RANK, PROMPT, ANSWER = 16, 512, 256
 WARM_UPS, STEPS = 3, 8

@@ -11,12 +11,13 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 import torch
 from shapes import need_a_gpu
 
-from src.wkv import native, wkv6, wkv6_step, wkv7, wkv7_step
+from src import kernels
+from src.wkv import wkv6, wkv6_step, wkv7, wkv7_step
 
 
 def main() -> None:
     need_a_gpu()
-    if (reason := native.missing("cuda")) is not None:
+    if (reason := kernels.missing("cuda")) is not None:
         raise SystemExit(reason)
     borders, generator = torch.tensor([0, 63, 80], dtype=torch.int32), torch.Generator().manual_seed(0)
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from shapes import add_rows, copy_rate, need_a_gpu, timed
 
-from src.wkv import native, wkv6_step, wkv7_step
+from src import kernels
+from src.wkv import wkv6_step, wkv7_step
 
 LAYERS, HEAD_SIZE = 24, 64
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--once", type=int, choices=(0, 1), default=0, help="1: one launch each at 512 rows, nothing timed")
     options = parser.parse_args()
     need_a_gpu()
-    if (reason := native.missing("cuda")) is not None:
+    if (reason := kernels.missing("cuda")) is not None:
         parser.error(f"nothing to measure: {reason}")
     if options.once:
         for version in ("v6", "v7"):

@@ -21,8 +21,8 @@ from example.DPO.answers import asked_names, nearly_same, question, short_answer
 from example.DPO.docstrings import Entry, stdlib_entries
 from src.cli.parser import Parser
 from src.cli.run import run
+from src.data.templates import draw_template, format_answer, format_prompt
 from src.files import atomic_write, existing_file
-from src.preference.templates import draw_template, format_answer, format_prompt
 
 CSV_FOLDER = Path(__file__).parent / "input_csv"
 CSV_NAMES = ("rlhf_example_dataset.csv", "rlhf_example_heldout.csv")

@@ -69,10 +69,10 @@ def numbers(before: dict, after: dict) -> Table:
 def answers() -> Table:
     """The first held-out questions, answered greedily by the base and by the merged model."""
     from src.checkpoint.base import load_base
+    from src.data.read import read_pairs
+    from src.data.templates import format_prompt
     from src.generation.greedy import likeliest_answers
     from src.model import build_model
-    from src.preference.read import read_pairs
-    from src.preference.templates import format_prompt
     from src.tokenizer import load_tokenizer
 
     rows = read_pairs("example/DPO/input_csv/rlhf_example_heldout.csv", require_reject=False).rows[:ASKED]

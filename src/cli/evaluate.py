@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from src.cli.parser import DATA_FORMATS, SKIP_BAD_ROWS, NoEffect, Parser, notes
 from src.cli.strategy import HELP, parse_strategy
 from src.cli.values import output, path, positive, seed, strength, tokenizer, whole, zero_or_one
-from src.training.measure import DEFAULT_BETA, EvaluateConfig
+from src.evaluation.evaluate import DEFAULT_BETA, EvaluateConfig
 
 
 def parser() -> Parser:

@@ -26,10 +26,10 @@ from src.cli.values import (
     whole,
     zero_or_one,
 )
+from src.data.source import data_ending
 from src.errors import UserError
 from src.numbers import BELOW_ONE
 from src.preference.loss import LOSSES, needs_reference, takes
-from src.preference.source import data_ending
 from src.training.config import TrainConfig
 
 STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload", "deepspeed_stage_3",

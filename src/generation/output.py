@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from src.checked_json import BadJson, parse_json
+from src.data.csv import HEADER, Row, format_row
 from src.errors import UserError
 from src.files import atomic_write, cut_back, json_text, open_alone, regular_file, remedy, write_all
-from src.preference.csv import HEADER, Row, format_row
 
 _ANOTHER = "choose another --output_csv, or remove this one"
 # Some that every sidecar has, and other files don't.

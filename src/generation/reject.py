@@ -8,6 +8,10 @@ from typing import Any
 
 from src.checkpoint.base import load_base_and_fingerprint
 from src.console import say
+from src.data.faults import Reading, report_reading, skipped_rows, usable
+from src.data.read import read_pairs
+from src.data.rows import Row
+from src.data.templates import clean, format_prompt
 from src.files import check_output, input_files, named_file, sha256
 from src.generation.batch import Answer, Request, generate
 from src.generation.config import GenerateConfig
@@ -15,10 +19,6 @@ from src.generation.memory import rows_that_fit
 from src.generation.output import Output, open_output, write_summary
 from src.model import build_model
 from src.model.decode import Forward, Kernels, serve
-from src.preference.faults import Reading, report_reading, skipped_rows, usable
-from src.preference.read import read_pairs
-from src.preference.rows import Row
-from src.preference.templates import clean, format_prompt
 from src.progress import progress_bar
 from src.tokenizer import Tokenizer, load_tokenizer
 from src.tokenizer.fidelity import Encoder

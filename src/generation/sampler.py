@@ -13,14 +13,14 @@ package turns greedy where its float32 sum stays below 1), and ties at the top_k
 import torch
 from torch import Tensor
 
+from src import kernels
 from src.generation.automaton import ENDS, NEVER, STOPS, Automaton
 from src.generation.config import Sampling
-from src.wkv import native
 
 # A nucleus seldom has more tokens; where it has, more are looked at. To select these few takes a twentieth of a sort's time.
 CANDIDATES = 256
 
-# How a row has ended; as in cuda/sample.h.
+# How a row has ended; as in kernels/sample.h.
 GOES_ON, BY_STOP, BY_END_OF_TEXT, BY_MAX_TOKENS, NOT_FINITE = range(5)
 
 
@@ -108,7 +108,7 @@ class TorchSampler:
 def choose_sampler(size: int, automaton: Automaton, weight: Tensor, sampling: Sampling,
                    device: torch.device) -> KernelSampler | TorchSampler:
     """For `size` slots."""
-    by_kernel = device.type in ("cpu", "cuda") and native.missing(device.type) is None
+    by_kernel = device.type in ("cpu", "cuda") and kernels.missing(device.type) is None
     return (KernelSampler if by_kernel else TorchSampler)(size, automaton, weight, sampling, device)
 
 

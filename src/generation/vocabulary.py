@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.preference.templates import clean
+from src.data.templates import clean
 from src.tokenizer import Tokenizer
 
 # Tokens made of these characters alone repeat in any table or sum; the rwkv package does not count them either.

@@ -1,9 +1,9 @@
 """A model that only goes forward, token after token, its state changed in place: what writing text needs.
 
-`serve` chooses how, here and nowhere else. On the CPU, where a compiler is found, kernels of our own (cuda/product_cpu.h,
-cuda/decode_cpu.h) compute in float32 from weights held at the model's precision, and every number of a sequence in an order that
-does not depend on the sequences beside it, nor on where its tokens were cut: so a sequence's logits are the same to the last bit
-in every batch. Elsewhere the model's own forward serves, in whose products another batch's shape changes the last bits.
+`serve` chooses how, here and nowhere else. On the CPU, where a compiler is found, kernels of our own (kernels/product_cpu.h,
+kernels/decode_cpu.h) compute in float32 from weights held at the model's precision, and every number of a sequence in an order
+that does not depend on the sequences beside it, nor on where its tokens were cut: so a sequence's logits are the same to the last
+bit in every batch. Elsewhere the model's own forward serves, in whose products another batch's shape changes the last bits.
 """
 
 import torch
@@ -112,7 +112,7 @@ def serve(model: RWKV) -> Forward | Kernels:
 
 
 def _block7(att: nn.Module, ffn: nn.Module, dtype: torch.dtype, dimensions: Dimensions) -> tuple[list, list, list]:
-    """A block's products, mixes and other vectors, as `block7` of cuda/bindings_decode.cpp takes them."""
+    """A block's products, mixes and other vectors, as `block7` of kernels/bindings_decode.cpp takes them."""
     mixes_values = hasattr(att, "v0")
     pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if mixes_values else [])
     wide = Products([lay(x, dtype) for x in (att.receptance, att.key, att.value, *(w1.T for w1, _ in pairs))],

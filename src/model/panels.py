@@ -1,4 +1,4 @@
-"""Weights laid out for products on the CPU that read each of them once, in order (the layouts: cuda/decode_kernels.h).
+"""Weights laid out for products on the CPU that read each of them once, in order (the layouts: kernels/decode_kernels.h).
 
 The weights are those of the training's forward to the last bit, save quantized ones in a bfloat16 model, which the forward rounds
 to it once scaled. Here codes are summed as they are and sums are scaled: int8's codes are exact in bfloat16, and NF4's 16 values

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.data.packing import PackedBatch
 from src.model import RWKV
-from src.preference.packing import PackedBatch
 from src.preference.target_log_probs import target_log_probs
 
 

@@ -14,20 +14,20 @@ from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.console import say
+from src.data.check import check_pairs, print_check
+from src.data.faults import refusal, report_notes, report_reading, skipped_rows, usable
+from src.data.read import read_pairs
+from src.data.tokenize import Report, TokenPair, tokenize_pairs
 from src.errors import UserError
 from src.files import check_output, input_files
+from src.kernels import recycle_memory
 from src.model import build_model
-from src.preference.check import check_pairs, print_check
 from src.preference.config import PrepareConfig
-from src.preference.faults import refusal, report_notes, report_reading, skipped_rows, usable
 from src.preference.journal import hold_journal, open_journal
 from src.preference.pairs import check_sidecar_place, save_pairs
-from src.preference.read import read_pairs
 from src.preference.reference import with_references
-from src.preference.tokenize import Report, TokenPair, tokenize_pairs
 from src.progress import progress_bar
 from src.tokenizer import load_tokenizer
-from src.wkv.native import recycle_memory
 
 
 def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from src.data.batching import batches_by_tokens
+from src.data.packing import pack_pairs
+from src.data.tokenize import TokenPair
 from src.errors import NotFinite
 from src.model import RWKV
-from src.preference.batching import batches_by_tokens
 from src.preference.journal import Journal
 from src.preference.log_probs import answer_log_probs
-from src.preference.packing import pack_pairs
 from src.preference.pairs import Pair, is_log_prob
-from src.preference.tokenize import TokenPair
 
 
 @torch.no_grad()

@@ -1,14 +1,13 @@
 """int8, one byte a weight: symmetric, one float32 scale for each output row.
 
 On a GPU kernels of our own (cuda/int8_product.cu) multiply few rows by the codes themselves, and write the weight in one pass
-for many; elsewhere, and where they can't be built, plain PyTorch serves. For them quantization imports src/wkv/native.py, which
-loads the kernels and knows nothing of quantization.
+for many; elsewhere, and where they can't be built, plain PyTorch runs.
 """
 
 import torch
 from torch import Tensor
 
-from src.wkv import native
+from src import kernels
 
 # Up to so many rows the kernel reads codes as they lie, one byte each, 8 rows at a time; beyond, a bfloat16 weight costs 5 bytes.
 FEW_ROWS = 16
@@ -55,4 +54,4 @@ def fused(x: Tensor) -> bool:
 def _compiled(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether kernels serve on x's device for such activations."""
     return (x.device.type == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16)
-            and native.missing("cuda") is None)
+            and kernels.missing("cuda") is None)

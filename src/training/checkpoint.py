@@ -23,8 +23,8 @@ from src.checked_json import BadJson, parse_json
 from src.checkpoint.io import named_in_utf8
 from src.errors import UserError, out_of_memory
 from src.files import atomic_write, json_text, sha256
+from src.run_files import RESUME_FILE
 
-RESUME_FILE = "last.ckpt"
 MANIFEST_FILE = "manifest.json"
 RECORD = "record"
 MARK = b"sha256"

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from src.preference.objective import Objective
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -50,7 +52,7 @@ class TrainConfig:
     seed: int
     resume: bool
     allow_reference_mismatch: bool
-    # The objective; beta, alpha and gamma are each loss's own (src.training.objective).
+    # The objective; beta, alpha and gamma are each loss's own (src.preference.objective).
     loss: str = "dpo"
     label_smoothing: float = 0.0
     orpo_alpha: float = 0.1
@@ -64,3 +66,13 @@ class TrainConfig:
     train_data_file: str | None = None
     tokenizer: str | None = None
     skip_bad_rows: bool = False
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """The objective that a run's flags describe: each loss by its own, the losses on DPO's margin by DPO's."""
+    beta, alpha, gamma = {
+        "orpo": (config.orpo_alpha, 1.0, 0.0),
+        "simpo": (config.simpo_beta, config.simpo_alpha, config.simpo_gamma),
+        "cpo": (config.cpo_beta, config.cpo_alpha, 0.0),
+    }.get(config.loss, (config.dpo_beta, config.dpo_alpha, 0.0))
+    return Objective(beta, alpha, config.sft_on_prompt, config.loss, gamma, config.label_smoothing)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from src.data.batching import batches_from, epoch_order, pass_by_tokens
+from src.data.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts
 from src.errors import UserError
-from src.preference.batching import batches_from, epoch_order, pass_by_tokens
-from src.preference.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts
 from src.preference.pairs import Pair
 from src.progress import progress_bar
 

@@ -15,7 +15,7 @@ from torch.nn import Module
 from torch.utils.cpp_extension import get_default_build_root
 
 from src.console import say
-from src.wkv.toolkit import use_toolkit
+from src.kernels.toolkit import use_toolkit
 
 # Extensions that DeepSpeed builds for the strategies in use.
 DEEPSPEED_BUILDS = ("cpu_adam", "fused_adam", "utils")

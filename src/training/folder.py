@@ -12,12 +12,21 @@ from src.checked_json import BadJson, parse_json
 from src.console import say, short
 from src.errors import UserError
 from src.files import atomic_write, input_files, json_text, regular_file, remove_temporaries
-from src.training.checkpoint import RESUME_FILE, check_checkpoint, tidy, will_be_there
+from src.run_files import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    FINAL_FILE,
+    GROWING,
+    METRICS_FILE,
+    REPORT_FILE,
+    RESUME_FILE,
+    check_lines,
+    keep_lines,
+    tell_gaps,
+)
+from src.training.checkpoint import check_checkpoint, tidy, will_be_there
 from src.training.config import TrainConfig
-from src.training.lines import GROWING, METRICS_FILE, check_lines, keep_lines, tell_gaps
 from src.training.loggers import WANDB_ID_FILE
-from src.training.report import CONFIG_FILE, CURVES_FILE, REPORT_FILE
-from src.training.saving import FINAL_FILE
 
 # What may differ between a run and its continuation: none of it changes a number beyond rounding. Files may have
 # moved; that they are the same is told by fingerprint and sha256.

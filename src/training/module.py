@@ -9,13 +9,12 @@ from torch import Tensor
 from src.adapters.apply import parameter_groups
 from src.adapters.files import adapter_tensors
 from src.adapters.layer_profile import LayerSetting
+from src.data.packing import TextBatch
 from src.model import RWKV
-from src.preference.packing import TextBatch
+from src.preference.objective import pair_losses, text_losses
 from src.quantization.bitsandbytes import load_bitsandbytes
-from src.training.config import TrainConfig
-from src.training.objective import objective_of, pair_losses
+from src.training.config import TrainConfig, objective_of
 from src.training.schedule import learning_rate
-from src.training.text import text_losses
 
 
 class PreferenceModule(pl.LightningModule):

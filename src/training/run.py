@@ -20,28 +20,30 @@ from src.adapters.tensors import read_profile_for
 from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import say
+from src.data.packing import Text
 from src.errors import NotFinite, UserError, out_of_memory
+from src.evaluation.picture import draw_curves, read_columns
+from src.evaluation.report import write_report
+from src.evaluation.samples import Answer, read_questions
 from src.files import hold_folder, named_file, sha256
+from src.kernels import recycle_memory
 from src.model import build_model
 from src.model.rwkv import RWKV
-from src.preference.packing import Text
 from src.preference.pairs import Pair
-from src.training.callbacks import HeldOut, ProgressBar, StepMetrics
+from src.run_files import CURVES_FILE, EVAL_FILE, FINAL_FILE, METRICS_FILE, REPORT_FILE
 from src.training.checkpoint import SealedFile
 from src.training.config import TrainConfig
 from src.training.data import PairBatches, TrainingData
 from src.training.environment import environment_of, ignore_settings
 from src.training.folder import check_inputs, prepare_folder, resume_file
-from src.training.lines import EVAL_FILE, METRICS_FILE
 from src.training.loggers import make_loggers
+from src.training.metrics import StepMetrics
 from src.training.module import PreferenceModule
-from src.training.picture import draw_curves, read_columns
 from src.training.processes import Others, check_can_start_others, quiet, share_cores, starts_others
-from src.training.report import CURVES_FILE, REPORT_FILE, Report, write_report
-from src.training.samples import Answer, Samples, read_questions
-from src.training.saving import FINAL_FILE, CheckAdapter, SaveAdapters, explain
+from src.training.progress import ProgressBar
+from src.training.saving import CheckAdapter, SaveAdapters, explain
 from src.training.sources import training_pairs, training_texts
-from src.wkv.native import recycle_memory
+from src.training.watching import HeldOut, ReportWriter, Samples
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -173,7 +175,7 @@ def _callbacks(folder: Path, config: TrainConfig, base: str, version: str, total
     save = SaveAdapters(folder, base, {"version": version, "loss": config.loss, "dpo_beta": config.dpo_beta,
                                        "dpo_alpha": config.dpo_alpha}, growing)
     bar = ProgressBar(metrics, evaluation, total_steps)
-    return save, [metrics, CheckAdapter(), *growing, bar, save, Report(folder)]
+    return save, [metrics, CheckAdapter(), *growing, bar, save, ReportWriter(folder)]
 
 
 def _fit(config: TrainConfig, environment: ClusterEnvironment, module: PreferenceModule, callbacks: list[pl.Callback],

@@ -17,16 +17,14 @@ from torch import Tensor
 
 from src.adapters.files import adapter_tensors, save_adapter
 from src.checkpoint.io import not_finite
+from src.data.packing import TextBatch
 from src.errors import NotFinite, UserError
-from src.preference.packing import TextBatch
-from src.training.checkpoint import RECORD, RESUME_FILE, save_checkpoint
+from src.preference.objective import pair_losses, text_losses
+from src.run_files import FINAL_FILE, RESUME_FILE, sync_lines
+from src.training.checkpoint import RECORD, save_checkpoint
 from src.training.config import TrainConfig
-from src.training.lines import sync_lines
 from src.training.module import PreferenceModule
-from src.training.objective import pair_losses
-from src.training.text import text_losses
 
-FINAL_FILE = "rwkv-final.safetensors"
 # The last micro-batches, whose loss is computed again with the adapter after them.
 CHECKED_BATCHES = 4
 # Of more good adapters than this, the last ones are named.

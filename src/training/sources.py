@@ -6,10 +6,10 @@ from typing import Any
 
 from src.checkpoint.dimensions import Dimensions
 from src.console import say
+from src.data.examples import read_texts
+from src.data.packing import Text
 from src.errors import UserError
-from src.preference.examples import read_texts
 from src.preference.loss import needs_reference
-from src.preference.packing import Text
 from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
 from src.quantization.linear import STRATEGY_SUFFIXES
 from src.tokenizer import load_tokenizer

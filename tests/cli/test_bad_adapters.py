@@ -26,7 +26,7 @@ from tests.cli.conftest import words_of
 def test_an_adapter_with_other_tensors_than_its_profile_trains(fails, adapter, tmp_path, monkeypatch, script, flag, change, said):
     path = Path(shutil.copy(adapter, tmp_path / "a.safetensors"))
     rewrite(path, change)
-    monkeypatch.setattr("src.training.measure.build_model", None)  # evaluate.py tells before any work
+    monkeypatch.setattr("src.evaluation.evaluate.build_model", None)  # evaluate.py tells before any work
     fails(script, {flag: path}, path, said)
 
 
@@ -37,7 +37,7 @@ def test_an_adapter_whose_beta_is_none(call, good, fails, adapter, tmp_path, mon
     path = Path(shutil.copy(adapter, tmp_path / "a.safetensors"))
     rewrite(path, change_metadata=lambda metadata: metadata.update(extra=f'{{"dpo_beta": {beta}}}'))
     with monkeypatch.context() as context:
-        context.setattr("src.training.measure.build_model", None)  # told before any work
+        context.setattr("src.evaluation.evaluate.build_model", None)  # told before any work
         err = fails("evaluate", {"--adapter": path}, f"{path}: its dpo_beta is {told}", "not a number from 1e-06 to 1e+06")
     assert len(err) < len(str(path)) + 200
     code, err = call("evaluate", words_of(good("evaluate") | {"--adapter": str(path), "--dpo_beta": "0.25"}))

@@ -193,7 +193,7 @@ def outcome(script: str, flags: dict[str, str]) -> object:
 def test_the_line_is_true(call, good, prepared, tmp_path, monkeypatch, script, more, flag, one, other, reason):
     """Two values, the same result."""
     monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
-    monkeypatch.setattr("src.training.report.write_report", lambda *_: None)
+    monkeypatch.setattr("src.evaluation.report.write_report", lambda *_: None)
     (tmp_path / "t.jsonl").write_text('{"prompt": "What is one?", "completion": "A number."}\n' * 3)
     flags = {name: value for name, value in good(script).items() if name != "--lora_r" or "--layer_profile" not in more}
     changes = dict(more) | ({"--pairs": str(prepared("x070"))} if script == EVALUATE else {})
@@ -266,7 +266,7 @@ def test_a_wrong_value_is_refused_where_it_would_not_be_used(fails, script, chan
 
 def test_what_is_told_in_vain_is_no_setting_of_the_run(call, good, monkeypatch):
     monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
-    monkeypatch.setattr("src.training.report.curve_svgs", lambda *_: [])
+    monkeypatch.setattr("src.evaluation.report.curve_svgs", lambda *_: [])
     flags = good(TRAIN) | {"--quant_mode": "int8", "--samples": "0"}
     code, err = call(TRAIN, words_of(flags))
     assert code == 0 and err.count("note: no effect: --quant_mode") == 1

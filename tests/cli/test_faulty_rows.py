@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from src.data.faults import NAMED, by_kind, report_reading, usable
+from src.data.read import read_pairs
 from src.errors import UserError
-from src.preference.faults import NAMED, by_kind, report_reading, usable
-from src.preference.read import read_pairs
 from tests.cli.conftest import words_of
 
 GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.training.callbacks import append_line
+from src.run_files import append_line
 from tests.cli.conftest import SCRIPTS, check_told, snapshot, words_of
 
 ROOT = Path(__file__).parents[2]

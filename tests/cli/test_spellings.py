@@ -12,7 +12,7 @@ from src.cli.spellings import ABSENT, IGNORED, RENAMED, SERVED, translate
 from src.cli.train import parse, parser
 from src.errors import UserError
 from src.preference.pairs import has_references, load_pairs
-from src.training.objective import objective_of
+from src.training.config import objective_of
 from tests.cli.conftest import words_of
 
 NEEDED = ["--load_model", "m.pth", "--rlhf_train_file", "p.save", "--proj_dir", "out", "--accelerator", "cpu"]

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from src.preference.csv import write_pairs_csv
-from src.preference.rows import Row
+from src.data.csv import write_pairs_csv
+from src.data.rows import Row
 from tests.cli.conftest import words_of
 from tests.tokenizer.files import KINDS, saved
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.preference.examples import read_texts
-from src.preference.packing import pack_pairs, packed_length
+from src.data.examples import read_texts
+from src.data.packing import pack_pairs, packed_length
 from src.tokenizer import load_tokenizer
 from src.training.deepspeed import AsItIs
 from src.training.schedule import learning_rate

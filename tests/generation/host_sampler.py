@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from src.generation.sampler import KernelSampler
-from tests.wkv.host_kernels import library
+from tests.kernels.host_kernels import library
 
 
 class _Sample(ctypes.Structure):
-    """As in cuda/sample.h."""
+    """As in kernels/sample.h."""
 
     _pointers = "logits", "next", "weight", "uniforms", "tokens", "counts", "row", "drawn"
     _fields_ = [*((name, ctypes.c_void_p) for name in _pointers),

@@ -5,6 +5,7 @@ import torch
 from tokenizers import Tokenizer
 
 from src.checkpoint.base import load_base
+from src.data.templates import clean
 from src.errors import UserError
 from src.generation.batch import ATTEMPTS, Request, generate, prefill
 from src.generation.config import Sampling
@@ -12,7 +13,6 @@ from src.generation.sampler import count, penalize
 from src.generation.vocabulary import read_vocabulary
 from src.model import RWKV, State, build_model
 from src.model.decode import Forward, Kernels, serve
-from src.preference.templates import clean
 from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from tests.compiled import compiled
 from tests.generation.tiny import PROMPTS, fixed_model, logits_of, random_model

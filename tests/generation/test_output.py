@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.data.csv import HEADER, Row, format_row
 from src.errors import UserError
 from src.generation.output import open_output, read_progress
-from src.preference.csv import HEADER, Row, format_row
-from tests.preference.reading import read_pairs
+from tests.data.reading import read_pairs
 
 OTHERS = {"seed": 2, "stop": "", "top_p": 0.3, "quantization": None}
 SETTINGS = {"seed": 1, "stop": "\n\n", "top_p": 0.3, "quantization": None}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rwkv.utils import PIPELINE, PIPELINE_ARGS
 
+from src import kernels
 from src.generation.automaton import NEVER, STOPS, Automaton
 from src.generation.config import Sampling
 from src.generation.sampler import (
@@ -22,10 +23,9 @@ from src.generation.sampler import (
     probabilities,
     sample,
 )
-from src.wkv import native
 from tests.generation.draws import SETTINGS, check_draws
 from tests.generation.host_sampler import HostSampler
-from tests.wkv.host_kernels import COMPILER
+from tests.kernels.host_kernels import COMPILER
 
 CPU = torch.device("cpu")
 PIPELINE_WITHOUT_MODEL = PIPELINE.__new__(PIPELINE)
@@ -123,7 +123,7 @@ def test_penalties_follow_the_package(penalties):
 def skip_without(kernel: type) -> None:
     if kernel is HostSampler and COMPILER is None:
         pytest.skip("no g++ here to compile the kernel with")
-    if kernel is KernelSampler and (reason := native.missing("cpu")):
+    if kernel is KernelSampler and (reason := kernels.missing("cpu")):
         pytest.skip(reason)
 
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from src.data.templates import clean
 from src.generation.automaton import STOPS, build_automaton
 from src.generation.vocabulary import answer_text, read_vocabulary
-from src.preference.templates import clean
 from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from tests.tokenizer.files import KINDS, LOSSLESS, SPACE, saved
 

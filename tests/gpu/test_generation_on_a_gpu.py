@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from src import kernels
 from src.checkpoint.base import load_base
 from src.generation import batch
 from src.generation.automaton import Automaton
@@ -14,7 +15,6 @@ from src.generation.slots import Slots
 from src.model import build_model
 from src.model.decode import serve
 from src.tokenizer import load_tokenizer
-from src.wkv import native
 from tests.generation.draws import SETTINGS, check_draws
 from tests.generation.tiny import PROMPTS
 
@@ -26,7 +26,7 @@ REQUESTS = [Request(row, tuple(prompt), sample) for row, prompt in enumerate(PRO
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 8.0])
 @pytest.mark.parametrize("sampler", [KernelSampler, TorchSampler])
 def test_every_draw_is_right(sampler, settings, scale):
-    assert native.missing("cuda") is None
+    assert kernels.missing("cuda") is None
     check_draws(sampler, settings, scale, vocab_size=3001, device="cuda")
 
 

@@ -6,6 +6,7 @@ The CPU's kernels are within 1e-12 of the recurrence step by step (tests/wkv), a
 import pytest
 import torch
 
+from src import kernels
 from src.wkv import native
 from tests.wkv.inputs import SHAPED_BY_TOKEN, VERSIONS, bounds, draw, errors, poison, run, with_gradients
 
@@ -17,7 +18,7 @@ LENGTHS = [0, 1, 15, 16, 0, 17, 63, 1, 64, 65]
 
 @pytest.fixture(scope="module", autouse=True)
 def built():
-    assert native.missing("cuda") is None
+    assert kernels.missing("cuda") is None
 
 
 def operator(version: str):

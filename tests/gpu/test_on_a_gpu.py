@@ -10,9 +10,9 @@ from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.base import load_base
 from src.model import build_model
 from src.preference.config import PrepareConfig
+from src.preference.objective import Objective, pair_losses
 from src.preference.prepare import prepare
 from src.training.data import collate
-from src.training.objective import Objective, pair_losses
 from src.training.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")

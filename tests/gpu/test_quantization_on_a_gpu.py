@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from src import kernels
 from src.adapters.pissa import principal_part
 from src.quantization import int8, nf4
 from src.quantization.bitsandbytes import load_bitsandbytes
 from src.quantization.linear import quantize_linear
-from src.wkv import native
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -48,7 +48,7 @@ def test_an_int8_weight_is_the_cpus_to_the_last_bit(shape, dtype):
 
 def test_rows_choose_the_way():
     """int8: up to 16 rows of whole pieces by codes; NF4: whole blocks by bitsandbytes' operator, which chooses beyond 4 rows."""
-    assert native.missing("cuda") is None
+    assert kernels.missing("cuda") is None
     load_bitsandbytes("nf4", "int8")
     for dtype in DTYPES:
         assert [int8.fused(torch.ones(n, 48, dtype=dtype, device="cuda")) for n in (0, 1, 16, 17)] == [False, True, True, False]
@@ -85,7 +85,7 @@ def test_the_gradient_is_the_weights(mode):
 
 
 def test_torch_accepts_the_operators():
-    assert native.missing("cuda") is None
+    assert kernels.missing("cuda") is None
     codes, scales = int8.quantize(torch.randn(8, 64))
     codes, scales = codes.cuda(), scales.cuda()
     checks = ("test_schema", "test_faketensor")

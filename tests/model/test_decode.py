@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from src import kernels
 from src.checkpoint.random import make_dimensions, random_weights
 from src.model import RWKV, build_model
 from src.model.decode import Forward, Kernels, serve
 from src.model.panels import RELU_SQUARE, SIGMOID, TANH, Products, lay
 from src.quantization.linear import QuantizedLinear, quantize_linear
-from src.wkv import native
 from tests.compiled import compiled
 
 VOCABULARY = 300
@@ -163,7 +163,7 @@ def test_other_devices_and_precisions_go_by_the_models_forward():
     assert isinstance(serve(build_model(random_weights(dimensions), dimensions, torch.float64)), Forward)
 
 
-@pytest.mark.parametrize("instructions", native.INSTRUCTIONS[1:])
+@pytest.mark.parametrize("instructions", kernels.INSTRUCTIONS[1:])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_lesser_instructions(keep_to, instructions, dtype):
     """This file's products by the kernels for lesser processors."""

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.random import make_dimensions, random_weights
+from src.data.packing import pack_pairs
 from src.model import State, build_model
-from src.preference.packing import pack_pairs
+from src.preference.objective import Objective, pair_losses
 from src.quantization.linear import quantize_linear
-from src.training.objective import Objective, pair_losses
 from tests.model.test_packed import MODELS, pack, same, tokens
 from tests.tiny import VERSIONS
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.quantization import int8
-from tests.wkv import host_kernels
+from tests.kernels import host_kernels
 
 pytestmark = pytest.mark.skipif(host_kernels.COMPILER is None, reason="no g++ here to compile the kernels with")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 3}

@@ -20,15 +20,15 @@ from src.adapters.files import load_adapter, merge_adapter, read_adapter
 from src.adapters.layer_profile import LayerSetting, read_layer_profile
 from src.checkpoint.base import load_base
 from src.checkpoint.io import load_checkpoint, not_finite, save_checkpoint
+from src.data.examples import read_texts
+from src.data.faults import usable
+from src.data.read import read_pairs
 from src.errors import UserError
+from src.evaluation.samples import read_questions
 from src.model import build_model
-from src.preference.examples import read_texts
-from src.preference.faults import usable
 from src.preference.pairs import has_references, load_pairs
-from src.preference.read import read_pairs
 from src.tokenizer import load_tokenizer
 from src.tokenizer.byte import ByteTokenizer
-from src.training.samples import read_questions
 from tests.reliability.fuzz import Reader
 from tests.reliability.jobs import Job, artifacts, make_inputs, make_jobs
 from tests.reliability.mutate import blind, gzipped, json_value, safetensors_header, zip_entry

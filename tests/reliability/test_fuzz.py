@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.wkv import native
+from src import kernels
 from tests.reliability.fuzz import fuzz, in_words
 from tests.reliability.readers import NAMES, RUN_NAMES, make_readers
 
@@ -14,7 +14,7 @@ INPUTS, RUNS, FEW = 2000, 300, 25
 
 @pytest.fixture(scope="session")
 def readers(tmp_path_factory):
-    native.missing("cpu")
+    kernels.missing("cpu")
     return make_readers(tmp_path_factory.mktemp("fuzz"))
 
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ("rlhf_generate_reject_csv", "rlhf_dpo_generate_save", "train", "merge", "evaluate")
 # What the scripts import when they have read their flags, or where they need it.
 LATE = ("src.cli.generate", "src.cli.prepare", "src.cli.train", "src.cli.merge", "src.cli.evaluate", "src.generation.reject",
-        "src.preference.prepare", "src.training.run", "src.training.measure", "src.generation.greedy", "matplotlib.pyplot",
+        "src.preference.prepare", "src.training.run", "src.evaluation.evaluate", "src.generation.greedy", "matplotlib.pyplot",
         "matplotlib.backends.backend_agg", "pyarrow", "pyarrow.parquet", "pyarrow.ipc", "safetensors.torch", "tokenizers")
 # Seconds in which any tiny run ends, however busy the machine.
 HUNG = 120.0

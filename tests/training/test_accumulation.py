@@ -90,7 +90,7 @@ def number_of(pair: tuple) -> int:
 
 def test_every_epoch_has_its_own_micro_batches_and_a_resumed_run_the_same(config, five, exact, by_hand, tmp_path, monkeypatch):
     """By tokens, passes differ in how many micro-batches they have; two pairs at a time are enough to show it."""
-    monkeypatch.setattr("src.preference.batching.WINDOW", 2)
+    monkeypatch.setattr("src.data.batching.WINDOW", 2)
     run = config(rlhf_train_file=str(five("x070")), **STILL | dict(batch_tokens=130, accumulate_grad_batches=3, epoch_count=4))
     whole = Watched(run, exact("x070").parameters)
     assert [len(epoch) for epoch in whole.epochs] == [4, 3, 4, 4]

@@ -1,8 +1,8 @@
 import pytest
 
 import src.training.data as data
+from src.data.packing import Text, packed_length
 from src.errors import UserError
-from src.preference.packing import Text, packed_length
 from src.training.data import PairBatches
 
 PAIRS = [([number], [1] * (1 + number % 4), [2, 3], 0.0, 0.0) for number in range(10)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import src.training.callbacks as callbacks
 import src.training.module as module
+import src.training.watching as watching
 from src.adapters.layer_profile import BLOCK_MODES
 from src.checkpoint.io import load_checkpoint, save_checkpoint
 from src.errors import UserError
@@ -124,13 +124,13 @@ def test_texts_too(second_epoch_diverges, tmp_path):
 
 
 def test_held_out_pairs_alone_may_tell(config, prepared, monkeypatch, capsys):
-    evaluate, calls = callbacks.evaluate, []
+    evaluate, calls = watching.evaluate_pairs, []
 
     def at_last_without_numbers(*given):
         calls.append(evaluate(*given))
         return calls[-1] | ({"loss": math.nan, "margin": -math.inf} if len(calls) == 3 else {})
 
-    monkeypatch.setattr(callbacks, "evaluate", at_last_without_numbers)
+    monkeypatch.setattr(watching, "evaluate_pairs", at_last_without_numbers)
     run = config(eval_file=str(prepared("x070")), samples=1)
     said = diverges(run, likeliest_answers)
     assert said.startswith("step 8: held out, loss, margin are not finite") and "good in" in said

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """What it draws takes longer than a run here."""
-    monkeypatch.setattr("src.training.report.curve_svgs", lambda *_: [])
+    monkeypatch.setattr("src.evaluation.report.curve_svgs", lambda *_: [])
     monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
 
 

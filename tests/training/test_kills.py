@@ -9,8 +9,8 @@ from random import Random
 import pytest
 import torch
 
-import src.training.callbacks as callbacks
-import src.training.samples as samples
+import src.training.metrics as metrics
+import src.training.watching as watching
 from src.errors import Stopped
 from src.generation.greedy import likeliest_answers
 from src.training.run import train
@@ -26,7 +26,7 @@ class Plug:
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int | None = None):
         self.count, self.at, self.dead = 0, at, False
-        fsync, unlink, append = os.fsync, Path.unlink, callbacks.append_line
+        fsync, unlink, append = os.fsync, Path.unlink, metrics.append_line
 
         def appended(path: Path, values: dict) -> None:
             self.moment()
@@ -40,7 +40,7 @@ class Plug:
 
         patch.setattr(os, "fsync", lambda descriptor: (self.moment(), fsync(descriptor), self.moment()))
         patch.setattr(Path, "unlink", lambda path, **named: self.moment(counts=False) or unlink(path, **named))
-        for module in (callbacks, samples):
+        for module in (metrics, watching):
             patch.setattr(module, "append_line", appended)
 
     def moment(self, counts: bool = True) -> None:
@@ -53,7 +53,7 @@ class Plug:
 @pytest.fixture
 def unbroken(config, prepared, tmp_path, monkeypatch):
     """A run of two epochs that trains states, and how many moments it has."""
-    monkeypatch.setattr("src.training.report.curve_svgs", lambda *_: [])  # which takes longer than the run
+    monkeypatch.setattr("src.evaluation.report.curve_svgs", lambda *_: [])  # which takes longer than the run
     monkeypatch.setattr("src.training.run.draw_curves", lambda *given: given[2].write_text("curves"))
     run = config(peft="state", epoch_steps=1, eval_file=str(prepared("x070")), samples=1, proj_dir=str(tmp_path / "unbroken"))
     with pytest.MonkeyPatch.context() as patch:

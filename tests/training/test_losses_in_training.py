@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from src.adapters.files import read_adapter
+from src.data.packing import pack_pairs
 from src.errors import UserError
+from src.evaluation.held_out import evaluate_pairs
 from src.preference.loss import LOSSES, needs_reference
-from src.preference.packing import pack_pairs
+from src.preference.objective import Objective, pair_losses
 from src.preference.pairs import load_pairs
-from src.training.evaluate import evaluate
-from src.training.objective import Objective, objective_of, pair_losses
+from src.training.config import objective_of
 from src.training.run import train
 from tests.conftest import prepare_csv
 from tests.preference.test_losses import SETTINGS, formula
-from tests.training.test_objective import policy
+from tests.preference.test_objective import policy
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +82,7 @@ def test_at_the_start_the_losses_on_dpos_margin_are_known(material, prepared):
     model, _ = policy(material / "x070.pth", torch.float32)
     for loss, value in (("dpo", math.log(2)), ("robust", math.log(2)), ("hinge", 1.0), ("ipo", 25.0)):
         objective = Objective(0.1, 0.0, loss=loss, label_smoothing=0.1 if loss == "robust" else 0.0)
-        assert evaluate(model, pairs, objective)["loss"] == pytest.approx(value, rel=1e-4), loss
+        assert evaluate_pairs(model, pairs, objective)["loss"] == pytest.approx(value, rel=1e-4), loss
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))

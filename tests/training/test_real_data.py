@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.preference.csv import write_pairs_csv
+from src.data.csv import write_pairs_csv
 from src.training.run import train
 from tests.conftest import prepare_csv
-from tests.preference.reading import read_pairs
+from tests.data.reading import read_pairs
 
 ROOT = Path(__file__).parents[2]
 PAIRS = ROOT.parent / "shared" / "data" / "hh_harmless_pairs.csv"

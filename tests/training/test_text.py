@@ -13,11 +13,12 @@ from src.adapters.files import merge_adapter, read_adapter
 from src.adapters.layer_profile import LayerSetting, auto_layer_profile
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
+from src.data.packing import Text, pack_texts
 from src.errors import UserError
+from src.evaluation.held_out import evaluate_texts
 from src.model import build_model
-from src.preference.packing import Text, pack_texts
+from src.preference.objective import text_losses
 from src.training.run import train
-from src.training.text import evaluate_texts, text_losses
 from tests.training.test_run import lines, numbers, stop_in_the_second_epoch
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -112,7 +113,7 @@ def test_a_run_learns_its_answers_and_merges(sft, answers, tmp_path):
 
     base = load_checkpoint(run.load_model)
     merged = merge_adapter(base, folder / "rwkv-final.safetensors")
-    from src.preference.examples import read_texts
+    from src.data.examples import read_texts
     from src.tokenizer import load_tokenizer
 
     texts, _ = read_texts(answers / "held_out.jsonl", load_tokenizer("bytes"), 100, run.seed, False)

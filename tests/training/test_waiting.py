@@ -9,11 +9,10 @@ from torch.utils._pytree import tree_leaves
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.random import random_weights
+from src.data.packing import Text, pack_texts
 from src.model import build_model
-from src.preference.packing import Text, pack_texts
+from src.preference.objective import Objective, pair_losses, text_losses
 from src.training.data import collate
-from src.training.objective import Objective, pair_losses
-from src.training.text import text_losses
 from src.wkv import native
 from tests.compiled import compiled
 from tests.tiny import VERSIONS, tiny_dimensions

@@ -11,7 +11,9 @@ import pytest
 from rich.progress import Progress
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import src.training.callbacks as callbacks
+import src.training.metrics as metrics_of_steps
+import src.training.progress as progress
+import src.training.watching as watching
 from src.training.run import train
 from tests.training.test_run import lines
 
@@ -58,22 +60,23 @@ def clock(monkeypatch):
     def pass_a_step(*_) -> None:
         clock.now += clock.step
 
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(callbacks, "Progress", partial(Progress, get_time=lambda: clock.now))
-    monkeypatch.setattr(callbacks.StepMetrics, "on_train_batch_start", pass_a_step, raising=False)
+    for module in (metrics_of_steps, progress):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(progress, "Progress", partial(Progress, get_time=lambda: clock.now))
+    monkeypatch.setattr(metrics_of_steps.StepMetrics, "on_train_batch_start", pass_a_step, raising=False)
     return clock
 
 
 @pytest.mark.parametrize("columns", [100, 80, 50])
 def test_a_terminal_shows_everything_with_the_time_left(config, prepared, terminal, clock, monkeypatch, columns):
     text = terminal(columns)
-    update = callbacks.ProgressBar.on_train_batch_end
+    update = progress.ProgressBar.on_train_batch_end
 
     def update_and_draw(bar, *arguments) -> None:
         update(bar, *arguments)
         bar.live.refresh()  # else it is drawn ten times a second
 
-    monkeypatch.setattr(callbacks.ProgressBar, "on_train_batch_end", update_and_draw)
+    monkeypatch.setattr(progress.ProgressBar, "on_train_batch_end", update_and_draw)
     run = config(eval_file=str(prepared("x070")))
     train(run, {})
     shown = " ".join(text().split())
@@ -92,7 +95,7 @@ def test_a_terminal_shows_everything_with_the_time_left(config, prepared, termin
 
 def test_the_time_left_is_told_of_steps_that_take_minutes(config, monkeypatch):
     clock = [0.0]
-    bar = callbacks.ProgressBar(callbacks.StepMetrics(Path("nowhere")), None, 10)
+    bar = progress.ProgressBar(metrics_of_steps.StepMetrics(Path("nowhere")), None, 10)
     monkeypatch.setattr(bar.bar, "get_time", lambda: clock[0])
     task = bar.bar.add_task("training", total=10)
     for step in range(1, 5):
@@ -102,7 +105,7 @@ def test_the_time_left_is_told_of_steps_that_take_minutes(config, monkeypatch):
 
 
 def test_elsewhere_there_are_plain_lines(config, capsys, monkeypatch):
-    monkeypatch.setattr(callbacks, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     train(config(), {})
     err = capsys.readouterr().err
     assert "\x1b" not in err and "\r" not in err
@@ -116,18 +119,18 @@ def test_lines_are_rare(config, capsys, clock):
     clock.step = 20.0
     train(config(), {})
     found = re.findall(r"^step (\d)/8, (\d+) s left: ", capsys.readouterr().err, re.MULTILINE)
-    assert callbacks.LINE_EVERY == 30.0
+    assert progress.LINE_EVERY == 30.0
     assert found == [("2", "120"), ("4", "80"), ("6", "40"), ("8", "0")]
 
 
 def test_pairs_and_tokens_a_second_are_those_of_the_steps_alone(config, prepared, monkeypatch, clock):
-    evaluate = callbacks.evaluate
+    evaluate = watching.evaluate_pairs
 
     def slow_evaluate(*given):
         clock.now += 100.0
         return evaluate(*given)
 
-    monkeypatch.setattr(callbacks, "evaluate", slow_evaluate)
+    monkeypatch.setattr(watching, "evaluate_pairs", slow_evaluate)
     run = config(eval_file=str(prepared("x070")), accumulate_grad_batches=2, epoch_steps=8)
     train(run, {})
     metrics = lines(Path(run.proj_dir) / "metrics.jsonl")

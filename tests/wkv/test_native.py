@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src import kernels
 from src.errors import UserError
 from src.wkv import native
 from tests.compiled import compiled
@@ -207,7 +208,7 @@ def in_a_new_process(program: str = PROGRAM, **environment: str) -> subprocess.C
                           check=True)
 
 
-@pytest.mark.parametrize("instructions", native.INSTRUCTIONS[1:])
+@pytest.mark.parametrize("instructions", kernels.INSTRUCTIONS[1:])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("version", VERSIONS)
 def test_lesser_instructions(keep_to, instructions, version, dtype):
@@ -230,15 +231,15 @@ def test_the_chosen_instructions_compute(keep_to):
 @compiled
 def test_instructions_that_are_not_there():
     with pytest.raises(UserError, match="instructions 'sse9' are unknown; choose one of avx512bf16, avx512, avx2, default"):
-        native.use_instructions("sse9")
-    for name in set(native.INSTRUCTIONS) - set(torch.ops.rwkv_wkv.available_instructions()):
+        kernels.use_instructions("sse9")
+    for name in set(kernels.INSTRUCTIONS) - set(torch.ops.rwkv_wkv.available_instructions()):
         with pytest.raises(UserError, match=f"this processor has no '{name}' instructions; choose one of .*default"):
-            native.use_instructions(name)
+            kernels.use_instructions(name)
 
 
 @compiled
 def test_torchs_own_choice_of_instructions_rules_the_kernels():
-    program = "import torch; from src.wkv import native; native.missing('cpu'); print(torch.ops.rwkv_wkv.instructions())"
+    program = "import torch; from src import kernels; kernels.missing('cpu'); print(torch.ops.rwkv_wkv.instructions())"
     told = in_a_new_process(program, ATEN_CPU_CAPABILITY="default")
     assert told.stdout.split() == ["default"] and not told.stderr
 

@@ -1,0 +1,76 @@
+"""Which pairs go together, and in what order. Knows nothing of texts or models."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain, count, islice
+
+import numpy as np
+
+from src.data.packing import packed_length
+
+# Pairs among which like lengths are put together: enough for batches of like shapes, few enough that each pass mixes anew.
+WINDOW = 512
+
+
+def batches_by_tokens(pairs: Sequence[tuple], batch_tokens: int, among: Iterable[int] | None = None) -> list[list[int]]:
+    """Split the indices of `pairs`, or those `among` them, into groups of at most `batch_tokens` input tokens, longest first.
+
+    Pairs with one prompt come together, as they share it; otherwise lengths within a group are alike. A pair longer than
+    `batch_tokens` is a group of its own. Every index occurs exactly once; the longest come first, so that what does not fit
+    in memory fails at the start.
+    """
+    together: dict[tuple, list[int]] = {}
+    for index in range(len(pairs)) if among is None else among:
+        together.setdefault(tuple(pairs[index][0]), []).append(index)
+    for members in together.values():
+        members.sort(key=lambda index: -packed_length(pairs[index]))
+    groups: list[list[int]] = []
+    total, in_group = 0, None
+    for prompt, members in sorted(together.items(), key=lambda item: -packed_length(pairs[item[1][0]])):
+        for index in members:
+            length = packed_length(pairs[index], shared=in_group == prompt)
+            if not groups or total + length > batch_tokens:
+                groups.append([])
+                total, length = 0, packed_length(pairs[index])
+            groups[-1].append(index)
+            total, in_group = total + length, prompt
+    return groups
+
+
+def epoch_order(n_pairs: int, seed: int, start: int, count: int) -> list[int]:
+    """Positions start .. start + count - 1 of an endless sequence of pair indices, pass after pass.
+
+    Each pass over the data is a permutation of its own, drawn from the seed and the pass's number alone, so
+    that each pair is seen once a pass and any part of the sequence can be had without what comes before it:
+    a run that resumes at a position goes on with the very pairs that an unbroken run would see.
+    """
+    order: list[int] = []
+    while len(order) < count:
+        number, skipped = divmod(start + len(order), n_pairs)
+        order += _permutation(n_pairs, seed, number)[skipped:skipped + count - len(order)].tolist()
+    return order
+
+
+def pass_by_tokens(pairs: Sequence[tuple], seed: int, number: int, batch_tokens: int) -> list[list[int]]:
+    """Batches of at most `batch_tokens` input tokens that see every pair once, in an order of the seed and `number` alone.
+
+    Pass `number` draws a permutation, sorts each window of it by length and cuts it into batches, and shuffles these.
+    """
+    order = _permutation(len(pairs), seed, number)
+    windows = (order[start:start + WINDOW].tolist() for start in range(0, len(order), WINDOW))
+    batches = [batch for window in windows for batch in batches_by_tokens(pairs, batch_tokens, window)]
+    shuffled = np.random.default_rng([seed, number, 1]).permutation(len(batches))
+    return [batches[at] for at in shuffled]
+
+
+def batches_from(pairs: Sequence[tuple], seed: int, batch_tokens: int, start: int) -> Iterator[list[int]]:
+    """The endless sequence of all passes' batches from its number `start` on."""
+    passes = (pass_by_tokens(pairs, seed, number, batch_tokens) for number in count())
+    return islice(chain.from_iterable(passes), start, None)
+
+
+@lru_cache(maxsize=2)  # of a long pass one asks for many short parts
+def _permutation(n_pairs: int, seed: int, number: int) -> np.ndarray:
+    order = np.random.default_rng([seed, number]).permutation(n_pairs)
+    order.setflags(write=False)
+    return order

@@ -1,0 +1,117 @@
+"""What a file of pairs holds, told before anything is made of it: counts, lengths in tokens, a histogram."""
+
+import json
+import sys
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from src.console import printable, say, show
+from src.data.conversation import prompt_turns
+from src.data.faults import NAMED, Reading, name_rows, skipped_rows
+from src.data.templates import format_answer, format_prompt
+from src.data.tokenize import tokenize_pairs
+from src.tokenizer import Tokenizer
+from src.tokenizer.fidelity import Changes
+
+BINS = 12  # at most
+BEGINNING = 200  # characters
+# More than any text has tokens: nothing is cut.
+ENDLESS = sys.maxsize
+
+
+def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int) -> dict[str, Any]:
+    """What preparing these rows once each would make of them.
+
+    Args:
+        reading: of rows with a reject in each.
+        max_len: `--rlhf_max_corpus_len`, tokens of prompt and longer answer together.
+        seed: of the templates.
+
+    Returns:
+        rows (those that can be used), conversations (of several turns, or with a system message), most_turns;
+        bad_rows: "count", and under "rows" the numbers of those that can't be used, by kind; notes: what has no effect;
+        tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
+        duplicate_rows (like one before them in all three texts), duplicate_prompts (in the prompt alone), equal_answers, cut,
+        dropped: counts, all of texts as the model gets them; under `..._at` the first rows of each kind, from 1, as in the file;
+        changes: texts that do not come back from their tokens as written (`Changes`);
+        begins: of the first prompt and its chosen answer; histogram: of the pairs' lengths, `counts` of those from one of the
+        `edges` to below the next.
+    """
+    rows, numbers = reading.rows, reading.numbers
+    pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers)
+    prompt, chosen, reject = (np.array([len(pair[part]) for pair in pairs]) for part in range(3))
+    longer = np.maximum(chosen, reject)
+    lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
+    turns = [len(prompt_turns(row.prompt)) for row in rows]
+    prompts = [format_prompt(0, row.prompt) for row in rows]
+    texts = [(text, format_answer(row.chosen), format_answer(row.reject)) for text, row in zip(prompts, rows, strict=True)]
+    kinds = {
+        "duplicate_rows": _repeated(texts), "duplicate_prompts": _repeated(prompts),
+        "equal_answers": [at for at, (_, one, other) in enumerate(texts) if one == other],
+        "cut": np.flatnonzero((lengths["pair"] > max_len) & (longer <= max_len)).tolist(),
+        "dropped": np.flatnonzero(longer > max_len).tolist(),
+    }
+    counts, edges = _histogram(lengths["pair"])
+    return {
+        "rows": len(rows), "conversations": sum(count > 1 for count in turns), "most_turns": max(turns) + 1, "max_len": max_len,
+        "tokenizer": tokenizer.name, "bad_rows": skipped_rows(reading), "notes": reading.notes,
+        "tokens": {name: _spread(values) for name, values in lengths.items()},
+        "begins_at": numbers[0], "begins": "".join(texts[0][:2])[:BEGINNING],
+        **{name: len(found) for name, found in kinds.items()},
+        **{f"{name}_at": [numbers[at] for at in found[:NAMED]] for name, found in kinds.items()},
+        "changes": asdict(report.changes), "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
+
+
+def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str]) -> None:
+    """A table and a histogram on stderr, and the same as one line of JSON on stdout.
+
+    Args:
+        first_of_kind: what is wrong with the first of the bad rows of each kind.
+    """
+    table = Table("tokens", *(name for name in found["tokens"]["pair"]), title=printable(f"{path}: {found['rows']} rows"))
+    for name, spread in found["tokens"].items():
+        table.add_row({"pair": "prompt + longer answer"}.get(name, name), *(f"{value:.5g}" for value in spread.values()))
+    show(table, stderr=True)
+    words = {
+        "conversations": f"of several turns or with a system message, up to {found['most_turns']} turns",
+        "duplicate_rows": "repeat a row before them", "duplicate_prompts": "repeat a prompt",
+        "equal_answers": "have equal answers, which have no preference to learn",
+        "cut": f"longer than {found['max_len']} tokens: the prompt would lose its beginning",
+        "dropped": f"have an answer alone longer than {found['max_len']} tokens: they would be dropped",
+    }
+    say(f"row {found['begins_at']} begins, as the model reads it: {found['begins']!r}")
+    for name, text in words.items():
+        named = ", ".join(map(str, found.get(f"{name}_at", [])))
+        more = ", ..." if found[name] > NAMED else ""
+        say(f"{found[name]:8} {text}{f' (rows {named}{more})' if named else ''}")
+    for kind, numbers in found["bad_rows"]["rows"].items():
+        say(f"{len(numbers):8} can't be used, {kind}: {name_rows(numbers)}; the first: {first_of_kind[kind]}")
+    Changes(**found["changes"]).report(path, found["tokenizer"])
+    say("tokens of a pair (prompt + longer answer):")
+    edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        say(f"{low:8} to {high - 1:8} {count:8} {'█' * -(-40 * count // max(counts))}")
+    print(json.dumps({"file": path, **found}))
+
+
+def _repeated(values: Sequence[Hashable]) -> list[int]:
+    """Where a value stands that stood before."""
+    first: dict[Hashable, int] = {}
+    return [at for at, value in enumerate(values) if first.setdefault(value, at) != at]
+
+
+def _histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and edges of bins of equally many whole numbers."""
+    low, high = int(values.min()), int(values.max())
+    width = -(-(high - low + 1) // BINS)
+    return np.histogram(values, np.arange(low, high + width + 1, width))
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    return {"min": int(values.min()), "median": float(np.median(values)), "mean": float(values.mean()),
+            "p95": float(np.percentile(values, 95)), "max": int(values.max())}

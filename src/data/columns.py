@@ -1,0 +1,285 @@
+"""What a table's columns mean: the one place that knows the field's names for the parts of a prompt, and what is left unused.
+
+A prompt may have a column of its own, and others beside it that belong to it: what an instruction is about (Alpaca's `input`), a
+system message, the turns before it. Names are compared without regard to case.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, clean, prompt_turns, read_transcript, write_prompt
+from src.data.faults import BadRow, Reading, read_rows
+from src.data.messages import as_flag, checked_text, message_turns, messages_in, parse
+from src.errors import UserError
+
+PROMPTS = ("prompt", "instruction", "question", "query")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+ABOUT = ("input", "context")  # beside a prompt: what it is about; the prompt itself where there is no other
+SYSTEMS = ("system", "system_prompt", "system_message")
+HISTORIES = ("history",)
+# Columns that say whether a row is to be learned: thumbs of unpaired preferences, and weights.
+THUMBS = ("label", "kto_tag")
+FLAGS = (*THUMBS, "weight", "loss_weight", "train")
+# A column whose name has one of these, or whose texts are as long as sentences, could be the prompt.
+_PROMPT_WORDS = re.compile("prompt|question|query|instruct|input|context|problem|request|message|convers|dialog|history|post|"
+                           "task|text|title|trajectory|user|human", re.IGNORECASE)
+_ID_WORDS = re.compile(r"(?:^|[_\-. ])(?:id|ids|uuid|hash|sha|index|idx|len|length|tokens|count|type|lang|language|source|"
+                       "model)$", re.IGNORECASE)
+_SENTENCE = 5  # words
+
+
+class Table(NamedTuple):
+    """What a file holds before anything is known of its meaning."""
+
+    path: Path
+    where: str  # what names the columns: "the header", or "the file" itself
+    names: Sequence[str]  # of the columns
+    records: Sequence[dict[str, Any] | BadRow]  # by name, without what is missing; or why a row can't be read
+
+    def place(self, number: int) -> str:
+        return f"{self.path}: row {number}"
+
+
+class Usage:
+    """Which columns, and which keys of messages, some row made use of."""
+
+    def __init__(self) -> None:
+        self.columns: set[str] = set()
+        self.unused_keys: set[str] = set()
+        self.open_ended = 0  # conversations with a message of the user at their end, which nothing answers
+
+    def notes(self, table: Table, numbers: Sequence[int]) -> list[str]:
+        """What has a value in some of the rows of these numbers, which were read, and no effect anywhere, in words."""
+        filled = {name for number in numbers for name, value in table.records[number - 1].items()
+                  if not _is_blank(value)} - self.columns
+        unused = [" ".join(name.split())[:40] or "(no name)" for name in dict.fromkeys(table.names) if name in filled]
+        parts = [f"{_listed(unused, 'column')}"] if unused else []
+        if self.unused_keys:
+            parts.append(f"{_listed(sorted(self.unused_keys), 'key')} of messages")
+        if self.open_ended:
+            parts.append(f"the last message of {self.open_ended} conversation{'s' * (self.open_ended > 1)}, which is the "
+                         "user's")
+        return [f"not used: {'; '.join(parts)}"] if parts else []
+
+
+class PromptColumns(NamedTuple):
+    """Names of the columns that a prompt is made of, None or empty where the table has none."""
+
+    prompt: str | None
+    about: list[str]
+    system: str | None
+    history: str | None
+
+
+def find_column(table: Table, names: Sequence[str]) -> str | None:
+    """The one column of these names that the table has, or None. Raises UserError where it has several."""
+    counts = Counter(name for name in table.names if name.lower() in names)
+    for name, count in counts.items():
+        if count > 1:
+            raise UserError(f"{table.path}: {table.where} has the column {name} more than once; keep one of them")
+    found = sorted(counts, key=lambda name: names.index(name.lower()))
+    if len(found) > 1:
+        raise UserError(f"{table.path}: {table.where} has both {' and '.join(found[:2])}; keep one of them")
+    return found[0] if found else None
+
+
+def find_prompt_columns(table: Table) -> PromptColumns:
+    """Raises UserError where two columns could be one part."""
+    about = [column for name in ABOUT if (column := find_column(table, (name,)))]
+    prompt = find_column(table, PROMPTS) or find_column(table, CONVERSATIONS)
+    if prompt is None and about:
+        prompt, *about = about
+    return PromptColumns(prompt, about, find_column(table, SYSTEMS), find_column(table, HISTORIES))
+
+
+def require_rows(table: Table) -> None:
+    """Raise UserError where there is nothing under the columns."""
+    if not table.records:
+        raise UserError(f"{table.path}: there is no data row under {table.where}")
+
+
+def known_columns(table: Table) -> str:
+    """The columns' names for a message: one line, whatever the file holds."""
+    return " ".join(", ".join(table.names).split())[:200]
+
+
+def prompt_candidate(table: Table, known: Sequence[str | None]) -> str | None:
+    """A column, besides the `known` ones, that could be the prompt."""
+    for name in dict.fromkeys(table.names):
+        if name in known:
+            continue
+        for record in table.records[:100]:
+            value = "" if isinstance(record, BadRow) else record.get(name, "")
+            words = len(value.split()) if isinstance(value, str) else 0
+            named = _PROMPT_WORDS.search(name) and not _ID_WORDS.search(name)
+            if words >= (1 if named else _SENTENCE) or messages_in(value, table.place(1)):
+                return name
+    return None
+
+
+def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
+    """The columns of FLAGS that have nothing but truth values, such as `label` of thumbs, but not of classes.
+
+    Args:
+        numbers_are_thumbs: whether 0 and 1 are, in `label` and `kto_tag`; beside pairs they may be anything.
+
+    Raises UserError where one of them is there more than once.
+    """
+    found = []
+    for name in filter(None, (find_column(table, (flag,)) for flag in FLAGS)):
+        values = [record[name] for record in table.records
+                  if not isinstance(record, BadRow) and not _is_blank(record.get(name))]
+        if name.lower() in THUMBS and not numbers_are_thumbs:
+            values = [value if not str(value).strip().isdigit() else None for value in values]
+        if values and all(as_flag(value) is not None for value in values):
+            found.append(name)
+    return found
+
+
+def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callable[[dict[str, Any], str], Any]) -> Reading:
+    """What `read(record, where)` makes of the table's rows, but for those that one of the `flags` marks as not to be learned.
+
+    Args:
+        flags: as `flag_columns` finds them.
+        usage: where `read` notes which columns it uses.
+    """
+    usage.columns |= set(flags)
+    flagged_out, flagged_by = 0, set()
+
+    def read_one(record: dict[str, Any], number: int) -> Any:
+        nonlocal flagged_out
+        marks = [name for name in flags if as_flag(record.get(name)) is False]
+        if marks:
+            flagged_out += 1
+            flagged_by.update(marks)
+            return None
+        return read(record, table.place(number))
+
+    rows, numbers, faults = read_rows(table.records, read_one)
+    notes, left_out = usage.notes(table, numbers), ""
+    if flagged_out:
+        marking = " or ".join(name for name in flags if name in flagged_by)
+        left_out = f"{flagged_out} row{'s' * (flagged_out > 1)} that {marking} marks as not to be learned"
+        notes.insert(0, f"left out {left_out}")
+    return Reading(table.path, rows, numbers, faults, notes, left_out)
+
+
+def read_cell(record: dict[str, Any], column: str | None, where: str, part: str, usage: Usage) -> str | list[Turn]:
+    """A cell's text just as it stands, "" where there is none; of messages, the turns.
+
+    Raises BadRow for anything else, and for characters that no UTF-8 text has.
+    """
+    value = record.get(column, "")
+    if column is None or _is_blank(value):
+        return value if isinstance(value, str) else ""
+    usage.columns.add(column)
+    messages = messages_in(value, f"{where}: its {part}")
+    if messages is not None:
+        return message_turns(messages, f"{where}: its {part}", usage.unused_keys)
+    if not isinstance(value, str):
+        raise BadRow("no text", f"{where}: its {part} is of type {type(value).__name__} where text or a list of messages is "
+                                "expected")
+    return checked_text(value, f"{where}: its {part}")
+
+
+def read_prompt(record: dict[str, Any], columns: PromptColumns, where: str, usage: Usage) -> str:
+    """A prompt with all that belongs to it, as one text: just as it stands where nothing does, else as a transcript.
+
+    Raises BadRow for what is not as it should be; an empty prompt comes back as "".
+    """
+    prompt = read_cell(record, columns.prompt, where, columns.prompt or "prompt", usage)
+    if isinstance(prompt, str) and not (columns.about or columns.history or columns.system):
+        return prompt
+    turns = prompt if isinstance(prompt, list) else prompt_turns(prompt) if prompt.strip() else []
+    added = False
+    for column in columns.about:
+        about = read_cell(record, column, where, column, usage)
+        earlier = about if isinstance(about, list) else _exchanges(about)
+        if earlier:
+            turns, added = _after(earlier, turns, where, column), True
+        elif about.strip():
+            *before, last = turns or [Turn(HUMAN, "")]
+            turns, added = [*before, Turn(HUMAN, f"{last.text}\n{about}".strip())], True
+    if history := read_history(record, columns.history, where, usage):
+        turns, added = _after(history, turns, where, columns.history or ""), True
+    if turns and (system := read_system(record, columns.system, where, usage)):
+        turns, added = with_system(turns, system, where), True
+    if isinstance(prompt, str) and not added:
+        return prompt
+    if turns[-1].speaker != HUMAN:
+        raise BadRow("prompt without a question", f"{where}: its prompt does not end in a message of the user")
+    return write_prompt(turns)
+
+
+def read_system(record: dict[str, Any], column: str | None, where: str, usage: Usage) -> str:
+    """The text of a system message, "" where there is none."""
+    value = read_cell(record, column, where, column or "", usage)
+    if isinstance(value, list):
+        if len(value) != 1 or value[0].speaker != SYSTEM:
+            raise BadRow("system message", f"{where}: its {column} has other messages than one of the system")
+        value = value[0].text
+    return value.strip()
+
+
+def with_system(turns: Sequence[Turn], system: str, where: str) -> list[Turn]:
+    """The turns with this system message first, which a conversation may have itself; "" is none."""
+    if system and turns and turns[0].speaker == SYSTEM:
+        if clean(turns[0].text) != clean(system):
+            raise BadRow("two system messages", f"{where} has a system message in a column and another one in its conversation; "
+                                                "keep one of them")
+        return list(turns)
+    return [Turn(SYSTEM, system), *turns] if system else list(turns)
+
+
+def read_history(record: dict[str, Any], column: str | None, where: str, usage: Usage) -> list[Turn]:
+    """The turns before a prompt: messages, a transcript, or a list of questions with their answers."""
+    value = record.get(column, "")
+    if isinstance(value, str) and value.lstrip().startswith("[["):
+        value = parse(value)
+    if not isinstance(value, list) or not value or isinstance(value[0], dict):
+        cell = read_cell(record, column, where, column or "", usage)
+        turns = cell if isinstance(cell, list) else read_transcript(cell) if cell.strip() else []
+        if turns is None:
+            raise BadRow("history", f"{where}: its {column} is neither a list of questions with their answers nor messages")
+        return turns
+    usage.columns.add(column or "")
+    turns = []
+    for exchange in value:
+        if not (isinstance(exchange, list | tuple) and len(exchange) == 2 and all(isinstance(text, str) for text in exchange)):
+            raise BadRow("history", f"{where}: its {column} has an entry that is no question with its answer")
+        question, answer = (checked_text(text, f"{where}: its {column}") for text in exchange)
+        if not question.strip() or not answer.strip():
+            raise BadRow("history", f"{where}: its {column} has an empty question or answer; write it out or remove the row")
+        turns += [Turn(HUMAN, question), Turn(ASSISTANT, answer)]
+    return turns
+
+
+def _exchanges(text: str) -> list[Turn] | None:
+    """The turns of a transcript that ends in an answer; what a prompt is about may begin with a speaker's name and be none."""
+    turns = read_transcript(text)
+    return turns if turns and len(turns) > 1 and turns[-1].speaker == ASSISTANT else None
+
+
+def _after(earlier: Sequence[Turn], turns: Sequence[Turn], where: str, column: str) -> list[Turn]:
+    """`turns` behind `earlier` ones; the system message comes first wherever it stood."""
+    if not turns:
+        return list(earlier)
+    if earlier[-1].speaker == HUMAN and turns[0].speaker == HUMAN:
+        if clean(earlier[-1].text) == clean(turns[0].text):
+            return [*earlier[:-1], *turns]
+        raise BadRow("history", f"{where}: its {column} ends in a message of the user, and the prompt is another one")
+    if turns[0].speaker == SYSTEM:
+        return [*with_system(earlier, turns[0].text, where), *turns[1:]]
+    return [*earlier, *turns]
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list | dict) and not value)
+
+
+def _listed(names: Sequence[str], what: str) -> str:
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"{what}{'s' * (len(names) > 1)} {', '.join(names[:12])}{more}"

@@ -1,0 +1,206 @@
+"""From a file of texts to what is trained on with `--sft 1`: sequences of tokens, and which of them have a loss.
+
+Three kinds of rows, told by the columns: a prompt and its answer, a conversation (a list of messages), or plain text. Answers
+have a loss, prompts have none; of plain text every token has one but the first, which nothing comes before.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from src.data.columns import (
+    CONVERSATIONS,
+    PromptColumns,
+    Table,
+    Usage,
+    find_column,
+    find_prompt_columns,
+    flag_columns,
+    known_columns,
+    read_cell,
+    read_prompt,
+    read_records,
+    read_system,
+    require_rows,
+    with_system,
+)
+from src.data.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
+from src.data.faults import BadRow, Reading, report_reading, skipped_rows, usable
+from src.data.kinds import check_kind
+from src.data.packing import Text
+from src.data.read import read_table
+from src.data.rows import split_answer, without_prompt
+from src.data.source import data_ending, data_file, open_data, read_text
+from src.data.templates import draw_template, format_conversation
+from src.errors import UserError
+from src.tokenizer import Tokenizer
+from src.tokenizer.fidelity import Changes, Encoder
+
+ANSWERS = ("chosen", "completion", "response", "output", "answer", "chosen_messages", "chosen_response")
+TEXT = "text"
+# What ends a document within a .txt: the character 0, or the word that many corpora have for it.
+_END = re.compile(r"\0|<\|endoftext\|>")
+
+
+class Example(NamedTuple):
+    """A conversation; the assistant's turns from number `first` on have a loss, and the last of them is its end."""
+
+    turns: list[Turn]
+    first: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a file."""
+
+    rows: int  # conversations, or documents
+    trained: int  # tokens that have a loss
+    cut: int  # conversations that lost their beginning, or documents that were cut into pieces
+    dropped: int  # conversations left out since an answer alone is longer than the limit
+    changes: Changes  # texts that do not come back from their tokens as written
+    skipped_rows: dict[str, Any]  # rows that can't be used: "count", and "rows" by kind
+
+
+def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool,
+               skip_bad_rows: bool = False) -> tuple[list[Text], Report]:
+    """Read a `.txt` of documents, or a table (see src/data/read.py) of documents, prompts with answers, or conversations.
+
+    A conversation over `max_len` tokens loses its beginning; one whose last answer is longer by itself is dropped. A document of
+    more is cut into pieces of `max_len` inputs, each of which begins with the last token of the piece before it, so that every
+    token of the document but the first is predicted once. A document ends with the end-of-text token.
+
+    Args:
+        max_len: tokens of a sequence.
+        seed: of the templates, which a single prompt with its answer is put in as for preferences.
+        on_prompt: give prompts a loss too.
+        skip_bad_rows: leave out rows that can't be used instead of refusing the file.
+
+    Raises:
+        UserError: a file or row that is not as it should be, both named; nothing is left under the limit.
+    """
+    path = data_file(path, "--train_data_file or --eval_file")
+    if data_ending(path) == ".txt":
+        documents = _read_documents(path)
+        reading = Reading(path, documents, list(range(1, len(documents) + 1)), faults=[], notes=[])
+    else:
+        reading = read_examples(read_table(path))
+    rows = usable(reading, skip_bad_rows)
+    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
+    texts: list[Text] = []
+    cut = dropped = 0
+    for number, row in zip(reading.numbers, rows, strict=True):
+        if isinstance(row, str):
+            pieces = list(_document([*encoder.encode(row, number, "text"), tokenizer.end_of_text], max_len))
+            texts += pieces
+            cut += len(pieces) > 1
+            continue
+        text, last = _tokenized(row, number, encoder, draw_template(generator), on_prompt)
+        if last > max_len:
+            dropped += 1
+            continue
+        cut += len(text.tokens) > max_len
+        texts.append(Text(text.tokens[-max_len:], text.trained[-max_len:]))
+    if not any(any(text.trained[1:]) for text in texts):
+        raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(rows)} rows have an answer of over {max_len} "
+                        "tokens; raise --ctx_len")
+    report_reading(reading)
+    trained = sum(sum(text.trained[1:]) for text in texts)
+    return texts, Report(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
+
+
+def read_examples(table: Table) -> Reading:
+    """A table's rows, conversations or documents as plain strings; those that can't be used; what has no effect.
+
+    Raises UserError where no column is one to train on, or two could be.
+    """
+    messages, answer, text = (find_column(table, names) for names in (CONVERSATIONS, ANSWERS, (TEXT,)))
+    if not (messages or answer or text):
+        raise UserError(f"{table.path}: {table.where} lacks what to train on (found: {known_columns(table)}); the columns must "
+                        "be prompt,completion or prompt,chosen or instruction,input,output, or messages, or text")
+    require_rows(table)
+    prompt, usage = find_prompt_columns(table), Usage()
+    flags = flag_columns(table, numbers_are_thumbs=True) if messages or answer else []
+
+    def read(record: dict[str, Any], where: str) -> Example | str:
+        if messages:
+            return _conversation(record, messages, prompt.system, where, usage)
+        if answer:
+            return _answered(record, prompt, answer, where, usage)
+        value = read_cell(record, text, where, TEXT, usage)
+        if not isinstance(value, str) or not value.strip():
+            raise BadRow(f"no {TEXT}", f"{where} has no {TEXT}; fill it in or remove the row")
+        return value
+
+    return read_records(table, flags, usage, read)
+
+
+def _conversation(record: dict[str, Any], column: str, system: str | None, where: str, usage: Usage) -> Example:
+    """All of the assistant's turns have a loss but those of weight 0; what comes after the last of them has no use."""
+    turns = read_cell(record, column, where, column, usage)
+    if not turns or (isinstance(turns, str) and not turns.strip()):
+        raise BadRow("no messages", f"{where} has no messages in {column}; fill it in or remove the row")
+    turns = (read_transcript(turns) or []) if isinstance(turns, str) else turns
+    usage.open_ended += bool(turns) and turns[-1].speaker != ASSISTANT
+    while turns and turns[-1].speaker != ASSISTANT:
+        turns = turns[:-1]
+    split_answer(turns, f"{where}: its {column}")
+    if not any(turn.trained for turn in turns if turn.speaker == ASSISTANT):
+        raise BadRow("answer without a loss", f"{where}: its {column} has weight 0 in all of the assistant's messages; "
+                                              "remove the row or the weights")
+    return Example(with_system(turns, read_system(record, system, where, usage), where), 0)
+
+
+def _answered(record: dict[str, Any], columns: PromptColumns, column: str, where: str, usage: Usage) -> Example:
+    """The last answer has a loss; one that is a conversation with its prompt before it needs no other prompt."""
+    answer = read_cell(record, column, where, column, usage)
+    has_prompt = columns.prompt is not None or columns.history is not None
+    turns = answer if isinstance(answer, list) else None if has_prompt else read_transcript(answer)
+    if turns and len(turns) > 1 and turns[0].speaker != ASSISTANT:
+        before, _ = split_answer(turns, f"{where}: its {column}")
+        before, after = with_system(before, read_system(record, columns.system, where, usage), where), [turns[-1]]
+    else:
+        prompt = read_prompt(record, columns, where, usage)
+        if not prompt.strip():
+            raise BadRow("empty prompt", f"{where} has an empty prompt; fill it in or remove the row")
+        answer, _ = without_prompt(answer, "", prompt)
+        before, after = prompt_turns(prompt), [Turn(ASSISTANT, answer)] if isinstance(answer, str) else answer
+    if after[-1].speaker != ASSISTANT:
+        raise BadRow("no answer", f"{where}: its {column} is not the assistant's")
+    if not after[-1].text.strip():
+        raise BadRow("empty answer", f"{where} has an empty answer (its {column}); fill it in or remove the row")
+    if not after[-1].trained:
+        raise BadRow("answer without a loss", f"{where}: its {column} has weight 0; remove the row or the weight")
+    return Example([*before, *after], len(before))
+
+
+def _tokenized(example: Example, row: int, encoder: Encoder, template: int, on_prompt: bool) -> tuple[Text, int]:
+    """Tokens with their losses, and how many the last answer has. Prompts and answers are tokenized apart, as in pairs."""
+    tokens: list[int] = []
+    trained: list[bool] = []
+    piece: list[int] = []
+    pieces = format_conversation(example.turns, example.first, template)
+    for number, (text, is_answer, may_train) in enumerate(pieces, start=1):
+        piece = encoder.encode(text, row, f"{'answer' if is_answer else 'prompt'} (part {number})", continues=number > 1)
+        tokens += piece
+        trained += [may_train and (is_answer or on_prompt)] * len(piece)
+    return Text(tokens, trained), len(piece)
+
+
+def _document(tokens: list[int], max_len: int) -> Iterator[Text]:
+    for start in range(0, len(tokens) - 1, max_len):
+        piece = tokens[start:start + max_len + 1]
+        yield Text(piece, [True] * len(piece))
+
+
+def _read_documents(path: Path) -> list[str]:
+    with open_data(path) as stream:
+        check_kind(stream, path, as_table=False)
+    text = read_text(path, lambda before: f"line {before.count(chr(10)) + 1}")
+    documents = [document for document in _END.split(text) if document.strip()]
+    if not documents:
+        raise UserError(f"{path}: the file is empty; it needs text to train on")
+    return documents

@@ -1,0 +1,202 @@
+"""The field's messages, as turns: lists of objects with a role and a content, as JSON or as the text that a CSV has of them.
+
+Read are TRL's and OpenAI's `{"role", "content"}` and ShareGPT's `{"from", "value"}`, with a text or a list of parts as the
+content, one message or a list of them. A cell of text is a list of messages where all of it is one: as JSON, or as pandas,
+numpy or `datasets` print it into a CSV.
+"""
+
+import ast
+import json
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, joined
+from src.data.faults import BadRow
+
+SPEAKERS = {"user": HUMAN, "human": HUMAN, "prompter": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT, "bot": ASSISTANT,
+            "model": ASSISTANT, "chatgpt": ASSISTANT, "ai": ASSISTANT, "system": SYSTEM, "developer": SYSTEM}
+# Roles that no template has.
+UNSUPPORTED = ("tool", "function", "observation", "function_call", "tool_call", "ipython", "environment")
+ROLE, CONTENT = ("role", "from"), ("content", "value")
+# Whether a message has a loss: OpenAI's and Mistral's weight, axolotl's train, ms-swift's loss.
+LOSS = ("weight", "loss_weight", "train", "loss")
+# No part of a text is looked at twice, or a million blank lines take hours.
+_BEGINS = re.compile(r"\s*+(?:array\()?\[?\s*+\{")
+_A_ROLE = re.compile(rf"""(['"])(?:role|from)\1\s*:\s*(['"])(?:{'|'.join((*SPEAKERS, *UNSUPPORTED))})\2""", re.IGNORECASE)
+# In numpy's print: a string; or what is not Python outside of strings, the comma that lacks between two objects and `array(...)`.
+_NUMPY = re.compile(r"""('(?:[^'\\]|\\.|\\\Z)*+(?:'|\Z)|"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z))"""
+                    r"""|(\}\s+(?=\{))|\barray\(|,\s*dtype=object\)|(?<=\])\)""", re.DOTALL)
+
+
+def message_turns(messages: Sequence[Any], where: str, unused: set[str] | None = None) -> list[Turn]:
+    """Turns from messages; those of one speaker in a row are one.
+
+    Args:
+        where: the row and its key, for messages.
+        unused: gets the keys of the messages that have no effect.
+
+    Raises:
+        BadRow: beginning with `where`; no messages, something else than one, a role that no template has (tool), a system
+            message behind others, no text, or a weight between 0 and 1.
+    """
+    turns: list[Turn] = []
+    for number, message in enumerate(messages, start=1):
+        place = f"{where}, message {number},"
+        if not isinstance(message, dict):
+            raise BadRow("no messages", f"{place} is of type {type(message).__name__} where an object with role and content "
+                                        "is expected")
+        speaker = _speaker(message, place)
+        text = _text(message, place, last=number == len(messages) and speaker == ASSISTANT)
+        if speaker == SYSTEM and turns and turns[-1].speaker != SYSTEM:
+            raise BadRow("misplaced system message", f"{place} is a system message behind others; it must come first")
+        trained = _has_loss(message, place)
+        if turns and turns[-1].speaker == speaker == ASSISTANT and turns[-1].trained != trained:
+            raise BadRow("mixed weights", f"{place} has another weight than the assistant's message before it, with which it is "
+                                          "one turn; join the two or remove one")
+        turns.append(Turn(speaker, text, trained or speaker != ASSISTANT))
+        if unused is not None:
+            unused |= _without_effect(message, speaker)
+    if not turns:
+        raise BadRow("no messages", f"{where} is an empty list of messages; fill it in or remove the row")
+    return joined(turns)
+
+
+def messages_in(value: Any, where: str) -> list[Any] | None:
+    """The messages that a cell is, or None for anything else.
+
+    Raises BadRow, beginning with `where`, for a text that begins as a list of messages does and can't be read as one.
+    """
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict):
+        return [value] if _first(value, ROLE) is not None or _first(value, CONTENT) is not None else None
+    if not isinstance(value, str) or not _BEGINS.match(value) or not _A_ROLE.search(value):
+        return None
+    found = parse(value)
+    if found is None:
+        raise BadRow("unreadable messages", f"{where} begins like a list of messages written as text, but can't be read as one; "
+                                            "write the file as JSONL, or the cell as JSON")
+    found = found if isinstance(found, list) else [found]
+    return found if all(map(_is_message, found)) else None
+
+
+def parse(text: str) -> Any | None:
+    """The value of a text that is JSON, or that Python or numpy printed; None where it is neither.
+
+    Of what Python prints, tuples and single values that JSON lacks are read too, but no sets and no objects with other keys than
+    texts.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    for source in (text, _NUMPY.sub(lambda match: match[1] or ("}, " if match[2] else ""), text)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of escapes that Python does not know, which are data here
+                return _literal(ast.parse(source.strip(), mode="eval").body)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return None
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a parsed literal. Raises ValueError where it is none, or one that JSON has nothing like."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.List | ast.Tuple):
+        values = map(_literal, node.elts)
+        return list(values) if isinstance(node, ast.List) else tuple(values)
+    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) and isinstance(key.value, str) for key in node.keys):
+        return {key.value: _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
+            and type(node.operand.value) in (int, float)):
+        return -node.operand.value
+    raise ValueError(f"{type(node).__name__} where a value is expected")
+
+
+def checked_text(text: str, where: str) -> str:
+    """The text itself. Raises BadRow, beginning with `where`, for characters that no UTF-8 text has."""
+    bad = re.search("[\0\ud800-\udfff]", text)
+    if bad:
+        what = "a NUL character" if bad[0] == "\0" else "half of a character (a lone surrogate)"
+        raise BadRow("not UTF-8", f"{where} holds {what}; save the file as UTF-8 text")
+    return text
+
+
+def as_flag(value: Any) -> bool | None:
+    """True or False of 1, 0, and their words; None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+
+
+def _is_message(value: Any) -> bool:
+    """Strict, since an answer may be JSON itself."""
+    if not isinstance(value, dict) or _first(value, CONTENT) is None:
+        return False
+    role = _first(value, ROLE)
+    return isinstance(role, str) and role.lower() in (*SPEAKERS, *UNSUPPORTED)
+
+
+def _first(message: dict[str, Any], keys: Iterable[str]) -> Any | None:
+    return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def _speaker(message: dict[str, Any], place: str) -> str:
+    role = _first(message, ROLE)
+    speaker = SPEAKERS.get(role.lower()) if isinstance(role, str) else None
+    if speaker is None:
+        raise BadRow("unsupported role", f"{place} has the role {_shown(role)}; supported are user, assistant and system")
+    return speaker
+
+
+def _text(message: dict[str, Any], place: str, last: bool) -> str:
+    content = _first(message, CONTENT)
+    if isinstance(content, list):
+        content = "\n".join(_part(part, place) for part in content)
+    if content is not None and not isinstance(content, str):
+        raise BadRow("no text", f"{place} has a content of type {type(content).__name__} where text is expected")
+    if content is None or not content.strip():
+        kind, what = ("empty answer", "an empty answer") if last else ("empty message", "no text as its content")
+        calls = "; calls of tools are not supported" if message.get("tool_calls") else ""
+        raise BadRow(kind, f"{place} has {what}{calls}; write it out or remove the row")
+    return checked_text(content, place)
+
+
+def _part(part: Any, place: str) -> str:
+    """One of the parts of a content: `{"type": "text", "text": ...}`, or a text."""
+    if isinstance(part, dict) and part.get("type", "text") == "text":
+        part = part.get("text")
+    if not isinstance(part, str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise BadRow("no text", f"{place} has a part of type {_shown(kind)} in its content; only text is supported")
+    return part
+
+
+def _shown(value: Any) -> str:
+    """Any value of a file, for a message."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, lists within lists
+        return f"of type {type(value).__name__}"
+
+
+def _has_loss(message: dict[str, Any], place: str) -> bool:
+    flags = []
+    for key in LOSS:
+        if message.get(key) is not None:
+            flag = as_flag(message[key])
+            if flag is None:
+                raise BadRow("unsupported weight", f"{place} has {key} {_shown(message[key])}; supported are 0 and 1")
+            flags.append(flag)
+    return all(flags)
+
+
+def _without_effect(message: dict[str, Any], speaker: str) -> set[str]:
+    """Keys that say something and change nothing; only the assistant's turns can have a loss or lack it."""
+    known = {*ROLE, *CONTENT}
+    known |= set(LOSS) if speaker == ASSISTANT else {key for key in LOSS if not as_flag(message.get(key))}
+    return {key for key, value in message.items() if key not in known and value not in (None, "", [], {})}

@@ -1,0 +1,53 @@
+"""One reader for every format that pairs come in: told by the first bytes where they tell, else by the file's ending."""
+
+from pathlib import Path
+
+from src.data.arrow import read_arrow, read_parquet
+from src.data.columns import Table
+from src.data.csv import has_known_header, read_csv
+from src.data.faults import Reading
+from src.data.jsonl import looks_like_json, read_json
+from src.data.kinds import check_kind, is_arrow, is_parquet
+from src.data.rows import to_pairs
+from src.data.source import data_ending, data_file, open_data, read_text
+
+_ARROW_ENDINGS = (".arrow", ".feather")
+_JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+_TAB_ENDINGS = (".tsv", ".tab")
+
+
+def read_table(path: str | Path) -> Table:
+    """The file's columns and rows, of which nothing is understood yet.
+
+    Parquet, Arrow and JSON are read as what they are, however the file is named; a text with another ending than JSON's is CSV.
+
+    Raises:
+        UserError: the file is missing, damaged, in no encoding of Unicode, of a kind that can't be read, or not as its format
+            demands; the message names the file, and the row where there is one.
+    """
+    path = data_file(path, "data file")
+    ending = data_ending(path)
+    with open_data(path) as stream:
+        head = check_kind(stream, path)
+    if is_arrow(head) or (ending in _ARROW_ENDINGS and not is_parquet(head)):
+        return read_arrow(path)
+    if is_parquet(head) or ending == ".parquet":
+        return read_parquet(path)
+    text = read_text(path, place=None)
+    return read_json(text, path) if _is_json(text, ending) else read_csv(text, path, tabs_first=ending in _TAB_ENDINGS)
+
+
+def read_pairs(path: str | Path, require_reject: bool) -> Reading:
+    """All rows of a file of preferences, and those that can't be used.
+
+    Args:
+        require_reject: True where every row must have a rejected answer; False where it may be empty or absent.
+
+    Raises:
+        UserError: the file as a whole is not as it should be.
+    """
+    return to_pairs(read_table(path), require_reject)
+
+
+def _is_json(text: str, ending: str) -> bool:
+    return looks_like_json(text) or (ending in _JSON_ENDINGS and not has_known_header(text))

@@ -1,0 +1,230 @@
+"""From a table's columns to rows of prompt, chosen and reject, whatever the file was.
+
+A prompt may stand in columns of its own (src/data/columns.py) or be what chosen and reject begin with; texts may be plain,
+transcripts, or messages (TRL's dataset formats: standard and conversational, explicit and implicit prompt). Rows are counted
+from 1.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from src.data.columns import (
+    ABOUT,
+    CONVERSATIONS,
+    PromptColumns,
+    Table,
+    Usage,
+    find_column,
+    find_prompt_columns,
+    flag_columns,
+    known_columns,
+    prompt_candidate,
+    read_cell,
+    read_prompt,
+    read_records,
+    read_system,
+    require_rows,
+    with_system,
+)
+from src.data.conversation import (
+    ASSISTANT,
+    HUMAN,
+    Turn,
+    clean,
+    ends_in_empty_answer,
+    prompt_turns,
+    read_transcript,
+    write_prompt,
+)
+from src.data.faults import BadRow, Reading
+from src.errors import UserError
+
+CHOSEN = ("chosen", "chosen_messages", "chosen_response")
+REJECT = ("reject", "rejected", "rejected_messages", "rejected_response")
+_GENERATE = "run rlhf_generate_reject_csv.py to have the base model write it"
+_NAME = re.compile(rf"\s*{ASSISTANT}:")
+
+
+class Row(NamedTuple):
+    """One data row, its texts just as they stand in the file where they are texts; `reject` is "" where the file has none.
+
+    A prompt of several turns is a transcript, which `src/data/conversation.py` reads and writes.
+    """
+
+    prompt: str
+    chosen: str
+    reject: str
+
+
+class PairColumns(NamedTuple):
+    """Names of the columns that a pair is read from, None where the table has none."""
+
+    prompt: PromptColumns
+    chosen: str
+    reject: str | None
+
+
+def to_pairs(table: Table, require_reject: bool) -> Reading:
+    """The table's rows, those that can't be used, and what has no effect.
+
+    Args:
+        require_reject: True where every row must have a rejected answer; False where it may be empty or absent, as it is before
+            reject generation.
+
+    Raises:
+        UserError: a column is missing, or it is not clear which one is the prompt.
+    """
+    columns = _columns(table, require_reject)
+    require_rows(table)
+    usage, candidate = Usage(), None
+    if columns.prompt.prompt is None:
+        candidate = prompt_candidate(table, (columns.chosen, columns.reject, columns.prompt.system, columns.prompt.history))
+
+    def read(record: dict[str, Any], where: str) -> Row:
+        return _row(record, columns, table, where, require_reject, candidate, usage)
+
+    return read_records(table, flag_columns(table, numbers_are_thumbs=False), usage, read)
+
+
+def _columns(table: Table, require_reject: bool) -> PairColumns:
+    prompt, chosen, reject = find_prompt_columns(table), find_column(table, CHOSEN), find_column(table, REJECT)
+    if chosen is None and reject and prompt.prompt and prompt.prompt.lower() in CONVERSATIONS:
+        # The whole conversation stands for the good answer, as ms-swift has it.
+        prompt, chosen = prompt._replace(prompt=None), prompt.prompt
+    if chosen is None:
+        missing = "chosen" if prompt.prompt else "prompt and chosen"
+        raise UserError(f"{table.path}: {table.where} lacks {missing} (found: {known_columns(table)}); "
+                        "the columns must be prompt,chosen,reject")
+    if require_reject and reject is None:
+        raise UserError(f"{table.path}: there is no reject column (found: {known_columns(table)}), so row 1 has no reject; "
+                        f"{_GENERATE}")
+    return PairColumns(prompt, chosen, reject)
+
+
+def _row(record: dict[str, Any], columns: PairColumns, table: Table, where: str, require_reject: bool, candidate: str | None,
+         usage: Usage) -> Row:
+    chosen = _answer(record, columns.chosen, where, "chosen", usage)
+    reject = _answer(record, columns.reject, where, "reject", usage)
+    has_prompt = columns.prompt.prompt is not None or columns.prompt.history is not None
+    prompt = None
+    if has_prompt and not _is_whole(chosen):
+        prompt = read_prompt(record, columns.prompt, where, usage)
+        chosen, reject = without_prompt(chosen, reject, prompt)
+    whole = [_whole_turns(answer, implicit=not has_prompt) for answer in (chosen, reject)]
+    if _is_whole(chosen) and not whole[1] and (other := reject if isinstance(reject, str) else reject[0].text).strip():
+        whole[1] = [*whole[0][:-1], Turn(ASSISTANT, other)]
+    if whole[0] or whole[1]:
+        row = _from_conversations(whole, reject, record, columns, where, usage)
+    else:
+        chosen, reject = (answer if isinstance(answer, str) else answer[0].text for answer in (chosen, reject))
+        if prompt is None:
+            row = _shared_beginning(chosen, reject, table, where, candidate)
+            if system := read_system(record, columns.prompt.system, where, usage):
+                row = row._replace(prompt=write_prompt(with_system(prompt_turns(row.prompt), system, where)))
+        else:
+            row = Row(prompt, chosen, reject)
+    return _checked(row, where, require_reject)
+
+
+def _checked(row: Row, where: str, require_reject: bool) -> Row:
+    for part, words in (("prompt", "prompt"), ("chosen", "chosen answer")):
+        if not getattr(row, part).strip():
+            raise BadRow(f"empty {words}", f"{where} has an empty {words}; fill it in or remove the row")
+    if require_reject and not row.reject.strip():
+        raise BadRow("no reject", f"{where} has no reject; {_GENERATE}")
+    return row
+
+
+def _answer(record: dict[str, Any], column: str | None, where: str, part: str, usage: Usage) -> str | list[Turn]:
+    cell = read_cell(record, column, where, part, usage)
+    if isinstance(cell, list) and cell[-1].speaker == ASSISTANT and not cell[-1].trained:
+        raise BadRow("answer without a loss", f"{where}: its {part} ends in a message of weight 0, which is not to be learned; "
+                                              "remove the row or the weight")
+    return cell
+
+
+def _is_whole(answer: str | list[Turn]) -> bool:
+    """Whether these are messages with their prompt before them."""
+    return isinstance(answer, list) and not (len(answer) == 1 and answer[0].speaker == ASSISTANT)
+
+
+def _whole_turns(answer: str | list[Turn], implicit: bool) -> list[Turn] | None:
+    """The turns of an answer that has its prompt before it; of a text only where there is no prompt column."""
+    if isinstance(answer, str):
+        turns = read_transcript(answer) if implicit else None
+        # An answer that is blank is the row's fault, not that its transcript ends too early.
+        if turns and turns[-1].speaker == HUMAN and ends_in_empty_answer(answer):
+            turns.append(Turn(ASSISTANT, ""))
+        return turns
+    return answer if _is_whole(answer) else None
+
+
+def _from_conversations(whole: list[list[Turn] | None], reject: str | list[Turn], record: dict[str, Any], columns: PairColumns,
+                        where: str, usage: Usage) -> Row:
+    """Of two conversations that are one up to their last answers."""
+    if not (whole[0] and (whole[1] or not reject)):
+        raise BadRow("no common form", f"{where}: one of chosen and reject is a conversation with its prompt and the other is "
+                                       "not")
+    turns, answer = split_answer(whole[0], f"{where}: its chosen")
+    other, other_answer = split_answer(whole[1], f"{where}: its reject") if whole[1] else (turns, "")
+    if _cleaned(other) != _cleaned(turns):
+        raise BadRow("two prompts", f"{where}: chosen and reject are not one conversation up to their last answers")
+    if turns[-1].speaker != HUMAN:
+        raise BadRow("prompt without a question", f"{where}: nothing of the user stands before its answers")
+    if columns.prompt.prompt is not None:
+        if turns[0].speaker == ASSISTANT:
+            raise BadRow("several answers", f"{where}: its answers go on for several turns; move all but the last into the "
+                                            "prompt")
+        if columns.prompt.prompt.lower() not in ABOUT:
+            _check_prompt_within(record, columns.prompt.prompt, turns, where, usage)
+    if system := read_system(record, columns.prompt.system, where, usage):
+        turns = with_system(turns, system, where)
+    return Row(write_prompt(turns), answer, other_answer)
+
+
+def _check_prompt_within(record: dict[str, Any], column: str, turns: list[Turn], where: str, usage: Usage) -> None:
+    """A prompt beside a conversation that has it must be a message of it."""
+    cell = read_cell(record, column, where, column, usage)
+    asked = {clean(turn.text) for turn in (prompt_turns(cell) if isinstance(cell, str) else cell) if turn.speaker == HUMAN}
+    if not asked - {""} <= {clean(turn.text) for turn in turns if turn.speaker == HUMAN}:
+        raise BadRow("two prompts", f"{where}: its {column} is not in the conversation of its chosen; keep one of the two")
+
+
+def without_prompt(chosen: str | list[Turn], reject: str | list[Turn],
+                   prompt: str) -> tuple[str | list[Turn], str | list[Turn]]:
+    """Answers without what the prompt says already: itself, as a transcript, or where it is one the speaker's name."""
+    if not isinstance(chosen, str) or not isinstance(reject, str):
+        return chosen, reject
+    answers = [chosen, *([reject] if reject.strip() else [])]
+    whole = [read_transcript(answer) for answer in answers]
+    if all(whole) and all(found[-1].speaker == ASSISTANT and _cleaned(found[:-1]) == _cleaned(prompt_turns(prompt))
+                          for found in whole):
+        answers = [found[-1].text for found in whole]
+    elif all(map(_NAME.match, answers)) and read_transcript(prompt):
+        answers = [_NAME.sub("", answer, count=1) for answer in answers]
+    return answers[0], answers[1] if len(answers) > 1 else reject
+
+
+def _cleaned(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    return [(turn.speaker, clean(turn.text)) for turn in turns]
+
+
+def split_answer(turns: list[Turn], where: str) -> tuple[list[Turn], str]:
+    """A conversation's turns before its last answer, and that answer. Raises BadRow where it does not end in one."""
+    if len(turns) < 2 or turns[-1].speaker != ASSISTANT:
+        raise BadRow("no answer", f"{where} is a conversation that does not end in the assistant's answer to a prompt")
+    return list(turns[:-1]), turns[-1].text
+
+
+def _shared_beginning(chosen: str, reject: str, table: Table, where: str, candidate: str | None) -> Row:
+    """The prompt is what plain answers begin with alike, in whole words; only where nothing else could be the prompt."""
+    if candidate is not None:
+        raise UserError(f"{table.path}: {table.where} has no prompt column, and {candidate!r} could be it (found: "
+                        f"{known_columns(table)}); rename it to prompt, or remove it where the answers begin with their prompt")
+    alike = next((at for at, (one, other) in enumerate(zip(chosen, reject, strict=False)) if one != other), 0)
+    shared = re.match(r"(?s).*\s", chosen[:alike])
+    if not (shared and shared[0].strip()):
+        raise BadRow("no prompt", f"{where}: there is no prompt column, and chosen and reject begin with no prompt that they "
+                                  "share")
+    return Row(shared[0], chosen[shared.end():], reject[shared.end():])

@@ -1,0 +1,197 @@
+"""evaluate.py's work: what a model, or a model with an adapter, prefers on a file of pairs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
+from src.adapters.files import Adapter, check_adapter, load_adapter, read_adapter
+from src.adapters.layer_profile import auto_layer_profile
+from src.checkpoint.base import load_base, load_base_and_fingerprint
+from src.checkpoint.dimensions import Dimensions
+from src.console import printable, say, show
+from src.data.faults import report_reading, skipped_rows, usable
+from src.data.read import read_pairs
+from src.data.tokenize import TokenPair, tokenize_pairs
+from src.errors import UserError
+from src.evaluation.measures import preference_measures
+from src.files import atomic_write, check_output, input_files, json_text
+from src.kernels import recycle_memory
+from src.model import RWKV, build_model
+from src.numbers import STRENGTH
+from src.preference.pairs import check_sidecar, has_references, load_pairs
+from src.preference.reference import with_references
+from src.progress import progress_bar
+from src.tokenizer import load_tokenizer
+
+DEFAULT_BETA = 0.01
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Names are those of the flags; device, precision, dtype and quantization are what `--strategy` says."""
+
+    load_model: str
+    adapter: str | None
+    pairs: str
+    reference_model: str | None
+    output_json: str | None
+    dpo_beta: float | None
+    rlhf_max_corpus_len: int
+    tokenizer: str | None
+    seed: int
+    batch_tokens: int
+    device: torch.device
+    precision: str
+    dtype: torch.dtype
+    quantization: str | None
+    skip_bad_rows: bool = False
+
+
+def measure(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
+    """Print the table, and write the same numbers to `config.output_json` where it is given.
+
+    Args:
+        notes: lines for stderr about the command, told once nothing is wrong with it.
+
+    Raises:
+        UserError: whatever the user can mend; nothing has been written then.
+    """
+    if config.output_json:
+        inputs = ("load_model", "pairs", "adapter", "reference_model", "tokenizer")
+        check_output(config.output_json, input_files(config, inputs))
+    weights, dimensions, base = load_base_and_fingerprint(config.load_model)
+    adapter = read_adapter(config.adapter) if config.adapter else None
+    if adapter is not None:
+        check_adapter(adapter, weights, base)
+    beta = config.dpo_beta or _beta_of(adapter)
+    settings = adapter.settings if adapter is not None else auto_layer_profile(dimensions.n_layer, 0.0, 0.0)
+    made_with = {"precision": config.precision, **how_quantized(settings, weights, config.quantization)}
+    pairs, references, facts = _pairs(config, dimensions, base, made_with)
+
+    for note in notes:
+        say(note)
+    if config.dpo_beta is not None and references is None and not (config.reference_model or adapter):
+        say("note: no effect: --dpo_beta (without references there are no margins)")
+    if config.device.type == "cpu":
+        recycle_memory()
+    if references is None and config.reference_model:
+        references = _log_probs(_reference_model(config, dimensions), pairs, config, "reference",
+                                f"the reference model {config.reference_model}")
+        facts["references"] = config.reference_model
+    model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
+                        hold=quantized_linears(settings, config.quantization))
+    del weights
+    if references is None and adapter is not None:
+        references = _log_probs(model, pairs, config, "reference", f"the checkpoint {config.load_model}")
+        facts["references"] = config.load_model
+    if adapter is not None:
+        apply_layer_profile(model, settings, seed=0)
+        load_adapter(model, adapter, base)
+
+    tokens = np.array([[len(chosen), len(reject)] for _, chosen, reject in pairs])
+    source = f"the adapter {config.adapter} on {config.load_model}" if adapter else f"the checkpoint {config.load_model}"
+    numbers = preference_measures(_log_probs(model, pairs, config, "pairs", source), references, tokens, beta)
+    if config.output_json:
+        report = {"model": config.load_model, "base_fingerprint": base, "adapter": config.adapter, "pairs_file": config.pairs,
+                  **facts, "dpo_beta": beta, **made_with, **numbers}
+        text = json_text(report, config.output_json, indent=2)
+        with atomic_write(config.output_json, "w", encoding="utf-8") as file:
+            file.write(text)
+    for table in tables(numbers, beta, facts["references"]):
+        show(table)
+
+
+def tables(numbers: dict[str, Any], beta: float, references: str | None) -> list[Table]:
+    """The numbers of `preference_measures` as people read them."""
+    main = Table("", f"{numbers['pairs']} pairs")
+    for name, words, form in (
+            ("accuracy", "preference accuracy (margin > 0)", "{:.1%}"), ("margin", f"mean margin, beta {beta:g}", "{:+.4f}"),
+            ("margin_std", "its standard deviation", "{:.4f}"), ("margin_median", "median margin", "{:+.4f}"),
+            ("reward_chosen", "reward, chosen", "{:+.4f}"), ("reward_rejected", "reward, rejected", "{:+.4f}"),
+            ("policy_accuracy", "the model itself finds the chosen answer likelier", "{:.1%}"),
+            ("policy_accuracy_per_token", "likelier by the mean of its tokens", "{:.1%}"),
+            ("log_prob_chosen", "log-probability, chosen (nats)", "{:.2f}"),
+            ("log_prob_reject", "log-probability, rejected (nats)", "{:.2f}"),
+            ("nats_per_token_chosen", "nats a token, chosen", "{:.4f}"),
+            ("nats_per_token_reject", "nats a token, rejected", "{:.4f}")):
+        main.add_row(words, _shown(numbers[name], form))
+    main.add_row("references", printable(references or "none, so no margins"))
+
+    bias = Table("length", "pairs", "accuracy", "likelier", "likelier, per token")
+    for name, words in (("chosen_longer", "chosen longer"), ("chosen_shorter", "chosen shorter"), ("same_length", "same length")):
+        group = numbers["by_length"][name]
+        accuracies = (group[what] for what in ("accuracy", "policy_accuracy", "policy_accuracy_per_token"))
+        bias.add_row(words, str(group["pairs"]), *(_shown(value, "{:.1%}") for value in accuracies))
+    correlation = numbers["length_correlation"]
+    bias.add_row("correlation with length", "", *(_shown(correlation[what], "{:+.3f}") for what in (
+        "margin", "log_prob_difference", "log_prob_difference_per_token")))
+    bias.caption = f"mean length: chosen {numbers['tokens_chosen']:.1f} tokens, rejected {numbers['tokens_reject']:.1f}"
+    return [main, bias]
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
+           made_with: dict[str, Any]) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
+    """The pairs, their cached references where the file has them, and what is to be told of both."""
+    path = config.pairs
+    if not path.lower().endswith(".save"):
+        reading = read_pairs(path, require_reject=True)
+        rows = usable(reading, config.skip_bad_rows)
+        tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
+        pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers)
+        report_reading(reading)
+        report.changes.report(path, tokenizer.name)
+        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped,
+                             "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading)}
+    loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
+    facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "left_out": sum(left_out.values())}
+    pairs = [(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]
+    if not has_references(loaded, sidecar):
+        return pairs, None, facts
+    if config.reference_model:
+        raise UserError(f"--reference_model: {path} has references of its own; leave the flag out, or give the CSV")
+    # A merged model on its base's references is what one asks for; other differences disturb the margins.
+    if sidecar is None:
+        say(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked what its references come from")
+    for difference in check_sidecar(sidecar, made_with) if sidecar is not None else []:
+        say(f"warning: {path}: {difference}; margins have its rounding")
+    name = sidecar.get("base_model", "unnamed") if sidecar is not None else "unknown"
+    facts["references"] = f"cached, of {name}"
+    facts["references_of_this_model"] = None if sidecar is None else sidecar.get("base_fingerprint") == base
+    return pairs, np.array([pair[3:] for pair in loaded]), facts
+
+
+def _reference_model(config: EvaluateConfig, dimensions: Dimensions) -> RWKV:
+    weights, found = load_base(config.reference_model)
+    if found.vocab_size != dimensions.vocab_size:
+        raise UserError(f"--reference_model {config.reference_model} has a vocabulary of {found.vocab_size}, {config.load_model} "
+                        f"one of {dimensions.vocab_size}; give a model that reads the same tokens")
+    return build_model(weights, found, config.dtype, config.device, config.quantization)
+
+
+def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, what: str, source: str) -> np.ndarray:
+    """[n, 2]: sums over the chosen and the rejected answers, nats; raises NotFinite, naming `source`, where one is not finite."""
+    with progress_bar(what, len(pairs)) as advance:
+        return np.array([pair[3:] for pair in with_references(model, pairs, config.batch_tokens, advance, source)])
+
+
+def _beta_of(adapter: Adapter | None) -> float:
+    """What the adapter was trained with; UserError where the file has something else there."""
+    beta = adapter.extra.get("dpo_beta") if adapter is not None else None
+    if beta is None:
+        return DEFAULT_BETA
+    least, most = STRENGTH  # as --dpo_beta
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not least <= beta <= most:
+        raise UserError(f"{adapter.path}: its dpo_beta is {json.dumps(beta)[:60]}, not a number from {least:g} to {most:g}; "
+                        "say it with --dpo_beta")
+    return float(beta)

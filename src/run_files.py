@@ -1,0 +1,130 @@
+"""The files in a run's folder, by name; and those that grow by a JSON object a line: appended whole, read within limits, cut back
+to where a run is resumed.
+"""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from src.checked_json import BadJson, parse_json
+from src.console import say
+from src.errors import UserError
+from src.files import atomic_write, json_text, regular_file, remedy, write_all
+
+CONFIG_FILE = "config.json"
+REPORT_FILE = "report.html"
+CURVES_FILE = "curves.png"
+RESUME_FILE = "last.ckpt"
+FINAL_FILE = "rwkv-final.safetensors"
+METRICS_FILE = "metrics.jsonl"
+EVAL_FILE = "eval.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+GROWING = (METRICS_FILE, EVAL_FILE, SAMPLES_FILE)
+
+_NUMBERS = {"step": int, str: float}
+_SHAPES = {SAMPLES_FILE: {"step": int, "samples": [{"prompt": str, "chosen": str, "answer": str, "complete": bool}]}}
+# Of more gaps than this, the first ones are told.
+_TOLD = 4
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Append a whole line or nothing; raises UserError where the disk refuses or a number is not finite."""
+    text = json_text(values, path)
+    regular_file(path)
+    try:
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                write_all(file.fileno(), text.encode() + b"\n")
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def sync_lines(folder: Path) -> None:
+    """See to it that what was appended outlives a power cut; raises UserError where the disk refuses."""
+    for path in (folder / name for name in GROWING if (folder / name).exists()):
+        try:
+            with path.open("ab") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror}); {remedy(error)}, then continue with --resume 1")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What the lines hold; none where there is no file.
+
+    Raises UserError, naming the line, where one is not what a run writes there.
+    """
+    return [values for _, values in _lines(path)]
+
+
+def check_lines(path: Path) -> None:
+    """Raises UserError where the file is damaged, but for a last line without its end, as a kill leaves it."""
+    _lines(path, whole=True)
+
+
+def keep_lines(path: Path, last_step: int) -> list[int]:
+    """Drop the lines of the steps after `last_step`, which a resumed run writes again, and a last one without its end.
+
+    Returns the steps of those left. Raises UserError where the file is damaged, and leaves it as it is.
+    """
+    lines = _lines(path, whole=True)
+    kept = [(line, values["step"]) for line, values in lines if values["step"] <= last_step]
+    text = b"".join(line for line, _ in kept)
+    if path.exists() and len(text) != path.stat().st_size:
+        with atomic_write(path) as file:
+            file.write(text)
+    return [step for _, step in kept]
+
+
+def tell_gaps(path: Path, steps: Sequence[int], expected: Iterable[int]) -> None:
+    """Say in one line what is wrong with the steps that a file has; the run goes on all the same.
+
+    Args:
+        steps: in the file's order.
+        expected: those that a run has written there by now.
+    """
+    lacking = sorted(set(expected) - set(steps))
+    twice = sorted(step for step, times in Counter(steps).items() if times > 1)
+    wrong = [f"lacks {_told(lacking)}"] if lacking else []
+    wrong += [f"has {_told(twice)} more than once"] if twice else []
+    wrong += ["has steps out of order"] if any(a > b for a, b in zip(steps, steps[1:], strict=False)) else []
+    if wrong:
+        say(f"warning: {path}: {', '.join(wrong)}; the run goes on, and its report and curves show what is there")
+
+
+def _lines(path: Path, whole: bool = False) -> list[tuple[bytes, dict[str, Any]]]:
+    """Each line and what it holds; with `whole` only those that have their end."""
+    regular_file(path)  # or a pipe would be waited for
+    try:
+        text = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    lines = []
+    for number, line in enumerate(io.BytesIO(text), 1):
+        if whole and not line.endswith(b"\n"):
+            break
+        try:
+            lines.append((line, parse_json(line, _SHAPES.get(path.name, _NUMBERS))))
+        except BadJson as error:
+            raise UserError(f"{path}: line {number} is damaged ({error}); remove that line, or choose another "
+                            "--proj_dir") from None
+    return lines
+
+
+def _told(steps: list[int]) -> str:
+    """Such as "steps 3-5, 9"."""
+    runs = [[step for _, step in group] for _, group in groupby(enumerate(steps), lambda pair: pair[1] - pair[0])]
+    words = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:_TOLD]]
+    return f"step{'s' * (len(steps) > 1)} {', '.join(words)}" + (f" and {len(runs) - _TOLD} more" if len(runs) > _TOLD else "")

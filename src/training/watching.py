@@ -1,0 +1,121 @@
+"""What a run shows of its model before the first step and after each epoch: held-out numbers, samples, the report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from src.console import say
+from src.errors import NotFinite, Stopped, UserError
+from src.evaluation.held_out import evaluate_pairs, evaluate_texts
+from src.evaluation.report import write_report
+from src.evaluation.samples import Answer, Questions
+from src.run_files import EVAL_FILE, METRICS_FILE, SAMPLES_FILE, append_line
+from src.training.metrics import not_finite_numbers
+from src.training.module import PreferenceModule
+
+
+class HeldOut(pl.Callback):
+    """Held-out numbers before the first step and after each epoch: a line each in eval.jsonl, and to the loggers."""
+
+    def __init__(self, folder: Path, pairs: Sequence[tuple]):
+        self.path, self.pairs = folder / EVAL_FILE, pairs
+        self.last: dict[str, float] = {}
+        self.steps: list[int] = []  # of the lines that were written, those before a resume among them
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = list(state_dict["steps"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        if trainer.global_step == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        wrong = None
+        if trainer.is_global_zero:
+            if pl_module.config.sft:
+                numbers = evaluate_texts(pl_module.model, self.pairs)
+            else:
+                numbers = evaluate_pairs(pl_module.model, self.pairs, pl_module.objective)
+            wrong = not_finite_numbers(numbers)
+            if not wrong:
+                self.last = {"step": trainer.global_step, **numbers}
+                append_line(self.path, self.last)
+                for logger in trainer.loggers:
+                    logger.log_metrics({f"eval/{name}": value for name, value in self.last.items()}, step=trainer.global_step)
+        wrong = trainer.strategy.broadcast(wrong)  # the others wait here, and stop with the one that evaluates
+        if wrong:
+            raise NotFinite(f"step {trainer.global_step}: held out, {wrong} not finite")
+        self.steps.append(trainer.global_step)
+
+
+class Samples(pl.Callback):
+    """A line each time in samples.jsonl: the step, and for each prompt its text, the chosen answer and the model's."""
+
+    def __init__(self, folder: Path, questions: Questions, answer: Answer, max_tokens: int):
+        self.path, self.questions, self.answer, self.max_tokens = folder / SAMPLES_FILE, questions, answer, max_tokens
+        self.steps: list[int] = []  # of the lines that were written, those before a resume among them
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = list(state_dict["steps"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        if trainer.global_step == 0:
+            self._write(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        finite = True
+        if trainer.is_global_zero:
+            tokenizer, tokens, texts = self.questions
+            try:
+                # A few steps token by token are not worth what compiling them (--compile 1) takes.
+                with torch.compiler.set_stance("force_eager" if pl_module.config.compile else "default"):
+                    answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
+            except NotFinite:
+                finite = False
+            else:
+                samples = [{**text, "answer": answer, "complete": complete}
+                           for text, (answer, complete) in zip(texts, answers, strict=True)]
+                append_line(self.path, {"step": trainer.global_step, "samples": samples})
+        if not trainer.strategy.broadcast(finite):  # the others wait here, and stop with the one that writes
+            raise NotFinite(f"step {trainer.global_step}: the logits that answer the samples' prompts are not finite")
+        self.steps.append(trainer.global_step)
+
+
+class ReportWriter(pl.Callback):
+    """report.html after each epoch but the last, whose comes when all else is there, and where a signal or Ctrl-C ends the run.
+
+    A report that can't be written is told and stops no training.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        if trainer.current_epoch + 1 < pl_module.config.epoch_count:
+            self._write(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: PreferenceModule, exception: BaseException) -> None:
+        if isinstance(exception, Stopped | KeyboardInterrupt) and (self.folder / METRICS_FILE).exists():
+            self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            try:
+                write_report(self.folder)
+            except UserError as error:
+                say(f"warning: {error}")

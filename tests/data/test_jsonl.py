@@ -1,0 +1,105 @@
+"""The forms that a table has in JSON, as pandas and the json module write them, and what is refused."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from src.data.faults import BadRow
+from src.data.read import read_table
+from src.errors import UserError
+
+ROWS = [{"prompt": "p{", "chosen": 'c\n"]'}, {"prompt": "é", "chosen": "c, d"}, {"prompt": "q", "chosen": "\u2028"}]
+FRAME = pd.DataFrame(ROWS, index=["x", "y", "z"])
+TALK = [{"role": "user", "content": "hi"}]
+
+
+def records(path, text: str) -> list:
+    path.write_bytes(text.encode())
+    return list(read_table(path).records)
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".ndjson", ".csv", ".txt"])
+def test_forms_of_a_table(tmp_path, indent, ending):
+    path = tmp_path / f"a{ending}"
+    one_by_one = [json.dumps(row, indent=indent) for row in ROWS]
+    texts = [json.dumps(whole, indent=indent) for whole in (
+        ROWS, {"version": "1.0", "data": ROWS}, {"train": ROWS}, FRAME.to_dict("list"), FRAME.to_dict("dict"),
+        FRAME.to_dict("index"))]
+    texts += [FRAME.to_json(orient=orient, indent=indent) for orient in ("records", "columns", "index", "split")]
+    texts += [between.join(one_by_one) + end
+              for between, end in (("\n", ""), ("\n\n", "\n"), ("\r", ""), ("\r\n", " "), (",\n", ",\n"))]
+    texts += [f"[{', '.join(one_by_one)},\n]", f"\ufeff\n {texts[0]}\n"]
+    for text in texts:
+        assert records(path, text) == ROWS, text
+    assert [row | {"index": label} for row, label in zip(ROWS, FRAME.index, strict=True)] == records(
+        path, FRAME.to_json(orient="table", indent=indent))
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "p", "chosen": "c", "sources": [{"url": "u"}]}, {"messages": TALK}, {"prompt": TALK, "chosen": TALK},
+    {"dialog": TALK}, {"instruction": "i", "output": "o", "history": [["a", "b"]]}, {"messages": []}, {"error": "none"},
+    {"a": {"b": "c"}, "d": {"e": "f"}},
+])
+def test_a_row_alone_is_a_row(tmp_path, row):
+    assert records(tmp_path / "a.json", json.dumps(row)) == [row]
+    assert records(tmp_path / "a.json", json.dumps(row, indent=1)) == [row]
+
+
+def test_columns_of_messages(tmp_path):
+    assert records(tmp_path / "a.json", json.dumps({"messages": [TALK, TALK]})) == [{"messages": TALK}] * 2
+
+
+def test_nan_and_null_are_missing(tmp_path):
+    text = json.dumps([ROWS[0] | {"chosen": float("nan")}, ROWS[1] | {"chosen": None}])
+    assert "NaN" in text and records(tmp_path / "a.json", text) == [{"prompt": "p{"}, {"prompt": "é"}]
+
+
+@pytest.mark.parametrize(("text", "row", "kind", "words"), [
+    ('{"prompt": "a"}\n\n{"prompt": }\n{"prompt": "c"}', 2, "not JSON", "Expecting value at character 12"),
+    ('{"prompt" "a"}\n{"prompt": "b"}\n{"prompt": "c"}', 1, "not JSON", "Expecting ':' delimiter at character 11"),
+    ('{"prompt": "a"}\n{"prompt": "b"} {"prompt": "b"}\n{"prompt": "c"}', 2, "not JSON", "Extra data"),
+    ('{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n{"prompt": "c"}', 2, "repeated key", "the key 'prompt' more than once"),
+    ('[{"prompt": "a"}, 5, {"prompt": "c"}]', 2, "no object", "is a int where an object"),
+    ('{"prompt": "a"}\n{"prompt": "b"}\n["prompt", "c"]', 3, "no object", "is a list where an object"),
+])
+def test_a_row_that_is_none_leaves_the_others(tmp_path, text, row, kind, words):
+    found = records(tmp_path / "a.jsonl", text)
+    assert [isinstance(record, BadRow) for record in found] == [number == row for number in (1, 2, 3)]
+    assert found[row - 1].kind == kind and words in str(found[row - 1])
+    assert str(found[row - 1]).startswith(f"{tmp_path / 'a.jsonl'}: row {row} ")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ('[{"prompt": "a"},\n{"prompt" "b"}]', "row 2 is not JSON (Expecting ':' delimiter at line 2, character 11)"),
+    ('[{"prompt": "a"}\n{"prompt": "b"}]', "row 1 is not JSON (a comma is expected behind it in line 2)"),
+    ('[{"prompt": "a"}, {"prompt": "b"}', "the list does not end behind row 2"), ('[{"prompt": "a"}, ', "the list does not end"),
+    ('[{"prompt": "a"}]\n[{"prompt": "b"}]', "something follows the list of rows in line 2"),
+    ('{\n"prompt": "a"\n}\n{\n"prompt" "b"\n}', "row 2 is not JSON (Expecting ':' delimiter at line 5, character 10)"),
+    ("{'prompt': 'a'}\n{'prompt': 'b'}", "row 1 is not JSON (Expecting property name enclosed in double quotes"),
+    ('{"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}', "holds several lists of rows (train, test); save the one"),
+    ('{"prompt": ["a", "b"], "chosen": ["c"]}', "columns are not of one length (2 of prompt, 1 of chosen)"),
+    ('{"columns": ["prompt", "chosen"], "data": [["a", "b"], ["c"]]}', "row 2 has 1 values where there are 2 columns"),
+    ('[["p", "c"]]', "row 1 is a list"), ("null", "row 1 is a NoneType"), ("[]", "empty"),
+])
+def test_what_has_no_rows_is_refused(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        records(tmp_path / "a.json", text)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'a.json'}: ") and words in message and "\n" not in message
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (b'[{"prompt": "a"},\n{"prompt": "\xff"}]', "row 2: byte 0xff"),
+    (b'{\n"prompt": "a"\n}\n{\n"prompt": "\xff"}', "row 2: byte 0xff"),
+    (b'\n{"prompt": "a"}\n\n{"prompt": "\xff"}', "row 2: byte 0xff"), (b'{"prompt": "\xff"}', "row 1: byte 0xff"),
+    (b'{"prompt": "a"}\n{"prompt": "\0"}', "row 2: holds a NUL"),
+])
+def test_bytes_that_are_no_text_name_their_row(tmp_path, data, words):
+    (tmp_path / "a.json").write_bytes(data)
+    try:
+        faults = [record for record in read_table(tmp_path / "a.json").records if isinstance(record, BadRow)]
+    except UserError as error:  # of a file that has no other row
+        faults = [error]
+    assert len(faults) == 1 and words in str(faults[0])
