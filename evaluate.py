@@ -10,9 +10,9 @@ def main(arguments: Sequence[str]) -> None:
     from src.cli.evaluate import parse
 
     config, notes = parse(arguments)
-    from src.evaluation.evaluate import measure
+    from src.evaluation.evaluate import evaluate
 
-    measure(config, notes)
+    evaluate(config, notes)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from src.cli.run import run
 
 
 def main(arguments: Sequence[str]) -> None:
-    from src.cli.merge import merge, parse
+    from src.adapters.merge import merge
+    from src.cli.merge import parse
 
     merge(*parse(arguments))
 

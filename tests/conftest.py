@@ -15,8 +15,10 @@ from src.checkpoint.io import save_checkpoint
 from src.checkpoint.random import make_dimensions, random_weights
 from src.data.csv import Row, write_pairs_csv
 from src.errors import SIGNALS, UserError
+from src.model.strategy import Strategy
 from src.preference.config import PrepareConfig
 from src.preference.prepare import prepare
+from src.settings import build, defaults
 from src.training.config import TrainConfig
 from tests import instructions
 from tests.tiny import tiny_dimensions, trained_tiny
@@ -26,7 +28,6 @@ hypothesis_settings.register_profile("suite", derandomize=True, deadline=None, s
     HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 hypothesis_settings.load_profile("suite")
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,9 +51,9 @@ def prepare_csv(model: Path, pairs: Path, output: Path, precision: str = "fp32",
                 profile: str | None = None, **more) -> None:
     """The preprocessing script's work on the CPU, every row once."""
     prepare(PrepareConfig(
-        load_model=str(model), input_csv=str(pairs), output_save=str(output), target_pair_count=None, rlhf_max_corpus_len=512,
-        tokenizer=None, layer_profile=profile, seed=0, batch_tokens=4096, device=torch.device("cpu"), precision=precision,
-        dtype=DTYPES[precision], quantization=quantization, **more))
+        load_model=str(model), input_csv=str(pairs), output_save=str(output), rlhf_max_corpus_len=512,
+        layer_profile=profile or "auto", batch_tokens=4096,
+        strategy=Strategy(torch.device("cpu"), precision, quantization), **more))
 
 
 @pytest.fixture(autouse=True)
@@ -126,18 +127,12 @@ def config(material, prepared, tmp_path):
     """`config(**changes)` -> a short run on the CPU."""
 
     def make(version: str = "x070", **changes) -> TrainConfig:
-        values = dict(
+        values = defaults(TrainConfig) | dict(
             load_model=str(material / f"{version}.pth"), proj_dir=str(tmp_path / "run"),
-            rlhf_train_file=changes.get("rlhf_train_file") or str(prepared(version)),
-            rlhf_max_corpus_len=512, eval_file=None, layer_profile="auto", lora_r=4, lora_alpha=8.0, epoch_steps=4, epoch_count=2,
-            peft="lora", load_adapter=None,
-            epoch_begin=0, epoch_save=1, micro_bsz=2, batch_tokens=0, optim="adamw",
-            accumulate_grad_batches=1, lr_init=1e-3, lr_final=1e-4, lr_advanced=True,
-            warmup_steps=2, beta1=0.9, beta2=0.999, adam_eps=1e-8, gradient_clip_val=1.0, dpo_alpha=0.1, dpo_beta=0.1,
-            sft_on_prompt=False, accelerator="cpu", devices=1, precision="fp32", strategy="auto", grad_cp=False,
-            compile=False, quantization=None, wandb="", tensorboard=False, samples=0, sample_tokens=8,
-            seed=0, resume=False, allow_reference_mismatch=False,
+            rlhf_train_file=changes.get("rlhf_train_file") or str(prepared(version)), rlhf_max_corpus_len=512, lora_r=4,
+            lora_alpha=8.0, epoch_steps=4, epoch_count=2, micro_bsz=2, lr_init=1e-3, lr_final=1e-4, warmup_steps=2, dpo_beta=0.1,
+            accelerator="cpu", precision="fp32", samples=0, sample_tokens=8,
         )
-        return TrainConfig(**values | changes)
+        return build(TrainConfig, values | changes)
 
     return make

@@ -23,9 +23,9 @@ from src.checkpoint.dimensions import Dimensions  # noqa: E402
 from src.checkpoint.io import save_checkpoint  # noqa: E402
 from src.cli.parser import Parser  # noqa: E402
 from src.cli.run import run  # noqa: E402
-from src.cli.values import positive  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.model import RWKV  # noqa: E402
+from src.values import positive  # noqa: E402
 
 DIMENSIONS = Dimensions("x070", n_layer=4, n_embd=192, vocab_size=256, n_head=3, head_size=64, n_ffn=768,
                         ranks=(("a", 32), ("g", 48), ("v", 16), ("w", 32)), dtype=torch.bfloat16)

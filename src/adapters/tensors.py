@@ -7,12 +7,11 @@ state. In any mode the tensors that FullParts names are among them, and those th
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from torch import Tensor
 
 from src.adapters.adapted import AdaptedLinear
-from src.adapters.layer_profile import LayerSetting, all_layers, layer_of, read_layer_profile
+from src.adapters.layer_profile import LayerSetting, all_layers, auto_layer_profile, layer_of, read_layer_profile
 from src.adapters.state import LEAF, state_shape
 from src.checkpoint.dimensions import UNREAD
 from src.errors import UserError
@@ -30,14 +29,22 @@ def is_linear(name: str) -> bool:
     return layer != "emb" and local_name.endswith(".weight") and not local_name.removeprefix("att.").startswith("ln")
 
 
-def read_profile_for(base_weights: Mapping[str, Tensor], path: str | Path,
-                     rates: tuple[float, float] = (0.0, 0.0)) -> list[LayerSetting]:
-    """`read_layer_profile` for the depth of a base, checked to be one that the base can be trained by.
+def settings_for(base_weights: Mapping[str, Tensor], layer_profile: str, mode: str, rank: int, alpha: float = 0.0,
+                 rates: tuple[float, float] = (0.0, 0.0)) -> list[LayerSetting]:
+    """The settings of `--layer_profile` for a base: `auto_layer_profile` for "auto", else the file's, which the base can be
+    trained by.
+
+    Args:
+        mode, rank, alpha: of every block with "auto".
+        rates: lr_init and lr_final with "auto", and where the file has none.
 
     Raises UserError as `read_layer_profile` and `adapter_shapes` do, naming the file.
     """
-    settings = read_layer_profile(path, _n_layer(base_weights), rates)
-    adapter_shapes(settings, shapes_of(base_weights), f"layer profile {path}")
+    n_layer = _n_layer(base_weights)
+    if layer_profile == "auto":
+        return auto_layer_profile(n_layer, *rates, rank, alpha, mode)
+    settings = read_layer_profile(layer_profile, n_layer, rates)
+    adapter_shapes(settings, shapes_of(base_weights), f"layer profile {layer_profile}")
     return settings
 
 

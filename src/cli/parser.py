@@ -1,4 +1,4 @@
-"""The parser of every script: wrong flags fail in one line, and flags that have no effect in a run are told in one line."""
+"""The parser of every script: wrong flags fail in one line, and flags that have no effect in a run are named in one."""
 
 import argparse
 import re
@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from src.errors import UserError
-
-DATA_FORMATS = "CSV, TSV, JSONL, JSON, Parquet or Arrow, also compressed (.gz, .bz2, .xz, .zst)"
-SKIP_BAD_ROWS = ("1: leave out rows that can't be used, with a count and a list beside the output, instead of refusing the file")
+from src.settings import NEEDED, flags_of
+from src.values import Reader
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -20,12 +19,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that takes no abbreviations and tells a wrong flag in one line."""
+    """argparse over dataclasses of settings (src/settings.py); it takes no abbreviations and reports a wrong flag in one line."""
 
-    def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
+    def __init__(self, description: str, *settings: type, epilog: str | None = None):
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help, epilog=epilog)
         # Which words are values, though they begin with a dash: argparse's own rule leaves out -1e-3 and -inf.
         self._negative_number_matcher = re.compile(r"-(\.?[0-9]|inf|nan)")
+        groups: dict[str | None, argparse._ActionsContainer] = {None: self}
+        for name, flag, title in (named for one in settings for named in flags_of(one)):
+            if title not in groups:
+                groups[title] = self.add_argument_group(title)
+            takes = {"type": flag.read} if isinstance(flag.read, Reader) else {"choices": flag.read}
+            groups[title].add_argument(f"--{name}", required=flag.default is NEEDED, default=flag.shown_default, help=flag.help,
+                                       **takes)
 
     def flags(self) -> set[str]:
         return {flag for action in self._actions for flag in action.option_strings}

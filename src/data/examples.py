@@ -54,7 +54,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
+class TextCounts:
     """What became of a file."""
 
     rows: int  # conversations, or documents
@@ -66,7 +66,7 @@ class Report:
 
 
 def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool,
-               skip_bad_rows: bool = False) -> tuple[list[Text], Report]:
+               skip_bad_rows: bool = False) -> tuple[list[Text], TextCounts]:
     """Read a `.txt` of documents, or a table (see src/data/read.py) of documents, prompts with answers, or conversations.
 
     A conversation over `max_len` tokens loses its beginning; one whose last answer is longer by itself is dropped. A document of
@@ -109,7 +109,7 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
                         "tokens; raise --ctx_len")
     report_reading(reading)
     trained = sum(sum(text.trained[1:]) for text in texts)
-    return texts, Report(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
+    return texts, TextCounts(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
 
 
 def read_examples(table: Table) -> Reading:

@@ -14,6 +14,8 @@ from src.errors import UserError
 
 Record = TypeVar("Record")
 RowType = TypeVar("RowType")
+# What --skip_bad_rows does, for help.
+SKIP_BAD_ROWS = "1: leave out rows that can't be used, with a count and a list beside the output, instead of refusing the file"
 # Rows named of each kind in a message; a sidecar names them all.
 NAMED = 20
 

@@ -15,6 +15,7 @@ from src.data.compression import COMPRESSIONS, DAMAGED, compression_of
 from src.errors import UserError
 from src.files import existing_file
 
+DATA_FORMATS = "CSV, TSV, JSONL, JSON, Parquet or Arrow, also compressed (.gz, .bz2, .xz, .zst)"
 DATA_ENDINGS = (".csv", ".tsv", ".tab", ".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".feather", ".txt")
 # Names by which a table is told where its form alone leaves a choice; they need not be all that a column may have.
 TELLING_NAMES = frozenset((

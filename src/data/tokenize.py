@@ -22,10 +22,10 @@ TokenPair = tuple[list[int], list[int], list[int]]
 
 
 @dataclass(frozen=True)
-class Report:
+class PairCounts:
     """What became of the rows. All counts are of pairs, so that a row walked twice counts twice."""
 
-    template_counts: dict[str, int]  # by the names "user", "question", "input"; of the pairs kept
+    templates: dict[str, int]  # by the names "user", "question", "input"; of the pairs kept
     cut: int  # pairs kept whose prompt lost its beginning
     dropped: int  # pairs left out since an answer alone is longer than the limit
     equal: int  # pairs kept whose two answers are the same once cleaned
@@ -40,7 +40,7 @@ def walk_rows(n_rows: int, target_pair_count: int | None) -> Iterator[int]:
 
 
 def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count: int | None, max_len: int,
-                   seed: int, numbers: Sequence[int] | None = None) -> tuple[list[TokenPair], Report]:
+                   seed: int, numbers: Sequence[int] | None = None) -> tuple[list[TokenPair], PairCounts]:
     """Walk the rows, draw a template for each pair, and turn prompt, chosen and reject into tokens.
 
     A prompt of several turns has the template "user" whatever is drawn for it, so that other rows' templates don't depend on it.
@@ -62,7 +62,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         numbers: of the rows in their file, for messages; counted from 1 where not given.
 
     Returns:
-        (prompt_tokens, chosen_tokens, reject_tokens) for each pair kept, and the report.
+        (prompt_tokens, chosen_tokens, reject_tokens) for each pair kept, and the counts.
 
     Raises:
         UserError: the target is below 1, or no pair is left under the limit.
@@ -104,4 +104,4 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     if not pairs:
         raise UserError(f"no pair is left: each of the {dropped} has an answer of over {max_len} tokens; "
                         "raise --rlhf_max_corpus_len")
-    return pairs, Report(template_counts, cut, dropped, equal, longest, encoder.changes())
+    return pairs, PairCounts(template_counts, cut, dropped, equal, longest, encoder.changes())

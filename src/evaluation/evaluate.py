@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
@@ -20,41 +18,20 @@ from src.data.faults import report_reading, skipped_rows, usable
 from src.data.read import read_pairs
 from src.data.tokenize import TokenPair, tokenize_pairs
 from src.errors import UserError
+from src.evaluation.config import DEFAULT_BETA, EvaluateConfig
 from src.evaluation.measures import preference_measures
-from src.files import atomic_write, check_output, input_files, json_text
+from src.files import atomic_write, check_output, json_text
 from src.kernels import recycle_memory
 from src.model import RWKV, build_model
 from src.numbers import STRENGTH
 from src.preference.pairs import check_sidecar, has_references, load_pairs
 from src.preference.reference import with_references
 from src.progress import progress_bar
+from src.settings import input_files
 from src.tokenizer import load_tokenizer
 
-DEFAULT_BETA = 0.01
 
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Names are those of the flags; device, precision, dtype and quantization are what `--strategy` says."""
-
-    load_model: str
-    adapter: str | None
-    pairs: str
-    reference_model: str | None
-    output_json: str | None
-    dpo_beta: float | None
-    rlhf_max_corpus_len: int
-    tokenizer: str | None
-    seed: int
-    batch_tokens: int
-    device: torch.device
-    precision: str
-    dtype: torch.dtype
-    quantization: str | None
-    skip_bad_rows: bool = False
-
-
-def measure(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
+def evaluate(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
     """Print the table, and write the same numbers to `config.output_json` where it is given.
 
     Args:
@@ -64,29 +41,28 @@ def measure(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
         UserError: whatever the user can mend; nothing has been written then.
     """
     if config.output_json:
-        inputs = ("load_model", "pairs", "adapter", "reference_model", "tokenizer")
-        check_output(config.output_json, input_files(config, inputs))
+        check_output(config.output_json, input_files(config))
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     adapter = read_adapter(config.adapter) if config.adapter else None
     if adapter is not None:
         check_adapter(adapter, weights, base)
     beta = config.dpo_beta or _beta_of(adapter)
     settings = adapter.settings if adapter is not None else auto_layer_profile(dimensions.n_layer, 0.0, 0.0)
-    made_with = {"precision": config.precision, **how_quantized(settings, weights, config.quantization)}
+    made_with = {"precision": config.strategy.precision, **how_quantized(settings, weights, config.strategy.quantization)}
     pairs, references, facts = _pairs(config, dimensions, base, made_with)
 
     for note in notes:
         say(note)
     if config.dpo_beta is not None and references is None and not (config.reference_model or adapter):
         say("note: no effect: --dpo_beta (without references there are no margins)")
-    if config.device.type == "cpu":
+    if config.strategy.device.type == "cpu":
         recycle_memory()
     if references is None and config.reference_model:
         references = _log_probs(_reference_model(config, dimensions), pairs, config, "reference",
                                 f"the reference model {config.reference_model}")
         facts["references"] = config.reference_model
-    model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
-                        hold=quantized_linears(settings, config.quantization))
+    model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
+                        hold=quantized_linears(settings, config.strategy.quantization))
     del weights
     if references is None and adapter is not None:
         references = _log_probs(model, pairs, config, "reference", f"the checkpoint {config.load_model}")
@@ -176,7 +152,7 @@ def _reference_model(config: EvaluateConfig, dimensions: Dimensions) -> RWKV:
     if found.vocab_size != dimensions.vocab_size:
         raise UserError(f"--reference_model {config.reference_model} has a vocabulary of {found.vocab_size}, {config.load_model} "
                         f"one of {dimensions.vocab_size}; give a model that reads the same tokens")
-    return build_model(weights, found, config.dtype, config.device, config.quantization)
+    return build_model(weights, found, config.strategy.dtype, config.strategy.device, config.strategy.quantization)
 
 
 def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, what: str, source: str) -> np.ndarray:

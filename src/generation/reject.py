@@ -12,7 +12,7 @@ from src.data.faults import Reading, report_reading, skipped_rows, usable
 from src.data.read import read_pairs
 from src.data.rows import Row
 from src.data.templates import clean, format_prompt
-from src.files import check_output, input_files, named_file, sha256
+from src.files import check_output, named_file, sha256
 from src.generation.batch import Answer, Request, generate
 from src.generation.config import GenerateConfig
 from src.generation.memory import rows_that_fit
@@ -20,6 +20,7 @@ from src.generation.output import Output, open_output, write_summary
 from src.model import build_model
 from src.model.decode import Forward, Kernels, serve
 from src.progress import progress_bar
+from src.settings import input_files
 from src.tokenizer import Tokenizer, load_tokenizer
 from src.tokenizer.fidelity import Encoder
 
@@ -34,15 +35,15 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
         UserError: whatever the user can mend; the rows finished until then are saved.
     """
     for path in (config.output_csv, f"{config.output_csv}.json"):
-        check_output(path, input_files(config, ("input_csv", "load_model", "tokenizer")))
+        check_output(path, input_files(config))
     reading = read_pairs(config.input_csv, require_reject=False)
     rows = usable(reading, config.skip_bad_rows)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     settings = {
-        "base_fingerprint": base, "tokenizer": tokenizer.name, "precision": config.precision,
+        "base_fingerprint": base, "tokenizer": tokenizer.name, "precision": config.strategy.precision,
         **({"tokenizer_sha256": sha256(path)} if (path := named_file("tokenizer", tokenizer.name)) else {}),
-        "quantization": config.quantization, "seed": config.seed, "overwrite": config.overwrite,
+        "quantization": config.strategy.quantization, "seed": config.seed, "overwrite": config.overwrite,
         "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),
         **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),
     }
@@ -65,8 +66,8 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
             say("note: every row has a reject already, so nothing is drawn, and no flag of sampling has an effect; --overwrite 1 "
                 "draws new ones")
         requests = _requests(config, tokenizer, reading, kept, places[output.done:])
-        model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
-                            quantize_head=config.quantization == "int8")
+        model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
+                            quantize_head=config.strategy.quantization == "int8")
         del weights
         summary = _write_rows(config, serve(model), tokenizer, rows, kept, places, requests, output)
         write_summary(config.output_csv, settings, summary)
@@ -103,7 +104,7 @@ def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: To
     lengths: list[int] = []
     reasons: Counter[str] = Counter()
     finished = {(number, 0): rows[number].reject for number, _ in places[first:] if kept[number]}
-    batch_size = config.batch_size or rows_that_fit(engine.dimensions, config.sampling, config.device)
+    batch_size = config.batch_size or rows_that_fit(engine.dimensions, config.sampling, config.strategy.device)
 
     def refuse(answer: Answer) -> bool:
         return config.avoid_equal and answer.text == clean(rows[answer.row].chosen)

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from src.cli.values import shown
 from src.errors import UserError
 from src.quantization.linear import STRATEGY_SUFFIXES
+from src.values import Reader, shown
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUANTIZATIONS = {suffix: scheme for scheme, suffix in STRATEGY_SUFFIXES.items()}
+STRATEGY = Reader(str, "device and precision, such as 'cuda bf16'")
 HELP = ("device and precision in the words of the rwkv package: 'cuda fp16', 'cuda bf16', 'cpu fp32', "
         "'cuda fp16i8' (int8 weights), 'cuda bf16nf4' (NF4 weights), 'cuda:1 bf16'; the best the machine has where not given")
 
@@ -37,13 +38,13 @@ def parse_strategy(text: str | None) -> Strategy:
             return Strategy(torch.device("cpu"), "fp32", None)
         return Strategy(torch.device("cuda"), "bf16" if torch.cuda.is_bf16_supported() else "fp16", None)
     if "->" in text or "*" in text:
-        raise UserError(f"--strategy {shown(text)}: splitting a model over devices ('->', '*n') is not served; name one device")
+        raise UserError(f"--strategy {shown(text)}: splitting a model over devices ('->', '*n') is not supported; name one")
     match = re.fullmatch(r"(cpu|cuda(?::([0-9]{1,9}))?) (fp32|bf16|fp16)(i8|nf4|i4|i3)?", " ".join(text.split()))
     if not match:
         raise UserError(f"--strategy {shown(text)} is not understood; write it like 'cuda bf16', 'cuda fp16i8' or 'cpu fp32'")
     device, index, precision, suffix = match.groups(default="")
     if suffix in ("i4", "i3"):
-        raise UserError(f"--strategy {shown(text)}: {suffix} weights are not served; take i8 or nf4")
+        raise UserError(f"--strategy {shown(text)}: {suffix} weights are not supported; take i8 or nf4")
     if device == "cpu":
         return Strategy(torch.device("cpu"), precision, QUANTIZATIONS[suffix])
     if not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count():

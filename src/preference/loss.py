@@ -14,14 +14,20 @@ Every loss takes what it needs, by these names, and gives back the same four vec
 
 The margin is the first reward minus the second, and what the loss compares before a target is taken off it. A reward is beta
 times the log-probability of the answer, relative to the reference where the loss has one, and a mean over its tokens where the
-loss divides by length. `LOSSES` names them all; which settings a loss takes is told by its own parameters.
+loss divides by length. `LOSSES` has them all, each with its settings: a new loss is a function and an entry there.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from inspect import signature
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from src import values
+from src.settings import Flag
 
 Losses = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -120,22 +126,78 @@ def orpo_loss(policy_chosen: Tensor, policy_reject: Tensor, chosen_tokens: Tenso
     return -beta * logsigmoid(log_odds), beta * chosen, beta * reject, beta * (chosen - reject)
 
 
-LOSSES = {"dpo": dpo_loss, "ipo": ipo_loss, "hinge": hinge_loss, "robust": robust_loss, "simpo": simpo_loss, "orpo": orpo_loss,
-          "cpo": cpo_loss}
+class Setting(NamedTuple):
+    """A number that a loss takes: the name of its flag, without dashes, and what there is to say about it."""
+
+    name: str
+    flag: Flag
+
+
+class Loss(NamedTuple):
+    """A loss: its function, the settings of its parameters, and the share of the SFT loss beside it; None: all of it."""
+
+    function: Callable[..., Losses]
+    settings: dict[str, Setting]  # by parameter
+    sft_share: Setting | None
+
+
+_DPO_BETA = Setting("dpo_beta", Flag(values.strength, 0.01, "strength of the pull towards the reference"))
+_DPO_ALPHA = Setting("dpo_alpha", Flag(values.weight, 0.1, "share of the SFT loss on the chosen answers"))
+_SMOOTHING = Setting("label_smoothing", Flag(values.number(1e-6, 0.4999, or_zero=True), 0.0,
+                                             "chance that a pair's labels are swapped, below 0.5"))
+LOSSES = {
+    "dpo": Loss(dpo_loss, {"beta": _DPO_BETA, "label_smoothing": _SMOOTHING}, _DPO_ALPHA),
+    "ipo": Loss(ipo_loss, {"beta": _DPO_BETA}, _DPO_ALPHA),
+    "hinge": Loss(hinge_loss, {"beta": _DPO_BETA}, _DPO_ALPHA),
+    "robust": Loss(robust_loss, {"beta": _DPO_BETA, "label_smoothing": _SMOOTHING}, _DPO_ALPHA),
+    "simpo": Loss(
+        simpo_loss,
+        {"beta": Setting("simpo_beta", Flag(values.strength, 2.0, "scale of the answers' mean log-probabilities")),
+         "gamma": Setting("simpo_gamma", Flag(values.weight, 1.0, "margin to be reached")), "label_smoothing": _SMOOTHING},
+        Setting("simpo_alpha", Flag(values.weight, 0.0, "share of the SFT loss on the chosen answers"))),
+    "orpo": Loss(
+        orpo_loss,
+        {"beta": Setting("orpo_alpha", Flag(
+            values.strength, 0.1, "weight of the odds ratio beside the SFT loss, the paper's lambda"))}, None),
+    "cpo": Loss(
+        cpo_loss,
+        {"beta": Setting("cpo_beta", Flag(values.strength, 0.1, "scale of the answers' log-probabilities")),
+         "label_smoothing": _SMOOTHING},
+        Setting("cpo_alpha", Flag(values.weight, 1.0, "share of the SFT loss on the chosen answers"))),
+}
+
+
+def settings_of(loss: str) -> list[Setting]:
+    """All that the loss of this name takes, its share of the SFT loss last."""
+    return [*LOSSES[loss].settings.values(), *filter(None, (LOSSES[loss].sft_share,))]
+
+
+def loss_flags() -> dict[str, Flag]:
+    """The flags of all losses, whose help names the losses that take each."""
+    takers: dict[Setting, list[str]] = {}
+    for loss in LOSSES:
+        for setting in settings_of(loss):
+            takers.setdefault(setting, []).append(loss)
+    return {name: replace(flag, help=f"{', '.join(losses)}: {flag.help}") for (name, flag), losses in takers.items()}
 
 
 def takes(loss: str, name: str) -> bool:
     """Whether the loss of this name has a parameter `name`."""
-    return name in signature(LOSSES[loss]).parameters
+    return name in signature(LOSSES[loss].function).parameters
 
 
 def needs_reference(loss: str) -> bool:
     return takes(loss, "reference_chosen")
 
 
-def preference_loss(loss: str, **values: Tensor | float) -> Losses:
-    """The loss of this name on those of `values` that it takes, which are named as in the module's docstring."""
-    return LOSSES[loss](**{name: value for name, value in values.items() if takes(loss, name)})
+def without_reference() -> list[str]:
+    """The losses that need none."""
+    return [loss for loss in LOSSES if not needs_reference(loss)]
+
+
+def preference_loss(loss: str, **given: Tensor | float) -> Losses:
+    """The loss of this name on those of `given` that it takes, which are named as in the module's docstring."""
+    return LOSSES[loss].function(**{name: value for name, value in given.items() if takes(loss, name)})
 
 
 def sft_loss(chosen_log_prob: Tensor, chosen_token_count: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src.adapters.apply import how_quantized, quantized_linears
-from src.adapters.layer_profile import auto_layer_profile
-from src.adapters.tensors import read_profile_for
+from src.adapters.tensors import settings_for
 from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
@@ -17,9 +16,9 @@ from src.console import say
 from src.data.check import check_pairs, print_check
 from src.data.faults import refusal, report_notes, report_reading, skipped_rows, usable
 from src.data.read import read_pairs
-from src.data.tokenize import Report, TokenPair, tokenize_pairs
+from src.data.tokenize import PairCounts, TokenPair, tokenize_pairs
 from src.errors import UserError
-from src.files import check_output, input_files
+from src.files import check_output
 from src.kernels import recycle_memory
 from src.model import build_model
 from src.preference.config import PrepareConfig
@@ -27,6 +26,7 @@ from src.preference.journal import hold_journal, open_journal
 from src.preference.pairs import check_sidecar_place, save_pairs
 from src.preference.reference import with_references
 from src.progress import progress_bar
+from src.settings import input_files
 from src.tokenizer import load_tokenizer
 
 
@@ -45,65 +45,58 @@ def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:
         _check(config, notes)
         return
     for path in (config.output_save, f"{config.output_save}.json", f"{config.output_save}.partial"):
-        check_output(path, input_files(config, ("input_csv", "load_model", "tokenizer", "layer_profile")))
+        check_output(path, input_files(config))
     check_sidecar_place(config.output_save)
     with hold_journal(Path(f"{config.output_save}.partial")) as descriptor:
         _prepare(config, notes, descriptor)
 
 
 def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> None:
+    assert config.load_model and config.output_save  # the flags were checked for both
     reading = read_pairs(config.input_csv, require_reject=True)
     rows = usable(reading, config.skip_bad_rows)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
-    if config.layer_profile in (None, "auto"):
-        settings = auto_layer_profile(dimensions.n_layer, 0.0, 0.0, config.lora_r, mode=config.peft)
-    else:
-        settings = read_profile_for(weights, config.layer_profile)
+    settings = settings_for(weights, config.layer_profile, config.peft, config.lora_r)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
-    if tokenizer.vocab_size > dimensions.vocab_size:
-        raise UserError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but {config.load_model} only "
-                        f"{dimensions.vocab_size}; take the tokenizer that the model was trained with")
-    pairs, report = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
+    pairs, counts = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
                                    reading.numbers)
-    held = how_quantized(settings, weights, config.quantization)
+    held = how_quantized(settings, weights, config.strategy.quantization)
 
-    def tell_notes() -> None:
+    def say_notes() -> None:
         report_reading(reading)
-        report.changes.report(config.input_csv, tokenizer.name)
+        counts.changes.report(config.input_csv, tokenizer.name)
         for note in notes:
             say(note)
 
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
-        "tokenizer": tokenizer.name, "templates": report.template_counts, "seed": config.seed,
-        "max_len": config.rlhf_max_corpus_len, "cut": report.cut, "dropped": report.dropped,
-        "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading), "references": config.reference,
+        "tokenizer": tokenizer.name, "templates": counts.templates, "seed": config.seed,
+        "max_len": config.rlhf_max_corpus_len, "cut": counts.cut, "dropped": counts.dropped,
+        "changed_texts": counts.changes.texts, "skipped_rows": skipped_rows(reading), "references": config.reference,
     }
     started = time.monotonic()
     journal_path = Path(f"{config.output_save}.partial")
     if not config.reference:
         # Nothing is finished in it, but one that a broken-off run left is kept, or goes, as ever.
         with open_journal(journal_path, held_file, _digest(["no references"], pairs)):
-            tell_notes()
+            say_notes()
             save_pairs(config.output_save, [(*pair, 0.0, 0.0) for pair in pairs], sidecar)
-        _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
-        return
-
-    if config.device.type == "cpu":
-        recycle_memory()
-    # What training adds to this starts as the identity, and leaves the references as they are.
-    model = build_model(weights, dimensions, config.dtype, config.device, config.quantization,
-                        hold=quantized_linears(settings, config.quantization))
-    digest = _digest([base, config.precision, held, config.batch_tokens], pairs)
-    with open_journal(journal_path, held_file, digest) as journal:
-        tell_notes()
-        if journal.done:
-            say(f"{journal.path}: going on after {len(journal.done)} finished batches")
-        with progress_bar("pairs", len(pairs)) as advance:
-            source = f"the checkpoint {config.load_model}"
-            pairs = with_references(model, pairs, config.batch_tokens, advance, source, journal)
-        save_pairs(config.output_save, pairs, sidecar | {"precision": config.precision, **held})
-    _tell(config, len(rows), len(pairs), report, time.monotonic() - started)
+    else:
+        if config.strategy.device.type == "cpu":
+            recycle_memory()
+        # What training adds to this starts as the identity, and leaves the references as they are.
+        model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
+                            hold=quantized_linears(settings, config.strategy.quantization))
+        digest = _digest([base, config.strategy.precision, held, config.batch_tokens], pairs)
+        with open_journal(journal_path, held_file, digest) as journal:
+            say_notes()
+            if journal.done:
+                say(f"{journal.path}: going on after {len(journal.done)} finished batches")
+            with progress_bar("pairs", len(pairs)) as advance:
+                source = f"the checkpoint {config.load_model}"
+                scored = with_references(model, pairs, config.batch_tokens, advance, source, journal)
+            save_pairs(config.output_save, scored, sidecar | {"precision": config.strategy.precision, **held})
+    _say_what_was_made(config, len(rows), len(pairs), counts, time.monotonic() - started)
 
 
 def _digest(settings: list[Any], pairs: Sequence[TokenPair]) -> str:
@@ -120,11 +113,11 @@ def _digest(settings: list[Any], pairs: Sequence[TokenPair]) -> str:
     return digest.hexdigest()
 
 
-def _tell(config: PrepareConfig, n_rows: int, n_pairs: int, report: Report, seconds: float) -> None:
-    templates = ", ".join(f"{name} {count}" for name, count in report.template_counts.items())
+def _say_what_was_made(config: PrepareConfig, n_rows: int, n_pairs: int, counts: PairCounts, seconds: float) -> None:
+    templates = ", ".join(f"{name} {count}" for name, count in counts.templates.items())
     say(f"{config.output_save}: {n_pairs} pairs from {n_rows} rows in {seconds:.1f} s; "
-        f"{report.cut} prompts cut and {report.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "
-        f"{report.equal} with equal answers; longest {report.longest} tokens; templates {templates}"
+        f"{counts.cut} prompts cut and {counts.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "
+        f"{counts.equal} with equal answers; longest {counts.longest} tokens; templates {templates}"
         f"{'' if config.reference else '; no references'}")
 
 

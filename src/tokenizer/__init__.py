@@ -4,10 +4,10 @@ from src.errors import UserError
 from src.tokenizer.base import Tokenizer
 from src.tokenizer.byte import ByteTokenizer
 from src.tokenizer.huggingface import HuggingFaceTokenizer
-from src.tokenizer.world import WorldTokenizer
+from src.tokenizer.world import WORLD_ROWS, WorldTokenizer
 
 # The World vocabulary's last id is 65529; checkpoints round the number of rows up to 65536, and a few older ones round it down.
-WORLD_SIZES = range(65529, 65537)
+WORLD_SIZES = range(65529, WORLD_ROWS + 1)
 
 
 def load_tokenizer(name: str | None, vocab_size: int | None = None) -> Tokenizer:
@@ -25,18 +25,16 @@ def load_tokenizer(name: str | None, vocab_size: int | None = None) -> Tokenizer
         name = "bytes" if vocab_size == 256 else "world" if vocab_size in WORLD_SIZES else None
     if name is None:
         raise UserError(f"a vocabulary of {vocab_size} tells no tokenizer; pass --tokenizer world, bytes, or a tokenizer.json")
+    tokenizer: Tokenizer
     if name == "world":
-        tokenizer = WorldTokenizer()
-        fits = vocab_size is None or vocab_size >= WORLD_SIZES.start
+        tokenizer = WorldTokenizer(vocab_size if vocab_size is not None and vocab_size in WORLD_SIZES else WORLD_ROWS)
     elif name == "bytes":
         tokenizer = ByteTokenizer()
-        fits = vocab_size is None or vocab_size >= tokenizer.vocab_size
     elif name.endswith(".json"):
         tokenizer = HuggingFaceTokenizer(name)
-        fits = vocab_size is None or vocab_size >= tokenizer.vocab_size
     else:
         raise UserError(f"--tokenizer {name}: expected world, bytes, or the path of a tokenizer.json")
-    if not fits:
+    if vocab_size is not None and vocab_size < tokenizer.vocab_size:
         raise UserError(f"--tokenizer {name}: has {tokenizer.vocab_size} ids, the checkpoint's vocabulary only {vocab_size}; "
                         "choose the tokenizer the checkpoint was trained with")
     return tokenizer

@@ -16,20 +16,26 @@ from src.errors import UserError
 from src.tokenizer.base import require_known
 
 VOCABULARY_FILE = "rwkv_vocab_v20230424.txt"
+WORLD_ROWS = 65536
 FIRST_LOOK = 4  # bytes; most entries are about that long
 
 
 class WorldTokenizer:
-    """65536 ids: 0 ends the text and decodes to nothing; 65530 and up pad the checkpoint and decode to U+FFFD."""
+    """0 ends the text and decodes to nothing; 65530 and up pad the checkpoint and decode to U+FFFD.
+
+    Args:
+        rows: of the checkpoint, at most 65536. Entries beyond them are not used; they are made of shorter ones.
+
+    Raises UserError where the `rwkv` package, or its vocabulary, is missing or damaged.
+    """
 
     name = "world"
-    vocab_size = 65536
     end_of_text = 0
     lossless = True
 
-    def __init__(self) -> None:
-        """Raises UserError where the `rwkv` package, or its vocabulary, is missing or damaged."""
-        ids = _read_vocabulary()
+    def __init__(self, rows: int = WORLD_ROWS) -> None:
+        self.vocab_size = rows
+        ids = {entry: token for entry, token in _read_vocabulary().items() if token < rows}
         self._bytes = ["\N{REPLACEMENT CHARACTER}".encode()] * self.vocab_size
         self._bytes[self.end_of_text] = b""
         for entry, token in ids.items():

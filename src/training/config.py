@@ -1,78 +1,152 @@
-"""Everything a training run is told, as one frozen value; src/cli/train.py makes it from the flags."""
+"""Everything a training run is told, in frozen groups: what each flag of train.py takes, its default and what it does."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from src import values
+from src.adapters.layer_profile import BLOCK_MODES
+from src.data.faults import SKIP_BAD_ROWS
+from src.data.source import DATA_FORMATS
+from src.numbers import BELOW_ONE
+from src.preference.loss import LOSSES, loss_flags
 from src.preference.objective import Objective
+from src.settings import NEEDED, flag, group, table
+
+STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload", "deepspeed_stage_3",
+              "deepspeed_stage_3_offload")
+_decay = values.number(*BELOW_ONE, or_zero=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The base, and what trains in it."""
+
+    load_model: str = flag(values.input_file, NEEDED, "base checkpoint, the official .pth or .safetensors", free=True)
+    layer_profile: str = flag(values.layer_profile, "auto",
+                              "CSV that says which layer trains and how (layerprofile/readme.md), or auto: every block alike, "
+                              "by the next three")
+    peft: str = flag(BLOCK_MODES, "lora", "with --layer_profile auto: mode of every block")
+    lora_r: int = flag(values.positive, 16, "with --layer_profile auto: rank")
+    lora_alpha: float = flag(values.strength, 32.0, "with --layer_profile auto: alpha")
+    load_adapter: str | None = flag(values.input_file, None,
+                                    "adapter file to go on from, of the same base and layer profile; the references stay the "
+                                    "base's")
+    quantization: str | None = None  # what --quant and --quant_mode come to: None, or a scheme of src.quantization
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What the run reads. With `--sft 1` texts, and rlhf_train_file is None then."""
+
+    rlhf_train_file: str | None = flag(values.input_file, None,
+                                       ".save file of rlhf_dpo_generate_save.py; needed but with --sft 1", free=True)
+    train_data_file: str | None = flag(values.input_file, None,
+                                       "with --sft 1: prompts and answers, conversations or plain text, as "
+                                       f"{DATA_FORMATS}, or documents as .txt", free=True)
+    skip_bad_rows: bool = flag(values.zero_or_one, False, f"with --sft 1, {SKIP_BAD_ROWS}")
+    tokenizer: str | None = flag(values.tokenizer, None,
+                                 "with --sft 1: world, bytes, or a tokenizer.json; by the checkpoint's vocabulary where not "
+                                 "given (65536 world, 256 bytes)")
+    eval_file: str | None = flag(values.input_file, None,
+                                 "held-out pairs (.save), or with --sft 1 texts like --train_data_file: evaluated "
+                                 "before the first step and after each epoch", free=True)
+    rlhf_max_corpus_len: int = flag(values.positive, None,
+                                    "pairs longer than this many tokens are left out, with the count told (--ctx_len where not "
+                                    "given)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What is learned."""
+
+    sft: bool = flag(values.zero_or_one, False,
+                     "1: no preferences; next-token prediction on --train_data_file, of prompts with answers only the answers")
+    loss: str = flag(tuple(LOSSES), "dpo", "simpo, orpo and cpo have no reference")
+    of_the_losses: Mapping[str, float] = table(loss_flags())
+    sft_on_prompt: bool = flag(values.zero_or_one, False, "1: the SFT loss is over prompt and answer, with --sft 1 too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """How it is learned: batches, steps, rates."""
+
+    epoch_steps: int = flag(values.not_negative, 200, "micro-batches an epoch on each device; 0: as many as see every pair once")
+    epoch_count: int = flag(values.whole(1, 10**6), 1, "epochs to train")
+    epoch_begin: int = flag(values.whole(0, 10**6), 0,
+                            "number of epochs done before: file names and the order of pairs go on from it")
+    epoch_save: int = flag(values.positive, 1, "save the adapter every so many epochs, and at the end", free=True)
+    micro_bsz: int = flag(values.whole(1, 4096), 1, "pairs in a micro-batch, which is what a device computes at once")
+    batch_tokens: int = flag(values.whole(0, 10**6), 0,
+                             "instead of --micro_bsz: tokens in a micro-batch, which takes as many pairs of like lengths as "
+                             "they hold")
+    accumulate_grad_batches: int = flag(values.whole(1, 10**5), 1,
+                                        "micro-batches an optimizer step on each device; the last step of an epoch takes those "
+                                        "left; the gradient is that of the mean over all pairs of the step (over its tokens "
+                                        "with --sft 1), however they are split")
+    lr_init: float = flag(values.rate, 1e-5, "first learning rate, where the layer profile does not rule")
+    lr_final: float = flag(values.rate, 1e-6, "last learning rate, likewise")
+    lr_advanced: bool = flag(values.zero_or_one, True,
+                             "1: the layer profile's rates rule; 0: --lr_init and --lr_final rule everywhere")
+    warmup_steps: int = flag(values.not_negative, 0, "optimizer steps of linear warm-up")
+    beta1: float = flag(_decay, 0.9, "AdamW")
+    beta2: float = flag(_decay, 0.999, "AdamW")
+    adam_eps: float = flag(values.number(1e-30, 1e3), 1e-8, "AdamW")
+    optim: str = flag(("adamw", "adamw_8bit"), "adamw",
+                      "adamw_8bit holds its averages in 8 bits (bitsandbytes): a quarter of their memory")
+    gradient_clip_val: float = flag(values.number(1e-12, 1e12, or_zero=True), 1.0, "largest gradient norm; 0 does not clip")
+    grad_cp: bool = flag(values.zero_or_one, False,
+                         "1: gradient checkpointing, much less memory for somewhat more time", free=True)
+    compile: bool = flag(values.zero_or_one, False,
+                         "1: torch.compile the blocks: steps some percent faster after a minute or two of compiling", free=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings:
+    """Where it is computed."""
+
+    accelerator: str = flag(("auto", "cpu", "gpu"), "auto", "auto: gpu where there is one", free=True)
+    devices: int = flag(values.whole(1, 1024), 1, "number of GPUs, or of processes on the CPU")
+    precision: str = flag(values.Reader(str, "fp32 or bf16"), None,
+                          "fp32 or bf16; trained weights are held in float32 either way; bf16 on a GPU, fp32 on the CPU where "
+                          "not given")
+    strategy: str = flag(STRATEGIES, "auto", "Lightning's strategy", free=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The run's folder, and what watches it."""
+
+    proj_dir: str = flag(values.path, NEEDED,
+                         "folder of the run: report.html, adapters, metrics.jsonl, and what else it writes", free=True)
+    wandb: str = flag(values.wandb_project, "",
+                      "wandb project, entity/project, or its address; offline where its server can't be used; empty:"
+                      " none", free=True)
+    tensorboard: bool = flag(values.zero_or_one, False, "1: the same for TensorBoard, in the run's folder tensorboard", free=True)
+    samples: int = flag(values.whole(0, 1000), 3,
+                        "held-out prompts (of the training pairs without --eval_file) answered before the first step"
+                        " and after each epoch, for the report; 0: none", free=True)
+    sample_tokens: int = flag(values.whole(1, 10**4), 100, "longest such answer, in tokens", free=True)
+    resume: bool = flag(values.zero_or_one, False, "1: go on where the run in --proj_dir was broken off", free=True)
+    seed: int = flag(values.seed, 0, "order of pairs, adapters' random starts, dropout")
+    allow_reference_mismatch: bool = flag(values.zero_or_one, False,
+        "1: train even where the references were computed at another precision or quantization")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Names are those of the flags; `python train.py --help` says what each does."""
+    """What train.py's flags come to. Nothing is open any more: a None says that something is not there."""
 
-    load_model: str
-    proj_dir: str
-    rlhf_train_file: str | None
-    rlhf_max_corpus_len: int
-    eval_file: str | None
-    layer_profile: str
-    peft: str
-    load_adapter: str | None
-    lora_r: int
-    lora_alpha: float
-    epoch_steps: int
-    epoch_count: int
-    epoch_begin: int
-    epoch_save: int
-    micro_bsz: int
-    batch_tokens: int
-    accumulate_grad_batches: int
-    lr_init: float
-    lr_final: float
-    lr_advanced: bool
-    warmup_steps: int
-    beta1: float
-    beta2: float
-    adam_eps: float
-    optim: str
-    gradient_clip_val: float
-    dpo_alpha: float
-    dpo_beta: float
-    sft_on_prompt: bool
-    accelerator: str
-    devices: int
-    precision: str
-    strategy: str
-    grad_cp: bool
-    compile: bool
-    quantization: str | None
-    wandb: str
-    tensorboard: bool
-    samples: int
-    sample_tokens: int
-    seed: int
-    resume: bool
-    allow_reference_mismatch: bool
-    # The objective; beta, alpha and gamma are each loss's own (src.preference.objective).
-    loss: str = "dpo"
-    label_smoothing: float = 0.0
-    orpo_alpha: float = 0.1
-    simpo_beta: float = 2.0
-    simpo_gamma: float = 1.0
-    simpo_alpha: float = 0.0
-    cpo_beta: float = 0.1
-    cpo_alpha: float = 1.0
-    # Texts instead of pairs, of which rlhf_train_file is None then.
-    sft: bool = False
-    train_data_file: str | None = None
-    tokenizer: str | None = None
-    skip_bad_rows: bool = False
+    model: ModelSettings = group("model")
+    data: DataSettings = group("data")
+    objective: ObjectiveSettings = group("objective")
+    steps: StepSettings = group("steps and rates")
+    machine: MachineSettings = group("machine")
+    run: RunSettings = group(None)
 
 
-def objective_of(config: TrainConfig) -> Objective:
-    """The objective that a run's flags describe: each loss by its own, the losses on DPO's margin by DPO's."""
-    beta, alpha, gamma = {
-        "orpo": (config.orpo_alpha, 1.0, 0.0),
-        "simpo": (config.simpo_beta, config.simpo_alpha, config.simpo_gamma),
-        "cpo": (config.cpo_beta, config.cpo_alpha, 0.0),
-    }.get(config.loss, (config.dpo_beta, config.dpo_alpha, 0.0))
-    return Objective(beta, alpha, config.sft_on_prompt, config.loss, gamma, config.label_smoothing)
+def objective_of(settings: ObjectiveSettings) -> Objective:
+    """The objective that a run's flags describe."""
+    loss, numbers = LOSSES[settings.loss], settings.of_the_losses
+    alpha = numbers[loss.sft_share.name] if loss.sft_share else 1.0
+    return Objective(alpha=alpha, sft_on_prompt=settings.sft_on_prompt, loss=settings.loss,
+                     **{parameter: numbers[setting.name] for parameter, setting in loss.settings.items()})

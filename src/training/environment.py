@@ -52,19 +52,19 @@ def environment_of(config: TrainConfig) -> ClusterEnvironment:
 
     Raises UserError where a launcher started another number of processes than `--devices` says, or its variables are not whole.
     """
-    launcher, kind = _launcher(config.devices)
+    launcher, kind = _launcher(config.machine.devices)
     try:
         found = kind()
-        found.validate_settings(num_devices=config.devices, num_nodes=1)
+        found.validate_settings(num_devices=config.machine.devices, num_nodes=1)
         by_hand = isinstance(found, LightningEnvironment)
         rank = found.local_rank() if by_hand else found.global_rank()
-        size = config.devices if by_hand else found.world_size()
-        if size != config.devices or not (0 <= rank < size and 0 <= found.local_rank() < size and found.main_port):
+        size = config.machine.devices if by_hand else found.world_size()
+        if size != config.machine.devices or not (0 <= rank < size and 0 <= found.local_rank() < size and found.main_port):
             raise ValueError(f"this is process {rank} of {size}")
     except (KeyError, ValueError, RuntimeError, OSError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
-        raise UserError(f"--devices {config.devices}: {launcher} should have started a process for each device, but {reason}; "
-                        "correct that, or unset its variables") from None
+        raise UserError(f"--devices {config.machine.devices}: {launcher} should have started a process for each device, but "
+                        f"{reason}; correct that, or unset its variables") from None
     found.set_global_rank(rank)
     rank_zero_only.rank = rank  # which most of them leave as Lightning guessed it
     return found

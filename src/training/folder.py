@@ -3,7 +3,6 @@
 import json
 import re
 from contextlib import suppress
-from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from src.adapters.files import read_adapter
 from src.checked_json import BadJson, parse_json
 from src.console import say, short
 from src.errors import UserError
-from src.files import atomic_write, input_files, json_text, regular_file, remove_temporaries
+from src.files import atomic_write, json_text, regular_file, remove_temporaries
 from src.run_files import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -24,16 +23,11 @@ from src.run_files import (
     keep_lines,
     tell_gaps,
 )
+from src.settings import defaults, flat, free_on_resume, input_files
 from src.training.checkpoint import check_checkpoint, tidy, will_be_there
 from src.training.config import TrainConfig
 from src.training.loggers import WANDB_ID_FILE
 
-# What may differ between a run and its continuation: none of it changes a number beyond rounding. Files may have
-# moved; that they are the same is told by fingerprint and sha256.
-FREE_ON_RESUME = ("accelerator", "compile", "epoch_save", "eval_file", "grad_cp", "load_model", "proj_dir", "resume",
-                  "rlhf_train_file", "sample_tokens", "samples", "strategy", "tensorboard", "train_data_file", "wandb")
-# Flags of files that a run reads.
-INPUTS = ("load_model", "load_adapter", "rlhf_train_file", "train_data_file", "eval_file", "tokenizer", "layer_profile")
 # Names of what a run writes whole, as a pattern.
 WHOLE = "|".join([*map(re.escape, (CONFIG_FILE, *GROWING, RESUME_FILE, REPORT_FILE, CURVES_FILE, WANDB_ID_FILE)),
                   r"rwkv-(?:[0-9]+|final)\.(?:safetensors|state\.pth)"])
@@ -59,17 +53,17 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], tol
         regular_file(path)
     tidy(folder)
     path, checkpoint = folder / CONFIG_FILE, folder / RESUME_FILE
-    known = json.loads(json_text(asdict(config) | facts, path))
+    known = json.loads(json_text(flat(config) | facts, path))
     steps, expected = 0, {}
-    if config.resume and checkpoint.exists():
+    if config.run.resume and checkpoint.exists():
         _check_config(path, known)
-        record = check_checkpoint(checkpoint, shapes, config.strategy.startswith("deepspeed"),
+        record = check_checkpoint(checkpoint, shapes, config.machine.strategy.startswith("deepspeed"),
                                   lambda: _last_good(folder))
         steps, expected = record["step"], {METRICS_FILE: list(range(1, record["step"] + 1))} | record["lines"]
         for name in GROWING:
             check_lines(folder / name)  # all of them before any is cut
     else:
-        _check_fresh(folder, config.resume)
+        _check_fresh(folder, config.run.resume)
     remove_temporaries(folder, WHOLE)
     for name in GROWING:
         # Nothing stays of a run that was broken off before its first checkpoint, its step 0 included.
@@ -85,13 +79,13 @@ def prepare_folder(folder: Path, config: TrainConfig, facts: dict[str, Any], tol
 
 def resume_file(config: TrainConfig) -> Path | None:
     """The checkpoint that another process than the first goes on from; the first may be tidying the folder at this moment."""
-    folder = Path(config.proj_dir)
-    return folder / RESUME_FILE if config.resume and will_be_there(folder) else None
+    folder = Path(config.run.proj_dir)
+    return folder / RESUME_FILE if config.run.resume and will_be_there(folder) else None
 
 
 def check_inputs(folder: Path, config: TrainConfig) -> None:
     """Refuse to read what the run would overwrite."""
-    for flag, path in input_files(config, INPUTS):
+    for flag, path in input_files(config):
         for place in (path.resolve(), path.parent.resolve() / path.name):  # the file itself, and a link to it
             if place.parent == folder.resolve() and re.fullmatch(WHOLE, place.name):
                 raise UserError(f"{flag}: {path} would be overwritten, since the run writes a file of this name into --proj_dir; "
@@ -106,9 +100,10 @@ def _check_config(path: Path, known: dict[str, Any]) -> None:
         raise UserError(f"{path} is missing or damaged ({reason}), so --resume 1 can't check what it goes on with; "
                         "choose another --proj_dir") from None
     # A run from before there was a flag had what is that flag's default.
-    before = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING} | before
+    before = defaults(TrainConfig) | before
+    free = free_on_resume(TrainConfig)
     for name, value in known.items():
-        if name not in FREE_ON_RESUME and before.get(name) != value:
+        if name not in free and before.get(name) != value:
             was, now = short(str(before.get(name))), short(str(value))
             raise UserError(f"--resume 1: {name} was {was} in {path.parent} and is {now} now; a resumed run goes on unchanged")
 

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pytorch_lightning.loggers import Logger
 
 from src.console import say, short
 from src.files import atomic_write, regular_file, write_all
+from src.settings import flat
 from src.training.config import TrainConfig
 
 # Holds the id of the run on wandb, which a resumed run continues.
@@ -36,7 +36,7 @@ SLOW = 2.0
 
 def make_loggers(config: TrainConfig) -> list[Logger]:
     """What `--wandb` and `--tensorboard` ask for; for the first process only, since the others log nothing."""
-    wanted = [(config.wandb, _wandb_logger), (config.tensorboard, _tensorboard_logger)]
+    wanted = [(config.run.wandb, _wandb_logger), (config.run.tensorboard, _tensorboard_logger)]
     return [logger for asked, make in wanted if asked and (logger := make(config)) is not None]
 
 
@@ -121,14 +121,14 @@ class TensorBoardLogger(GuardedLogger):
 
 def _tensorboard_logger(config: TrainConfig) -> Logger | None:
     try:
-        return TensorBoardLogger(Path(config.proj_dir, "tensorboard"))
+        return TensorBoardLogger(Path(config.run.proj_dir, "tensorboard"))
     except Exception as error:  # its folder can't be written, another version of it has other modules, ...
         _not_used("TensorBoard", error, config)
         return None
 
 
 def _not_used(label: str, error: Exception, config: TrainConfig) -> None:
-    say(f"{label}: can't be used ({_short(error)}); the run continues without it, and its numbers are in {config.proj_dir}")
+    say(f"{label}: can't be used ({_short(error)}); the run continues without it, and its numbers are in {config.run.proj_dir}")
 
 
 def _wandb_logger(config: TrainConfig) -> Logger | None:
@@ -177,15 +177,15 @@ def _why_offline(wandb: Any) -> str | None:
 
 def _begin(wandb: Any, config: TrainConfig, why_offline: str | None) -> Logger:
     """Start the run, or continue it; offline with `why_offline`, else online where that works."""
-    folder = Path(config.proj_dir)
-    run_id = _set_up(wandb).run_id or _run_id(folder / WANDB_ID_FILE, config.resume)
+    folder = Path(config.run.proj_dir)
+    run_id = _set_up(wandb).run_id or _run_id(folder / WANDB_ID_FILE, config.run.resume)
     before = set(folder.glob("wandb/*"))
 
     def init(mode: str) -> Any:
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
-        entity, _, project = config.wandb.rpartition("/")
+        entity, _, project = config.run.wandb.rpartition("/")
         return wandb.init(entity=entity or None, project=project, dir=str(folder), id=run_id, resume="allow", mode=mode,
-                          config=asdict(config), settings=wandb.Settings(silent=True, **limits))
+                          config=flat(config), settings=wandb.Settings(silent=True, **limits))
 
     run = None
     if why_offline is None:

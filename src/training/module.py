@@ -26,7 +26,7 @@ class PreferenceModule(pl.LightningModule):
     def __init__(self, model: RWKV, settings: list[LayerSetting], config: TrainConfig, total_steps: int):
         super().__init__()
         self.model, self.settings, self.config, self.total_steps = model, settings, config, total_steps
-        self.objective = objective_of(config)
+        self.objective = objective_of(config.objective)
         self.last_losses: dict[str, Tensor] = {}
         self.last_share, self.last_tokens = 0.0, 0
         self._random_state: dict[str, Any] | None = None
@@ -35,9 +35,9 @@ class PreferenceModule(pl.LightningModule):
         """The micro-batch's part of its optimizer step's loss, which is the mean over all pairs (tokens) of the step."""
         packed, references, share = batch
         if isinstance(packed, TextBatch):
-            losses = text_losses(self.model, packed, self.config.grad_cp)
+            losses = text_losses(self.model, packed, self.config.steps.grad_cp)
         else:
-            losses = pair_losses(self.model, packed, references, self.objective, grad_cp=self.config.grad_cp)
+            losses = pair_losses(self.model, packed, references, self.objective, grad_cp=self.config.steps.grad_cp)
         loss = share * losses["loss"].sum()
         self.last_losses = {name: values.detach() for name, values in losses.items()}
         self.last_share, self.last_tokens = share, len(packed.tokens)
@@ -55,7 +55,7 @@ class PreferenceModule(pl.LightningModule):
 
         # The groups' own rate is 1, so that the schedule's factor is the rate itself, which may start from 0.
         def schedule(lr_init: float, lr_final: float):
-            return lambda step: learning_rate(step, self.total_steps, config.warmup_steps, lr_init, lr_final)
+            return lambda step: learning_rate(step, self.total_steps, config.steps.warmup_steps, lr_init, lr_final)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [schedule(*pair) for pair in rates])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -79,11 +79,11 @@ class PreferenceModule(pl.LightningModule):
 
 def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW: torch's fused one, bitsandbytes' 8-bit one, or on the CPU's side of DeepSpeed's offload its own."""
-    arguments = {"lr": 1.0, "betas": (config.beta1, config.beta2), "eps": config.adam_eps}
-    if config.strategy.startswith("deepspeed") and "offload" in config.strategy:
+    arguments = {"lr": 1.0, "betas": (config.steps.beta1, config.steps.beta2), "eps": config.steps.adam_eps}
+    if config.machine.strategy.startswith("deepspeed") and "offload" in config.machine.strategy:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)
-    if config.optim == "adamw_8bit":
+    if config.steps.optim == "adamw_8bit":
         return load_bitsandbytes("--optim adamw_8bit", "--optim adamw").optim.AdamW8bit(groups, **arguments)
     return torch.optim.AdamW(groups, fused=True, **arguments)

@@ -34,7 +34,7 @@ VAIN = 30.0
 
 def starts_others(config: TrainConfig, environment: ClusterEnvironment) -> bool:
     """Whether this process has to start the others, and no launcher or scheduler does."""
-    return config.devices > 1 and isinstance(environment, First)
+    return config.machine.devices > 1 and isinstance(environment, First)
 
 
 def check_can_start_others(config: TrainConfig) -> None:
@@ -43,14 +43,14 @@ def check_can_start_others(config: TrainConfig) -> None:
     file, as_module = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     words = filter(os.path.exists, sys.orig_argv[1:])
     if not (file and (as_module or any(os.path.samefile(word, file) for word in words))):
-        raise UserError(f"--devices {config.devices}: every device needs a process of its own, and only a script can start them; "
-                        "run train.py, or take --devices 1 here")
+        raise UserError(f"--devices {config.machine.devices}: every device needs a process of its own, and only a script can "
+                        "start them; run train.py, or take --devices 1 here")
 
 
 def share_cores(config: TrainConfig) -> None:
     """On a CPU each process takes its part of the cores, where the user has not said how many."""
-    if config.devices > 1 and config.accelerator == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
+    if config.machine.devices > 1 and config.machine.accelerator == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.machine.devices))
 
 
 class Others(pl.Callback):

@@ -56,7 +56,7 @@ class ProgressBar(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if not trainer.is_global_zero:
             return
-        epoch = pl_module.config.epoch_begin + trainer.current_epoch + 1
+        epoch = pl_module.config.steps.epoch_begin + trainer.current_epoch + 1
         line = f"epoch {epoch}, step {trainer.global_step}/{self.total_steps}: {self._words()}"
         if self.held_out is not None and self.held_out.last:
             last = self.held_out.last

@@ -54,7 +54,7 @@ class CheckAdapter(pl.Callback):
         was_training = model.training
         model.eval()
         # A few batches are not worth what compiling them (--compile 1) takes.
-        with torch.compiler.set_stance("force_eager" if pl_module.config.compile else "default"):
+        with torch.compiler.set_stance("force_eager" if pl_module.config.steps.compile else "default"):
             losses = [not_finite(_losses(pl_module, batch)) for batch in self.batches]
         model.train(was_training)
         return "after it, the loss of the last micro-batches is not finite" if any(losses) else None
@@ -93,8 +93,8 @@ class SaveAdapters(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         done = trainer.current_epoch + 1
         config = pl_module.config
-        if done % config.epoch_save == 0 or done == config.epoch_count:
-            self._save_adapter(trainer, pl_module, f"rwkv-{config.epoch_begin + done}.safetensors")
+        if done % config.steps.epoch_save == 0 or done == config.steps.epoch_count:
+            self._save_adapter(trainer, pl_module, f"rwkv-{config.steps.epoch_begin + done}.safetensors")
             if trainer.is_global_zero:
                 sync_lines(self.folder)  # what comes after a line must not outlive it
             save_checkpoint(trainer, self.folder, self._record(trainer))
@@ -107,7 +107,7 @@ class SaveAdapters(pl.Callback):
         # A run that was broken off after its last checkpoint has nothing left to train when it is resumed.
         if not self.trained:
             config = pl_module.config
-            for name in (f"rwkv-{config.epoch_begin + config.epoch_count}.safetensors", FINAL_FILE):
+            for name in (f"rwkv-{config.steps.epoch_begin + config.steps.epoch_count}.safetensors", FINAL_FILE):
                 self._save_adapter(trainer, pl_module, name)
 
     def _record(self, trainer: pl.Trainer) -> dict[str, Any]:
@@ -139,10 +139,10 @@ def explain(error: NotFinite, step: int, good: list[str], config: TrainConfig) -
         good: the record of `SaveAdapters`.
     """
     if not step:
-        files = " and ".join(filter(None, (config.load_model, config.load_adapter)))
-        precision = ", or use --precision fp32" if config.precision != "fp32" else ""
+        files = " and ".join(filter(None, (config.model.load_model, config.model.load_adapter)))
+        precision = ", or use --precision fp32" if config.machine.precision != "fp32" else ""
         return UserError(f"{error}; nothing has been trained yet, so check {files} and the data{precision}")
-    folder = Path(config.proj_dir)
+    folder = Path(config.run.proj_dir)
     good = [name for name in good if (folder / name).exists()]
     stopped = f"{error}; training has diverged and was stopped"
     again = "start again in another --proj_dir with a lower --lr_init (or lower rates in the layer profile)"

@@ -41,7 +41,7 @@ class HeldOut(pl.Callback):
     def _evaluate(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         wrong = None
         if trainer.is_global_zero:
-            if pl_module.config.sft:
+            if pl_module.config.objective.sft:
                 numbers = evaluate_texts(pl_module.model, self.pairs)
             else:
                 numbers = evaluate_pairs(pl_module.model, self.pairs, pl_module.objective)
@@ -83,7 +83,7 @@ class Samples(pl.Callback):
             tokenizer, tokens, texts = self.questions
             try:
                 # A few steps token by token are not worth what compiling them (--compile 1) takes.
-                with torch.compiler.set_stance("force_eager" if pl_module.config.compile else "default"):
+                with torch.compiler.set_stance("force_eager" if pl_module.config.steps.compile else "default"):
                     answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
             except NotFinite:
                 finite = False
@@ -106,7 +106,7 @@ class ReportWriter(pl.Callback):
         self.folder = folder
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        if trainer.current_epoch + 1 < pl_module.config.epoch_count:
+        if trainer.current_epoch + 1 < pl_module.config.steps.epoch_count:
             self._write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: PreferenceModule, exception: BaseException) -> None:

@@ -222,7 +222,7 @@ def test_a_flag_that_is_given_twice_is_named():
     made, notes = cli(MERGE).parse([*words_of(NEEDED[MERGE]), "--base=other.pth"])
     assert made.base == "other.pth" and notes == ("note: given more than once, of which the last counts: --base (2 times)",)
     made, _, notes = cli(TRAIN).parse([*words_of(NEEDED[TRAIN]), "--seed", "1", "--random_seed", "2"])
-    assert made.seed == 2 and notes == ("note: given more than once, of which the last counts: --seed (2 times)",)
+    assert made.run.seed == 2 and notes == ("note: given more than once, of which the last counts: --seed (2 times)",)
 
 
 def test_an_old_spelling_counts_as_what_it_means():

@@ -12,6 +12,7 @@ from src.cli.spellings import ABSENT, IGNORED, RENAMED, SERVED, translate
 from src.cli.train import parse, parser
 from src.errors import UserError
 from src.preference.pairs import has_references, load_pairs
+from src.settings import flat
 from src.training.config import objective_of
 from tests.cli.conftest import words_of
 
@@ -38,8 +39,8 @@ def test_an_orpo_command_of_rwkv_lm_rlhf():
         --my_testing x070 --strategy auto --layer_profile p.csv --quant 1 --quant_mode nf4 --gpu_arch cuda --orpo 1
         --orpo_alpha 0.006 --rlhf_train_file p.save --rlhf_max_corpus_len 512"""
     made = config(needed=flags.split())
-    assert made.loss == "orpo" and made.orpo_alpha == 0.006 and made.quantization == "nf4" and made.rlhf_max_corpus_len == 512
-    assert objective_of(made).alpha == 1.0
+    assert flat(made).items() >= {"loss": "orpo", "orpo_alpha": 0.006, "quantization": "nf4", "rlhf_max_corpus_len": 512}.items()
+    assert objective_of(made.objective).alpha == 1.0
 
 
 def test_everything_that_its_parser_knows_at_its_default(capsys):
@@ -55,7 +56,7 @@ def test_everything_that_its_parser_knows_at_its_default(capsys):
         --wpo_beta 0.01 --rlhf_max_corpus_len 1024 --distillation 0 --temperature 2.0 --alpha 0.5 --smoothing 0.001 --top_k 100
         --random_mode 1 --optim  --strategy auto --devices 1 --num_nodes 1 --precision fp32 --accumulate_grad_batches 1"""
     made = config(*flags.split())
-    assert made.loss == "simpo" and made.simpo_alpha == 0.3 and made.warmup_steps == 0 and made.seed == 0
+    assert flat(made).items() >= {"loss": "simpo", "simpo_alpha": 0.3, "warmup_steps": 0, "seed": 0}.items()
     err = capsys.readouterr().err
     assert err.startswith("note: ignored: ") and err.count("\n") == 1
     for flag in ("--magic_prime", "--my_exit_tokens", "--head_size_a", "--fla", "--ds_bucket_mb"):
@@ -66,8 +67,8 @@ def test_a_lora_command_of_rwkv_peft():
     made = config("--peft", "lora", "--lora_config", '{"lora_load":"","lora_r":8,"lora_alpha":16,"lora_dropout":0}',
                   "--quant", "nf4", "--precision", "bf16-true", "--random_seed", 7, "--train_type", "none", "--fla",
                   "--compile", "--data_type=binidx", "--dataload", "pad", "--grad_clip", 0.5)
-    assert (made.lora_r, made.lora_alpha, made.quantization, made.precision) == (8, 16.0, "nf4", "bf16")
-    assert made.compile and made.seed == 7 and made.gradient_clip_val == 0.5
+    assert (made.model.lora_r, made.model.lora_alpha, made.model.quantization, made.machine.precision) == (8, 16.0, "nf4", "bf16")
+    assert made.steps.compile and made.run.seed == 7 and made.steps.gradient_clip_val == 0.5
 
 
 @pytest.mark.parametrize(("words", "told"), [
@@ -111,7 +112,7 @@ def test_what_would_change_the_result_is_refused(words, told):
 ])
 def test_the_last_mention_counts_whatever_it_says(words, name, value, count):
     made, _, notes = parse([*NEEDED, *words.split()])
-    assert getattr(made, name) == value
+    assert flat(made)[name] == value
     assert f"note: given more than once, of which the last counts: {count}" in notes
 
 
@@ -119,9 +120,9 @@ def test_the_last_mention_of_what_has_another_name_here_counts():
     _, expected, notes = parse([*NEEDED, "--vocab_size", "9", "--vocab_size", "0"])
     assert expected["--vocab_size"] is None and "--vocab_size (2 times)" in notes[-1]
     made, _, notes = parse([*SFT, "--loss_mask", "pad", "--loss_mask", "qa"])
-    assert not made.sft_on_prompt and "--loss_mask (2 times)" in notes[-1]
+    assert not made.objective.sft_on_prompt and "--loss_mask (2 times)" in notes[-1]
     made, _, notes = parse([*NEEDED, "--lora_config", '{"lora_r":8,"lora_alpha":16}', "--lora_config", '{"lora_r":4}'])
-    assert (made.lora_r, made.lora_alpha) == (4, 32.0) and "--lora_config (2 times)" in notes[-1]
+    assert (made.model.lora_r, made.model.lora_alpha) == (4, 32.0) and "--lora_config (2 times)" in notes[-1]
 
 
 @pytest.mark.parametrize(("flag", "values"), [
@@ -165,12 +166,12 @@ def test_adapters_of_rwkv_peft_have_their_own_rank(capsys):
             ("disha", "--disha_config", '{"mode":"bone","load":"","r":64}', "bone"),
             ("pissa", "--pissa_config", '{"pissa_load":"","pissa_init":"","pissa_r":64,"svd_niter":4}', "pissa")):
         made = config("--peft", peft, flag, value)
-        assert (made.peft, made.lora_r) == (mode, 64)
+        assert (made.model.peft, made.model.lora_r) == (mode, 64)
     assert capsys.readouterr().err == ""
     made = config("--lora_config", '{"lora_r":8,"lora_alpha":16}', "--bone_config", '{"bone_r":64}')
-    assert (made.peft, made.lora_r, made.lora_alpha) == ("lora", 8, 16.0)
+    assert (made.model.peft, made.model.lora_r, made.model.lora_alpha) == ("lora", 8, 16.0)
     made = config("--peft", "bone", "--lora_config", '{"lora_r":8,"lora_dropout":0.01}')
-    assert made.lora_r == 16
+    assert made.model.lora_r == 16
     assert capsys.readouterr().err.count("(it belongs to what is not switched on)\n") == 2
 
 
@@ -200,9 +201,9 @@ def test_loss_and_switches():
         assert "--label_smoothing" in refusal("--label_smoothing", value)
     for flag, value in (("--orpo_alpha", 0), ("--simpo_gamma", -1), ("--simpo_beta", "inf"), ("--cpo_alpha", "nan")):
         assert flag in refusal("--loss", flag[2:].partition("_")[0], flag, value)
-    made = objective_of(config("--loss", "robust", "--dpo_beta", 0.2, "--dpo_alpha", 0, "--label_smoothing", 0.1))
+    made = objective_of(config("--loss", "robust", "--dpo_beta", 0.2, "--dpo_alpha", 0, "--label_smoothing", 0.1).objective)
     assert (made.beta, made.alpha, made.label_smoothing, made.loss) == (0.2, 0.0, 0.1, "robust")
-    made = objective_of(config("--simpo", 1, "--simpo_beta", 3, "--simpo_gamma", 0.5))
+    made = objective_of(config("--simpo", 1, "--simpo_beta", 3, "--simpo_gamma", 0.5).objective)
     assert (made.beta, made.alpha, made.gamma) == (3.0, 0.0, 0.5)
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from src.cli.values import path, wandb_project
 from src.errors import UserError
 from src.training.data import PairBatches
+from src.values import Reader, path, wandb_project
 from tests.cli.conftest import SCRIPTS, check_told, words_of
 from tests.cli.test_every_flag import MODULES, NEEDED
 
 GENERATE, PREPARE, TRAIN, MERGE, EVALUATE = SCRIPTS
 # What Python's int() and float() take, or what no number is.
 NO_NUMBER = ("", " ", "1_000", "１２", " 5", "5 ", "nan", "inf", "-inf", "0x10", "1e", "ten", "\udcff", "10" * 300)
+WHOLE, NUMBER = ("a whole number",), ("a number", "0 or a number")
 TOO_LARGE = ("9" * 31, "1" + "0" * 5000)
 
 
@@ -24,9 +25,10 @@ def parser(script):
     return importlib.import_module(f"src.cli.{MODULES[script]}").parser()
 
 
-def actions(script, *kinds):
-    return [action for action in parser(script)._actions if action.type is not None and getattr(
-        action.type, "__qualname__", "").partition(".")[0] in kinds]
+def actions(script, *words):
+    """The flags whose readers say that they take such a thing."""
+    return [action for action in parser(script)._actions
+            if isinstance(action.type, Reader) and action.type.takes.startswith(words)]
 
 
 def refused(script, flag, value) -> str:
@@ -39,17 +41,17 @@ def refused(script, flag, value) -> str:
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script != MERGE])
 def test_numbers_are_ascii_and_within_bounds_that_are_told(script):
-    numbers = actions(script, "whole", "number", "positive_or_auto")
+    numbers = actions(script, *WHOLE, *NUMBER, "auto, or a whole number")
     assert len(numbers) >= 3
     for action in numbers:
         flag, = action.option_strings
         for value in (*NO_NUMBER, *TOO_LARGE, "1e308", "-1e308", "1e400"):
             assert " from " in refused(script, flag, value)
-    for action in actions(script, "whole"):
+    for action in actions(script, *WHOLE):
         flag, = action.option_strings
         for value in ("-2", "1e3", "1.0", "10000000000000", "10" * 15):
             refused(script, flag, value)
-    for action in actions(script, "number"):
+    for action in actions(script, *NUMBER):
         flag, = action.option_strings
         # Numbers that float32 takes for 0 are refused, but where any number may be taken off a logit.
         for value in () if flag in ("--presence", "--frequency") else ("1e-320", "-1e-320", "-5"):
@@ -61,7 +63,7 @@ def test_numbers_are_ascii_and_within_bounds_that_are_told(script):
 
 def test_minus_zero_is_zero_and_a_negative_number_in_any_form_is_a_value():
     train, generate = (importlib.import_module(f"src.cli.{MODULES[script]}") for script in (TRAIN, GENERATE))
-    assert str(train.parse([*words_of(NEEDED[TRAIN]), "--lr_final", "-0"])[0].lr_final) == "0.0"
+    assert str(train.parse([*words_of(NEEDED[TRAIN]), "--lr_final", "-0"])[0].steps.lr_final) == "0.0"
     for value in ("-1e-3", "-.5", "-2"):
         made, _ = generate.parse([*words_of(NEEDED[GENERATE]), "--presence", value])
         assert made.sampling.presence == float(value)
@@ -71,7 +73,7 @@ def test_minus_zero_is_zero_and_a_negative_number_in_any_form_is_a_value():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_paths_are_not_empty_nor_too_long_nor_what_a_shell_left(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    paths = actions(script, "path", "output", "tokenizer")
+    paths = actions(script, "a path", "a file", "auto, or a file", "world, bytes")
     assert len(paths) >= 3
     for action in paths:
         flag, = action.option_strings
@@ -80,7 +82,7 @@ def test_paths_are_not_empty_nor_too_long_nor_what_a_shell_left(script, tmp_path
         assert "longer than names may be" in refused(script, flag, "a" * 5000)
         assert "longer than names may be" in refused(script, flag, "a/" * 5000)
         assert "the shell" in refused(script, flag, "~/x.json")
-    for action in actions(script, "output"):
+    for action in actions(script, "a file to write"):
         assert "ends as folders do" in refused(script, action.option_strings[0], "o/")
         assert "200 bytes" in refused(script, action.option_strings[0], "ü" * 101)
     (tmp_path / "~").mkdir()
@@ -90,7 +92,7 @@ def test_paths_are_not_empty_nor_too_long_nor_what_a_shell_left(script, tmp_path
 def test_no_path_flag_is_left_out():
     """Whatever takes a plain text takes it for a reason."""
     plain = {(script, action.option_strings[0]) for script in SCRIPTS for action in parser(script)._actions
-             if action.type is None and not action.choices and action.nargs != 0}
+             if isinstance(action.type, Reader) and action.type.read is str}
     assert plain == {(script, "--strategy") for script in (GENERATE, PREPARE, EVALUATE)} | {(TRAIN, "--quant_mode"),
                                                                                             (TRAIN, "--precision")}
 

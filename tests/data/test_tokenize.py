@@ -29,7 +29,7 @@ def test_walk_rows_goes_round():
 
 def test_pairs_are_templated_texts_apart():
     pairs, report = tokenize_pairs(ROWS, BYTES, 300, max_len=1000, seed=1)
-    assert len(pairs) == 300 == sum(report.template_counts.values())
+    assert len(pairs) == 300 == sum(report.templates.values())
     counts = dict.fromkeys(("user", "question", "input"), 0)
     for index, (prompt, chosen, reject) in enumerate(pairs):
         row = ROWS[index % 3]
@@ -38,7 +38,7 @@ def test_pairs_are_templated_texts_apart():
         name = {"U": "user", "Q": "question", "I": "input"}[chr(prompt[0])]
         counts[name] += 1
         assert bytes(prompt).decode() == format_prompt(("user", "question", "input").index(name), row.prompt)
-    assert report.template_counts == counts and min(counts.values()) > 0
+    assert report.templates == counts and min(counts.values()) > 0
     assert (report.cut, report.dropped, report.equal) == (0, 0, 100)
     assert report.longest == max(len(prompt) + max(len(chosen), len(reject)) for prompt, chosen, reject in pairs)
 
@@ -127,7 +127,7 @@ def test_prompt_and_answer_have_the_tokens_of_the_whole_text(kind, cells, seed, 
     path = saved(KINDS[kind](), tmp_path)
     row, library = Row(*cells), Tokenizer.from_file(path)
     [(prompt, chosen, reject)], report = tokenize_pairs([row], HuggingFaceTokenizer(path), None, 1000, seed)
-    template = next(number for number, name in enumerate(report.template_counts) if report.template_counts[name])
+    template = next(number for number, name in enumerate(report.templates) if report.templates[name])
     for tokens, answer in ((chosen, row.chosen), (reject, row.reject)):
         whole = format_prompt(template, row.prompt) + format_answer(answer)
         assert prompt + tokens == library.encode(whole, add_special_tokens=False).ids

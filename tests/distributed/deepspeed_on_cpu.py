@@ -5,7 +5,6 @@
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -16,6 +15,7 @@ import pytorch_lightning.strategies.deepspeed as lightning
 
 from src.cli.run import run
 from src.cli.train import parse
+from src.settings import changed
 from src.training.run import train
 
 
@@ -33,7 +33,7 @@ def main(arguments) -> None:
     # Gloo does without it. It would be compiled in torch's cache, where a build that was killed blocks all later ones.
     deepspeed.comm.torch.build_shm_op = lambda: None
     config, expected, _ = parse(flags)
-    train(replace(config, strategy=strategy), expected)
+    train(changed(config, strategy=strategy), expected)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
@@ -17,6 +16,7 @@ from src.evaluation.report import paired, profile_rows, write_report
 from src.evaluation.samples import read_questions
 from src.generation.greedy import likeliest_answers
 from src.preference.pairs import load_pairs, save_pairs
+from src.settings import changed
 from src.training.run import train
 from tests.training.test_run import lines, numbers
 
@@ -78,10 +78,10 @@ def test_no_text_of_the_data_becomes_part_of_the_page(tmp_path, text):
 def test_the_page_stands_for_itself(config, prepared):
     run = config(eval_file=str(prepared("x070")), samples=2)
     train(run, {}, likeliest_answers)
-    page = read(run.proj_dir)
+    page = read(run.run.proj_dir)
     assert not {"script", "link", "img", "iframe", "object", "embed", "form", "a", "base"} & {tag for tag, *_ in page.elements}
     assert page.addresses and all(address.startswith("#") for address in page.addresses)
-    raw = (Path(run.proj_dir) / "report.html").read_text(encoding="utf-8")
+    raw = (Path(run.run.proj_dir) / "report.html").read_text(encoding="utf-8")
     assert "://" not in raw and "@import" not in raw
     assert set(re.findall(r"url\((.)", raw)) == {"#"}
     assert len(re.findall(r"<svg ", raw)) == 6
@@ -90,10 +90,11 @@ def test_the_page_stands_for_itself(config, prepared):
 def test_the_page_holds_the_settings_held_out_numbers_and_answers(config, prepared):
     run = config(eval_file=str(prepared("x070")), samples=2, lr_init=1e-2, dpo_beta=0.37)
     train(run, {}, likeliest_answers)
-    folder, page = Path(run.proj_dir), read(run.proj_dir)
+    folder, page = Path(run.run.proj_dir), read(run.run.proj_dir)
     facts = json.loads((folder / "config.json").read_text())
-    for words in (run.load_model, facts["base_fingerprint"], run.rlhf_train_file, "RWKV-7, 2 layers, width 64, vocabulary 256",
-                  "dpo_beta 0.37", "lr_init 0.01", "12 pairs; left out 0 over 512 tokens and 0 with an empty answer",
+    for words in (run.model.load_model, facts["base_fingerprint"], run.data.rlhf_train_file,
+                  "RWKV-7, 2 layers, width 64, vocabulary 256", "dpo_beta 0.37", "lr_init 0.01",
+                  "12 pairs; left out 0 over 512 tokens and 0 with an empty answer",
                   "references by x070.pth in fp32; tokenizer bytes", "Finished after 8 optimizer steps",
                   f"{facts['trained_parameters']:,}", "merge.py --base"):
         assert words in page.text, words
@@ -104,7 +105,7 @@ def test_the_page_holds_the_settings_held_out_numbers_and_answers(config, prepar
         assert f"{words} {' '.join(shown)}".replace("-", "−") in page.text
     samples = lines(folder / "samples.jsonl")
     assert [line["step"] for line in samples] == [0, 4, 8]
-    pairs, _, _ = load_pairs(run.eval_file, 256, 512)
+    pairs, _, _ = load_pairs(run.data.eval_file, 256, 512)
     for at, (first, last) in enumerate(zip(samples[0]["samples"], samples[-1]["samples"], strict=True)):
         assert first["prompt"] == bytes(pairs[at][0]).decode().strip() and first["chosen"] == bytes(pairs[at][1]).decode().strip()
         assert first["answer"] != last["answer"]
@@ -128,7 +129,7 @@ def test_samples_of_a_quantized_base(config, prepared, precision, quantization):
     run = config(precision=precision, quantization=quantization, rlhf_train_file=str(prepared("x070", precision, quantization)),
                  samples=1, grad_cp=True)
     train(run, {}, likeliest_answers)
-    assert [len(line["samples"]) for line in lines(Path(run.proj_dir) / "samples.jsonl")] == [1, 1, 1]
+    assert [len(line["samples"]) for line in lines(Path(run.run.proj_dir) / "samples.jsonl")] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("breaks_at", [3, 6])
@@ -147,15 +148,15 @@ def test_a_broken_off_run_has_a_report_and_its_continuation_the_whole_one(config
         patch.setattr(module, "pair_losses", interrupted)
         with pytest.raises(Stopped):
             train(run, {}, likeliest_answers)
-    page = read(run.proj_dir)
+    page = read(run.run.proj_dir)
     assert f"After {breaks_at - 1} of 8 optimizer steps" in page.text and "--resume 1" in page.text
     assert ("after step 4" in page.text) == (breaks_at > 4) and "before the first step" in page.text
-    train(replace(run, resume=True), {}, likeliest_answers)
-    page = read(run.proj_dir)
+    train(changed(run, resume=True), {}, likeliest_answers)
+    page = read(run.run.proj_dir)
     assert "Finished after 8 optimizer steps" in page.text
     assert "before the first step" in page.text and "after step 8" in page.text
     for name in ("eval.jsonl", "samples.jsonl"):
-        assert [line["step"] for line in lines(Path(run.proj_dir) / name)] == [0, 4, 8]
+        assert [line["step"] for line in lines(Path(run.run.proj_dir) / name)] == [0, 4, 8]
 
 
 def test_ctrl_c_in_a_notebook_comes_back_as_it_went_in(config, monkeypatch):
@@ -171,15 +172,15 @@ def test_ctrl_c_in_a_notebook_comes_back_as_it_went_in(config, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(run, {}, likeliest_answers)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert "After 2 of 8 optimizer steps" in read(run.proj_dir).text
+    assert "After 2 of 8 optimizer steps" in read(run.run.proj_dir).text
 
 
 def test_a_report_that_can_not_be_written_stops_no_training(config, capsys):
     run = config()
-    (Path(run.proj_dir) / "report.html" / "in the way").mkdir(parents=True)
+    (Path(run.run.proj_dir) / "report.html" / "in the way").mkdir(parents=True)
     train(run, {})
     assert capsys.readouterr().err.count("warning: ") == 2  # after each epoch
-    assert (Path(run.proj_dir) / "rwkv-final.safetensors").exists()
+    assert (Path(run.run.proj_dir) / "rwkv-final.safetensors").exists()
 
 
 def test_a_damaged_folder_is_told(tmp_path):
@@ -209,7 +210,7 @@ def test_pairs_without_a_sidecar_are_reported_as_such(config, prepared, tmp_path
     (tmp_path / "old.save.json").unlink()
     run = config(rlhf_train_file=str(tmp_path / "old.save"), epoch_count=1, samples=1)
     train(run, {}, likeliest_answers)
-    text = read(run.proj_dir).text
+    text = read(run.run.proj_dir).text
     assert "no sidecar" in text and "12 pairs; left out 0 over 512 tokens and 1 with an empty answer" in text
     assert "prompts of the training pairs" in text
 

@@ -9,6 +9,7 @@ from src.adapters.apply import apply_layer_profile, quantized_linears
 from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.base import load_base
 from src.model import build_model
+from src.model.strategy import Strategy
 from src.preference.config import PrepareConfig
 from src.preference.objective import Objective, pair_losses
 from src.preference.prepare import prepare
@@ -41,8 +42,7 @@ def run(config, material, tmp_path):
         pairs = tmp_path / "pairs.save"
         prepare(PrepareConfig(
             load_model=str(material / f"{version}.pth"), input_csv=str(material / "pairs.csv"), output_save=str(pairs),
-            target_pair_count=None, rlhf_max_corpus_len=512, tokenizer=None, layer_profile=None, seed=0, batch_tokens=512,
-            device=torch.device("cuda"), precision="bf16", dtype=torch.bfloat16, quantization=quantization))
+            rlhf_max_corpus_len=512, batch_tokens=512, strategy=Strategy(torch.device("cuda"), "bf16", quantization)))
         folder = tmp_path / "_".join(["run", *map(str, flags.values())])
         train(config(version, rlhf_train_file=str(pairs), proj_dir=str(folder), accelerator="gpu", precision="bf16",
                      quantization=quantization, **flags), {})

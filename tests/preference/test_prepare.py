@@ -11,6 +11,7 @@ import src.preference.prepare as preparing
 import src.preference.reference as reference
 from src.checkpoint.io import load_checkpoint, save_safetensors
 from src.errors import NotFinite, UserError
+from src.model.strategy import Strategy
 from src.preference.config import PrepareConfig
 from src.preference.prepare import prepare
 
@@ -19,8 +20,7 @@ from src.preference.prepare import prepare
 def config(material, tmp_path) -> PrepareConfig:
     return PrepareConfig(
         load_model=str(material / "x070.pth"), input_csv=str(material / "pairs.csv"), output_save=str(tmp_path / "made.save"),
-        target_pair_count=30, rlhf_max_corpus_len=512, tokenizer=None, layer_profile=None, seed=0, batch_tokens=200,
-        device=torch.device("cpu"), precision="fp32", dtype=torch.float32, quantization=None)
+        target_pair_count=30, rlhf_max_corpus_len=512, batch_tokens=200, strategy=Strategy(torch.device("cpu"), "fp32", None))
 
 
 class Plug(Exception):

@@ -97,5 +97,5 @@ class Watched:
             patch.setattr(data, "collate", seen)
             train(run, {})
         self.epochs, self.gradients = epochs, gradients
-        accumulate = run.accumulate_grad_batches
+        accumulate = run.steps.accumulate_grad_batches
         self.steps = [sum(epoch[start:start + accumulate], []) for epoch in epochs for start in range(0, len(epoch), accumulate)]

@@ -3,13 +3,13 @@ step of real runs against one big batch in float64."""
 
 import functools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from src.preference.loss import LOSSES, needs_reference
+from src.settings import changed
 from tests.training.exact import ALPHA, BETA, Exact, Watched, save_pairs
 from tests.training.test_run import lines, numbers, stop_in_the_second_epoch
 
@@ -47,9 +47,9 @@ def by_hand(exact):
 
 def check(watched: Watched, run, expected) -> list[dict]:
     """Every step of the run against `expected(pairs of the step)` -> loss, gradient; returns the lines of metrics.jsonl."""
-    metrics = lines(Path(run.proj_dir) / "metrics.jsonl")
+    metrics = lines(Path(run.run.proj_dir) / "metrics.jsonl")
     assert len(metrics) == len(watched.gradients) == len(watched.steps)
-    assert json.loads((Path(run.proj_dir) / "config.json").read_text())["total_steps"] == len(metrics)
+    assert json.loads((Path(run.run.proj_dir) / "config.json").read_text())["total_steps"] == len(metrics)
     assert metrics[-1]["lr"] == pytest.approx(1e-10 if len(metrics) > 1 else 1e-9)
     for gradient, pairs, line in zip(watched.gradients, watched.steps, metrics, strict=True):
         loss, right = expected(pairs)
@@ -97,13 +97,13 @@ def test_every_epoch_has_its_own_micro_batches_and_a_resumed_run_the_same(config
     assert all(sorted(number_of(pair) for batch in epoch for pair in batch) == list(range(5)) for epoch in whole.epochs)
     check(whole, run, functools.partial(by_hand, "x070"))
 
-    broken = replace(run, proj_dir=str(tmp_path / "broken"))
+    broken = changed(run, proj_dir=str(tmp_path / "broken"))
     with monkeypatch.context() as patch:
         patch.setattr("src.training.saving.SaveAdapters.on_train_batch_end", stop_in_the_second_epoch, raising=False)
         with pytest.raises(ConnectionError):
             Watched(broken, exact("x070").parameters)
-    assert Watched(replace(broken, resume=True), exact("x070").parameters).epochs == whole.epochs[1:]
-    assert numbers(tmp_path / "broken" / "metrics.jsonl") == numbers(Path(run.proj_dir) / "metrics.jsonl")
+    assert Watched(changed(broken, resume=True), exact("x070").parameters).epochs == whole.epochs[1:]
+    assert numbers(tmp_path / "broken" / "metrics.jsonl") == numbers(Path(run.run.proj_dir) / "metrics.jsonl")
 
 
 def test_clipping_is_of_the_right_gradient_and_its_norm_is_told_before_it(config, five, exact, by_hand):
@@ -149,7 +149,7 @@ def test_every_step_of_texts_is_the_mean_over_its_tokens(config, exact, tmp_path
     rows = [{"prompt": "Count." * (3 - n), "completion": "One, two, three. " * (1 + 2 * n)} for n in range(3)]
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run = config(version, **STILL | dict(sft=True, epoch_count=1) | changes)
-    run = replace(run, rlhf_train_file=None, train_data_file=str(tmp_path / "texts.jsonl"))
+    run = changed(run, rlhf_train_file=None, train_data_file=str(tmp_path / "texts.jsonl"))
     watched = Watched(run, exact(version).parameters)
     assert [len(step) for step in watched.steps] == sizes
 

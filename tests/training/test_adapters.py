@@ -1,7 +1,6 @@
 """Whole runs with every adapter: margins that start at 0, adapters that merge, go on after a break, and go on from a file."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from src.adapters.files import merge_adapter, read_adapter
 from src.adapters.layer_profile import BLOCK_MODES
 from src.checkpoint.io import load_checkpoint
 from src.errors import UserError
+from src.settings import changed
 from src.training.run import train
 from tests.conftest import prepare_csv
 
@@ -49,24 +49,25 @@ def test_margins_start_at_zero_and_grow(config, material, tmp_path, version, sch
     run = config(version, rlhf_train_file=str(save), eval_file=str(save), quantization=scheme, layer_profile=str(csv),
                  epoch_count=1, grad_cp=scheme == "nf4")
     train(run, {})
-    before, after = lines(Path(run.proj_dir) / "eval.jsonl")
+    before, after = lines(Path(run.run.proj_dir) / "eval.jsonl")
     # beta 0.1 times float32 sums over about 20 tokens.
     assert abs(before["margin"]) < 1e-5 and before["accuracy"] == 0.5
-    assert abs(lines(Path(run.proj_dir) / "metrics.jsonl")[0]["margin"]) < 1e-5
+    assert abs(lines(Path(run.run.proj_dir) / "metrics.jsonl")[0]["margin"]) < 1e-5
     assert after["margin"] > 1e-3 and after["loss"] < before["loss"]
-    base = load_checkpoint(run.load_model)
-    merged = merge_adapter(base, Path(run.proj_dir) / "rwkv-final.safetensors")
+    base = load_checkpoint(run.model.load_model)
+    merged = merge_adapter(base, Path(run.run.proj_dir) / "rwkv-final.safetensors")
     assert not torch.equal(merged["head.weight"], base["head.weight"]) and merged.keys() == base.keys()
-    assert (Path(run.proj_dir) / "rwkv-final.state.pth").exists() == ("state" in pair)
+    assert (Path(run.run.proj_dir) / "rwkv-final.state.pth").exists() == ("state" in pair)
 
 
 @pytest.mark.parametrize("peft", BLOCK_MODES)
 def test_each_mode_by_its_flag(config, prepared, peft):
     run = config(peft=peft, eval_file=str(prepared("x070")), epoch_count=1, lr_init=3e-2 if peft == "state" else 1e-3)
     train(run, {})
-    before, after = lines(Path(run.proj_dir) / "eval.jsonl")
+    before, after = lines(Path(run.run.proj_dir) / "eval.jsonl")
     assert abs(before["margin"]) < 1e-5 and after["margin"] > 1e-3
-    assert {setting.mode for setting in read_adapter(Path(run.proj_dir) / "rwkv-final.safetensors").settings} == {"freeze", peft}
+    adapter = read_adapter(Path(run.run.proj_dir) / "rwkv-final.safetensors")
+    assert {setting.mode for setting in adapter.settings} == {"freeze", peft}
 
 
 def test_bf16_on_a_plain_base_starts_within_bf16s_rounding(config, prepared):
@@ -75,7 +76,7 @@ def test_bf16_on_a_plain_base_starts_within_bf16s_rounding(config, prepared):
         run = config(peft=peft, precision="bf16", rlhf_train_file=str(prepared("x070", "bf16")), epoch_count=1,
                      eval_file=str(prepared("x070", "bf16")), proj_dir=config().proj_dir + peft)
         train(run, {})
-        assert abs(lines(Path(run.proj_dir) / "eval.jsonl")[0]["margin"]) < 0.01
+        assert abs(lines(Path(run.run.proj_dir) / "eval.jsonl")[0]["margin"]) < 0.01
 
 
 @pytest.mark.parametrize(("pair", "scheme"), [(PAIRS[0], "int8"), (PAIRS[1], None)])
@@ -85,9 +86,9 @@ def test_a_resumed_run_gives_the_bytes_of_an_unbroken_one(config, material, tmp_
     unbroken = config(rlhf_train_file=str(tmp_path / "pairs.save"), layer_profile=str(csv), quantization=scheme, epoch_count=2,
                       epoch_steps=3, proj_dir=str(tmp_path / "unbroken"))
     train(unbroken, {})
-    broken = replace(unbroken, proj_dir=str(tmp_path / "broken"))
+    broken = changed(unbroken, proj_dir=str(tmp_path / "broken"))
     break_off(broken, at=5)  # in the second epoch
-    train(replace(broken, resume=True), {})
+    train(changed(broken, resume=True), {})
     one, other = ((tmp_path / name / "rwkv-final.safetensors").read_bytes() for name in ("unbroken", "broken"))
     assert one == other
 
@@ -96,10 +97,10 @@ def test_a_resumed_run_gives_the_bytes_of_an_unbroken_one(config, material, tmp_
 def test_a_run_goes_on_from_an_adapter_file(config, prepared, tmp_path, peft):
     first = config(peft=peft, eval_file=str(prepared("x070")), epoch_count=1, lr_init=3e-2 if peft == "state" else 1e-3)
     train(first, {})
-    file = Path(first.proj_dir) / "rwkv-final.safetensors"
-    second = replace(first, proj_dir=str(tmp_path / "second"), load_adapter=str(file))
+    file = Path(first.run.proj_dir) / "rwkv-final.safetensors"
+    second = changed(first, proj_dir=str(tmp_path / "second"), load_adapter=str(file))
     train(second, {})
-    ended, (began, after) = lines(Path(first.proj_dir) / "eval.jsonl")[-1], lines(tmp_path / "second" / "eval.jsonl")
+    ended, (began, after) = lines(Path(first.run.proj_dir) / "eval.jsonl")[-1], lines(tmp_path / "second" / "eval.jsonl")
     assert began | {"step": 4} == ended and ended["margin"] > 1e-3  # measured from the same references
     assert after["margin"] > began["margin"]
 
@@ -107,12 +108,12 @@ def test_a_run_goes_on_from_an_adapter_file(config, prepared, tmp_path, peft):
 def test_an_adapter_file_of_another_profile_or_base_is_refused(config, prepared, tmp_path):
     first = config(epoch_count=1)
     train(first, {})
-    file = str(Path(first.proj_dir) / "rwkv-final.safetensors")
-    second = replace(first, proj_dir=str(tmp_path / "second"), load_adapter=file)
+    file = str(Path(first.run.proj_dir) / "rwkv-final.safetensors")
+    second = changed(first, proj_dir=str(tmp_path / "second"), load_adapter=file)
     for changes, said in (({"peft": "dora"}, "mode lora, but the layer profile says dora"), ({"lora_r": 8}, "lora_A has shape"),
                           ({"lora_alpha": 2.0}, "alpha 8.0"), ({"load_adapter": file + "x"}, "does not exist")):
         with pytest.raises(UserError, match=said):
-            train(replace(second, **changes), {})
+            train(changed(second, **changes), {})
     other = config("x060", proj_dir=str(tmp_path / "second"), load_adapter=file)
     with pytest.raises(UserError, match="trained on the base model"):
         train(other, {})
@@ -128,9 +129,9 @@ def test_references_of_a_base_that_pissa_splits_otherwise_are_refused_with_the_w
         prepare_csv(material / "x070.pth", material / "pairs.csv", tmp_path / "pairs.save", quantization="int8", peft="pissa",
                     lora_r=4)
         with pytest.raises(UserError, match="quantized_otherwise"):
-            train(replace(run, rlhf_train_file=str(tmp_path / "pairs.save"), **differing), {})
-    train(replace(run, rlhf_train_file=str(tmp_path / "pairs.save")), {})
-    assert abs(lines(Path(run.proj_dir) / "metrics.jsonl")[0]["margin"]) < 1e-5
-    elsewhere = replace(run, proj_dir=str(tmp_path / "elsewhere"), allow_reference_mismatch=True)
+            train(changed(run, rlhf_train_file=str(tmp_path / "pairs.save"), **differing), {})
+    train(changed(run, rlhf_train_file=str(tmp_path / "pairs.save")), {})
+    assert abs(lines(Path(run.run.proj_dir) / "metrics.jsonl")[0]["margin"]) < 1e-5
+    elsewhere = changed(run, proj_dir=str(tmp_path / "elsewhere"), allow_reference_mismatch=True)
     train(elsewhere, {})
     assert abs(lines(tmp_path / "elsewhere" / "metrics.jsonl")[0]["margin"]) > 1e-4  # which is why it is refused

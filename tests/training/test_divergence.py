@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from src.adapters.layer_profile import BLOCK_MODES
 from src.checkpoint.io import load_checkpoint, save_checkpoint
 from src.errors import UserError
 from src.generation.greedy import likeliest_answers
+from src.settings import changed
 from src.training.run import train
 from tests.adapters.test_files import rewrite
 from tests.cli.conftest import snapshot
@@ -30,7 +30,7 @@ def diverges(run, answer=None) -> str:
     """The message of a run that must stop, once its folder was found free of numbers that are not finite."""
     with pytest.raises(UserError) as caught:
         train(run, {}, answer)
-    check_folder(Path(run.proj_dir))
+    check_folder(Path(run.run.proj_dir))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -57,7 +57,7 @@ def check_folder(folder: Path) -> None:
 
 
 def adapters(run) -> list[str]:
-    return sorted(path.name for path in Path(run.proj_dir).glob("rwkv-*"))
+    return sorted(path.name for path in Path(run.run.proj_dir).glob("rwkv-*"))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_what_a_first_step_ruined_is_not_saved(config, peft):
     run = config(peft=peft, epoch_steps=1, epoch_count=1, lr_init=1e38, lr_final=1e38, warmup_steps=0)
     said = diverges(run)
     assert said.startswith("step 1: ") and "no checked adapter was saved" in said and "--lr_init" in said
-    assert adapters(run) == [] and not (Path(run.proj_dir) / "last.ckpt").exists()
+    assert adapters(run) == [] and not (Path(run.run.proj_dir) / "last.ckpt").exists()
 
 
 def test_finite_values_that_give_no_finite_loss_are_not_saved(config):
@@ -83,7 +83,7 @@ def test_finite_values_that_give_no_finite_loss_are_not_saved(config):
     run = config(peft="full", epoch_steps=1, epoch_count=1, lr_init=1e5, lr_final=1e5, warmup_steps=0)
     said = diverges(run)
     assert said.startswith("step 1: after it, the loss") and adapters(run) == []
-    ended = replace(run, proj_dir=run.proj_dir + "-small", lr_init=1e-3, lr_final=1e-3)
+    ended = changed(run, proj_dir=run.run.proj_dir + "-small", lr_init=1e-3, lr_final=1e-3)
     train(ended, {})
     assert adapters(ended) == ["rwkv-1.safetensors", "rwkv-final.safetensors"]
 
@@ -93,19 +93,19 @@ def test_finite_values_that_give_no_finite_loss_are_not_saved(config):
 def test_the_good_epoch_stays_and_is_named_and_a_resume_diverges_again(second_epoch_diverges, prepared, peft, held_out):
     run = second_epoch_diverges(peft=peft, eval_file=str(prepared("x070")) if held_out else None)
     said = diverges(run)
-    folder = Path(run.proj_dir)
+    folder = Path(run.run.proj_dir)
     assert said.startswith("step 2: ") and f"checked and good in {folder}: rwkv-1.safetensors. --resume 1" in said
     assert [name for name in adapters(run) if name.endswith("safetensors")] == ["rwkv-1.safetensors"]
     assert ("rwkv-1.state.pth" in adapters(run)) == (peft == "state")
     kept = ("rwkv-1.safetensors", "rwkv-1.state.pth", "last.ckpt", "eval.jsonl")
     before = snapshot(folder)
-    assert diverges(replace(run, resume=True)) == said
+    assert diverges(changed(run, resume=True)) == said
     after = snapshot(folder)
     assert before.keys() == after.keys() and all(before.get(name) == after.get(name) for name in kept)
     # What the message advises works, but for this test's rate, which no flag takes and no adapter may have.
     good = folder / "rwkv-1.safetensors"
     rewrite(good, None, lambda metadata: metadata.update(profile=metadata["profile"].replace("1e+38", "1")))
-    elsewhere = replace(run, proj_dir=run.proj_dir + "-again", lr_final=1e-3, load_adapter=str(good))
+    elsewhere = changed(run, proj_dir=run.run.proj_dir + "-again", lr_final=1e-3, load_adapter=str(good))
     train(elsewhere, {})
     assert "rwkv-final.safetensors" in adapters(elsewhere)
 
@@ -118,7 +118,7 @@ def test_an_epoch_that_is_not_saved_is_not_called_good(second_epoch_diverges):
 def test_texts_too(second_epoch_diverges, tmp_path):
     records = [{"text": f"The number {n} comes after {n - 1}."} for n in range(9)]
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, records)))
-    run = replace(second_epoch_diverges(), rlhf_train_file=None, sft=True, train_data_file=str(tmp_path / "texts.jsonl"),
+    run = changed(second_epoch_diverges(), rlhf_train_file=None, sft=True, train_data_file=str(tmp_path / "texts.jsonl"),
                   eval_file=str(tmp_path / "texts.jsonl"))
     assert "checked and good in" in diverges(run) and adapters(run) == ["rwkv-1.safetensors"]
 
@@ -136,7 +136,7 @@ def test_held_out_pairs_alone_may_tell(config, prepared, monkeypatch, capsys):
     assert said.startswith("step 8: held out, loss, margin are not finite") and "good in" in said
     assert adapters(run) == ["rwkv-1.safetensors"]
     for name in ("eval", "samples"):
-        written = (Path(run.proj_dir) / f"{name}.jsonl").read_text().splitlines()
+        written = (Path(run.run.proj_dir) / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in written] == [0, 4]
     err = capsys.readouterr().err
     assert "epoch 1," in err and "epoch 2," not in err and "done" not in err
@@ -154,7 +154,7 @@ def test_a_number_of_the_step_that_is_not_finite_stops_it_though_the_loss_is(con
     run = config()
     said = diverges(run)
     assert said.startswith("step 3: reward_chosen is not finite")
-    assert len((Path(run.proj_dir) / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((Path(run.run.proj_dir) / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_with_accumulation_a_lost_loss_is_told_at_the_end_of_its_step_and_not_applied(config, monkeypatch):
@@ -186,18 +186,18 @@ def broken_base(material, tmp_path) -> Path:
 def test_before_the_first_step_the_learning_rate_is_not_to_blame(config, prepared, broken_base, seen_by):
     # A loss without references takes any base for these pairs.
     run = config(load_model=str(broken_base), loss="simpo", eval_file=str(prepared("x070")) if seen_by == "held out" else None)
-    run = replace(run, samples=2 if seen_by == "samples" else 0)
+    run = changed(run, samples=2 if seen_by == "samples" else 0)
     said = diverges(run, likeliest_answers)
     assert said.startswith(f"step {int(seen_by == 'loss')}: ") and seen_by.split()[0] in said
     assert str(broken_base) in said and "nothing has been trained yet" in said and "--lr_init" not in said
-    assert adapters(run) == [] and not list(Path(run.proj_dir).glob("samples.jsonl"))
+    assert adapters(run) == [] and not list(Path(run.run.proj_dir).glob("samples.jsonl"))
 
 
 def test_a_run_broken_off_before_its_last_file_gets_it_by_a_resume(config):
     run = config(epoch_count=1)
     train(run, {})
-    final = Path(run.proj_dir) / "rwkv-final.safetensors"
+    final = Path(run.run.proj_dir) / "rwkv-final.safetensors"
     content = final.read_bytes()
     final.unlink()
-    train(replace(run, resume=True), {})
+    train(changed(run, resume=True), {})
     assert final.read_bytes() == content

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.errors import UserError
+from src.settings import changed
 from src.training.environment import First, environment_of
 from src.training.processes import starts_others
 from src.training.run import train
@@ -81,7 +81,7 @@ def test_what_a_launcher_says_that_does_not_fit_is_told_before_anything_is_writt
     run = config(devices=devices)
     with pytest.raises(UserError, match=f"--devices {devices}: ") as caught:
         train(run, {})
-    assert told in str(caught.value) and not Path(run.proj_dir).exists()
+    assert told in str(caught.value) and not Path(run.run.proj_dir).exists()
 
 
 @pytest.mark.parametrize("variables", [{"SLURM_NTASKS": "2"}, LSF])
@@ -89,7 +89,7 @@ def test_a_run_in_a_batch_job(config, given, variables):
     given(variables)
     run = config(epoch_steps=1, epoch_count=1)
     train(run, {})
-    assert len(lines(Path(run.proj_dir) / "metrics.jsonl")) == 1
+    assert len(lines(Path(run.run.proj_dir) / "metrics.jsonl")) == 1
 
 
 def test_lightnings_own_variables_change_no_run_and_are_told(config, given, capsys):
@@ -97,18 +97,19 @@ def test_lightnings_own_variables_change_no_run_and_are_told(config, given, caps
            "PL_TRAINER_NO_SUCH": "1", "PL_DEEPSPEED_CONFIG_PATH": "/nope"})
     run = config(epoch_steps=3, epoch_count=2)
     train(run, {})
-    assert [line["step"] for line in lines(Path(run.proj_dir) / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines(Path(run.run.proj_dir) / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert capsys.readouterr().err.count("note: no effect: PL_DEEPSPEED_CONFIG_PATH, PL_TRAINER_FAST_DEV_RUN, "
                                          "PL_TRAINER_LIMIT_TRAIN_BATCHES, PL_TRAINER_MAX_STEPS") == 1
     capsys.readouterr()
-    train(replace(run, proj_dir=f"{run.proj_dir}-2", epoch_steps=1, epoch_count=1), {})
+    train(changed(run, proj_dir=f"{run.run.proj_dir}-2", epoch_steps=1, epoch_count=1), {})
     assert "PL_" not in capsys.readouterr().err
 
 
 def command(config, **flags) -> list[str]:
     run = config()
-    flags = {"load_model": run.load_model, "rlhf_train_file": run.rlhf_train_file, "proj_dir": run.proj_dir, "accelerator": "cpu",
-             "precision": "fp32", "ctx_len": 512, "lora_r": 4, "samples": 0, "epoch_steps": 2, "devices": 2} | flags
+    flags = {"load_model": run.model.load_model, "rlhf_train_file": run.data.rlhf_train_file, "proj_dir": run.run.proj_dir,
+             "accelerator": "cpu", "precision": "fp32", "ctx_len": 512, "lora_r": 4, "samples": 0, "epoch_steps": 2,
+             "devices": 2} | flags
     return ["train.py", *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]
 
 

@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from src.errors import UserError
+from src.settings import changed
 from src.training.following import command_to_follow
 from src.training.run import train
 
@@ -35,5 +35,5 @@ def test_where_no_script_runs_several_devices_are_refused_before_anything_is_wri
         monkeypatch.delattr(sys.modules["__main__"], name, raising=False)
     monkeypatch.setattr(sys, "orig_argv", argv)
     with pytest.raises(UserError, match=r"--devices 2: .*; run train.py, or take --devices 1 here"):
-        train(replace(config(), devices=2), {})
+        train(changed(config(), devices=2), {})
     assert not (tmp_path / "run").exists()

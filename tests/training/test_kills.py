@@ -2,7 +2,6 @@
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -13,6 +12,7 @@ import src.training.metrics as metrics
 import src.training.watching as watching
 from src.errors import Stopped
 from src.generation.greedy import likeliest_answers
+from src.settings import changed
 from src.training.run import train
 from tests.training.test_run import lines, numbers
 
@@ -63,14 +63,14 @@ def unbroken(config, prepared, tmp_path, monkeypatch):
 
 
 def check(run, number: int) -> None:
-    broken = replace(run, proj_dir=f"{run.proj_dir}-{number}")
+    broken = changed(run, proj_dir=f"{run.run.proj_dir}-{number}")
     with pytest.MonkeyPatch.context() as patch:
         Plug(patch, number)
         with pytest.raises(Killed):
             train(broken, {}, likeliest_answers)
     torch.manual_seed(99)  # what another process would start with
-    train(replace(broken, resume=True), {}, likeliest_answers)
-    same_folders(Path(run.proj_dir), Path(broken.proj_dir))
+    train(changed(broken, resume=True), {}, likeliest_answers)
+    same_folders(Path(run.run.proj_dir), Path(broken.run.proj_dir))
 
 
 def same_folders(ours: Path, theirs: Path) -> None:
@@ -102,11 +102,11 @@ def test_killed_between_any_two_writes(unbroken):
     pytest.param(name, marks=pytest.mark.slow) for name in ("rwkv-final.state.pth", "curves.png", "rwkv-2.safetensors"))])
 def test_a_finished_run_gets_back_what_is_missing(unbroken, capsys, name):
     run, _ = unbroken
-    folder = Path(run.proj_dir)
+    folder = Path(run.run.proj_dir)
     content = (folder / name).read_bytes()
     (folder / name).unlink()
     capsys.readouterr()
-    train(replace(run, resume=True), {}, likeliest_answers)
+    train(changed(run, resume=True), {}, likeliest_answers)
     assert name == "report.html" or (folder / name).read_bytes() == content
     done = capsys.readouterr().err.splitlines()[-1].removeprefix("done: ").split(", ")
     assert len(done) == 3 and all(Path(path).is_file() for path in done)
@@ -114,7 +114,7 @@ def test_a_finished_run_gets_back_what_is_missing(unbroken, capsys, name):
 
 def test_what_a_killed_process_left_half_written_goes_and_nothing_else(unbroken):
     run, _ = unbroken
-    folder = Path(run.proj_dir)
+    folder = Path(run.run.proj_dir)
     ours = (".metrics.jsonl.a1b2c3d4.tmp", ".last.ckpt.abcdefgh.tmp", ".rwkv-12.state.pth.x_y_z_00.tmp", ".last.ckpt.tmp",
             ".rwkv-final.safetensors.abcdefgh.tmp", ".config.json.abcdefgh.tmp", ".wandb-run-id.abcdefgh.tmp")
     theirs = (".notes.txt.abcdefgh.tmp", ".metrics.jsonl.tmp", "metrics.jsonl.abcdefgh.tmp", ".rwkv-x.safetensors.abcdefgh.tmp",
@@ -122,7 +122,7 @@ def test_what_a_killed_process_left_half_written_goes_and_nothing_else(unbroken)
     for name in (*ours, *theirs):
         (folder / name).write_text("half")
     (folder / ".eval.jsonl.abcdefgh.tmp").mkdir()
-    train(replace(run, resume=True), {}, likeliest_answers)
+    train(changed(run, resume=True), {}, likeliest_answers)
     left = {path.name for path in folder.iterdir()}
     assert not left & set(ours) and left >= {*theirs, ".eval.jsonl.abcdefgh.tmp"}
 
@@ -140,7 +140,7 @@ def test_signals_at_any_moment_end_the_run_and_lose_nothing(unbroken):
     before = signal.signal(signal.SIGALRM, stop)
     try:
         for number in range(40):
-            stopped = replace(run, proj_dir=f"{run.proj_dir}-{number}")
+            stopped = changed(run, proj_dir=f"{run.run.proj_dir}-{number}")
             signal.setitimer(signal.ITIMER_REAL, generator.uniform(0.001, 0.5))
             try:
                 train(stopped, {}, likeliest_answers)
@@ -148,8 +148,8 @@ def test_signals_at_any_moment_end_the_run_and_lose_nothing(unbroken):
             except Stopped:
                 ended += 1
             torch.manual_seed(99)
-            train(replace(stopped, resume=True), {}, likeliest_answers)
-            same_folders(Path(run.proj_dir), Path(stopped.proj_dir))
+            train(changed(stopped, resume=True), {}, likeliest_answers)
+            same_folders(Path(run.run.proj_dir), Path(stopped.run.proj_dir))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -5,7 +5,6 @@ import errno
 import os
 import threading
 import time
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import src.training.loggers as loggers
 from src.errors import UserError
+from src.settings import changed
 from src.training.loggers import make_loggers
 from src.training.run import train
 
@@ -45,7 +45,7 @@ def logged(config, capfd):
         for logger in make_loggers(run):
             logger.log_metrics({"loss": 1.0}, step=1)
             logger.finalize("success")
-        return capfd.readouterr().err, sorted(path.name for path in Path(run.proj_dir).glob("wandb/*run-*-*"))
+        return capfd.readouterr().err, sorted(path.name for path in Path(run.run.proj_dir).glob("wandb/*run-*-*"))
 
     return logged
 
@@ -167,12 +167,12 @@ def test_who_wants_it_offline_with_a_key_gets_it_offline(config, logged, monkeyp
                                                          ({"tensorboard": True}, "tensorboard", "TensorBoard: ")])
 def test_where_it_cannot_write_the_run_continues_without_it(config, capfd, asked, folder, label):
     run = config(epoch_count=1, epoch_steps=1, **asked)
-    Path(run.proj_dir).mkdir()
-    Path(run.proj_dir, folder).touch()
+    Path(run.run.proj_dir).mkdir()
+    Path(run.run.proj_dir, folder).touch()
     train(run, {})
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith(label)]
     assert len(said) == 1 and "can't be used" in said[0] and "the run continues without it" in said[0]
-    assert Path(run.proj_dir, "rwkv-final.safetensors").exists()
+    assert Path(run.run.proj_dir, "rwkv-final.safetensors").exists()
 
 
 def test_tensorboard_on_a_disk_that_fills_up_is_one_line(config, capfd, monkeypatch):
@@ -190,8 +190,8 @@ def test_tensorboard_on_a_disk_that_fills_up_is_one_line(config, capfd, monkeypa
     train(run, {})
     said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard" in line]
     assert said == ["TensorBoard: failed (No space left on device); the run continues without it"]
-    assert len(written) == 3 and Path(run.proj_dir, "rwkv-final.safetensors").exists()
-    events = EventAccumulator(str(Path(run.proj_dir, "tensorboard"))).Reload()
+    assert len(written) == 3 and Path(run.run.proj_dir, "rwkv-final.safetensors").exists()
+    events = EventAccumulator(str(Path(run.run.proj_dir, "tensorboard"))).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1]
 
 
@@ -203,7 +203,7 @@ def test_a_run_of_the_trainer_ends_its_own_and_only_it(config, monkeypatch):
     run = config(epoch_count=1, epoch_steps=1, wandb="a project")
     train(run, {})
     with pytest.raises(UserError, match="diverged"):
-        train(replace(run, proj_dir=run.proj_dir + "2", lr_init=1e38, lr_final=1e38, warmup_steps=0), {})
+        train(changed(run, proj_dir=run.run.proj_dir + "2", lr_init=1e38, lr_final=1e38, warmup_steps=0), {})
     assert codes == [0, 1] and wandb.run is None
-    first, second = (next(Path(run.proj_dir + which).glob("wandb/offline-run-*")).name for which in ("", "2"))
+    first, second = (next(Path(run.run.proj_dir + which).glob("wandb/offline-run-*")).name for which in ("", "2"))
     assert first.split("-")[3] != second.split("-")[3]

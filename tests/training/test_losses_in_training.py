@@ -60,10 +60,10 @@ def test_a_run_of_each_loss(config, prepared, without_references, loss):
     run = config(rlhf_train_file=save, eval_file=save, loss=loss, epoch_count=2, epoch_steps=6, dpo_beta=0.1, simpo_gamma=0.5,
                  lr_init=5e-3, lr_final=5e-3, label_smoothing=0.1 if loss == "robust" else 0.0)
     train(run, {})
-    folder = Path(run.proj_dir)
+    folder = Path(run.run.proj_dir)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     held_out = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
-    objective = objective_of(run)
+    objective = objective_of(run.objective)
     name = "dpo_loss" if loss == "dpo" else "preference_loss"
     for line in metrics + held_out:
         assert line["loss"] == pytest.approx(line[name] + objective.alpha * line["sft_loss"], rel=1e-5)
@@ -91,7 +91,7 @@ def test_references_are_asked_for_where_they_are_used_and_nowhere_else(config, m
     if needs_reference(loss):
         with pytest.raises(UserError, match=f"made without references, which --loss {loss} needs"):
             train(run, {})
-        assert not Path(run.proj_dir).exists()
+        assert not Path(run.run.proj_dir).exists()
         return
     train(run, {})
     # Neither are another base's, or another precision's, any hindrance.

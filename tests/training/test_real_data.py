@@ -1,13 +1,13 @@
 """Preference training on human preferences that nobody made for this project (read from ../shared where it exists)."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from src.data.csv import write_pairs_csv
+from src.settings import changed
 from src.training.run import train
 from tests.conftest import prepare_csv
 from tests.data.reading import read_pairs
@@ -28,7 +28,7 @@ def test_a_run_on_human_preferences_raises_held_out_accuracy(config, tmp_path):
         write_pairs_csv(tmp_path / f"{part}.csv", [rows[index] for index in chosen])
         prepare_csv(base, tmp_path / f"{part}.csv", tmp_path / f"{part}.save")
     run = config(load_model=str(base), rlhf_train_file=str(tmp_path / "train.save"), eval_file=str(tmp_path / "held_out.save"))
-    train(replace(run, lora_r=16, lora_alpha=32.0, lr_init=1e-3, lr_final=1e-5, epoch_steps=100, epoch_count=2, micro_bsz=8), {})
+    train(changed(run, lora_r=16, lora_alpha=32.0, lr_init=1e-3, lr_final=1e-5, epoch_steps=100, epoch_count=2, micro_bsz=8), {})
     before, *_, after = [json.loads(line) for line in (tmp_path / "run" / "eval.jsonl").read_text().splitlines()]
     assert before["accuracy"] == 0.5 and abs(before["margin"]) < 1e-4
     assert after["accuracy"] > 0.5 + 0.025

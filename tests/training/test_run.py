@@ -1,7 +1,6 @@
 """Whole runs on the CPU: what they write, how they go on after a break, and what they refuse."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint, save_checkpoint
 from src.errors import UserError
 from src.model import build_model
+from src.settings import changed
 from src.training.folder import prepare_folder
 from src.training.run import train
 
@@ -34,7 +34,7 @@ def numbers(path: Path) -> list[dict]:
 def test_a_run_writes_its_metrics_adapters_and_held_out_numbers(config, prepared, version):
     run = config(version, eval_file=str(prepared(version)), epoch_steps=6, accumulate_grad_batches=2)
     train(run, {})
-    folder = Path(run.proj_dir)
+    folder = Path(run.run.proj_dir)
     metrics = lines(folder / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert all(set(line) == KEYS for line in metrics)
@@ -64,12 +64,12 @@ def test_a_compiled_run_gives_the_numbers_of_a_plain_one(config, prepared, tmp_p
     for run in (plain, compiled):
         train(run, {})
     for name in ("metrics.jsonl", "eval.jsonl"):
-        for ours, theirs in zip(*(numbers(Path(run.proj_dir) / name) for run in (compiled, plain)), strict=True):
+        for ours, theirs in zip(*(numbers(Path(run.run.proj_dir) / name) for run in (compiled, plain)), strict=True):
             # Fused kernels round another way; eight steps of it through Adam stay below a thousandth. Which side of 0 a margin
             # is on before the first step is rounding itself.
             ours, theirs = ({key: x for key, x in line.items() if not key.startswith("pref_")} for line in (ours, theirs))
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
-    assert lines(Path(compiled.proj_dir) / "eval.jsonl")[-1]["margin"] > 0.01
+    assert lines(Path(compiled.run.proj_dir) / "eval.jsonl")[-1]["margin"] > 0.01
 
 
 def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(config, material, tmp_path, break_off):
@@ -80,10 +80,10 @@ def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(config, material, tm
                       proj_dir=str(tmp_path / "unbroken"))
     train(unbroken, {})
 
-    broken = replace(unbroken, proj_dir=str(tmp_path / "broken"))
+    broken = changed(unbroken, proj_dir=str(tmp_path / "broken"))
     break_off(broken, at=9)  # in the second epoch
     assert len(lines(tmp_path / "broken" / "metrics.jsonl")) == 4
-    train(replace(broken, resume=True), {})
+    train(changed(broken, resume=True), {})
 
     assert numbers(tmp_path / "broken" / "metrics.jsonl") == numbers(tmp_path / "unbroken" / "metrics.jsonl")
     one, other = (read_adapter(tmp_path / name / "rwkv-final.safetensors").weights for name in ("unbroken", "broken"))
@@ -98,15 +98,15 @@ def test_a_run_from_before_there_was_a_flag_had_its_default(config, tmp_path):
     before = json.loads((tmp_path / "config.json").read_text())
     del before["skip_bad_rows"]
     (tmp_path / "config.json").write_text(json.dumps(before))
-    assert prepare_folder(tmp_path, replace(run, resume=True), {}, {}, {}) == tmp_path / "last.ckpt"
+    assert prepare_folder(tmp_path, changed(run, resume=True), {}, {}, {}) == tmp_path / "last.ckpt"
     with pytest.raises(UserError, match="skip_bad_rows was False in .* and is True now"):
-        prepare_folder(tmp_path, replace(run, resume=True, skip_bad_rows=True), {}, {}, {})
+        prepare_folder(tmp_path, changed(run, resume=True, skip_bad_rows=True), {}, {}, {})
 
 
 def test_a_resume_without_a_checkpoint_starts_again(config):
     run = config(epoch_count=1)
-    train(replace(run, resume=True), {})
-    assert len(lines(Path(run.proj_dir) / "metrics.jsonl")) == 4
+    train(changed(run, resume=True), {})
+    assert len(lines(Path(run.run.proj_dir) / "metrics.jsonl")) == 4
 
 
 @pytest.mark.parametrize("version", ["x060", "x070"])
@@ -122,8 +122,8 @@ def test_the_merged_model_gives_the_adapter_models_logits(config, tmp_path, vers
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("src.training.run.PreferenceModule", Spy)
         train(run, {})
-    base = load_checkpoint(run.load_model)
-    save_checkpoint(merge_adapter(base, Path(run.proj_dir) / "rwkv-final.safetensors"), tmp_path / f"merged{ending}")
+    base = load_checkpoint(run.model.load_model)
+    save_checkpoint(merge_adapter(base, Path(run.run.proj_dir) / "rwkv-final.safetensors"), tmp_path / f"merged{ending}")
     merged = load_checkpoint(tmp_path / f"merged{ending}")
     assert {name: (t.shape, t.dtype) for name, t in merged.items()} == {name: (t.shape, t.dtype) for name, t in base.items()}
     tokens = torch.randint(0, 256, (60,), generator=torch.Generator().manual_seed(0))
@@ -139,7 +139,7 @@ def test_the_merged_model_gives_the_adapter_models_logits(config, tmp_path, vers
 def test_nf4_and_bf16_train_with_margins_from_zero(config, prepared):
     run = config(precision="bf16", quantization="nf4", rlhf_train_file=str(prepared("x070", "bf16", "nf4")), grad_cp=True)
     train(run, {})
-    metrics = lines(Path(run.proj_dir) / "metrics.jsonl")
+    metrics = lines(Path(run.run.proj_dir) / "metrics.jsonl")
     assert abs(metrics[0]["margin"]) < 0.05  # bf16 products of another batch shape round another way
     assert metrics[-1]["margin"] > metrics[0]["margin"]
 
@@ -149,7 +149,7 @@ def test_references_of_another_quantization_are_refused_with_the_way_out(config,
         train(config(quantization="nf4"), {})
     run = config(quantization="nf4", allow_reference_mismatch=True, epoch_count=1)
     train(run, {})
-    assert abs(lines(Path(run.proj_dir) / "metrics.jsonl")[0]["margin"]) > 1e-3  # which is why it is refused
+    assert abs(lines(Path(run.run.proj_dir) / "metrics.jsonl")[0]["margin"]) > 1e-3  # which is why it is refused
 
 
 def test_a_save_of_another_base_model_is_refused(config, prepared):
@@ -163,7 +163,7 @@ def test_a_folder_with_a_run_is_not_overwritten(config):
     with pytest.raises(UserError, match="already holds a run"):
         train(run, {})
     with pytest.raises(UserError, match="dpo_beta was 0.1"):
-        train(replace(run, resume=True, dpo_beta=0.2), {})
+        train(changed(run, resume=True, dpo_beta=0.2), {})
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
@@ -185,9 +185,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_adapter(config,
     monkeypatch.setattr(module, "pair_losses", explodes)
     with pytest.raises(UserError, match="step 6: the .* not finite.* good in .*/run: rwkv-1.safetensors"):
         train(run, {})
-    weights = read_adapter(Path(run.proj_dir) / "rwkv-1.safetensors").weights
+    weights = read_adapter(Path(run.run.proj_dir) / "rwkv-1.safetensors").weights
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-    assert not (Path(run.proj_dir) / "rwkv-final.safetensors").exists()
+    assert not (Path(run.run.proj_dir) / "rwkv-final.safetensors").exists()
 
 
 def test_dimensions_that_contradict_the_checkpoint_are_told_with_both_values(config):
@@ -205,7 +205,7 @@ def test_wandb_works_with_no_account(config, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     run = config(epoch_count=1, wandb="a project")
     train(run, {})
-    assert list(Path(run.proj_dir).glob("wandb/offline-run-*"))
+    assert list(Path(run.run.proj_dir).glob("wandb/offline-run-*"))
 
 
 @pytest.mark.parametrize("optim", ["adamw", "adamw_8bit"])
@@ -217,13 +217,13 @@ def test_batches_by_tokens_see_every_pair_once_an_epoch_and_resume(config, tmp_p
     seen, collate = [], data.collate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "collate", lambda pairs: seen.append(pairs) or collate(pairs))
-        broken = replace(unbroken, proj_dir=str(tmp_path / "broken"))
+        broken = changed(unbroken, proj_dir=str(tmp_path / "broken"))
         patch.setattr("src.training.saving.SaveAdapters.on_train_batch_end", stop_in_the_second_epoch, raising=False)
         with pytest.raises(ConnectionError):
             train(broken, {})
     first_epoch = [tuple(pair[1] + pair[2]) for batch in seen for pair in batch][:12]
     assert len(set(first_epoch)) == 12 and len(seen[0]) > 1
-    train(replace(broken, resume=True), {})
+    train(changed(broken, resume=True), {})
     assert numbers(tmp_path / "broken" / "metrics.jsonl") == numbers(tmp_path / "unbroken" / "metrics.jsonl")
 
 

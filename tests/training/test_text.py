@@ -1,7 +1,6 @@
 """`--sft 1`: the loss and its gradients against cross-entropy written out, and whole runs."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from src.errors import UserError
 from src.evaluation.held_out import evaluate_texts
 from src.model import build_model
 from src.preference.objective import text_losses
+from src.settings import changed
 from src.training.run import train
 from tests.training.test_run import lines, numbers, stop_in_the_second_epoch
 
@@ -90,7 +90,7 @@ def answers(tmp_path) -> Path:
 @pytest.fixture
 def sft(config, answers):
     def make(**changes):
-        return replace(config(), **dict(
+        return changed(config(), **dict(
             rlhf_train_file=None, sft=True, train_data_file=str(answers / "train.jsonl"),
             eval_file=str(answers / "held_out.jsonl"), rlhf_max_corpus_len=100, lr_init=1e-2, lr_final=1e-3, epoch_steps=10,
             micro_bsz=4, **changes))
@@ -101,7 +101,7 @@ def sft(config, answers):
 def test_a_run_learns_its_answers_and_merges(sft, answers, tmp_path):
     run = sft(accumulate_grad_batches=2)
     train(run, {})
-    folder = Path(run.proj_dir)
+    folder = Path(run.run.proj_dir)
     metrics, held_out = lines(folder / "metrics.jsonl"), lines(folder / "eval.jsonl")
     assert [line["step"] for line in metrics] == list(range(1, 11)) and [line["step"] for line in held_out] == [0, 5, 10]
     assert {"loss", "sft_loss", "lr", "grad_norm", "tokens_per_s"} <= set(metrics[0]) and "margin" not in metrics[0]
@@ -111,12 +111,12 @@ def test_a_run_learns_its_answers_and_merges(sft, answers, tmp_path):
     assert "next-token prediction" in page and "12 texts of 12 rows" in page and "Held-out texts" in page and "DPO" not in page
     assert (folder / "curves.png").exists() and read_adapter(folder / "rwkv-final.safetensors").extra["step"] == 10
 
-    base = load_checkpoint(run.load_model)
+    base = load_checkpoint(run.model.load_model)
     merged = merge_adapter(base, folder / "rwkv-final.safetensors")
     from src.data.examples import read_texts
     from src.tokenizer import load_tokenizer
 
-    texts, _ = read_texts(answers / "held_out.jsonl", load_tokenizer("bytes"), 100, run.seed, False)
+    texts, _ = read_texts(answers / "held_out.jsonl", load_tokenizer("bytes"), 100, run.run.seed, False)
     after = evaluate_texts(build_model(merged, read_dimensions(merged, "merged")), texts)
     assert abs(after["loss"] - held_out[-1]["loss"]) < 1e-4 * after["loss"]
 
@@ -127,31 +127,31 @@ def test_pretraining_in_full_from_a_text_file_by_tokens(sft, answers):
         f"{layer},full,1e-2,1e-3\n" for layer in ("emb", "0", "1", "head")))
     run = sft(batch_tokens=256)
     corpus = str(answers / "corpus.txt")
-    run = replace(run, train_data_file=corpus, eval_file=corpus, epoch_steps=0, epoch_count=3,
+    run = changed(run, train_data_file=corpus, eval_file=corpus, epoch_steps=0, epoch_count=3,
                   layer_profile=str(answers / "full.csv"), rlhf_max_corpus_len=50)
     train(run, {})
-    held_out = lines(Path(run.proj_dir) / "eval.jsonl")
+    held_out = lines(Path(run.run.proj_dir) / "eval.jsonl")
     assert held_out[-1]["loss"] < 0.6 * held_out[0]["loss"]
-    weights = read_adapter(Path(run.proj_dir) / "rwkv-final.safetensors").weights
+    weights = read_adapter(Path(run.run.proj_dir) / "rwkv-final.safetensors").weights
     assert {"emb.weight", "head.weight", "ln_out.bias", "blocks.1.att.v0"} <= set(weights)
 
 
 def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(sft, tmp_path, monkeypatch):
     unbroken = sft(batch_tokens=0, proj_dir=str(tmp_path / "unbroken"))
     train(unbroken, {})
-    broken = replace(unbroken, proj_dir=str(tmp_path / "broken"))
+    broken = changed(unbroken, proj_dir=str(tmp_path / "broken"))
     with monkeypatch.context() as patch:
         patch.setattr("src.training.saving.SaveAdapters.on_train_batch_end", stop_in_the_second_epoch, raising=False)
         with pytest.raises(ConnectionError):
             train(broken, {})
-    train(replace(broken, resume=True), {})
+    train(changed(broken, resume=True), {})
     for name in ("metrics.jsonl", "eval.jsonl"):
         assert numbers(tmp_path / "broken" / name) == numbers(tmp_path / "unbroken" / name)
     one, other = (read_adapter(tmp_path / name / "rwkv-final.safetensors").weights for name in ("unbroken", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    (Path(broken.train_data_file)).write_text('{"prompt": "a", "completion": "b"}')
+    (Path(broken.data.train_data_file)).write_text('{"prompt": "a", "completion": "b"}')
     with pytest.raises(UserError, match="rlhf_train_sha256 was"):
-        train(replace(broken, resume=True), {})
+        train(changed(broken, resume=True), {})
 
 
 def test_the_scripts_flags(answers, material, tmp_path):

@@ -86,7 +86,7 @@ def test_a_terminal_shows_everything_with_the_time_left(config, prepared, termin
         set(re.findall(r"training \S+ +(\d/8 0:00:0\d 0:00:0\d)", shown))
     steps = re.findall(r"training \S+ +(\d)/8 ", shown)
     assert steps == sorted(steps)
-    last = lines(Path(run.proj_dir) / "metrics.jsonl")[-1]
+    last = lines(Path(run.run.proj_dir) / "metrics.jsonl")[-1]
     final = (f"epoch 2, step 8/8: loss {last['loss']:.4f} pref {last['pref_percentage']:.0%} margin {last['margin']:+.4f} "
              f"{last['pairs_per_s']:.3g} pairs/s {last['tokens_per_s']:.0f} tok/s {last['peak_memory_bytes'] / 2**30:.1f} GiB; "
              f"held out: accuracy 1.000")
@@ -133,7 +133,7 @@ def test_pairs_and_tokens_a_second_are_those_of_the_steps_alone(config, prepared
     monkeypatch.setattr(watching, "evaluate_pairs", slow_evaluate)
     run = config(eval_file=str(prepared("x070")), accumulate_grad_batches=2, epoch_steps=8)
     train(run, {})
-    metrics = lines(Path(run.proj_dir) / "metrics.jsonl")
+    metrics = lines(Path(run.run.proj_dir) / "metrics.jsonl")
     # Two micro-batches of two pairs.
     assert [line["pairs_per_s"] for line in metrics] == [2.0] * 8
     assert all(line["tokens_per_s"] > 2 * 20 for line in metrics)  # a pair has more tokens than that
@@ -154,7 +154,7 @@ def test_tensorboard_and_wandb_at_once(config, prepared, monkeypatch, tmp_path, 
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     run = config(eval_file=str(prepared("x070")), tensorboard=True, wandb="a project")
     train(run, {})
-    folder = Path(run.proj_dir)
+    folder = Path(run.run.proj_dir)
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     metrics, held_out = lines(folder / "metrics.jsonl"), lines(folder / "eval.jsonl")
     for name in ("margin", "pref_percentage", "loss", "pairs_per_s"):

@@ -1,0 +1,153 @@
+"""What a run starts from: the base, its layers' settings, and what is trained on or held out, read and checked."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from src.adapters.apply import how_quantized
+from src.adapters.layer_profile import LayerSetting, with_rates
+from src.adapters.tensors import settings_for
+from src.checkpoint.base import load_base_and_fingerprint
+from src.checkpoint.dimensions import Dimensions
+from src.console import say
+from src.data.examples import read_texts
+from src.data.packing import Text
+from src.errors import UserError
+from src.files import sha256
+from src.preference.loss import needs_reference, without_reference
+from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
+from src.quantization.linear import STRATEGY_SUFFIXES
+from src.tokenizer import load_tokenizer
+from src.training.config import ModelSettings, StepSettings, TrainConfig
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pairs, or with `--sft 1` texts, and where they come from."""
+
+    path: str
+    items: Sequence[Pair] | Sequence[Text]
+    facts: dict[str, Any]  # what config.json and the report say of them
+
+    @property
+    def sidecar(self) -> dict[str, Any] | None:
+        return self.facts.get("sidecar")
+
+    def sha256(self) -> str:
+        """Of the file, in hexadecimal; as its sidecar has it, which was compared when the file was read."""
+        return self.sidecar["sha256"] if self.sidecar else sha256(self.path)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads before it begins. `weights` are the base's, and empty once the model has been built of them."""
+
+    weights: dict[str, Tensor]
+    dimensions: Dimensions
+    base_fingerprint: str
+    settings: list[LayerSetting]
+    train: Data
+    held_out: Data | None
+    lines: list[str] = field(default_factory=list)  # for stderr, once nothing is wrong with the run, since an error stands alone
+
+
+def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:
+    """Read all that the flags name.
+
+    Args:
+        expected: dimensions that the flags state, by flag, to be compared with the checkpoint's.
+
+    Raises UserError where something is missing or damaged, or does not fit the rest.
+    """
+    weights, dimensions, base = load_base_and_fingerprint(config.model.load_model)
+    check_flags(dimensions, expected, config.model.load_model)
+    settings = layer_settings(config.model, config.steps, weights)
+    held = how_quantized(settings, weights, config.model.quantization)
+    lines: list[str] = []
+
+    def read(path: str) -> Data:
+        if config.objective.sft:
+            return training_texts(path, config, dimensions)
+        return training_pairs(path, config, dimensions, base, held, lines)
+
+    train_file = config.data.train_data_file if config.objective.sft else config.data.rlhf_train_file
+    assert train_file is not None  # which of the two is needed, the flags were checked for
+    train, eval_file = read(train_file), config.data.eval_file
+    return Inputs(weights, dimensions, base, settings, train, read(eval_file) if eval_file else None, lines)
+
+
+def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> None:
+    """Refuse flags that contradict the checkpoint; the message has both values."""
+    found = {"--n_layer": dimensions.n_layer, "--n_embd": dimensions.n_embd, "--vocab_size": dimensions.vocab_size,
+             "--my_testing": dimensions.version}
+    for flag, value in expected.items():
+        if value is not None and value != found[flag]:
+            raise UserError(f"{flag} says {value}, but {path} has {found[flag]}; leave the flag out or correct it")
+
+
+def layer_settings(model: ModelSettings, steps: StepSettings, weights: dict[str, Tensor]) -> list[LayerSetting]:
+    """The layer profile's rows, or those of `auto`, with the rates that rule."""
+    rates = steps.lr_init, steps.lr_final
+    settings = settings_for(weights, model.layer_profile, model.peft, model.lora_r, model.lora_alpha, rates)
+    return settings if steps.lr_advanced or model.layer_profile == "auto" else with_rates(settings, *rates)
+
+
+def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base: str, held: dict[str, Any],
+                   lines: list[str]) -> Data:
+    """Load a `.save`, whose references must come from this base, at this precision and quantization: margins start at 0.
+
+    For a loss without a reference they are neither used nor checked.
+
+    Args:
+        held: how the model holds its weights, as `how_quantized` says.
+        lines: gets what is to be said on stderr.
+    """
+    max_len, loss = config.data.rlhf_max_corpus_len, config.objective.loss
+    pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, max_len)
+    data = Data(path, pairs, {"pairs": len(pairs), **left_out, "sidecar": sidecar})
+    if left_out["too_long"] or left_out["empty_answer"]:
+        lines.append(f"{path}: left out {left_out['too_long']} pairs longer than {max_len} tokens and "
+                     f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain")
+    if not needs_reference(loss):
+        return data
+    if not has_references(pairs, sidecar):
+        *first, last = without_reference()
+        raise UserError(f"{path}: it was made without references, which --loss {loss} needs; run rlhf_dpo_generate_save.py with "
+                        f"--reference 1, or take a loss without one: --loss {', '.join(first)} or {last}")
+    if sidecar is None:
+        lines.append(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come "
+                     f"from {config.model.load_model} at {config.machine.precision}")
+        return data
+    if check_sidecar(sidecar, {"base_fingerprint": base}):
+        raise UserError(f"{path}: its references were computed with another base model ({sidecar.get('base_model', 'unnamed')}) "
+                        f"than {config.model.load_model}; run rlhf_dpo_generate_save.py with this one")
+    differences = check_sidecar(sidecar, {"precision": config.machine.precision, **held})
+    if differences and not config.run.allow_reference_mismatch:
+        raise UserError(f"{path}: {'; '.join(differences)}; margins would not start at 0. Run rlhf_dpo_generate_save.py with "
+                        f"{_preparation(config, held)}, or train with --allow_reference_mismatch 1")
+    lines += [f"warning: {path}: {difference}" for difference in differences]
+    return data
+
+
+def _preparation(config: TrainConfig, held: dict[str, Any]) -> str:
+    """The flags with which references fit the run."""
+    model, device = config.model, "cuda" if config.machine.accelerator == "gpu" else "cpu"
+    auto = f" --peft {model.peft} --lora_r {model.lora_r}" if model.layer_profile == "auto" else ""
+    needed = held["unquantized_blocks"] or held["quantized_otherwise"]
+    profile = f" --layer_profile {model.layer_profile}{auto}" if needed else ""
+    return f"--strategy '{device} {config.machine.precision}{STRATEGY_SUFFIXES[model.quantization]}'{profile}"
+
+
+def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> Data:
+    """Read what `--sft 1` trains on or is evaluated on, and say on stderr what it is."""
+    max_len = config.data.rlhf_max_corpus_len
+    tokenizer = load_tokenizer(config.data.tokenizer, dimensions.vocab_size)
+    texts, counts = read_texts(path, tokenizer, max_len, config.run.seed, config.objective.sft_on_prompt,
+                               config.data.skip_bad_rows)
+    say(f"{path}: {counts.rows} rows make {len(texts)} texts, {counts.trained} tokens of them with a loss; {counts.cut} cut "
+        f"and {counts.dropped} dropped at {max_len} tokens")
+    counts.changes.report(path, tokenizer.name)
+    return Data(path, texts, {"texts": len(texts), **asdict(counts), "tokenizer": tokenizer.name})
