@@ -39,7 +39,6 @@ sys.path.insert(0, str(ROOT))
 
 from src.adapters.apply import apply_layer_profile  # noqa: E402
 from src.adapters.layer_profile import auto_layer_profile  # noqa: E402
-from src.checkpoint.random import make_dimensions, random_weights  # noqa: E402
 from src.data.packing import PackedBatch, pack_pairs  # noqa: E402
 from src.data.read import read_pairs  # noqa: E402
 from src.data.tokenize import tokenize_pairs  # noqa: E402
@@ -49,6 +48,7 @@ from src.model import build_model  # noqa: E402
 from src.preference import log_probs  # noqa: E402
 from src.preference.objective import Objective, pair_losses  # noqa: E402
 from src.tokenizer import load_tokenizer  # noqa: E402
+from tests.random_checkpoint import make_dimensions, random_weights  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VOCABULARY, RANK = 65536, 16

@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.checkpoint.io import save_checkpoint  # noqa: E402
-from src.checkpoint.random import make_dimensions, random_weights  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.generation.batch import Request, generate  # noqa: E402
 from src.generation.config import Sampling  # noqa: E402
@@ -38,6 +37,7 @@ from src.model import build_model  # noqa: E402
 from src.model.decode import serve  # noqa: E402
 from src.model.strategy import parse_strategy  # noqa: E402
 from src.tokenizer import load_tokenizer  # noqa: E402
+from tests.random_checkpoint import make_dimensions, random_weights  # noqa: E402
 
 PROMPT, NEW, VOCABULARY = 100, 100, 65536
 PACKAGE = {("x070", "fp32"), ("x070", "bf16"), ("x060", "fp32"), ("x060", "bf16")}

@@ -20,11 +20,11 @@ sys.path.insert(0, str(ROOT))
 from src import kernels  # noqa: E402
 from src.adapters.apply import apply_layer_profile  # noqa: E402
 from src.adapters.layer_profile import auto_layer_profile  # noqa: E402
-from src.checkpoint.random import make_dimensions, random_weights  # noqa: E402
 from src.data.packing import pack_pairs  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.model import build_model  # noqa: E402
 from src.preference.objective import Objective, pair_losses  # noqa: E402
+from tests.random_checkpoint import make_dimensions, random_weights  # noqa: E402
 
 PROMPT, ANSWER = 300, 200
 

@@ -90,6 +90,21 @@ def write_all(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data):]
 
 
+def append_whole(descriptor: int, data: bytes, sync: bool = True) -> None:
+    """Append to a growing file, and wait until it is on disk unless told not to; where the system refuses, nothing is left of it.
+
+    Raises OSError.
+    """
+    size = os.fstat(descriptor).st_size
+    try:
+        write_all(descriptor, data)
+        if sync:
+            os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
 def cut_back(descriptor: int, size: int, path: Path) -> None:
     """Leave a growing file's first `size` bytes. Raises UserError, naming `path`, where the system refuses."""
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from src.checked_json import BadJson, parse_json
 from src.console import say
 from src.errors import UserError
-from src.files import atomic_write, json_text, regular_file, remedy, write_all
+from src.files import append_whole, atomic_write, json_text, regular_file, remedy
 
 CONFIG_FILE = "config.json"
 REPORT_FILE = "report.html"
@@ -37,12 +37,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
     regular_file(path)
     try:
         with path.open("ab", buffering=0) as file:
-            size = file.tell()
-            try:
-                write_all(file.fileno(), text.encode() + b"\n")
-            except OSError:
-                file.truncate(size)
-                raise
+            append_whole(file.fileno(), text.encode() + b"\n", sync=False)
     except OSError as error:
         raise _refused(path, error) from error
 

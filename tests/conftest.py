@@ -12,8 +12,7 @@ from hypothesis import settings as hypothesis_settings
 
 from src import kernels
 from src.checkpoint.io import save_checkpoint
-from src.checkpoint.random import make_dimensions, random_weights
-from src.data.csv import Row, write_pairs_csv
+from src.data.csv import Row
 from src.errors import SIGNALS, UserError
 from src.model.strategy import Strategy
 from src.preference.config import PrepareConfig
@@ -21,6 +20,8 @@ from src.preference.prepare import prepare
 from src.settings import build, defaults
 from src.training.config import TrainConfig
 from tests import instructions
+from tests.pairs_csv import write_pairs_csv
+from tests.random_checkpoint import make_dimensions, random_weights
 from tests.tiny import tiny_dimensions, trained_tiny
 
 # The same examples in every run, however long a busy machine takes for one. What fixtures give stays as it is between examples.

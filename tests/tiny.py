@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.checkpoint.dimensions import Dimensions
-from src.checkpoint.random import make_dimensions, random_weights
 from src.model import RWKV, build_model
 from src.training.schedule import learning_rate
+from tests.random_checkpoint import make_dimensions, random_weights
 
 VERSIONS = ("x060", "x070")
 HEAD_SIZES = (8, 16, 32, 64)

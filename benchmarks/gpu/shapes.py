@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from results import read_results, write_results
 
-from src.checkpoint.random import RandomWeights, make_dimensions
 from src.model import RWKV, build_model
+from tests.random_checkpoint import RandomWeights, make_dimensions
 
 VOCABULARY = 65536
 # version, blocks, width

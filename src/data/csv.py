@@ -1,4 +1,4 @@
-"""Read and write the CSV of prompts, chosen and rejected answers.
+"""Read the CSV of prompts, chosen and rejected answers.
 
 A CSV has a header with at least `prompt,chosen`, fields quoted where they hold separators, quotes or line breaks, and any of the
 three line endings. Fields may be separated by tabs, semicolons or vertical bars as well; the header tells by which. Data rows are
@@ -11,7 +11,7 @@ missing value unless told otherwise, and counts lines where a person counts rows
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from src.data.faults import BadRow
 from src.data.rows import Row
 from src.data.source import TELLING_NAMES, stray_byte
 from src.errors import UserError
-from src.files import atomic_write
 
 HEADER = "prompt,chosen,reject\n"
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
@@ -44,12 +43,12 @@ def read_csv(text: str, path: Path, tabs_first: bool = False) -> Table:
     if not records:
         raise UserError(f"{path}: the file is empty; it needs a header (prompt,chosen,reject) and a row for each prompt")
     names, words = [name.strip() for name in records[0]], _SEPARATORS[separator]
-    if what := stray_byte(" ".join(names)):
-        raise UserError(f"{path}: the header: {what}; save the file as UTF-8 text")
+    if fault := stray_byte(" ".join(names), f"{path}: the header"):
+        raise UserError(str(fault))
 
     def row(number: int, fields: list[str]) -> dict[str, str] | BadRow:
-        if what := stray_byte("".join(fields)):
-            return BadRow("not UTF-8", f"{path}: row {number}: {what}; save the file as UTF-8 text")
+        if fault := stray_byte("".join(fields), f"{path}: row {number}"):
+            return fault
         if len(fields) == len(names):
             return dict(zip(names, fields, strict=True))
         return BadRow("number of fields", f"{path}: row {number} has {len(fields)} fields where the header has {len(names)}, "
@@ -74,14 +73,6 @@ def format_row(row: Row) -> str:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(text.replace("\0", "\ufffd") for text in row)
     return buffer.getvalue()
-
-
-def write_pairs_csv(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write a whole CSV at once, atomically. Raises UserError where the disk refuses."""
-    with atomic_write(path) as file:
-        file.write(HEADER.encode())
-        for row in rows:
-            file.write(format_row(row).encode())
 
 
 def _separator(text: str, tabs_first: bool) -> tuple[str, str]:

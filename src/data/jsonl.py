@@ -60,7 +60,7 @@ def _values(text: str, path: Path) -> Iterator[Any]:
     for number, line in enumerate(lines, start=1):
         try:
             where = f"{path}: row {number}"
-            yield _checked(line, where) or _decode(_DECODER.decode, line.removesuffix(","), where)
+            yield stray_byte(line, where) or _decode(_DECODER.decode, line.removesuffix(","), where)
         except BadRow as fault:
             yield fault
 
@@ -73,7 +73,7 @@ def _values_between(text: str, path: Path) -> Iterator[Any]:
         number += 1
         start, where = at, f"{path}: row {number}"
         value, at = _decode(_DECODER.raw_decode, text, where, at)
-        yield _checked(text[start:at], where) or value
+        yield stray_byte(text[start:at], where) or value
         at = _skip_space(text, at)
         comma = text.startswith(",", at)
         if is_list and not comma and text[at:at + 1] not in ("]", ""):
@@ -85,12 +85,6 @@ def _values_between(text: str, path: Path) -> Iterator[Any]:
     rest = _skip_space(text, at + is_list)
     if rest < len(text):
         raise UserError(f"{path}: something follows the list of rows in {_line(text, rest)}; keep one list in the file")
-
-
-def _checked(row: str, where: str) -> BadRow | None:
-    """What is wrong with the characters of a row."""
-    what = stray_byte(row)
-    return BadRow("not UTF-8", f"{where}: {what}; save the file as UTF-8 text") if what else None
 
 
 def _decode(decode: Callable[..., Any], text: str, where: str, *at: int) -> Any:

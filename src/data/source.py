@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from src.data.columns import CONVERSATIONS, PROMPTS
 from src.data.compression import COMPRESSIONS, DAMAGED, compression_of
+from src.data.faults import BadRow
 from src.errors import UserError
 from src.files import existing_file
 
@@ -105,12 +106,13 @@ def read_text(path: Path, place: Callable[[str], str] | None) -> str:
                         "save the file as UTF-8") from None
 
 
-def stray_byte(text: str) -> str | None:
-    """What a text of `read_text` holds that no UTF-8 has, in words; None where it holds nothing of the kind."""
+def stray_byte(text: str, where: str) -> BadRow | None:
+    """What a text of `read_text` holds that no UTF-8 has, beginning with `where`; None where it holds nothing of the kind."""
     bad = re.search("[\0\udc80-\udcff]", text)
     if bad is None:
         return None
-    return "holds a NUL character" if bad[0] == "\0" else f"byte 0x{ord(bad[0]) - 0xdc00:02x} is not UTF-8"
+    what = "holds a NUL character" if bad[0] == "\0" else f"byte 0x{ord(bad[0]) - 0xdc00:02x} is not UTF-8"
+    return BadRow("not UTF-8", f"{where}: {what}; save the file as UTF-8 text")
 
 
 def is_missing(value: Any) -> bool:

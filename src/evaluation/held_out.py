@@ -7,7 +7,7 @@ from torch import Tensor
 
 from src.data.batching import batches_by_tokens
 from src.data.packing import Text, pack_pairs, pack_texts
-from src.evaluation.measures import TIE
+from src.evaluation.measures import TIE, won
 from src.model import RWKV
 from src.preference.loss import takes
 from src.preference.objective import Objective, pair_losses, text_losses
@@ -35,8 +35,7 @@ def evaluate_pairs(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> 
         losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), [pair[3:] for pair in chosen_pairs], objective)
         # Two means over tokens differ by rounding as one token does, two sums as all of them do.
         tokens = 2 if takes(objective.loss, "chosen_tokens") else losses["answer_tokens"]
-        tie = (losses["margin"] / objective.beta).abs() <= TIE * tokens
-        losses["accuracy"] = torch.where(tie, 0.5, (losses["margin"] > 0).float())
+        losses["accuracy"] = won(losses["margin"] / objective.beta, TIE * tokens)
         losses["policy_accuracy"] = (losses["log_prob_chosen"] > losses["log_prob_reject"]).float()
         for name, values in losses.items():
             sums[name] = sums.get(name, 0.0) + values.double().sum()

@@ -1,9 +1,12 @@
 """What a model prefers among pairs, and how far the length of the answers explains it: numbers from vectors, no model."""
 
+from typing import Any
+
 import numpy as np
 
 # Differences closer than this, in nats a token, are rounding: references are held to the same accuracy.
 TIE = 1e-4
+Vector = Any  # numpy's or torch's
 
 
 def preference_measures(log_probs: np.ndarray, references: np.ndarray | None, tokens: np.ndarray, beta: float) -> dict:
@@ -33,13 +36,13 @@ def preference_measures(log_probs: np.ndarray, references: np.ndarray | None, to
     log_probs, tokens = np.asarray(log_probs, float), np.asarray(tokens)
     means = log_probs / tokens
     total = tokens.sum(1)
-    wins = {"accuracy": None, "policy_accuracy": _wins(log_probs[:, 0] - log_probs[:, 1], TIE * total),
-            "policy_accuracy_per_token": _wins(means[:, 0] - means[:, 1], 2 * TIE)}
+    wins = {"accuracy": None, "policy_accuracy": won(log_probs[:, 0] - log_probs[:, 1], TIE * total),
+            "policy_accuracy_per_token": won(means[:, 0] - means[:, 1], 2 * TIE)}
     margin = rewards = None
     if references is not None:
         rewards = beta * (log_probs - np.asarray(references, float))
         margin = rewards[:, 0] - rewards[:, 1]
-        wins["accuracy"] = _wins(margin / beta, TIE * total)
+        wins["accuracy"] = won(margin / beta, TIE * total)
     longer = tokens[:, 0] - tokens[:, 1]
     groups = {"chosen_longer": longer > 0, "chosen_shorter": longer < 0, "same_length": longer == 0}
     return {
@@ -58,8 +61,8 @@ def preference_measures(log_probs: np.ndarray, references: np.ndarray | None, to
         "nats_per_token_reject": -_mean(means[:, 1]),
         "tokens_chosen": _mean(tokens[:, 0]),
         "tokens_reject": _mean(tokens[:, 1]),
-        "by_length": {name: {"pairs": int(among.sum())} | {what: _mean(won if won is None else won[among])
-                                                           for what, won in wins.items()}
+        "by_length": {name: {"pairs": int(among.sum())} | {what: _mean(values if values is None else values[among])
+                                                           for what, values in wins.items()}
                       for name, among in groups.items()},
         "length_correlation": {
             "margin": _correlation(margin, longer),
@@ -69,8 +72,9 @@ def preference_measures(log_probs: np.ndarray, references: np.ndarray | None, to
     }
 
 
-def _wins(difference: np.ndarray, tie: np.ndarray | float) -> np.ndarray:
-    return np.where(np.abs(difference) <= tie, 0.5, difference > 0)
+def won(difference: Vector, tie: Vector | float) -> Vector:
+    """1 where a difference is over 0, 0 where it is below, and one half where it is a tie up to rounding; arrays or tensors."""
+    return (difference > tie) + 0.5 * (abs(difference) <= tie)
 
 
 def _mean(values: np.ndarray | None) -> float | None:

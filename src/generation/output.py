@@ -6,7 +6,6 @@ the settings, so that one file never mixes answers of two models or two ways of 
 is complete, the summary of the run that finished it.
 """
 
-import os
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from src.checked_json import BadJson, parse_json
 from src.data.csv import HEADER, Row, format_row
 from src.errors import UserError
-from src.files import atomic_write, cut_back, json_text, open_alone, regular_file, remedy, write_all
+from src.files import append_whole, atomic_write, cut_back, json_text, open_alone, regular_file, remedy
 
 _ANOTHER = "choose another --output_csv, or remove this one"
 # Some that every sidecar has, and other files don't.
@@ -30,9 +29,9 @@ _TORN = re.compile(rb'(?:"[^"]*(?:""[^"]*)*"?)?')
 class Output:
     """An open output CSV with `done` rows in it; made by `open_output`."""
 
-    def __init__(self, path: Path, descriptor: int, done: int, size: int):
+    def __init__(self, path: Path, descriptor: int, done: int):
         self.path, self.done = path, done
-        self._descriptor, self._size = descriptor, size
+        self._descriptor = descriptor
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write the next rows at once and wait until they are on disk. Raises UserError where the disk refuses."""
@@ -41,15 +40,11 @@ class Output:
 
     def write(self, text: str) -> None:
         """Write whole records; where the disk refuses, the file stays as it was."""
-        data = text.encode()
         try:
-            write_all(self._descriptor, data)
-            os.fsync(self._descriptor)
+            append_whole(self._descriptor, text.encode())
         except OSError as error:
-            cut_back(self._descriptor, self._size, self.path)
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); the rows finished before are saved, and the "
                             f"same command continues from there; {remedy(error)} first") from error
-        self._size += len(data)
 
 
 @contextmanager
@@ -79,7 +74,7 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
         size = size if done else 0
         if size < len(data):
             cut_back(descriptor, size, path)
-        output = Output(path, descriptor, done, size)
+        output = Output(path, descriptor, done)
         try:
             if not done:
                 _write_sidecar(path, settings)

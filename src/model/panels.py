@@ -48,10 +48,6 @@ class Products:
         """x, each [T, in] -> as many [T, out]."""
         return self.prepared.multiply(x, None, None)
 
-    def add_to(self, y: Tensor, x: Tensor, gate: Tensor | None = None) -> None:
-        """y += gate * (x W^T), in place, for the one weight."""
-        self.prepared.multiply([x], y, gate)
-
 
 def lay(weight: Tensor | Linear | QuantizedLinear, dtype: torch.dtype) -> Panels:
     """Lay out a weight [out, in] of a model that computes in `dtype`."""

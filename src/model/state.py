@@ -1,6 +1,5 @@
-"""The recurrent state of RWKV: constant in size, so it can be forked, selected and kept for hundreds of rows."""
+"""The recurrent state of RWKV: constant in size, so it can be forked and kept for hundreds of rows."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,10 +32,6 @@ class State:
         return State(layers(dimensions.n_embd, dtype=dtype), layers(dimensions.n_head, n, n, dtype=exact),
                      layers(dimensions.n_embd, dtype=dtype))
 
-    def select(self, index: Tensor) -> "State":
-        """The states of sequences `index` [S'] (int64), in that order; repeats fork a sequence."""
-        return State(*([x[index] for x in part] for part in (self.att_shift, self.wkv, self.ffn_shift)))
-
     def rows(self, first: int, last: int) -> "State":
         """A view of sequences first .. last - 1."""
         return State(*([x[first:last] for x in part] for part in (self.att_shift, self.wkv, self.ffn_shift)))
@@ -50,9 +45,3 @@ class State:
         for to, source in zip(own, [*other.att_shift, *other.wkv, *other.ffn_shift], strict=True):
             if to is not source:
                 to.copy_(source)
-
-    @staticmethod
-    def cat(states: "Sequence[State]") -> "State":
-        """The sequences of all `states`, at least one of them, one after another."""
-        parts = ([state.att_shift for state in states], [state.wkv for state in states], [state.ffn_shift for state in states])
-        return State(*([torch.cat(layer) for layer in zip(*part, strict=True)] for part in parts))

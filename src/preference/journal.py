@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.checked_json import BadJson, parse_json
 from src.errors import NotFinite, UserError
-from src.files import cut_back, is_open_as, open_alone, remedy, write_all
+from src.files import append_whole, cut_back, is_open_as, open_alone, remedy
 from src.preference.pairs import is_log_prob
 
 # Results of a batch: of each pair, the log-probabilities of its chosen and its rejected answer.
@@ -126,8 +126,7 @@ def _checksum(line: bytes) -> str:
 
 def _append(path: Path, descriptor: int, line: str) -> None:
     try:
-        write_all(descriptor, line.encode() + b"\n")
-        os.fsync(descriptor)
+        append_whole(descriptor, line.encode() + b"\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); what was finished before is saved, and the same command "
                         f"continues from there; {remedy(error)} first") from error

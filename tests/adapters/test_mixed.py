@@ -12,10 +12,10 @@ from src.adapters.modes import ADAPTERS
 from src.adapters.pissa import PiSSALinear
 from src.adapters.state import states_in
 from src.checkpoint.io import fingerprint
-from src.checkpoint.random import make_dimensions, random_weights
 from src.model import build_model
 from src.quantization.linear import QuantizedLinear, quantize_linear
 from tests.adapters.test_with_the_model import LINEARS, RANKS, TOKENS, adapted, logits
+from tests.random_checkpoint import make_dimensions, random_weights
 
 VERSIONS, SCHEMES = ["x060", "x070"], [None, "nf4", "int8"]
 MODES = ("lora", "dora", "pissa", "bone", "state", "freeze", "full")

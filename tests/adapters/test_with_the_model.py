@@ -7,9 +7,9 @@ from src.adapters.apply import apply_layer_profile, parameter_groups, quantized_
 from src.adapters.files import load_adapter, merge_adapter, save_adapter
 from src.checkpoint.dimensions import Dimensions
 from src.checkpoint.io import fingerprint
-from src.checkpoint.random import make_dimensions, random_weights
 from src.model import build_model
 from tests.adapters.tiny import profile
+from tests.random_checkpoint import make_dimensions, random_weights
 
 RANKS = {"x060": {"decay": 4, "mix": 3}, "x070": {"w": 4, "a": 4, "v": 3, "g": 6}}
 LINEARS = {"x060": {"att": {"receptance", "key", "value", "output", "gate"}, "ffn": {"key", "receptance", "value"}},

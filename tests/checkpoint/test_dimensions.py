@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.checkpoint.dimensions import check_weights, expected_shapes, read_dimensions
-from src.checkpoint.random import make_dimensions
 from src.errors import UserError
+from tests.random_checkpoint import make_dimensions
 
 TINY = [make_dimensions("x060", 2, 32, 16, 50, ranks={"mix": 3, "decay": 5}),
         make_dimensions("x070", 2, 32, 16, 50, ranks={"w": 3, "a": 4, "v": 5, "g": 6})]

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from src.data.csv import write_pairs_csv
 from src.data.rows import Row
 from tests.cli.conftest import words_of
+from tests.pairs_csv import write_pairs_csv
 from tests.tokenizer.files import KINDS, saved
 
 ROWS = [Row("the cat", "sat", "mat"), Row("the 你", "sat é", "mat"), Row("the cat", "好", "mat")]

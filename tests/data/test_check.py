@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from src.data.check import check_pairs
-from src.data.csv import write_pairs_csv
 from src.data.faults import Reading
 from src.data.rows import Row
 from src.data.tokenize import tokenize_pairs
 from src.errors import UserError
 from src.tokenizer import load_tokenizer
 from tests.cli.conftest import snapshot
+from tests.pairs_csv import write_pairs_csv
 
 ROWS = [Row("What?" * n, "yes" * (1 + n % 5), "no" * (1 + n % 7)) for n in range(1, 40)]
 ROWS += [ROWS[3], Row(" " + ROWS[5].prompt, "another", "answer"), Row("Why?", "so\n\n.", " so\n."),

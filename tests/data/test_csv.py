@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data.csv import HEADER, Row, format_row, write_pairs_csv
+from src.data.csv import HEADER, Row, format_row
 from src.errors import UserError
 from tests.data.reading import read_pairs
+from tests.pairs_csv import write_pairs_csv
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.data.conversation import clean
-from src.data.csv import write_pairs_csv
 from src.data.read import read_table
 from src.data.rows import Row
 from src.data.templates import format_prompt
 from src.errors import UserError
 from tests.data.reading import read_pairs
+from tests.pairs_csv import write_pairs_csv
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "hh_harmless_pairs.csv"
 

@@ -11,12 +11,13 @@ from src.generation.batch import ATTEMPTS, Request, generate, prefill
 from src.generation.config import Sampling
 from src.generation.sampler import count, penalize
 from src.generation.vocabulary import read_vocabulary
-from src.model import RWKV, State, build_model
+from src.model import RWKV, build_model
 from src.model.decode import Forward, Kernels, serve
 from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from tests.compiled import compiled
 from tests.generation.tiny import PROMPTS, fixed_model, logits_of, random_model
 from tests.rwkv_package import package_generate
+from tests.states import cat
 from tests.tokenizer.files import KINDS, saved
 
 BYTES = load_tokenizer("bytes")
@@ -115,14 +116,14 @@ def test_prompts_read_in_pieces_give_what_each_gives_alone(version):
     for budget in (5, 17, 64, 10**6):
         hidden, state = prefill(Forward(model), PROMPTS, budget=budget)
         torch.testing.assert_close(hidden, torch.stack([h[-1] for h, _ in alone]), rtol=1e-9, atol=1e-9)
-        expected = State.cat([state for _, state in alone])
+        expected = cat([state for _, state in alone])
         ours, our_state = prefill(kernels, PROMPTS, budget=budget)
         forked, forked_state = prefill(kernels, [prompt[6:] for prompt in PROMPTS], start=start, budget=budget)
         assert ours.equal(torch.cat(exact)) and forked.equal(ours)
         for part in ("att_shift", "wkv", "ffn_shift"):
             torch.testing.assert_close(getattr(state, part), getattr(expected, part), rtol=1e-9, atol=1e-9)
             for layer, fork, one in zip(getattr(our_state, part), getattr(forked_state, part),
-                                        getattr(State.cat(exact_state), part), strict=True):
+                                        getattr(cat(exact_state), part), strict=True):
                 assert layer.equal(one) and fork.equal(one)
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from src.checkpoint.random import make_dimensions
 from src.generation import memory
 from src.generation.config import Sampling
 from src.model import State
+from tests.random_checkpoint import make_dimensions
 
 
 def test_rows_by_memory(monkeypatch):

@@ -11,11 +11,12 @@ import pytest
 
 import rlhf_generate_reject_csv as script
 from src.checkpoint.io import save_checkpoint
-from src.checkpoint.random import make_dimensions, random_weights
 from src.cli.run import run
-from src.data.csv import Row, write_pairs_csv
+from src.data.csv import Row
 from src.data.templates import format_prompt
 from tests.data.reading import read_pairs
+from tests.pairs_csv import write_pairs_csv
+from tests.random_checkpoint import make_dimensions, random_weights
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "self_instruct_prompts.csv"

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from src.checkpoint.random import make_dimensions, random_weights
 from src.generation import batch
 from src.generation.automaton import Automaton
 from src.generation.batch import Request, generate
@@ -16,6 +15,7 @@ from src.model import build_model
 from src.model.decode import Forward, serve
 from src.tokenizer import load_tokenizer
 from tests.generation.tiny import PROMPTS, random_model
+from tests.random_checkpoint import make_dimensions, random_weights
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "nf4"])

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from src.checkpoint.random import make_dimensions, random_weights
 from src.model import RWKV, build_model
+from tests.random_checkpoint import make_dimensions, random_weights
 
 PROMPTS = [f"User: {text}\n\nAssistant:".encode() for text in
            ("Hi", "What is a list?", "Name three colours, and say which of them is the warmest.", "é", "x" * 40, "2 + 2", "Why?")]

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from src import kernels
-from src.checkpoint.random import make_dimensions, random_weights
 from src.model import RWKV, build_model
 from src.model.decode import Forward, Kernels, serve
 from src.model.panels import RELU_SQUARE, SIGMOID, TANH, Products, lay
 from src.quantization.linear import QuantizedLinear, quantize_linear
 from tests.compiled import compiled
+from tests.random_checkpoint import make_dimensions, random_weights
 
 VOCABULARY = 300
 TOKENS = torch.randint(0, VOCABULARY, (222,), generator=torch.Generator().manual_seed(1))
@@ -125,7 +125,7 @@ def test_products_against_float64(dtype, shape, rows):
         assert ((found - truth).abs() <= off).all()
     y, gate = (torch.randn(rows, shape[0], generator=generator) for _ in range(2))
     expected, off = y + gate * exact, gate.abs() * bound + unit * (2 * (gate * exact).abs() + y.abs())
-    Products([lay(weight, dtype)]).add_to(y, x, gate)
+    Products([lay(weight, dtype)]).prepared.multiply([x], y, gate)
     assert ((y - expected).abs() <= off).all()
 
 

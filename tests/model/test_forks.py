@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
-from src.checkpoint.random import make_dimensions, random_weights
 from src.data.packing import pack_pairs
-from src.model import State, build_model
+from src.model import build_model
 from src.preference.objective import Objective, pair_losses
 from src.quantization.linear import quantize_linear
 from tests.model.test_packed import MODELS, pack, same, tokens
+from tests.random_checkpoint import make_dimensions, random_weights
+from tests.states import cat, select
 from tests.tiny import VERSIONS
 
 
@@ -32,12 +33,12 @@ def test_a_fork_is_the_whole_sequence(version, roots, forks, with_state):
     answers = [tokens(length, 50 + at) for at, (_, length) in enumerate(forks)]
     hidden, end = model(*pack(prompts + answers), state, parents)
 
-    alone = [model(prompt, state=state and state.select(torch.tensor([at]))) for at, prompt in enumerate(prompts)]
+    alone = [model(prompt, state=state and select(state, torch.tensor([at]))) for at, prompt in enumerate(prompts)]
     for parent, answer in zip(parents.tolist(), answers, strict=True):
-        whole, after = model(torch.cat((prompts[parent], answer)), state=state and state.select(torch.tensor([parent])))
+        whole, after = model(torch.cat((prompts[parent], answer)), state=state and select(state, torch.tensor([parent])))
         alone.append((whole[len(prompts[parent]):], after))
     torch.testing.assert_close(hidden, torch.cat([one for one, _ in alone]), rtol=0.0, atol=1e-10)
-    same(end, State.cat([one for _, one in alone]))
+    same(end, cat([one for _, one in alone]))
 
 
 def pairs() -> list[tuple]:

@@ -5,8 +5,8 @@ import torch
 
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
-from src.checkpoint.random import random_weights
 from src.model import build_model
+from tests.random_checkpoint import random_weights
 from tests.rwkv_package import package_logits_of_many
 from tests.tiny import FACTS, HEAD_SIZES, KINDS, VERSIONS, text_loss, tiny_dimensions, tiny_text
 

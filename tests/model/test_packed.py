@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.checkpoint.random import random_weights
 from src.model import State, build_model
+from tests.random_checkpoint import random_weights
+from tests.states import cat, select
 from tests.tiny import HEAD_SIZES, VERSIONS, text_loss, tiny_dimensions
 
 # Float64 throughout, so that what is compared differs by rounding alone, however products are blocked.
@@ -45,7 +46,7 @@ def test_packed_sequences_are_what_each_is_alone(version, head_size):
     hidden, state = model(*pack(sequences))
     alone = [model(sequence) for sequence in sequences]
     torch.testing.assert_close(hidden, torch.cat([one for one, _ in alone]), **EXACT)
-    same(state, State.cat([one for _, one in alone]))
+    same(state, cat([one for _, one in alone]))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -98,12 +99,12 @@ def test_a_prompts_state_forks_for_its_answers(version):
     prompts, answers = [tokens(12, 0), tokens(20, 1)], [tokens(7, 2), tokens(9, 3), tokens(1, 4)]
     _, state = model(*pack(prompts))
     kept = State(*([x.clone() for x in getattr(state, part)] for part in PARTS))
-    hidden, end = model(*pack(answers), state.select(torch.tensor([1, 0, 1])))
+    hidden, end = model(*pack(answers), select(state, torch.tensor([1, 0, 1])))
     same(state, kept, rtol=0.0, atol=0.0)  # a state that is used, or forked, stays as it was
     alone = [model(torch.cat(both)) for both in zip((prompts[1], prompts[0], prompts[1]), answers, strict=True)]
     expected = torch.cat([whole[-len(answer):] for (whole, _), answer in zip(alone, answers, strict=True)])
     torch.testing.assert_close(hidden, expected, **EXACT)
-    same(end, State.cat([one for _, one in alone]))
+    same(end, cat([one for _, one in alone]))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -112,7 +113,7 @@ def test_sequences_without_tokens_keep_their_state(version):
     model = MODELS[version]
     _, before = model(*pack([tokens(5), tokens(6), tokens(7)]))
     _, after = model(*pack([tokens(0), tokens(3), tokens(0)]), before)
-    same(after.select(torch.tensor([0, 2])), before.select(torch.tensor([0, 2])), rtol=0.0, atol=0.0)
+    same(select(after, torch.tensor([0, 2])), select(before, torch.tensor([0, 2])), rtol=0.0, atol=0.0)
     hidden, idle = model(*pack([tokens(0)] * 3), before)
     assert hidden.shape == (0, model.dimensions.n_embd) and model.logits(hidden).shape == (0, 256)
     same(idle, before, rtol=0.0, atol=0.0)

@@ -5,10 +5,10 @@ import torch
 
 from src.adapters.linear import Linear
 from src.checkpoint.io import load_checkpoint
-from src.checkpoint.random import random_weights
 from src.errors import NotFinite
 from src.model import build_model
 from src.quantization.linear import QuantizedLinear, quantize_linear
+from tests.random_checkpoint import random_weights
 from tests.tiny import VERSIONS, tiny_dimensions, tiny_text
 
 TOKENS = torch.tensor(tiny_text("What colour is the sky?", "It is blue.") + tiny_text("2 plus 3?", "5."))

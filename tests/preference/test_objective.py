@@ -12,9 +12,10 @@ from src.checkpoint.io import load_checkpoint
 from src.data.packing import pack_pairs
 from src.evaluation.held_out import evaluate_pairs
 from src.model import build_model
+from src.model.strategy import PRECISIONS
 from src.preference.objective import Objective, pair_losses
 from src.preference.pairs import load_pairs
-from tests.conftest import DTYPES, prepare_csv
+from tests.conftest import prepare_csv
 
 
 def policy(checkpoint, dtype, quantization=None):
@@ -34,7 +35,7 @@ def test_before_the_first_step_the_policy_is_the_reference(material, tiny_checkp
     checkpoint = tiny_checkpoints(version, kind, 32)
     prepare_csv(checkpoint, material / "pairs.csv", tmp_path / "pairs.save", precision, quantization)
     pairs, _, _ = load_pairs(tmp_path / "pairs.save", 256, 512)
-    model, _ = policy(checkpoint, DTYPES[precision], quantization)
+    model, _ = policy(checkpoint, PRECISIONS[precision], quantization)
     # Other batches than those the references were computed in, so that only the model can make them agree.
     for batch in (pairs[:1], pairs[1:4], pairs[4:]):
         losses = pair_losses(model, pack_pairs(batch), [pair[3:] for pair in batch], Objective(beta=0.1, alpha=0.0))

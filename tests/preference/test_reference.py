@@ -7,11 +7,11 @@ import torch
 
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
-from src.checkpoint.random import random_weights
 from src.data.packing import packed_length
 from src.errors import UserError
 from src.model import build_model
 from src.preference.reference import with_references
+from tests.random_checkpoint import random_weights
 from tests.rwkv_package import package_logits_of_many
 from tests.tiny import HEAD_SIZES, KINDS, VERSIONS, tiny_dimensions
 

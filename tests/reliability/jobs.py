@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from src.checkpoint.io import save_checkpoint
-from src.checkpoint.random import make_dimensions, random_weights
+from tests.random_checkpoint import make_dimensions, random_weights
 
 # Of metrics.jsonl and of summaries; all else is equal however often a run was broken off.
 TIMES = {"tokens_per_s", "pairs_per_s", "peak_memory_bytes", "elapsed_s", "seconds"}

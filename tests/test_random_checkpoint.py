@@ -10,8 +10,8 @@ import torch
 
 from src.checkpoint.dimensions import check_weights, read_dimensions
 from src.checkpoint.io import fingerprint, save_checkpoint
-from src.checkpoint.random import RandomWeights, make_dimensions, random_weights
 from src.errors import UserError
+from tests.random_checkpoint import RandomWeights, make_dimensions, random_weights
 
 TINY = [make_dimensions("x060", 2, 32, 16, 50), make_dimensions("x070", 2, 32, 16, 50)]
 
