@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | test-instructions | gpu | bench | lint. Each does its own set-up.
+# make setup | demo | test | test-all | test-instructions | gpu | bench | lint | docs. Each does its own set-up.
 #
 # PYTHON may name the interpreter; without it the first of these that runs and is 3.11 to 3.13 is taken.
 CANDIDATES := python3 python3.12 python3.11 python3.13 python
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUPPORTED)' >/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all test-instructions gpu bench lint base clean
+.PHONY: setup demo test test-all test-instructions gpu bench lint docs base clean
 
 setup: $(VENV)/.installed
 
@@ -61,6 +61,10 @@ bench: $(VENV)/.installed-bench
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+
+# docs/flags.md from the flags themselves.
+docs: setup
+	$(BIN)/python -m src.cli.document
 
 # Train the embedded base model again (about an hour on 2 cores).
 base: setup

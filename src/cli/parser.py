@@ -26,7 +26,8 @@ class Parser(argparse.ArgumentParser):
         # Which words are values, though they begin with a dash: argparse's own rule leaves out -1e-3 and -inf.
         self._negative_number_matcher = re.compile(r"-(\.?[0-9]|inf|nan)")
         groups: dict[str | None, argparse._ActionsContainer] = {None: self}
-        for name, flag, title in (named for one in settings for named in flags_of(one)):
+        self.named = [named for one in settings for named in flags_of(one)]
+        for name, flag, title in self.named:
             if title not in groups:
                 groups[title] = self.add_argument_group(title)
             takes = {"type": flag.read} if isinstance(flag.read, Reader) else {"choices": flag.read}
