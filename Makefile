@@ -61,6 +61,7 @@ bench: $(VENV)/.installed-bench
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # Train the embedded base model again (about an hour on 2 cores).
 base: setup
