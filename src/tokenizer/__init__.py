@@ -25,6 +25,7 @@ def load_tokenizer(name: str | None, vocab_size: int | None = None) -> Tokenizer
         name = "bytes" if vocab_size == 256 else "world" if vocab_size in WORLD_SIZES else None
     if name is None:
         raise UserError(f"a vocabulary of {vocab_size} tells no tokenizer; pass --tokenizer world, bytes, or a tokenizer.json")
+    tokenizer: Tokenizer
     if name == "world":
         tokenizer = WorldTokenizer()
         fits = vocab_size is None or vocab_size >= WORLD_SIZES.start
