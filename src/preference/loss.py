@@ -17,6 +17,7 @@ times the log-probability of the answer, relative to the reference where the los
 loss divides by length. `LOSSES` names them all; which settings a loss takes is told by its own parameters.
 """
 
+from collections.abc import Callable
 from inspect import signature
 
 import torch
@@ -120,8 +121,10 @@ def orpo_loss(policy_chosen: Tensor, policy_reject: Tensor, chosen_tokens: Tenso
     return -beta * logsigmoid(log_odds), beta * chosen, beta * reject, beta * (chosen - reject)
 
 
-LOSSES = {"dpo": dpo_loss, "ipo": ipo_loss, "hinge": hinge_loss, "robust": robust_loss, "simpo": simpo_loss, "orpo": orpo_loss,
-          "cpo": cpo_loss}
+LOSSES: dict[str, Callable[..., Losses]] = {
+    "dpo": dpo_loss, "ipo": ipo_loss, "hinge": hinge_loss, "robust": robust_loss, "simpo": simpo_loss, "orpo": orpo_loss,
+    "cpo": cpo_loss,
+}
 
 
 def takes(loss: str, name: str) -> bool:
