@@ -66,7 +66,7 @@ def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: 
 
     Nothing is looked at on the host: this is what a CUDA graph captures.
     """
-    def token(r, log_w, k, v, u, state):
+    def token(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return reference.wkv6_token(r, log_w.exp(), k, v, u, state)
 
     return _step(native.wkv6_step, token, (r, log_w, k, v), (u,), state)
@@ -74,7 +74,7 @@ def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: 
 
 def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> Tensor:
     """The same by `wkv7`."""
-    def token(r, log_w, k, v, kappa, a, state):
+    def token(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return reference.wkv7_token(r, log_w.exp(), k, v, kappa, kappa * a, state)
 
     return _step(native.wkv7_step, token, (r, log_w, k, v, kappa, a), (), state)
