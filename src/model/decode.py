@@ -122,11 +122,11 @@ def _block7(block: rwkv7.Block, dtype: torch.dtype) -> _Laid:
     mixes_values = hasattr(att, "v0")
     pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if mixes_values else [])
     square = [lay(x, dtype) for x in (att.receptance, att.key, att.value)]
-    first = Products([*square, *(lay(down.T, dtype) for down, _ in pairs)],
-                     [IDENTITY, IDENTITY, IDENTITY, TANH, IDENTITY, SIGMOID, IDENTITY][:3 + len(pairs)])
-    second = Products([lay(up.T, dtype) for _, up in pairs])
+    wide = Products([*square, *(lay(down.T, dtype) for down, _ in pairs)],
+                    [IDENTITY, IDENTITY, IDENTITY, TANH, IDENTITY, SIGMOID, IDENTITY][:3 + len(pairs)])
+    narrow = Products([lay(up.T, dtype) for _, up in pairs])
     output, value = (Products([lay(x, dtype)]) for x in (att.output, ffn.value))
-    return ([first, second, output, Products([lay(ffn.key, dtype)], [RELU_SQUARE]), value],
+    return ([wide, narrow, output, Products([lay(ffn.key, dtype)], [RELU_SQUARE]), value],
             [_rows(att.x_r, att.x_k, att.x_v, att.x_w, att.x_a, att.x_g), _rows(ffn.x_k)],
             [att.w0, att.a0, att.v0 if mixes_values else att.a0, att.k_k, att.k_a, att.r_k])
 
