@@ -61,6 +61,7 @@ bench: $(VENV)/.installed-bench
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # docs/flags.md from the flags themselves.
 docs: setup

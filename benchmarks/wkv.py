@@ -90,7 +90,7 @@ def random_inputs(version: str, batch: int, tokens: int, heads: int, head_size: 
 def cpu_forms(version: str) -> dict:
     run = {"v6": wkv6, "v7": wkv7}[version]
     return {backend: lambda backend=backend, **inputs: run(**inputs, backend=backend)[0]
-            for backend in ("native", "chunked", "steps")}
+            for backend in ("native", "chunked", "naive")}
 
 
 def gpu_forms(version: str, shape: tuple[int, ...], peers: int) -> dict:

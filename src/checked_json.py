@@ -32,8 +32,9 @@ def parse_json(text: str | bytes, shape: Any = object) -> Any:
     try:
         # Left to itself the json module guesses an encoding, and lets half characters pass.
         text = text if isinstance(text, str) else text.decode()
-        numbers = {"parse_int": _integer, "parse_float": _number} if _LARGE.search(text) else {}
-        value = json.loads(text, parse_constant=_refuse, **numbers)
+        large = _LARGE.search(text) is not None
+        value = json.loads(text, parse_constant=_refuse, parse_int=_integer if large else None,
+                           parse_float=_number if large else None)
     except BadJson:
         raise
     except RecursionError:

@@ -24,7 +24,7 @@ WORDS = {"tokenizer": ("world", "bytes"), "layer_profile": ("auto",)}
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "wb", **open_arguments) -> Iterator[IO]:
+def atomic_write(path: str | Path, mode: str = "wb", **open_arguments: Any) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` and rename it onto `path` when the block ends without an error.
 
     Whatever stood at `path` stays untouched until the new file is complete and on disk; when the

@@ -82,16 +82,16 @@ class RandomWeights(Mapping[str, Tensor]):
 
 def _draw(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     module, name = key.split(".")[-2:]
-    on = {"generator": generator, "device": generator.device}
+    device = generator.device
     if name in ("w0", "time_decay"):
-        order = torch.randperm(math.prod(shape), **on)
-        return torch.linspace(*DECAY, math.prod(shape), device=generator.device)[order].reshape(shape)
+        order = torch.randperm(math.prod(shape), generator=generator, device=device)
+        return torch.linspace(*DECAY, math.prod(shape), device=device)[order].reshape(shape)
     if len(shape) == 3 and shape[0] == 1 and name.startswith(("x_", "time_maa_")):
-        return torch.rand(shape, **on)
+        return torch.rand(shape, generator=generator, device=device)
     if name in UNIFORM:
         low, high = UNIFORM[name]
-        return low + (high - low) * torch.rand(shape, **on)
-    noise = torch.randn(shape, **on)
+        return low + (high - low) * torch.rand(shape, generator=generator, device=device)
+    noise = torch.randn(shape, generator=generator, device=device)
     if name in NORMAL:
         mean, deviation = NORMAL[name]
         return mean + deviation * noise

@@ -7,8 +7,8 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 # From the top down.
-ROOMS = ("cli", "training", "evaluation", "generation", "preference", "data", "model", "adapters", "quantization", "wkv", "kernels",
-         "checkpoint", "tokenizer")
+ROOMS = ("cli", "training", "evaluation", "generation", "preference", "data", "model", "adapters", "quantization", "wkv",
+         "kernels", "checkpoint", "tokenizer")
 
 
 def imported(path: Path) -> set[str]:

@@ -1,6 +1,6 @@
 """What the adapters of linear layers have in common: a frozen weight, beside which something small trains.
 
-They are y = W x + wide thin(x), with thin(x) of some r numbers and wide [out, r]; DoRA scales each output by a factor besides.
+They are y = W x + up down(x), with down(x) of some r numbers and up [out, r]; DoRA scales each output by a factor besides.
 The frozen weight keeps its official name; what the adapter adds are parameters of the same module.
 """
 
@@ -22,7 +22,7 @@ class AdaptedLinear(nn.Module):
     `blocks.0.att.key.weight`; a quantized base stays a submodule, `base`. The adapter's tensors are float32 and take part in
     products in the activations' dtype.
 
-    A subclass has `shapes`, `merge`, `thin` and `wide`, and where it scales its outputs `factor` and a `forward` of its own.
+    A subclass has `shapes`, `merge`, `down` and `up`, and where it scales its outputs `factor` and a `forward` of its own.
     """
 
     # The columns that a row of a layer profile can't do without, beside the rates.
@@ -32,7 +32,11 @@ class AdaptedLinear(nn.Module):
     # Whether a quantized base has other values under it than without it; `quantized` then makes both from the exact weight.
     splits_base: ClassVar[bool] = False
 
-    def __init__(self, base: Linear | QuantizedLinear):
+    def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
+        """With rank, alpha and dropout of the layer's row, of which a subclass takes what it needs; generator: on the CPU."""
+        self._hold(base)
+
+    def _hold(self, base: Linear | QuantizedLinear) -> None:
         super().__init__()
         self.in_features = base.in_features
         self.out_features = base.out_features
@@ -40,6 +44,11 @@ class AdaptedLinear(nn.Module):
             self.base = base
         else:
             self.weight = base.weight
+
+    @classmethod
+    def quantized(cls, weight: Tensor, scheme: str, rank: int) -> "AdaptedLinear":
+        """The whole adapted layer, quantized from the exact `weight` [out, in]; nothing of it trains yet. For `splits_base`."""
+        raise NotImplementedError
 
     @staticmethod
     def shapes(out_features: int, in_features: int, rank: int) -> dict[str, tuple[int, ...]]:
@@ -68,11 +77,11 @@ class AdaptedLinear(nn.Module):
         return self.base.codes.device if self.quantized_base else self.weight.device
 
     @property
-    def wide(self) -> Tensor:
+    def up(self) -> Tensor:
         """[out_features, r]"""
         raise NotImplementedError
 
-    def thin(self, x: Tensor) -> Tensor:
+    def down(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., r], in x's dtype."""
         raise NotImplementedError
 
@@ -90,8 +99,8 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor, base_product: Callable[["AdaptedLinear", Tensor], Tensor] = base_forward) -> Tensor:
         """x [..., in_features] -> [..., out_features], in x's dtype; base_product(self, x) stands in for `base_forward`."""
-        y, thin = base_product(self, x).flatten(0, -2), self.thin(x).flatten(0, -2)
-        return torch.addmm(y, thin, self.wide.to(x.dtype).T).view(*x.shape[:-1], self.out_features)
+        y, down = base_product(self, x).flatten(0, -2), self.down(x).flatten(0, -2)
+        return torch.addmm(y, down, self.up.to(x.dtype).T).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -54,7 +54,8 @@ def quantized_linears(settings: list[LayerSetting], scheme: str) -> Callable[[st
             return None
         if adapter is None or not adapter.splits_base:
             return quantize_linear(weight, scheme)
-        check_rank(name, adapter, *weight.shape, setting)
+        out_features, in_features = weight.shape
+        check_rank(name, adapter, out_features, in_features, setting)
         return adapter.quantized(weight, scheme, setting.rank)
 
     return hold
@@ -91,7 +92,7 @@ def apply_layer_profile(model: nn.Module, settings: list[LayerSetting], seed: in
 
     Raises:
         UserError: the profile does not fit the model, or leaves nothing to train (`adapter_shapes`).
-        ValueError: a quantized weight that this profile needs otherwise (`quantized_linears`).
+        ValueError: a weight held otherwise than this profile needs it (`quantized_linears`).
     """
     base = _base_shapes(model)
     trained = adapter_shapes(settings, base)
@@ -106,22 +107,23 @@ def apply_layer_profile(model: nn.Module, settings: list[LayerSetting], seed: in
         adapter = setting.adapter(local_name)
         if adapter is None:
             continue
-        shape = module.out_features, module.in_features
-        if not isinstance(module, adapter):
+        if isinstance(module, Linear | QuantizedLinear):
             module = adapter(module, setting.rank, setting.alpha, setting.dropout, generator)
             model.set_submodule(name, module)
-        for leaf in adapter.shapes(*shape, setting.rank).keys() - set(adapter.keeps):
+        elif not isinstance(module, adapter):
+            raise ValueError(f"{name} has another adapter than {setting.mode} already")
+        for leaf in adapter.shapes(module.out_features, module.in_features, setting.rank).keys() - set(adapter.keeps):
             module.get_parameter(leaf).requires_grad_(True)
     for setting in settings:
         if f"blocks.{setting.layer}.att.{LEAF}" in trained:
-            add_state(model.blocks[int(setting.layer)])
+            add_state(model.get_submodule(f"blocks.{setting.layer}"))
     for name in trained.keys() & base.keys():
         parameter = model.get_parameter(name)
         parameter.data = parameter.data.to(torch.float32, copy=True)
         parameter.requires_grad_(True)
 
 
-def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dict]:
+def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dict[str, Any]]:
     """Groups for the optimizer: one for each set of layers and parameters that share rates and weight decay.
 
     Weight decay reaches the large matrices: linear weights, the embedding, the head, and the adapters'. Vectors, norms, states
@@ -133,7 +135,7 @@ def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dic
     by_layer = {setting.layer: setting for setting in settings}
     matrices = {f"{name}.{leaf}" for name, module in _linears(model)
                 for leaf, parameter in module.named_parameters(recurse=False) if parameter.dim() == 2} | {"emb.weight"}
-    groups: dict[tuple[float, float, float], dict] = {}
+    groups: dict[tuple[float, float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

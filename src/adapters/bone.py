@@ -21,7 +21,7 @@ class BoneLinear(AdaptedLinear):
     """A linear layer with `disha` [rank, out]. Alpha and dropout have no say, as in the paper."""
 
     def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
-        super().__init__(base)
+        super().__init__(base, rank, alpha, dropout, generator)
         self.disha = nn.Parameter(torch.zeros(rank, self.out_features, device=self.device))
 
     @staticmethod
@@ -39,10 +39,10 @@ class BoneLinear(AdaptedLinear):
         return (weight.float() + repeated).to(weight.dtype)
 
     @property
-    def wide(self) -> Tensor:
+    def up(self) -> Tensor:
         return self.disha.T
 
-    def thin(self, x: Tensor) -> Tensor:
+    def down(self, x: Tensor) -> Tensor:
         rank = len(self.disha)
         return F.pad(x, (0, -self.in_features % rank)).unflatten(-1, (-1, rank)).sum(-2)
 

@@ -30,6 +30,8 @@ class DoRALinear(LoRALinear):
     for the forward as in LoRA, never as a whole in float32.
     """
 
+    squares: Tensor  # ||W_i||^2 [out]
+
     def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
         super().__init__(base, rank, alpha, dropout, generator)
         with torch.no_grad():
@@ -37,7 +39,7 @@ class DoRALinear(LoRALinear):
             starts = range(0, self.out_features, ROWS)
             rows = (self.rows(start, min(start + ROWS, self.out_features), exact) for start in starts)
             squares = torch.cat([part.square().sum(1) for part in rows])
-        self.register_buffer("squares", squares, persistent=False)  # ||W_i||^2 [out]
+        self.register_buffer("squares", squares, persistent=False)
         self.lora_M = nn.Parameter(_root(squares))
 
     @staticmethod
@@ -55,7 +57,7 @@ class DoRALinear(LoRALinear):
         # A's rows go through the frozen product with the tokens, since the norm needs A W^T.
         products = base_product(self, torch.cat((tokens, self.lora_A.detach().to(x.dtype))))
         y, across = products.tensor_split((len(tokens),))
-        y = torch.addmm(y, self.thin(tokens), self.wide.to(x.dtype).T)
+        y = torch.addmm(y, self.down(tokens), self.up.to(x.dtype).T)
         return (y * self._factor(across).to(x.dtype)).view(*x.shape[:-1], self.out_features)
 
     def factor(self, dtype: torch.dtype) -> Tensor:

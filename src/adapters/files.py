@@ -206,8 +206,9 @@ def merge_adapter(base_weights: Mapping[str, Tensor], file: str | Path | Adapter
         setting = adapter.setting(name)
         kind = setting.adapter(layer_of(name)[1]) if is_linear(name) else None
         if kind is not None:
-            prefix = name.removesuffix("weight")
-            tensors = {leaf: adapter.weights[f"{prefix}{leaf}"] for leaf in kind.shapes(*weight.shape, setting.rank)}
+            prefix, (out_features, in_features) = name.removesuffix("weight"), weight.shape
+            leaves = kind.shapes(out_features, in_features, setting.rank)
+            tensors = {leaf: adapter.weights[f"{prefix}{leaf}"] for leaf in leaves}
             merged[name] = kind.merge(weight, tensors, setting.alpha)
         elif name in adapter.weights:
             merged[name] = adapter.weights[name].to(weight.dtype)

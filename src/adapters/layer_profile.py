@@ -152,15 +152,16 @@ def auto_layer_profile(n_layer: int, lr_init: float, lr_final: float, rank: int 
                        mode: str = "lora") -> list[LayerSetting]:
     """A profile for any depth: one mode without dropout in every block, emb and head frozen, weight decay 0.01."""
     first, last = NEEDED[mode][-2:]
-    block = LayerSetting("", mode, rank, alpha, weight_decay=0.01, **{first.lower(): lr_init, last.lower(): lr_final})
+    rates: dict[str, Any] = {first.lower(): lr_init, last.lower(): lr_final}
+    block = LayerSetting("", mode, rank, alpha, weight_decay=0.01, **rates)
     blocks = [replace(block, layer=str(layer)) for layer in range(n_layer)]
     return [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
 
 
 def with_rates(settings: list[LayerSetting], lr_init: float, lr_final: float) -> list[LayerSetting]:
     """The same profile with these two learning rates for the weights and states of every layer."""
-    rates = {"weight_lr_init": lr_init, "weight_lr_final": lr_final, "state_lr_init": lr_init, "state_lr_final": lr_final}
-    return [replace(setting, **rates) for setting in settings]
+    return [replace(setting, weight_lr_init=lr_init, weight_lr_final=lr_final, state_lr_init=lr_init, state_lr_final=lr_final)
+            for setting in settings]
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -225,7 +226,7 @@ def _read_row(cells: dict[str, str], n_layer: int, where: str) -> LayerSetting:
     for column in NEEDED[mode]:
         if column in ("Rank", "Alpha") and not numbers[column]:
             raise UserError(f"{where}: {column} must be above 0 in mode {mode}")
-    values = {column.lower(): number for column, number in numbers.items()} | {"rank": int(numbers["Rank"])}
+    values: dict[str, Any] = {column.lower(): number for column, number in numbers.items()} | {"rank": int(numbers["Rank"])}
     return LayerSetting(layer, mode, **values, reject_parts=parts["RejectParts"], full_parts=parts["FullParts"])
 
 

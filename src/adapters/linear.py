@@ -1,16 +1,29 @@
 """The plain linear layer that models are built of, and that adapters wrap."""
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+
+class LinearLayer(Protocol):
+    """What plain, quantized and adapted linear layers have in common."""
+
+    in_features: int
+    out_features: int
+    __call__: Callable[..., Any]
+
+    def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Rows first .. last - 1 of the weight that is not an adapter's, [last - first, in_features], in `dtype`."""
+
+
 # How a model applies a linear layer of any kind: (layer, x [T_total, in_features]) -> [T_total, out_features].
-Product = Callable[[nn.Module, Tensor], Tensor]
+Product = Callable[[LinearLayer, Tensor], Tensor]
 
 
-def apply(layer: nn.Module, x: Tensor) -> Tensor:
+def apply(layer: LinearLayer, x: Tensor) -> Tensor:
     """The usual Product."""
     return layer(x)
 

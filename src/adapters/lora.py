@@ -27,7 +27,7 @@ class LoRALinear(AdaptedLinear):
     needs = ("Rank", "Alpha")
 
     def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
-        super().__init__(base)
+        super().__init__(base, rank, alpha, dropout, generator)
         self.alpha = alpha
         self.dropout = dropout
         start = torch.empty(rank, self.in_features)
@@ -48,10 +48,10 @@ class LoRALinear(AdaptedLinear):
         return self.alpha / self.lora_A.shape[0]
 
     @property
-    def wide(self) -> Tensor:
+    def up(self) -> Tensor:
         return self.lora_B
 
-    def thin(self, x: Tensor) -> Tensor:
+    def down(self, x: Tensor) -> Tensor:
         return F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype)) * self.scale
 
     def extra_repr(self) -> str:

@@ -34,6 +34,8 @@ class PiSSALinear(AdaptedLinear):
 
     keeps = ("start_A", "start_B")
     splits_base = True
+    start_A: Tensor
+    start_B: Tensor
 
     def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
         if isinstance(base, QuantizedLinear):
@@ -49,15 +51,15 @@ class PiSSALinear(AdaptedLinear):
         return layer.requires_grad_(False)
 
     def _add(self, base: Linear | QuantizedLinear, start_A: Tensor, start_B: Tensor) -> None:
-        super().__init__(base)
+        self._hold(base)
         self.lora_A, self.lora_B = nn.Parameter(start_A.clone()), nn.Parameter(start_B.clone())
         self.register_buffer("start_A", start_A)
         self.register_buffer("start_B", start_B)
 
     @staticmethod
     def shapes(out_features: int, in_features: int, rank: int) -> dict[str, tuple[int, ...]]:
-        thin, wide = (rank, in_features), (out_features, rank)
-        return {"lora_A": thin, "lora_B": wide, "start_A": thin, "start_B": wide}
+        down, up = (rank, in_features), (out_features, rank)
+        return {"lora_A": down, "lora_B": up, "start_A": down, "start_B": up}
 
     @staticmethod
     def merge(weight: Tensor, tensors: dict[str, Tensor], alpha: float) -> Tensor:
@@ -65,10 +67,10 @@ class PiSSALinear(AdaptedLinear):
         return (weight.float() + (lora_B @ lora_A - start_B @ start_A)).to(weight.dtype)
 
     @property
-    def wide(self) -> Tensor:
+    def up(self) -> Tensor:
         return self.lora_B if self.quantized_base else torch.cat((self.lora_B, -self.start_B), 1)
 
-    def thin(self, x: Tensor) -> Tensor:
+    def down(self, x: Tensor) -> Tensor:
         down = self.lora_A if self.quantized_base else torch.cat((self.lora_A, self.start_A))
         return F.linear(x, down.to(x.dtype))
 
@@ -84,9 +86,9 @@ def principal_part(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, vh = torch.linalg.svd(basis.T @ tall, full_matrices=False)
     root = s[:rank].sqrt()
     long, short = (basis @ u[:, :rank]) * root, vh[:rank].T * root  # tall ~ long short^T
-    wide, thin = (long, short) if tall.shape == weight.shape else (short, long)
+    up, down = (long, short) if tall.shape == weight.shape else (short, long)
     # DeepSpeed sends parameters from process to process as they lie in memory.
-    return thin.T.contiguous(), wide.contiguous()
+    return down.T.contiguous(), up.contiguous()
 
 
 def _range(matrix: Tensor, columns: int) -> Tensor:

@@ -18,9 +18,11 @@ LEAF = "time_state"
 
 def add_state(block: nn.Module) -> None:
     """Give a model's block an initial state of zeros."""
-    heads, width = block.att.ln_x.num_groups, block.att.ln_x.num_channels
-    size = width // heads
-    block.att.time_state = nn.Parameter(torch.zeros(heads, size, size, device=block.att.ln_x.weight.device))
+    norm = block.get_submodule("att.ln_x")
+    assert isinstance(norm, nn.GroupNorm)
+    heads, size = norm.num_groups, norm.num_channels // norm.num_groups
+    state = nn.Parameter(torch.zeros(heads, size, size, device=norm.weight.device))
+    block.get_submodule("att").register_parameter(LEAF, state)
 
 
 def state_shape(base: Mapping[str, tuple[int, ...]], layer: str) -> tuple[int, ...]:

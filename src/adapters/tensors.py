@@ -71,9 +71,10 @@ def adapter_shapes(settings: list[LayerSetting], base: Mapping[str, tuple[int, .
         layer, local_name = layer_of(name)
         adapter = by_layer[layer].adapter(local_name) if is_linear(name) else None
         if adapter is not None:
-            prefix = name.removesuffix(".weight")
-            check_rank(prefix, adapter, *shape, by_layer[layer], where)
-            found |= {f"{prefix}.{leaf}": own for leaf, own in adapter.shapes(*shape, by_layer[layer].rank).items()}
+            prefix, (out_features, in_features) = name.removesuffix(".weight"), shape
+            check_rank(prefix, adapter, out_features, in_features, by_layer[layer], where)
+            own = adapter.shapes(out_features, in_features, by_layer[layer].rank)
+            found |= {f"{prefix}.{leaf}": shape for leaf, shape in own.items()}
         elif by_layer[layer].in_full(local_name):
             found[name] = shape
     for setting in settings:

@@ -17,7 +17,8 @@ def load_base(path: str | Path) -> tuple[dict[str, Tensor], Dimensions]:
         NotFinite: a tensor has NaN or infinity in it, of which only more could come.
     """
     weights, dimensions = _load(path)
-    _refuse(not_finite(weights), path)
+    if wrong := not_finite(weights):
+        raise _not_finite(wrong, path)
     return weights, dimensions
 
 
@@ -25,7 +26,8 @@ def load_base_and_fingerprint(path: str | Path) -> tuple[dict[str, Tensor], Dime
     """`load_base`, and the fingerprint of the tensors from the same look at each. Raises as that does."""
     weights, dimensions = _load(path)
     fingerprint, wrong = fingerprint_if_finite(weights)
-    _refuse(wrong, path)
+    if fingerprint is None:
+        raise _not_finite(wrong, path)
     return weights, dimensions, fingerprint
 
 
@@ -36,6 +38,5 @@ def _load(path: str | Path) -> tuple[dict[str, Tensor], Dimensions]:
     return weights, dimensions
 
 
-def _refuse(wrong: str | None, path: str | Path) -> None:
-    if wrong:
-        raise NotFinite(f"{path}: {wrong} are not finite; get that checkpoint again")
+def _not_finite(wrong: str | None, path: str | Path) -> NotFinite:
+    return NotFinite(f"{path}: {wrong} are not finite; get that checkpoint again")

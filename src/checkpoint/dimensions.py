@@ -101,7 +101,7 @@ def expected_shapes(dimensions: Dimensions) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"emb.weight": (v, c)}
     for layer in range(dimensions.n_layer):
         norms = ("ln0", "ln1", "ln2", "att.ln_x") if layer == 0 else ("ln1", "ln2", "att.ln_x")
-        block = {f"{norm}.{part}": (c,) for norm in norms for part in ("weight", "bias")}
+        block: dict[str, tuple[int, ...]] = {f"{norm}.{part}": (c,) for norm in norms for part in ("weight", "bias")}
         block |= {f"att.{key}.weight": (c, c) for key in ("receptance", "key", "value", "output")}
         block |= {"ffn.key.weight": (f, c), "ffn.value.weight": (c, f)}
         block |= block_shapes(dimensions, layer)

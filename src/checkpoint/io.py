@@ -263,4 +263,4 @@ def _own_storage(tensor: Tensor) -> Tensor:
 
 
 def _raw_bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -13,7 +13,9 @@ from typing import Any
 
 _INTEGER = re.compile(rb"K(.)|M(..)|J(....)", re.DOTALL)
 _LINE = re.compile(rb"([^\n]{0,200})\n")
-_EMPTY = {"]": list, "}": dict, ")": tuple, "N": lambda: None, "\x88": lambda: True, "\x89": lambda: False}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "]": list, "}": dict, ")": tuple, "N": lambda: None, "\x88": lambda: True, "\x89": lambda: False,
+}
 _TUPLES = {"t": None, "\x85": 1, "\x86": 2, "\x87": 3}
 # What says how many bytes of a value follow.
 _SIZES = {"X": "<I", "\x8c": "<B", "U": "<B", "\x8a": "<B"}
@@ -82,7 +84,7 @@ class Reader:
 
     def _integers(self) -> None:
         """Numbers up to 32 bits stand in long rows."""
-        scanner, stack = _INTEGER.scanner(self.data, self.at), self._stack
+        scanner, stack = _INTEGER.scanner(self.data, self.at), self._stack  # type: ignore[attr-defined]  # undocumented
         while found := scanner.match():
             group = found.lastindex
             stack.append(int.from_bytes(found[group], "little", signed=group == 3))

@@ -53,7 +53,8 @@ class Usage:
 
     def notes(self, table: Table, numbers: Sequence[int]) -> list[str]:
         """What has a value in some of the rows of these numbers, which were read, and no effect anywhere, in words."""
-        filled = {name for number in numbers for name, value in table.records[number - 1].items()
+        records = (table.records[number - 1] for number in numbers)
+        filled = {name for record in records if not isinstance(record, BadRow) for name, value in record.items()
                   if not _is_blank(value)} - self.columns
         unused = [" ".join(name.split())[:40] or "(no name)" for name in dict.fromkeys(table.names) if name in filled]
         parts = [f"{_listed(unused, 'column')}"] if unused else []
@@ -172,8 +173,10 @@ def read_cell(record: dict[str, Any], column: str | None, where: str, part: str,
 
     Raises BadRow for anything else, and for characters that no UTF-8 text has.
     """
+    if column is None:
+        return ""
     value = record.get(column, "")
-    if column is None or _is_blank(value):
+    if _is_blank(value):
         return value if isinstance(value, str) else ""
     usage.columns.add(column)
     messages = messages_in(value, f"{where}: its {part}")
@@ -200,7 +203,7 @@ def read_prompt(record: dict[str, Any], columns: PromptColumns, where: str, usag
         earlier = about if isinstance(about, list) else _exchanges(about)
         if earlier:
             turns, added = _after(earlier, turns, where, column), True
-        elif about.strip():
+        elif isinstance(about, str) and about.strip():
             *before, last = turns or [Turn(HUMAN, "")]
             turns, added = [*before, Turn(HUMAN, f"{last.text}\n{about}".strip())], True
     if history := read_history(record, columns.history, where, usage):
@@ -236,7 +239,7 @@ def with_system(turns: Sequence[Turn], system: str, where: str) -> list[Turn]:
 
 def read_history(record: dict[str, Any], column: str | None, where: str, usage: Usage) -> list[Turn]:
     """The turns before a prompt: messages, a transcript, or a list of questions with their answers."""
-    value = record.get(column, "")
+    value = "" if column is None else record.get(column, "")
     if isinstance(value, str) and value.lstrip().startswith("[["):
         value = parse(value)
     if not isinstance(value, list) or not value or isinstance(value[0], dict):

@@ -93,7 +93,7 @@ def _open_zstd(path: Path) -> IO[bytes]:
 
 # gzip and zstd refuse by themselves what is no further member.
 COMPRESSIONS = {
-    ".gz": Compression("gzip", re.compile(rb"\x1f\x8b"), gzip.open),
+    ".gz": Compression("gzip", re.compile(rb"\x1f\x8b"), gzip.open),  # type: ignore[arg-type]  # typeshed's GzipFile is no IO
     ".bz2": Compression("bzip2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), _open_bz2),
     ".xz": Compression("xz", re.compile(rb"\xfd7zXZ\0"), _open_xz),
     ".zst": Compression("Zstandard", re.compile(rb"\x28\xb5\x2f\xfd"), _open_zstd),

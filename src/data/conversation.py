@@ -44,13 +44,16 @@ def read_transcript(text: str) -> list[Turn] | None:
     stands before is the human's. Empty turns are left out, and turns of one speaker in a row are one.
     """
     parts = _parts(text)
-    return parts and joined(Turn(speaker, part) for speaker, part in parts)
+    return None if parts is None else joined(Turn(speaker, part) for speaker, part in parts)
 
 
 def ends_in_empty_answer(text: str) -> bool:
     """Whether a transcript's last turn is the assistant's and has no text."""
     parts = _parts(text)
-    return bool(parts) and parts[-1][0] == ASSISTANT and not parts[-1][1].strip()
+    if not parts:
+        return False
+    speaker, text = parts[-1]
+    return speaker == ASSISTANT and not text.strip()
 
 
 def _parts(text: str) -> list[tuple[str, str]] | None:

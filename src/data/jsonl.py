@@ -134,7 +134,9 @@ def _is_list(text: str) -> bool:
 
 
 def _skip_space(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()
+    found = _SPACE.match(text, at)
+    assert found is not None  # no space at all matches too
+    return found.end()
 
 
 def _line(text: str, at: int) -> str:

@@ -109,11 +109,14 @@ def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.List | ast.Tuple):
         values = map(_literal, node.elts)
         return list(values) if isinstance(node, ast.List) else tuple(values)
-    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) and isinstance(key.value, str) for key in node.keys):
-        return {key.value: _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
-    if (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
-            and type(node.operand.value) in (int, float)):
-        return -node.operand.value
+    if isinstance(node, ast.Dict):
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+        if len(keys) == len(node.keys):
+            return dict(zip(keys, map(_literal, node.values), strict=True))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        number = node.operand.value
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            return -number
     raise ValueError(f"{type(node).__name__} where a value is expected")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
 class Movable:
     """A batch whose tensors go to a device together, but for `cu_seqlens`."""
 
@@ -87,15 +88,15 @@ def pack_pairs(pairs: Sequence[tuple], share_prompts: bool = True) -> PackedBatc
     Args:
         share_prompts: False gives each answer a prompt of its own, for comparison: the numbers are the same.
     """
-    prompts: dict[tuple, int] = {}
+    numbers: dict[tuple, int] = {}
     parents, answers = [], []
     for number, (prompt, chosen, reject, *_) in enumerate(pairs):
         prompt = tuple(prompt) or (0,)
         for which, answer in enumerate((chosen, reject)):
             key = prompt if share_prompts else (2 * number + which, prompt)
-            parents.append(prompts.setdefault(key, len(prompts)))
+            parents.append(numbers.setdefault(key, len(numbers)))
             answers.append(answer)
-    prompts = list(prompts if share_prompts else (prompt for _, prompt in prompts))
+    prompts = list(numbers if share_prompts else (prompt for _, prompt in numbers))
 
     n_prompt, n_answer = (np.array([len(x) for x in group]) for group in (prompts, answers))
     cu_seqlens = np.concatenate([[0], np.cumsum(np.concatenate([n_prompt, n_answer - 1]))])

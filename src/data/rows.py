@@ -7,7 +7,7 @@ from 1.
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from src.data.columns import (
     ABOUT,
@@ -111,11 +111,11 @@ def _row(record: dict[str, Any], columns: PairColumns, table: Table, where: str,
     if has_prompt and not _is_whole(chosen):
         prompt = read_prompt(record, columns.prompt, where, usage)
         chosen, reject = without_prompt(chosen, reject, prompt)
-    whole = [_whole_turns(answer, implicit=not has_prompt) for answer in (chosen, reject)]
-    if _is_whole(chosen) and not whole[1] and (other := reject if isinstance(reject, str) else reject[0].text).strip():
-        whole[1] = [*whole[0][:-1], Turn(ASSISTANT, other)]
-    if whole[0] or whole[1]:
-        row = _from_conversations(whole, reject, record, columns, where, usage)
+    whole_chosen, whole_reject = (_whole_turns(answer, implicit=not has_prompt) for answer in (chosen, reject))
+    if _is_whole(chosen) and not whole_reject and (other := reject if isinstance(reject, str) else reject[0].text).strip():
+        whole_reject = [*chosen[:-1], Turn(ASSISTANT, other)]
+    if whole_chosen or whole_reject:
+        row = _from_conversations(whole_chosen, whole_reject, reject, record, columns, where, usage)
     else:
         chosen, reject = (answer if isinstance(answer, str) else answer[0].text for answer in (chosen, reject))
         if prompt is None:
@@ -144,7 +144,7 @@ def _answer(record: dict[str, Any], column: str | None, where: str, part: str, u
     return cell
 
 
-def _is_whole(answer: str | list[Turn]) -> bool:
+def _is_whole(answer: str | list[Turn]) -> TypeGuard[list[Turn]]:
     """Whether these are messages with their prompt before them."""
     return isinstance(answer, list) and not (len(answer) == 1 and answer[0].speaker == ASSISTANT)
 
@@ -160,14 +160,14 @@ def _whole_turns(answer: str | list[Turn], implicit: bool) -> list[Turn] | None:
     return answer if _is_whole(answer) else None
 
 
-def _from_conversations(whole: list[list[Turn] | None], reject: str | list[Turn], record: dict[str, Any], columns: PairColumns,
-                        where: str, usage: Usage) -> Row:
+def _from_conversations(whole_chosen: list[Turn] | None, whole_reject: list[Turn] | None, reject: str | list[Turn],
+                        record: dict[str, Any], columns: PairColumns, where: str, usage: Usage) -> Row:
     """Of two conversations that are one up to their last answers."""
-    if not (whole[0] and (whole[1] or not reject)):
+    if not (whole_chosen and (whole_reject or not reject)):
         raise BadRow("no common form", f"{where}: one of chosen and reject is a conversation with its prompt and the other is "
                                        "not")
-    turns, answer = split_answer(whole[0], f"{where}: its chosen")
-    other, other_answer = split_answer(whole[1], f"{where}: its reject") if whole[1] else (turns, "")
+    turns, answer = split_answer(whole_chosen, f"{where}: its chosen")
+    other, other_answer = split_answer(whole_reject, f"{where}: its reject") if whole_reject else (turns, "")
     if _cleaned(other) != _cleaned(turns):
         raise BadRow("two prompts", f"{where}: chosen and reject are not one conversation up to their last answers")
     if turns[-1].speaker != HUMAN:
@@ -197,9 +197,9 @@ def without_prompt(chosen: str | list[Turn], reject: str | list[Turn],
     if not isinstance(chosen, str) or not isinstance(reject, str):
         return chosen, reject
     answers = [chosen, *([reject] if reject.strip() else [])]
-    whole = [read_transcript(answer) for answer in answers]
-    if all(whole) and all(found[-1].speaker == ASSISTANT and _cleaned(found[:-1]) == _cleaned(prompt_turns(prompt))
-                          for found in whole):
+    whole = [turns for answer in answers if (turns := read_transcript(answer))]
+    if len(whole) == len(answers) and all(
+            found[-1].speaker == ASSISTANT and _cleaned(found[:-1]) == _cleaned(prompt_turns(prompt)) for found in whole):
         answers = [found[-1].text for found in whole]
     elif all(map(_NAME.match, answers)) and read_transcript(prompt):
         answers = [_NAME.sub("", answer, count=1) for answer in answers]

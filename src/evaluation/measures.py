@@ -57,8 +57,8 @@ def preference_measures(log_probs: np.ndarray, references: np.ndarray | None, to
         "policy_accuracy_per_token": _mean(wins["policy_accuracy_per_token"]),
         "log_prob_chosen": _mean(log_probs[:, 0]),
         "log_prob_reject": _mean(log_probs[:, 1]),
-        "nats_per_token_chosen": -_mean(means[:, 0]),
-        "nats_per_token_reject": -_mean(means[:, 1]),
+        "nats_per_token_chosen": _mean(-means[:, 0]),
+        "nats_per_token_reject": _mean(-means[:, 1]),
         "tokens_chosen": _mean(tokens[:, 0]),
         "tokens_reject": _mean(tokens[:, 1]),
         "by_length": {name: {"pairs": int(among.sum())} | {what: _mean(values if values is None else values[among])

@@ -32,8 +32,8 @@ def build_automaton(pieces: Sequence[bytes], banned: Tensor, end_of_text: int, s
     """For tokens with these bytes [V], of which `banned` [V] (bool) are never drawn."""
     moves = _by_bytes(stop)
     # The empty text, which is found first, stays in front.
-    states = sorted(moves, key=lambda state: not _is_blank(*state, stop))
-    n_blank = sum(_is_blank(*state, stop) for state in states)
+    states = sorted(moves, key=lambda state: not _is_blank(state, stop))
+    n_blank = sum(_is_blank(state, stop) for state in states)
     numbers = {state: number for number, state in enumerate(states)} | {STOPS: STOPS, NEVER: NEVER}
     # The two last rows are what STOPS and NEVER index, and lead to themselves.
     table = np.array([[numbers[after] for after in moves[state]] for state in states] + [[NEVER] * 256, [STOPS] * 256], np.int16)
@@ -76,16 +76,18 @@ def _by_bytes(stop: bytes) -> dict[_State, list[_State | int]]:
                 return _go_on(text, bytes([byte])), 0
             text, matched = _go_on(text, stop[:matched - borders[matched]]), borders[matched]
 
-    found, todo = {}, [(b"", 0)]
+    found: dict[_State, list[_State | int]] = {}
+    todo: list[_State] = [(b"", 0)]
     while todo:
         state = todo.pop()
         if state not in found:
             found[state] = [after(*state, byte) for byte in range(256)]
-            todo += [x for x in found[state] if x not in (STOPS, NEVER)]
+            todo += [x for x in found[state] if not isinstance(x, int)]
     return found
 
 
-def _is_blank(text: bytes | None, matched: int, stop: bytes) -> bool:
+def _is_blank(state: _State, stop: bytes) -> bool:
+    text, matched = state
     return _go_on(text, stop[:matched]) is not None
 
 

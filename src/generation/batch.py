@@ -194,7 +194,9 @@ class _Batch:
     def _join(self, requests: list[Request]) -> None:
         """Give each request a slot behind the last, its prompt read."""
         fresh: dict[tuple[int, ...], int] = {}  # prompts to be read now, with their slots
-        start, lead, rest = len(self.rows), [], []
+        start = len(self.rows)
+        lead: list[Request] = []
+        rest: list[Request] = []
         for request in requests:
             known = request.prompt in fresh or request.prompt in self._forks
             (rest if known else lead).append(request)
@@ -249,15 +251,16 @@ def prefill(engine: Forward | Kernels, prompts: Sequence[Sequence[int]], state: 
     start = start or engine.fresh(1)
     state = state or engine.fresh(len(prompts))
     state.copy_(start)
-    hidden: list[Tensor | None] = [None] * len(prompts)
+    hidden: dict[int, Tensor] = {}
     for piece in _pieces([len(prompt) for prompt in prompts], budget):
         tokens = torch.tensor([token for i, first, end in piece for token in prompts[i][first:end]])
         tokens = tokens.to(engine.device, non_blocking=True)
         borders = torch.tensor([0] + [end - first for _, first, end in piece]).cumsum(0).to(torch.int32)
         first, last = piece[0][0], piece[-1][0]
         # A prompt that goes on in the next piece gets its vector there.
-        hidden[first:last + 1] = engine.advance(tokens, borders, state.rows(first, last + 1)).split(1)
-    return torch.cat(hidden), state
+        vectors = engine.advance(tokens, borders, state.rows(first, last + 1)).split(1)
+        hidden.update(zip(range(first, last + 1), vectors, strict=True))
+    return torch.cat(list(hidden.values())), state
 
 
 def _pieces(lengths: list[int], budget: int) -> Iterator[list[tuple[int, int, int]]]:

@@ -14,7 +14,8 @@ class Graphs:
     """`step(n)` for n rows, by graphs for powers of two and for `size` rows: what is done in slots behind the n is lost."""
 
     def __init__(self, step: Callable[[int], Tensor], size: int, device: torch.device):
-        self._step, self._size, self._device, self._runs = step, size, device, Counter()
+        self._step, self._size, self._device = step, size, device
+        self._runs: Counter[int] = Counter()
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()  # one replay's temporaries are void in the next, so all graphs share theirs
 

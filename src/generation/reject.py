@@ -42,7 +42,7 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     settings = {
         "base_fingerprint": base, "tokenizer": tokenizer.name, "precision": config.strategy.precision,
-        **({"tokenizer_sha256": sha256(path)} if (path := named_file("tokenizer", tokenizer.name)) else {}),
+        **({"tokenizer_sha256": sha256(file)} if (file := named_file("tokenizer", tokenizer.name)) else {}),
         "quantization": config.strategy.quantization, "seed": config.seed, "overwrite": config.overwrite,
         "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),
         **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),
@@ -120,7 +120,7 @@ def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: To
             tell(0)
 
         def flush() -> None:
-            ready = []
+            ready: list[Row] = []
             while (at := output.done + len(ready)) < len(places) and places[at] in finished:
                 ready.append(rows[places[at][0]]._replace(reject=finished.pop(places[at])))
             if ready:

@@ -39,10 +39,10 @@ class Slots:
 
     def move(self, to: Sequence[int], source: Sequence[int]) -> None:
         """Into slots `to` the rows from slots `source`."""
-        to, source = (torch.tensor(slots).to(self._engine.device, non_blocking=True) for slots in (to, source))
+        free, last = (torch.tensor(slots).to(self._engine.device, non_blocking=True) for slots in (to, source))
         for table in self._tables:
-            table[:, to] = table[:, source]
-        self.sampler.move(to, source)
+            table[:, free] = table[:, last]
+        self.sampler.move(free, last)
 
     def take(self, slot: int) -> list[Tensor]:
         """What a row read so far, for others with the same prompt."""

@@ -35,7 +35,8 @@ def load_library(device: str) -> str | None:
 
     Raises whatever the system and the builder raise: OSError, RuntimeError, ImportError.
     """
-    name, built_with = f"rwkv_wkv_{device}", ()
+    name = f"rwkv_wkv_{device}"
+    built_with: tuple[str, ...] = ()
     if device == "cuda":
         if torch.version.hip is not None:
             return "they have never been tried on ROCm"

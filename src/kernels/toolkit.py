@@ -26,7 +26,7 @@ def find_toolkit() -> Toolkit | str:
     for home in _candidates():
         if (home / "bin" / "nvcc").is_file() and (home / "include" / "cuda_runtime.h").is_file():
             version = _version(home / "bin" / "nvcc")
-            if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+            if version.split(".")[0] != (torch.version.cuda or "").split(".")[0]:
                 return (f"nvcc in {home} is of CUDA {version} and torch of {torch.version.cuda}; install the toolkit of torch's "
                         "version, or set CUDA_HOME to it")
             return Toolkit(home, version)

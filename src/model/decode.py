@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.checkpoint.dimensions import Dimensions
+from src.model import rwkv6, rwkv7
 from src.model.layers import ONE_EACH
 from src.model.panels import IDENTITY, RELU_SQUARE, SIGMOID, TANH, Products, lay
-from src.model.rwkv import RWKV
+from src.model.rwkv import RWKV, Block
 from src.model.state import State
 from src.wkv import native
 
@@ -61,18 +62,18 @@ class Kernels:
         self.dimensions, self.device = model.dimensions, model.device
         self._embedding, self._norm_in, self._norm_out = model.emb.weight, _floats(model.blocks[0].ln0), _floats(model.ln_out)
         self._head = Products([lay(model.head, model.dtype)])
-        model.head = nn.Identity()
+        model.set_submodule("head", nn.Identity())
         self.nbytes = self._head.nbytes
         blocks = []
         for layer in range(self.dimensions.n_layer):
             blocks.append(self._prepare(model.blocks[layer], model.dtype))
-            model.blocks[layer] = nn.Identity()
+            model.set_submodule(f"blocks.{layer}", nn.Identity())
         self._blocks = torch.classes.rwkv_wkv.Blocks(blocks)
         self._advance = {"x060": self._blocks.advance6, "x070": self._blocks.advance7}[self.dimensions.version]
 
-    def _prepare(self, block: nn.Module, dtype: torch.dtype) -> torch.ScriptObject:
-        lay_out = {"x060": _block6, "x070": _block7}[self.dimensions.version]
-        products, mixes, vectors = lay_out(block.att, block.ffn, dtype, self.dimensions)
+    def _prepare(self, block: Block, dtype: torch.dtype) -> torch.ScriptObject:
+        products, mixes, vectors = (_block6(block, dtype, self.dimensions) if isinstance(block, rwkv6.Block)
+                                    else _block7(block, dtype))
         self.nbytes += sum(part.nbytes for part in products)
         *norm_1, eps = _floats(block.ln1)
         *norm_2, _ = _floats(block.ln2)
@@ -111,21 +112,28 @@ def serve(model: RWKV) -> Forward | Kernels:
     return Kernels(model) if by_kernels else Forward(model)
 
 
-def _block7(att: nn.Module, ffn: nn.Module, dtype: torch.dtype, dimensions: Dimensions) -> tuple[list, list, list]:
-    """A block's products, mixes and other vectors, as `block7` of kernels/bindings_decode.cpp takes them."""
+# A block's products, mixes and other vectors.
+_Laid = tuple[list[Products], list[Tensor], list[Tensor]]
+
+
+def _block7(block: rwkv7.Block, dtype: torch.dtype) -> _Laid:
+    """As `block7` of kernels/bindings_decode.cpp takes them."""
+    att, ffn = block.att, block.ffn
     mixes_values = hasattr(att, "v0")
     pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if mixes_values else [])
-    wide = Products([lay(x, dtype) for x in (att.receptance, att.key, att.value, *(w1.T for w1, _ in pairs))],
+    square = [lay(x, dtype) for x in (att.receptance, att.key, att.value)]
+    wide = Products([*square, *(lay(down.T, dtype) for down, _ in pairs)],
                     [IDENTITY, IDENTITY, IDENTITY, TANH, IDENTITY, SIGMOID, IDENTITY][:3 + len(pairs)])
-    narrow = Products([lay(w2.T, dtype) for _, w2 in pairs])
+    narrow = Products([lay(up.T, dtype) for _, up in pairs])
     output, value = (Products([lay(x, dtype)]) for x in (att.output, ffn.value))
     return ([wide, narrow, output, Products([lay(ffn.key, dtype)], [RELU_SQUARE]), value],
             [_rows(att.x_r, att.x_k, att.x_v, att.x_w, att.x_a, att.x_g), _rows(ffn.x_k)],
             [att.w0, att.a0, att.v0 if mixes_values else att.a0, att.k_k, att.k_a, att.r_k])
 
 
-def _block6(att: nn.Module, ffn: nn.Module, dtype: torch.dtype, dimensions: Dimensions) -> tuple[list, list, list]:
+def _block6(block: rwkv6.Block, dtype: torch.dtype, dimensions: Dimensions) -> _Laid:
     """The same for `block6`."""
+    att, ffn = block.att, block.ffn
     mix_in = Products([lay(w1.T, dtype) for w1 in att.time_maa_w1.split(dimensions.rank("mix"), dim=1)], [TANH] * 5)
     mix_out = Products([lay(w2.T, dtype) for w2 in att.time_maa_w2.unbind(0)])
     wide = Products([lay(x, dtype) for x in (att.time_decay_w1.T, att.key, att.value, att.receptance, att.gate)],

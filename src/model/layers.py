@@ -21,17 +21,17 @@ class Packing(NamedTuple):
     The first of them, the roots, go on from the state that the model is given; the others, if any, from a root's end.
     """
 
-    roots: Borders | None
+    roots: Borders
     others: Borders | None  # counted from where the roots end; None where there are no others
     parents: Tensor | None  # int64 [S - R], the root that each of the others goes on from
-    rows: Tensor | None  # int64, the sequences that have a token
-    first: Tensor | None  # int64, where each of them starts
-    last: Tensor | None  # int64, its last token
-    root_rows: Tensor | None  # int64, the roots among `rows`
+    rows: Tensor  # int64, the sequences that have a token
+    first: Tensor  # int64, where each of them starts
+    last: Tensor  # int64, its last token
+    root_rows: Tensor  # int64, the roots among `rows`
 
 
-# One token of each sequence, without gradients; the recurrence's states move on in place.
-ONE_EACH = Packing(*[None] * 7)
+# In a Packing's place: one token of each sequence, without gradients; the recurrence's states move on in place.
+ONE_EACH = None
 
 
 def read_packing(cu_seqlens: Tensor, parents: Tensor | None, device: torch.device) -> Packing:
@@ -54,7 +54,7 @@ def _together(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tenso
     return (joined.pin_memory() if device.type == "cuda" else joined).to(device, non_blocking=True).split([*map(len, tensors)])
 
 
-def token_shift(x: Tensor, before: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+def token_shift(x: Tensor, before: Tensor, packing: Packing | None) -> tuple[Tensor, Tensor]:
     """Each token's predecessor in its own sequence, and what the next call needs.
 
     x [T_total, D], before [R, D] (the token before each root's first) -> previous [T_total, D], last tokens [S, D].
@@ -116,7 +116,7 @@ class _ReluSquare(torch.autograd.Function):
 
 @torch.compiler.disable
 def recur(wkv: Callable[..., tuple[Tensor, Tensor]], step: Callable[..., Tensor], by_token: Sequence[Tensor], state: Tensor,
-          packing: Packing) -> tuple[Tensor, Tensor]:
+          packing: Packing | None) -> tuple[Tensor, Tensor]:
     """A recurrence over roots, then over what goes on from them; or by a step.
 
     wkv(*by_token, state=, cu_seqlens=, bounds=), step(*by_token, state=); by_token [T_total, H, N], state [R, H, N, N]

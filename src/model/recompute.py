@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.adapters.adapted import AdaptedLinear
-from src.adapters.linear import Linear, Product
+from src.adapters.linear import LinearLayer, Product
 from src.model.layers import Packing
-from src.quantization.linear import QuantizedLinear
 
 N_ARGUMENTS = 5  # of a block, that are tensors
 
 
 def recomputed(block: nn.Module, x: Tensor, v_first: Tensor | None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor,
-               packing: Packing, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+               packing: Packing | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     """What the block makes of its arguments; the backward makes most of it again."""
     arguments = (x, v_first, att_shift, wkv, ffn_shift)
     parameters = list(block.parameters())
@@ -40,8 +39,11 @@ class _Recomputed(torch.autograd.Function):
     """A block as one operator of its arguments and the parameters that train, which so get their gradients like any other's."""
 
     @staticmethod
-    def forward(ctx: Any, block: nn.Module, packing: Packing, dtype: torch.dtype, *inputs: Tensor | None) -> tuple:
-        arguments, device, kept = inputs[:N_ARGUMENTS], inputs[0].device, []
+    def forward(ctx: Any, block: nn.Module, packing: Packing | None, dtype: torch.dtype, x: Tensor,
+                *others: Tensor | None) -> tuple:
+        inputs: tuple[Tensor | None, ...] = (x, *others)
+        arguments, device = inputs[:N_ARGUMENTS], x.device
+        kept: list[Tensor] = []
         before = _random_states(device)
         x, v_first, *states = block(*arguments, packing, dtype, product=_keeping(kept))
         ctx.drew_from = None if all(map(torch.equal, before, _random_states(device))) else before
@@ -56,7 +58,7 @@ class _Recomputed(torch.autograd.Function):
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
         arguments = [x if x is None else x.detach().requires_grad_(need)
                      for x, need in zip(saved[:N_ARGUMENTS], needed[:N_ARGUMENTS], strict=True)]
-        with torch.enable_grad(), _drawing_again(ctx.drew_from, arguments[0].device):
+        with torch.enable_grad(), _drawing_again(ctx.drew_from, saved[0].device):
             outputs = ctx.block(*arguments, *ctx.rest, product=_from_kept(saved[ctx.n_inputs:]))
         reached = [(y, d) for y, d in zip(outputs, gradients, strict=True) if d is not None and y.requires_grad]
         inputs = [*arguments, *saved[N_ARGUMENTS:ctx.n_inputs]]
@@ -68,7 +70,7 @@ class _Recomputed(torch.autograd.Function):
 def _keeping(kept: list[Tensor]) -> Product:
     """How a block's linear layers are applied so that `kept` gets the products worth it, in the order they are made."""
 
-    def base_product(layer: nn.Module, x: Tensor) -> Tensor:
+    def base_product(layer: LinearLayer, x: Tensor) -> Tensor:
         y = _computed(layer, x)
         if layer.out_features <= layer.in_features:
             kept.append(y)
@@ -81,7 +83,7 @@ def _from_kept(kept: Sequence[Tensor]) -> Product:
     """The same, with these products taken instead of computed."""
     products = iter(kept)
 
-    def base_product(layer: nn.Module, x: Tensor) -> Tensor:
+    def base_product(layer: LinearLayer, x: Tensor) -> Tensor:
         if layer.out_features > layer.in_features:
             return _computed(layer, x)
         weight = getattr(layer, "weight", None)  # which a quantized layer has not, nor an adapter over one
@@ -95,7 +97,7 @@ def _through(base_product: Product) -> Product:
     return lambda layer, x: layer(x, base_product) if isinstance(layer, AdaptedLinear) else base_product(layer, x)
 
 
-def _computed(layer: nn.Module, x: Tensor) -> Tensor:
+def _computed(layer: LinearLayer, x: Tensor) -> Tensor:
     return layer.base_forward(x) if isinstance(layer, AdaptedLinear) else layer(x)
 
 
@@ -104,7 +106,7 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, product: Tensor,
-                layer: Linear | QuantizedLinear | AdaptedLinear) -> Tensor:
+                layer: LinearLayer) -> Tensor:
         ctx.layer, ctx.weight_dtype = layer, None if weight is None else weight.dtype
         ctx.save_for_backward(None if weight is None else x)
         return product.view_as(product)

@@ -1,6 +1,7 @@
 """The whole model around the blocks of rwkv6.py or rwkv7.py, and how it is built from a checkpoint's tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from src.model.recompute import recomputed
 from src.model.state import State
 from src.quantization.linear import quantize_linear
 
+Block = rwkv6.Block | rwkv7.Block
+BLOCKS: dict[str, type[Block]] = {"x060": rwkv6.Block, "x070": rwkv7.Block}
+
 
 class RWKV(nn.Module):
     """RWKV-6 or RWKV-7 over packed sequences; `dtype` is the precision of the computation."""
@@ -25,9 +29,9 @@ class RWKV(nn.Module):
         self.dimensions, self.dtype = dimensions, dtype
         # fp16 ends at 65504, which the residual stream of deep models passes; the sublayers' own values do not.
         self.residual_dtype = torch.float32 if dtype == torch.float16 else dtype
-        block = {"x060": rwkv6.Block, "x070": rwkv7.Block}[dimensions.version]
         self.emb = nn.Embedding(dimensions.vocab_size, dimensions.n_embd)
-        self.blocks = nn.ModuleList(block(dimensions, layer) for layer in range(dimensions.n_layer))
+        blocks = nn.ModuleList(BLOCKS[dimensions.version](dimensions, layer) for layer in range(dimensions.n_layer))
+        self.blocks = cast(Sequence[Block], blocks)  # a ModuleList's type does not say of what
         self.ln_out = nn.LayerNorm(dimensions.n_embd)
         self.head = Linear(dimensions.n_embd, dimensions.vocab_size)
 
@@ -57,13 +61,15 @@ class RWKV(nn.Module):
             state = self.initial_state(n_roots)
         return self.forward_packed(tokens, read_packing(cu_seqlens, parents, self.device), state, grad_cp)
 
-    def forward_packed(self, tokens: Tensor, packing: Packing, state: State, grad_cp: bool = False) -> tuple[Tensor, State]:
+    def forward_packed(self, tokens: Tensor, packing: Packing | None, state: State,
+                       grad_cp: bool = False) -> tuple[Tensor, State]:
         """`forward` with its borders read: nothing here looks at a value on the host."""
         x = F.embedding(tokens, self.emb.weight).to(self.residual_dtype)
         x = layer_norm(x, self.blocks[0].ln0, self.residual_dtype)
-        v_first, layers = None, []
-        for block, *before in zip(self.blocks, state.att_shift, state.wkv, state.ffn_shift, strict=True):
-            arguments = (x, v_first, *before, packing, self.dtype)
+        v_first: Tensor | None = None
+        layers = []
+        for block, att_shift, wkv, ffn_shift in zip(self.blocks, state.att_shift, state.wkv, state.ffn_shift, strict=True):
+            arguments = (x, v_first, att_shift, wkv, ffn_shift, packing, self.dtype)
             x, v_first, *after = recomputed(block, *arguments) if grad_cp else block(*arguments)
             layers.append(after)
         return layer_norm(x, self.ln_out, self.dtype), State(*map(list, zip(*layers, strict=True)))

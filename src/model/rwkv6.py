@@ -23,6 +23,8 @@ HEAD_NORM_EPS = 64e-5
 
 
 class TimeMixing(nn.Module):
+    time_state: nn.Parameter | None
+
     def __init__(self, dimensions: Dimensions):
         super().__init__()
         width, n_head = dimensions.n_embd, dimensions.n_head
@@ -37,7 +39,7 @@ class TimeMixing(nn.Module):
         self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
         self.register_parameter("time_state", None)  # the state before the first token, where state tuning adds one
 
-    def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, packing: Packing,
+    def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, packing: Packing | None,
                 product: Product) -> tuple[Tensor, Tensor, Tensor]:
         """x [T_total, D], shift [R, D], wkv [R, H, N, N] -> the same three, moved on."""
         previous, shift = token_shift(x, shift, packing)
@@ -67,7 +69,7 @@ class ChannelMixing(nn.Module):
         self.receptance = Linear(dimensions.n_embd, dimensions.n_embd)
         self.value = Linear(dimensions.n_ffn, dimensions.n_embd)
 
-    def forward(self, x: Tensor, shift: Tensor, packing: Packing, product: Product) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, shift: Tensor, packing: Packing | None, product: Product) -> tuple[Tensor, Tensor]:
         """x [T_total, D], shift [R, D] -> the same two, moved on."""
         previous, shift = token_shift(x, shift, packing)
         x_k, x_r = mix_tokens(x, previous, (self.time_maa_k, self.time_maa_r))
@@ -82,8 +84,9 @@ class Block(nn.Module):
         self.ln1, self.ln2 = nn.LayerNorm(dimensions.n_embd), nn.LayerNorm(dimensions.n_embd)
         self.att, self.ffn = TimeMixing(dimensions), ChannelMixing(dimensions)
 
-    def forward(self, x: Tensor, v_first: None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor, packing: Packing,
-                dtype: torch.dtype, product: Product = apply) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, v_first: None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor,
+                packing: Packing | None, dtype: torch.dtype,
+                product: Product = apply) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
         """x [T_total, D] at the residual's precision, computed in `dtype`; v_first is v7's and passes through."""
         y, att_shift, wkv = self.att(layer_norm(x, self.ln1, dtype), att_shift, wkv, packing, product)
         x = x + y

@@ -23,6 +23,8 @@ HEAD_NORM_EPS = 64e-5
 
 
 class TimeMixing(nn.Module):
+    time_state: nn.Parameter | None
+
     def __init__(self, dimensions: Dimensions, layer: int):
         super().__init__()
         width, n_head = dimensions.n_embd, dimensions.n_head
@@ -38,7 +40,7 @@ class TimeMixing(nn.Module):
         self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
         self.register_parameter("time_state", None)  # the state before the first token, where state tuning adds one
 
-    def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, v_first: Tensor | None, packing: Packing,
+    def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, v_first: Tensor | None, packing: Packing | None,
                 product: Product) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [T_total, D], shift [R, D], wkv [R, H, N, N], v_first [T_total, D] of block 0 -> the same four, moved on."""
         previous, shift = token_shift(x, shift, packing)
@@ -73,7 +75,7 @@ class ChannelMixing(nn.Module):
         self.key = Linear(dimensions.n_embd, dimensions.n_ffn)
         self.value = Linear(dimensions.n_ffn, dimensions.n_embd)
 
-    def forward(self, x: Tensor, shift: Tensor, packing: Packing, product: Product) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, shift: Tensor, packing: Packing | None, product: Product) -> tuple[Tensor, Tensor]:
         """x [T_total, D], shift [R, D] -> the same two, moved on."""
         previous, shift = token_shift(x, shift, packing)
         (x_k,) = mix_tokens(x, previous, (self.x_k,))
@@ -88,8 +90,9 @@ class Block(nn.Module):
         self.ln1, self.ln2 = nn.LayerNorm(dimensions.n_embd), nn.LayerNorm(dimensions.n_embd)
         self.att, self.ffn = TimeMixing(dimensions, layer), ChannelMixing(dimensions)
 
-    def forward(self, x: Tensor, v_first: Tensor | None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor, packing: Packing,
-                dtype: torch.dtype, product: Product = apply) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, v_first: Tensor | None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor,
+                packing: Packing | None, dtype: torch.dtype,
+                product: Product = apply) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x [T_total, D] at the residual's precision, computed in `dtype`; the rest as in TimeMixing and ChannelMixing."""
         y, att_shift, wkv, v_first = self.att(layer_norm(x, self.ln1, dtype), att_shift, wkv, v_first, packing, product)
         x = x + y

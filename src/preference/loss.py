@@ -145,7 +145,7 @@ _DPO_BETA = Setting("dpo_beta", Flag(values.strength, 0.01, "strength of the pul
 _DPO_ALPHA = Setting("dpo_alpha", Flag(values.weight, 0.1, "share of the SFT loss on the chosen answers"))
 _SMOOTHING = Setting("label_smoothing", Flag(values.number(1e-6, 0.4999, or_zero=True), 0.0,
                                              "chance that a pair's labels are swapped, below 0.5"))
-LOSSES = {
+LOSSES: dict[str, Loss] = {
     "dpo": Loss(dpo_loss, {"beta": _DPO_BETA, "label_smoothing": _SMOOTHING}, _DPO_ALPHA),
     "ipo": Loss(ipo_loss, {"beta": _DPO_BETA}, _DPO_ALPHA),
     "hinge": Loss(hinge_loss, {"beta": _DPO_BETA}, _DPO_ALPHA),

@@ -99,7 +99,8 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
         raise UserError(f"{path}: holds no pairs")
     sidecar = _read_sidecar(path, data)
 
-    pairs, left_out = [], {"too_long": 0, "empty_answer": 0}
+    pairs: list[Pair] = []
+    left_out = {"too_long": 0, "empty_answer": 0}
     unlikely, is_free = None, True
     checked: dict[int, list[int]] = {}
     for number, entry in enumerate(content, start=1):
@@ -122,7 +123,7 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
         elif len(prompt) + max(len(chosen), len(reject)) > max_len:
             left_out["too_long"] += 1
         else:
-            pairs.append((prompt, chosen, reject, *references))
+            pairs.append((prompt, chosen, reject, references[0], references[1]))
     if unlikely and not is_free:
         raise UserError(f"{path}: {unlikely}, as no answer's log-probability is (0 at most, and above {_LOWEST:.0f}); make the "
                         "file again with rlhf_dpo_generate_save.py")

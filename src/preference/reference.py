@@ -35,7 +35,7 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
     for index, pair in enumerate(pairs):
         members.setdefault(tuple(map(tuple, pair)), []).append(index)
     groups = list(members.values())
-    result: list[Pair | None] = [None] * len(pairs)
+    found: dict[int, Pair] = {}
     batches = list(batches_by_tokens([pairs[group[0]] for group in groups], batch_tokens))
     done = journal.done if journal is not None else {}
     if journal is not None:
@@ -48,9 +48,9 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
                 journal.append(number, values)
         for at, (chosen, reject) in zip(batch, values, strict=True):
             for index in groups[at]:
-                result[index] = (*pairs[index], chosen, reject)
+                found[index] = (*pairs[index], chosen, reject)
         advance(sum(len(groups[at]) for at in batch))
-    return result
+    return [found[index] for index in range(len(pairs))]
 
 
 def _references(model: RWKV, pairs: Sequence[TokenPair], source: str) -> list[list[float]]:

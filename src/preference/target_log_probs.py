@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.adapters.adapted import AdaptedLinear
-from src.adapters.linear import Linear
+from src.adapters.linear import Linear, LinearLayer
 from src.quantization.linear import QuantizedLinear
 
 ROWS = 1024
@@ -34,19 +34,19 @@ def target_log_probs(head: Linear | QuantizedLinear | AdaptedLinear, hidden: Ten
     Returns:
         [A] in float32 (float64 for float64 inputs), differentiable in hidden and in whatever of the head trains.
     """
-    thin = wide = factor = None
+    down = up = factor = None
     if isinstance(head, AdaptedLinear):
-        thin, wide, factor = head.thin(hidden), head.wide, head.factor(hidden.dtype)
+        down, up, factor = head.down(hidden), head.up, head.factor(hidden.dtype)
     weight = head.weight if isinstance(head, Linear) else None
-    return _TargetLogProbs.apply(hidden, thin, weight, wide, factor, head, targets)
+    return _TargetLogProbs.apply(hidden, down, weight, up, factor, head, targets)
 
 
 class _TargetLogProbs(torch.autograd.Function):
-    """The logits are (hidden W^T + thin wide^T) * factor, with thin [A, r], wide [V, r] and factor [V] of an adapter, or None."""
+    """The logits are (hidden W^T + down up^T) * factor, with down [A, r], up [V, r] and factor [V] of an adapter, or None."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, thin: Tensor | None, weight: Tensor | None, wide: Tensor | None, factor: Tensor | None,
-                head: torch.nn.Module, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, down: Tensor | None, weight: Tensor | None, up: Tensor | None, factor: Tensor | None,
+                head: LinearLayer, targets: Tensor) -> Tensor:
         ctx.head = head
         only_hidden = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:5])
         full = torch.promote_types(hidden.dtype, torch.float32)
@@ -54,13 +54,13 @@ class _TargetLogProbs(torch.autograd.Function):
         log_sums = torch.empty_like(log_probs)
         direction = torch.empty_like(hidden) if only_hidden else None
         for rows in _rows(len(hidden)):
-            x, z, t = hidden[rows], None if thin is None else thin[rows], targets[rows]
+            x, z, t = hidden[rows], None if down is None else down[rows], targets[rows]
             highest = torch.full((len(x), 1), -math.inf, dtype=full, device=x.device)
             total, at_target = torch.zeros_like(highest), torch.zeros_like(highest)
             mean = torch.zeros(len(x), x.shape[1], dtype=full, device=x.device) if only_hidden else None
             for first, last in _columns(head, len(x), x.device):
                 w = head.rows(first, last, x.dtype)
-                logits = _products(x, z, w, wide, first, last).to(full)
+                logits = _products(x, z, w, up, first, last).to(full)
                 if factor is not None:
                     logits.mul_(factor[first:last])
                 at = (t - first)[:, None]
@@ -70,16 +70,16 @@ class _TargetLogProbs(torch.autograd.Function):
                 shrink = (highest - higher).exp_()
                 likely = logits.sub_(higher).exp_()
                 total = total.mul_(shrink).add_(likely.sum(1, keepdim=True))
-                if only_hidden:
+                if mean is not None:
                     mean.mul_(shrink)
                     likely = likely.to(x.dtype)
                     mean = mean.addmm_(likely, w) if mean.dtype == x.dtype else mean.add_(likely @ w)
                 highest = higher
             log_sum = highest + total.log()
             log_sums[rows], log_probs[rows] = log_sum.squeeze(1), (at_target - log_sum).squeeze(1)
-            if only_hidden:
+            if direction is not None and mean is not None:
                 direction[rows] = _at_rows(head, t, x.dtype).to(full) - mean / total
-        ctx.save_for_backward(*((direction,) if only_hidden else (hidden, thin, wide, factor, targets, log_sums)))
+        ctx.save_for_backward(*((direction,) if only_hidden else (hidden, down, up, factor, targets, log_sums)))
         return log_probs
 
     @staticmethod
@@ -87,16 +87,16 @@ class _TargetLogProbs(torch.autograd.Function):
         if len(ctx.saved_tensors) == 1:
             (direction,) = ctx.saved_tensors
             return (direction * gradient[:, None]).to(direction.dtype), *[None] * 6
-        hidden, thin, wide, factor, targets, log_sums = ctx.saved_tensors
-        inputs = hidden, thin, ctx.head.weight if ctx.needs_input_grad[2] else None, wide, factor
-        d_hidden, d_thin, d_weight, d_wide, d_factor = gradients = [
+        hidden, down, up, factor, targets, log_sums = ctx.saved_tensors
+        inputs = hidden, down, ctx.head.weight if ctx.needs_input_grad[2] else None, up, factor
+        d_hidden, d_down, d_weight, d_up, d_factor = gradients = [
             torch.zeros_like(x, dtype=log_sums.dtype) if needed else None
             for x, needed in zip(inputs, ctx.needs_input_grad[:5], strict=True)]
         for rows in _rows(len(hidden)):
-            x, z, t = hidden[rows], None if thin is None else thin[rows], targets[rows]
+            x, z, t = hidden[rows], None if down is None else down[rows], targets[rows]
             for first, last in _columns(ctx.head, len(x), x.device):
                 w = ctx.head.rows(first, last, x.dtype)
-                d_logits = products = _products(x, z, w, wide, first, last).to(log_sums.dtype)
+                d_logits = products = _products(x, z, w, up, first, last).to(log_sums.dtype)
                 if factor is not None:
                     d_logits = products * factor[first:last]
                 d_logits.sub_(log_sums[rows, None]).exp_().neg_()
@@ -113,10 +113,10 @@ class _TargetLogProbs(torch.autograd.Function):
                     d_hidden[rows] += d_products @ w
                 if d_weight is not None:
                     d_weight[first:last] += d_products.T @ x
-                if d_thin is not None:
-                    d_thin[rows] += d_products @ wide[first:last].to(x.dtype)
-                if d_wide is not None:
-                    d_wide[first:last] += d_products.T @ z
+                if d_down is not None:
+                    d_down[rows] += d_products @ up[first:last].to(x.dtype)
+                if d_up is not None and z is not None:
+                    d_up[first:last] += d_products.T @ z
         return *(None if d is None else d.to(x.dtype) for x, d in zip(inputs, gradients, strict=True)), None, None
 
 
@@ -124,20 +124,20 @@ def _rows(n: int) -> list[slice]:
     return [slice(start, start + ROWS) for start in range(0, n, ROWS)]
 
 
-def _columns(head: torch.nn.Module, n_rows: int, device: torch.device) -> list[tuple[int, int]]:
+def _columns(head: LinearLayer, n_rows: int, device: torch.device) -> list[tuple[int, int]]:
     """Borders of the vocabulary's tiles for `n_rows` rows."""
     tile = TILE_ON_CPU if device.type == "cpu" else TILE_ON_GPU
     width = max(1, tile // n_rows // ALIGNED) * ALIGNED
     return [(first, min(first + width, head.out_features)) for first in range(0, head.out_features, width)]
 
 
-def _products(x: Tensor, z: Tensor | None, w: Tensor, wide: Tensor | None, first: int, last: int) -> Tensor:
+def _products(x: Tensor, z: Tensor | None, w: Tensor, up: Tensor | None, first: int, last: int) -> Tensor:
     """The logits but for their factor."""
     products = F.linear(x, w)
-    return products if z is None else products + F.linear(z, wide[first:last].to(z.dtype))
+    return products if z is None or up is None else products + F.linear(z, up[first:last].to(z.dtype))
 
 
-def _at_rows(head: torch.nn.Module, targets: Tensor, dtype: torch.dtype) -> Tensor:
+def _at_rows(head: LinearLayer, targets: Tensor, dtype: torch.dtype) -> Tensor:
     """The targets' rows of the frozen weight."""
     if isinstance(head, Linear):
         return head.weight[targets].to(dtype)

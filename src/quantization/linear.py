@@ -22,6 +22,9 @@ STRATEGY_SUFFIXES = {None: "", "nf4": "nf4", "int8": "i8"}
 class QuantizedLinear(nn.Module):
     """Bias-free y = x W^T, W [out_features, in_features] held quantized as the buffers `codes` and `scales`."""
 
+    codes: Tensor
+    scales: Tensor
+
     def __init__(self, codes: Tensor, scales: Tensor, in_features: int, out_features: int, mode: str):
         super().__init__()
         self.in_features = in_features

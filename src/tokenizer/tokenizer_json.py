@@ -118,13 +118,13 @@ def _within_text(part: dict[str, Any] | None) -> dict[str, Any] | None:
     for name in ("normalizers", "pretokenizers"):
         if name in part:
             return part | {name: [inner for inner in map(_within_text, part[name]) if inner is not None]}
-    changed = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False},
-               "Strip": {"strip_left": False}}.get(part["type"], {})
+    changes: dict[str, dict[str, Any]] = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False},
+                                          "Strip": {"strip_left": False}}
     if part["type"] == "Replace" and part["pattern"].get("Regex", "").startswith(("^", r"\A")):
         # In the library's regular expressions ^ is also the beginning of a line.
         regex = part["pattern"]["Regex"]
         return part | {"pattern": {"Regex": r"(?<=\n)" + regex[1:]}} if regex[0] == "^" else None
-    return part | {name: value for name, value in changed.items() if name in part}
+    return part | {name: value for name, value in changes.get(part["type"], {}).items() if name in part}
 
 
 def _segments(added_tokens: list[dict[str, Any]]) -> re.Pattern[str] | None:

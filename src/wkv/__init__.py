@@ -13,11 +13,14 @@ from torch import Tensor
 from src.wkv import chunked, native, reference
 from src.wkv.layout import sequence_bounds
 
-BACKENDS = ("auto", "native", "chunked", "steps")
-# Below this many tokens a sequence, a chunk is mostly padding and the plain steps are faster.
+BACKENDS = ("auto", "native", "chunked", "naive")
+# Below this many tokens a sequence, a chunk is mostly padding and the plain recurrence is faster.
 SHORT = 8
 # Where the tokens' log decay stands among the inputs.
 LOG_W = 1
+
+# (*by_token, *by_head, state, cu_seqlens) -> y, state.
+Form = Callable[..., tuple[Tensor, Tensor]]
 
 
 def wkv6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor | None = None,
@@ -30,14 +33,15 @@ def wkv6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tenso
         u: bonus of the current token [H, N].
         state: initial state [B or S, H, N (key), N (value)]; zeros where None.
         cu_seqlens: int32 [S + 1], borders of the packed sequences, 0 first and T_total last; None with [B, T, H, N].
-        backend: "native" (kernels of our own), "chunked" or "steps" (PyTorch; the latter is the reference), or "auto":
+        backend: "native" (kernels of our own), "chunked" or "naive" (PyTorch; the latter is the reference), or "auto":
             native wherever it serves, else one of the two by length.
         bounds: cu_seqlens once more, on r's device, where "native" needs them; copied there at each call where None.
 
     Returns:
         y in r's shape and dtype, and the final state [B or S, H, N, N] in float32 (float64 for float64 inputs).
     """
-    forms = {"native": partial(native.wkv6_native, bounds=bounds), "chunked": chunked.wkv6_chunked, "steps": reference.wkv6_steps}
+    forms: dict[str, Form] = {"native": partial(native.wkv6_native, bounds=bounds), "chunked": chunked.wkv6_chunked,
+                              "naive": reference.wkv6_naive}
     return _run(forms, (r, log_w, k, v), (u,), state, cu_seqlens, backend)
 
 
@@ -52,7 +56,8 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tenso
         state: initial state [B or S, H, N (value), N (key)]; zeros where None.
         cu_seqlens, backend, bounds, and what is returned: as for `wkv6`.
     """
-    forms = {"native": partial(native.wkv7_native, bounds=bounds), "chunked": chunked.wkv7_chunked, "steps": reference.wkv7_steps}
+    forms: dict[str, Form] = {"native": partial(native.wkv7_native, bounds=bounds), "chunked": chunked.wkv7_chunked,
+                              "naive": reference.wkv7_naive}
     return _run(forms, (r, log_w, k, v, kappa, a), (), state, cu_seqlens, backend)
 
 
@@ -61,7 +66,7 @@ def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: 
 
     Nothing is looked at on the host: this is what a CUDA graph captures.
     """
-    def token(r, log_w, k, v, u, state):
+    def token(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return reference.wkv6_token(r, log_w.exp(), k, v, u, state)
 
     return _step(native.wkv6_step, token, (r, log_w, k, v), (u,), state)
@@ -69,7 +74,7 @@ def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: 
 
 def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> Tensor:
     """The same by `wkv7`."""
-    def token(r, log_w, k, v, kappa, a, state):
+    def token(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return reference.wkv7_token(r, log_w.exp(), k, v, kappa, kappa * a, state)
 
     return _step(native.wkv7_step, token, (r, log_w, k, v, kappa, a), (), state)
@@ -87,7 +92,7 @@ def _step(kernel: Callable[..., Tensor], token: Callable[..., tuple[Tensor, Tens
     return y.to(by_token[0].dtype)
 
 
-def _run(forms: dict, by_token: tuple[Tensor, ...], by_head: tuple[Tensor, ...], state: Tensor | None,
+def _run(forms: dict[str, Form], by_token: tuple[Tensor, ...], by_head: tuple[Tensor, ...], state: Tensor | None,
          cu_seqlens: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     r = by_token[0]
     if cu_seqlens is None:
@@ -96,11 +101,11 @@ def _run(forms: dict, by_token: tuple[Tensor, ...], by_head: tuple[Tensor, ...],
         by_token = tuple(x.flatten(0, 1) for x in by_token)
     backend = _choose(by_token[0], cu_seqlens, backend)
     compute = torch.float64 if r.dtype == torch.float64 else torch.float32
-    by_token = _convert(by_token, backend == "native")
+    inputs = *_convert(by_token, backend == "native"), *(x.to(compute) for x in by_head)
     n_sequences, (n_head, head_size) = len(cu_seqlens) - 1, r.shape[-2:]
     if state is None:
         state = torch.zeros(n_sequences, n_head, head_size, head_size, dtype=compute, device=r.device)
-    y, state = forms[backend](*by_token, *(x.to(compute) for x in by_head), state.to(compute), cu_seqlens)
+    y, state = forms[backend](*inputs, state.to(compute), cu_seqlens)
     return y.to(r.dtype).view(r.shape), state
 
 
@@ -120,4 +125,4 @@ def _choose(r: Tensor, cu_seqlens: Tensor, backend: str) -> str:
         return backend
     if native.serves(r):
         return "native"
-    return "steps" if max(sequence_bounds(cu_seqlens)[1].tolist(), default=0) <= SHORT else "chunked"
+    return "naive" if max(sequence_bounds(cu_seqlens)[1].tolist(), default=0) <= SHORT else "chunked"

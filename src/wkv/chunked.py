@@ -12,6 +12,9 @@ v7:  let z = -kappa, b = kappa * a, u_t = S_{t-1} z_t. Then S_t = S e^{A_t} + su
      32 tokens, measured from the chunk's middle, e^{+-A} stays within e^{+-9.8} and may be split.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,7 +30,7 @@ V6_SLICE_ELEMENTS = 1 << 23
 
 def wkv6_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor,
                  cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed v6; shapes as in `reference.wkv6_steps`."""
+    """Packed v6; shapes as in `reference.wkv6_naive`."""
     layout = chunk_layout(cu_seqlens, CHUNK_V6, r.device)
     r, log_w, k, v = (to_chunks(x, layout) for x in (r, log_w.clamp(min=SMALLEST_LOG_W), k, v))
     # Sums reach hundreds while the differences that matter are small: float64 keeps them to float32's precision.
@@ -53,7 +56,7 @@ class _DecayedScores(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, r: Tensor, k: Tensor, before: Tensor, total: Tensor) -> Tensor:
+    def forward(ctx: Any, r: Tensor, k: Tensor, before: Tensor, total: Tensor) -> Tensor:
         ctx.save_for_backward(r, k, before, total)
         shape = r.shape
         flat = [x.flatten(0, 1) for x in (r, k, before, total)]
@@ -62,7 +65,7 @@ class _DecayedScores(torch.autograd.Function):
         return torch.cat(scores).view(*shape[:-1], shape[-2])
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         r, k, before, total = ctx.saved_tensors
         flat = [x.flatten(0, 1) for x in (r, k, before, total)]
         size = _slice(flat[0])
@@ -80,8 +83,8 @@ class _DecayedScores(torch.autograd.Function):
             from_k[:, :-1] += neighbour * r_[:, 1:]
             d_r.append(from_r)
             d_k.append(from_k)
-        d_r, d_k, d_before, d_total = (torch.cat(x).view_as(r) for x in (d_r, d_k, d_before, d_total))
-        return d_r, d_k, d_before.to(before.dtype), d_total.to(total.dtype)
+        return tuple(torch.cat(parts).view_as(x).to(x.dtype)
+                     for parts, x in zip((d_r, d_k, d_before, d_total), ctx.saved_tensors, strict=True))
 
 
 def _slice(x: Tensor) -> int:
@@ -98,7 +101,7 @@ def _pairwise_decay(before: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor
 
 def wkv7_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor,
                  cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed v7; shapes as in `reference.wkv7_steps`; log_w >= -0.61 (see above)."""
+    """Packed v7; shapes as in `reference.wkv7_naive`; log_w >= -0.61 (see above)."""
     layout = chunk_layout(cu_seqlens, CHUNK_V7, r.device)
     r, log_w, k, v, z, b = (to_chunks(x, layout) for x in (r, log_w, k, v, -kappa, kappa * a))
     length = r.shape[-2]
@@ -132,7 +135,7 @@ def wkv7_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, 
     return from_chunks(y, layout), state
 
 
-def _carry(state: Tensor, layout: ChunkLayout, advance) -> tuple[Tensor, Tensor]:
+def _carry(state: Tensor, layout: ChunkLayout, advance: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
     """Take the state through all chunks: state [S, H, N, N] -> its value before each chunk [n_chunks, H, N, N], and after all.
 
     `advance(s, c)` moves the states `s` of the chunks in slice `c` to their ends.

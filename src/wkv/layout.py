@@ -13,7 +13,7 @@ class ChunkLayout(NamedTuple):
     state moves on by slicing and nothing is padded but the end of each sequence's last chunk.
     """
 
-    index: Tensor  # [n_chunks, L] int64, position in the packed tokens; T_total where the chunk is padding
+    positions: Tensor  # [n_chunks, L] int64, in the packed tokens; T_total where the chunk is padding
     inverse: Tensor  # [T_total] int64, position in the flattened [n_chunks * L]
     order: Tensor  # [S] int64, sequences from longest to shortest
     active: list[int]  # sequences that have a j-th chunk, for each step j
@@ -36,16 +36,16 @@ def chunk_layout(cu_seqlens: Tensor, chunk: int, device: torch.device) -> ChunkL
     offset = step[:, None] * chunk + torch.arange(chunk)
     inside = offset < lengths[sequence][:, None]
     total = int(cu_seqlens[-1])
-    index = torch.where(inside, starts[sequence][:, None] + offset, total)
+    positions = torch.where(inside, starts[sequence][:, None] + offset, total)
     inverse = torch.empty(total, dtype=torch.int64)
-    inverse[index[inside]] = torch.arange(index.numel()).view_as(index)[inside]
-    return ChunkLayout(index.to(device), inverse.to(device), order.to(device), running.sum(1).tolist())
+    inverse[positions[inside]] = torch.arange(positions.numel()).view_as(positions)[inside]
+    return ChunkLayout(positions.to(device), inverse.to(device), order.to(device), running.sum(1).tolist())
 
 
 def to_chunks(x: Tensor, layout: ChunkLayout) -> Tensor:
     """[T_total, H, N] -> [n_chunks, H, L, N], zeros where a chunk is padding."""
     padded = torch.cat((x, x.new_zeros(1, *x.shape[1:])))
-    return padded[layout.index].transpose(1, 2)
+    return padded[layout.positions].transpose(1, 2)
 
 
 def from_chunks(x: Tensor, layout: ChunkLayout) -> Tensor:

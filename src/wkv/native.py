@@ -18,7 +18,7 @@ SHORTEST_CHUNKED = 32
 
 def wkv6_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor,
                 cu_seqlens: Tensor, bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Packed v6; shapes as in `reference.wkv6_steps`; r, k, v of one dtype, the rest float32 (float64 with float64).
+    """Packed v6; shapes as in `reference.wkv6_naive`; r, k, v of one dtype, the rest float32 (float64 with float64).
 
     bounds: cu_seqlens on r's device; copied there where None.
     """
@@ -30,7 +30,7 @@ def wkv6_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state
 
 def wkv7_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor,
                 cu_seqlens: Tensor, bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Packed v7; shapes as in `reference.wkv7_steps`; log_w and state float32 (float64 with float64), the rest of one dtype.
+    """Packed v7; shapes as in `reference.wkv7_naive`; log_w and state float32 (float64 with float64), the rest of one dtype.
 
     bounds: as in `wkv6_native`.
     """

@@ -9,13 +9,15 @@ Computes in float64 where an input is float64, in float32 otherwise. All sequenc
 one token each this is also the decoding step of generation.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from src.wkv.layout import sequence_bounds
 
 
-def wkv6_steps(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor,
+def wkv6_naive(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor,
                cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """Packed v6. r, log_w, k, v [T_total, H, N]; u [H, N]; state [S, H, N, N] -> y [T_total, H, N], state."""
     w = log_w.exp()
@@ -28,13 +30,14 @@ def wkv6_steps(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state:
     return _in_order(y, at, r), state
 
 
-def wkv7_steps(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor,
+def wkv7_naive(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor,
                cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """Packed v7. r, log_w, k, v, kappa, a [T_total, H, N]; state [S, H, N, N] -> y [T_total, H, N], state."""
     w, removed = log_w.exp(), kappa * a
     y, at = [], []
     for positions, active in _steps(cu_seqlens):
-        out, s = wkv7_token(*(x[positions] for x in (r, w, k, v, kappa, removed)), state[active])
+        out, s = wkv7_token(r[positions], w[positions], k[positions], v[positions], kappa[positions], removed[positions],
+                            state[active])
         state = s if len(active) == len(state) else state.index_copy(0, active.to(state.device), s)
         y.append(out)
         at.append(positions)
@@ -56,7 +59,7 @@ def wkv7_token(r: Tensor, w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, remove
     return (state @ r.unsqueeze(-1)).squeeze(-1), state
 
 
-def _steps(cu_seqlens: Tensor):
+def _steps(cu_seqlens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, for each time step, the packed positions of the tokens at that step and the sequences they belong to."""
     starts, lengths = sequence_bounds(cu_seqlens)
     for t in range(int(lengths.max()) if len(lengths) else 0):

@@ -89,6 +89,13 @@ def test_the_output_is_unchanged_by_any_profile(quantize):
         assert torch.equal(model.train()(TOKENS), before)
 
 
+def test_a_model_with_other_adapters_is_refused():
+    model = tiny_model(tiny_weights())
+    apply_layer_profile(model, profile("freeze", "lora", "lora", "freeze"), seed=0)
+    with pytest.raises(ValueError, match="blocks.0.att.receptance has another adapter than bone"):
+        apply_layer_profile(model, profile("freeze", "bone", "bone", "freeze"), seed=0)
+
+
 def test_blocks_in_full_mode_are_not_quantized():
     assert blocks_to_quantize(profile("freeze", "full", "lora", "full")) == {1}
     assert blocks_to_quantize(profile("full", "freeze", "lora", "freeze")) == {0, 1}

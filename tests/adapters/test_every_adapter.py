@@ -117,7 +117,7 @@ def test_the_global_random_state_is_untouched(mode):
 def test_it_is_a_product_with_rows_and_a_thin_pair_and_perhaps_a_factor(mode, scheme):
     """As the log-probabilities without logits take a head apart."""
     layer, _ = adapted(mode, scheme, moved=0.3)
-    pair = inputs() @ layer.rows(0, OUT, torch.float32).T + layer.thin(inputs()) @ layer.wide.T
+    pair = inputs() @ layer.rows(0, OUT, torch.float32).T + layer.down(inputs()) @ layer.up.T
     factor = layer.factor(torch.float32)
     assert (factor is None) == (mode != "dora")
     torch.testing.assert_close(pair if factor is None else pair * factor, layer(inputs()), atol=2e-5, rtol=1e-5)

@@ -31,7 +31,7 @@ def check(version: str, inputs: dict[str, torch.Tensor], lengths: list[int], dty
     tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
     inputs = {name: x.to(dtype).double() if name in tokens else x for name, x in inputs.items()}
     cu_seqlens = bounds(lengths)
-    truth = with_gradients(version, inputs, cu_seqlens, "steps")
+    truth = with_gradients(version, inputs, cu_seqlens, "naive")
     leaves = {name: x.to(dtype if name in tokens else torch.float32).requires_grad_() for name, x in inputs.items()}
     outputs = dict(zip(("y", "final state"), host_kernels.run(version, chunked, leaves, cu_seqlens, blocks), strict=True))
     generator = torch.Generator().manual_seed(1)  # the projection of with_gradients
@@ -62,7 +62,7 @@ def check_step(version: str, inputs: dict[str, torch.Tensor], dtype: torch.dtype
     tokens = set(SHAPED_BY_TOKEN[version]) - {"log_w"}
     inputs = {name: x.to(dtype if name in tokens else torch.float32) for name, x in inputs.items()}
     exact = {name: x.double() for name, x in inputs.items()}
-    expected = run(version, exact, bounds([1] * len(exact["r"])), "steps")
+    expected = run(version, exact, bounds([1] * len(exact["r"])), "naive")
     around = torch.randn(len(exact["r"]) + 2, *inputs["state"].shape[1:])
     memory = around.clone()
     memory[1:-1] = inputs["state"]
@@ -176,7 +176,7 @@ def test_a_nan_reaches_all_that_depends_on_it_and_no_other_sequence(version, nam
     at = {"u": (0, 3), "state": (1, 0, 3, 3)}.get(name, (25, 0, 3))
     spoilt = poison(inputs, name, at)
     found = results(lambda x: host_kernels.run(version, chunked, x, cu_seqlens), spoilt)
-    truth, clean = (results(lambda x: run(version, x, cu_seqlens, "steps"), {key: x.double() for key, x in one.items()})
+    truth, clean = (results(lambda x: run(version, x, cu_seqlens, "naive"), {key: x.double() for key, x in one.items()})
                     for one in (spoilt, inputs))
     assert truth["y"].isnan().any() and not [key for key, x in truth.items() if (x.isnan() & found[key].isfinite()).any()]
     for one in (found, clean):
@@ -193,7 +193,7 @@ def test_a_nan_reaches_what_a_step_makes_of_it(version, name, dtype):
     inputs = {key: x.to(dtype if key in tokens else torch.float32) for key, x in draw(version, [1] * 3, 2, 64).items()}
     at = {"u": (0, 3), "state": (1, 0, 3, 3)}.get(name, (1, 0, 3))
     spoilt = poison(inputs, name, at)
-    expected = run(version, {key: x.double() for key, x in spoilt.items()}, bounds([1] * 3), "steps")
+    expected = run(version, {key: x.double() for key, x in spoilt.items()}, bounds([1] * 3), "naive")
     state = spoilt["state"].clone()
     assert any(x.isnan().any() for x in expected)
     for found, x in zip((host_kernels.step(version, spoilt, state), state), expected, strict=True):

@@ -11,7 +11,7 @@ PER_HEAD = ("u", "state")
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 37])
-@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "steps"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "naive"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_batches_are_packed_sequences_of_one_length(version, backend, length):
     inputs = draw(version, [length] * 3, 2, 8)
@@ -24,14 +24,14 @@ def test_batches_are_packed_sequences_of_one_length(version, backend, length):
         assert torch.equal(state, inputs["state"])
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "steps"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "naive"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_no_sequences_at_all(version, backend):
     y, state = run(version, draw(version, [], 2, 8), bounds([]), backend)
     assert y.shape == (0, 2, 8) and state.shape == (0, 2, 8, 8)
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "steps"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "naive"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_no_state_is_a_state_of_zeros_and_a_given_one_is_not_changed(version, backend):
     lengths = [9, 0, 1]
@@ -50,7 +50,7 @@ def test_no_state_is_a_state_of_zeros_and_a_given_one_is_not_changed(version, ba
 def test_a_step_is_one_token_of_each_sequence_and_changes_the_state_in_place(version, dtype, native_serves, monkeypatch):
     inputs = {name: x.to(dtype) for name, x in draw(version, [1] * 5, 2, 8).items()}
     inputs["state"] = inputs["state"].to(torch.float64 if dtype == torch.float64 else torch.float32)
-    expected, expected_state = run(version, inputs, bounds([1] * 5), "steps")
+    expected, expected_state = run(version, inputs, bounds([1] * 5), "naive")
     if not native_serves:
         monkeypatch.setattr(native, "serves", lambda r: False)
     state = inputs["state"].clone()
@@ -61,7 +61,7 @@ def test_a_step_is_one_token_of_each_sequence_and_changes_the_state_in_place(ver
     assert y.dtype == dtype
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "steps"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("native", marks=compiled), "chunked", "naive"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_dtypes(version, dtype, backend):
@@ -80,13 +80,13 @@ def test_dtypes(version, dtype, backend):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_auto_takes_native_kernels_or_else_steps_for_short_sequences_and_chunks_for_long_ones(version, served, monkeypatch):
     taken = []
-    for module, form in ((reference, "steps"), (chunked, "chunked"), (native, "native")):
+    for module, form in ((reference, "naive"), (chunked, "chunked"), (native, "native")):
         name = f"wkv{version[2]}_{form}"
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *x, form=form, original=original, **more: (
             taken.append(form) or original(*x, **more)))
     monkeypatch.setattr(native, "serves", lambda r: served)
-    for lengths, expected in (([SHORT, 1], "steps"), ([SHORT + 1, 1], "chunked"), ([], "steps")):
+    for lengths, expected in (([SHORT, 1], "naive"), ([SHORT + 1, 1], "chunked"), ([], "naive")):
         run(version, draw(version, lengths, 1, 4), bounds(lengths), "auto")
         assert taken.pop() == ("native" if served else expected) and not taken
 
@@ -101,5 +101,5 @@ def test_heads_that_the_kernels_do_not_serve_go_to_pytorch_and_are_refused_by_na
 
 @pytest.mark.parametrize(("version", "function"), [("x060", wkv6), ("x070", wkv7)])
 def test_an_unknown_backend_is_refused(version, function):
-    with pytest.raises(ValueError, match=r"'cuda2'.*native.*chunked.*steps"):
+    with pytest.raises(ValueError, match=r"'cuda2'.*native.*chunked.*naive"):
         function(**draw(version, [3], 1, 4), cu_seqlens=bounds([3]), backend="cuda2")

@@ -27,7 +27,7 @@ def by_the_paper(version: str, x: dict[str, np.ndarray], start: int, end: int, s
 def test_steps_are_the_published_formulas(version, head_size):
     lengths = [3, 0, 1, 20]
     inputs, cu_seqlens = draw(version, lengths, 2, head_size), bounds(lengths)
-    y, state = run(version, inputs, cu_seqlens, "steps")
+    y, state = run(version, inputs, cu_seqlens, "naive")
     plain = {name: x.numpy() for name, x in inputs.items()}
     for sequence, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
         for head in range(2):
@@ -46,7 +46,7 @@ def differentiable(version: str, lengths: list[int], n_head: int, head_size: int
     return function, tuple(x.requires_grad_() for x in inputs.values())
 
 
-@pytest.mark.parametrize("backend", ["steps", "chunked"])
+@pytest.mark.parametrize("backend", ["naive", "chunked"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_entry_of_the_jacobian_is_the_numerical_one(version, backend):
     """Each input's, the initial state's among them, with an empty and a one-token sequence between the others."""
@@ -56,7 +56,7 @@ def test_every_entry_of_the_jacobian_is_the_numerical_one(version, backend):
 
 
 @pytest.mark.parametrize("head_size", [8, 16, 32, 64])
-@pytest.mark.parametrize("backend", ["steps", "chunked"])
+@pytest.mark.parametrize("backend", ["naive", "chunked"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_gradients_across_chunks_are_the_numerical_ones(version, backend, head_size):
     """At the official head sizes and lengths over several chunks, by random projections of the Jacobian."""
