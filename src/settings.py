@@ -68,7 +68,7 @@ def table(flags: Mapping[str, Flag]) -> Any:
 
 def flags_of(settings: type, title: str | None = None) -> Iterator[Named]:
     """All flags of a dataclass of settings, in its order."""
-    for part in fields(settings):  # type: ignore[arg-type]
+    for part in fields(settings):
         if "flag" in part.metadata:
             yield Named(part.name, part.metadata["flag"], title)
         elif "table" in part.metadata:

@@ -34,16 +34,18 @@ def how_quantized(settings: list[LayerSetting], names: Iterable[str], scheme: st
             "quantized_otherwise": quantized_otherwise(settings, names) if scheme else {}}
 
 
-def quantized_linears(settings: list[LayerSetting], scheme: str) -> Callable[[str, Tensor], nn.Module | None]:
+def quantized_linears(settings: list[LayerSetting], scheme: str | None) -> Callable[[str, Tensor], nn.Module | None] | None:
     """How a model that will train by this profile holds its blocks' linear weights, quantized; for `build_model`.
 
     Returns:
         a function of a linear layer's name and its weight [out, in]: the layer, or None where it has to stay plain, as what
-        trains in full has.
+        trains in full has. None where `scheme` is, and nothing is quantized.
 
     Raises (the function):
         UserError: a rank above the smaller side of a weight that its adapter splits.
     """
+    if scheme is None:
+        return None
     by_layer = {setting.layer: setting for setting in settings}
 
     def hold(name: str, weight: Tensor) -> nn.Module | None:

@@ -4,7 +4,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from src.errors import UserError
 from src.settings import NEEDED, flags_of
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         own = self.flags()
         return Counter(flag for word in arguments if (flag := word.partition("=")[0]) in own)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
 

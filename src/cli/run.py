@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from types import CodeType, FrameType
+from typing import Any
 
 from src.console import say
 from src.errors import SIGNALS, Stopped, UserError, out_of_memory
@@ -104,7 +105,7 @@ def _catch_signals(main: CodeType) -> list[int]:
     received: list[int] = []
     first = 0.0
 
-    def stop(number: int, frame: FrameType) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if received:
             if time.monotonic() - first > SAME_WITHIN:
@@ -117,7 +118,7 @@ def _catch_signals(main: CodeType) -> list[int]:
         signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER, AGAIN_AFTER)
         end(number, frame)
 
-    def end(_: int, frame: FrameType) -> None:
+    def end(_: int, frame: FrameType | None) -> None:
         names = _callers(frame, main)
         if names[-1:] == [IMPORT]:  # of the script's own, before any work; packages take an exception there for another, or abort
             message, code = _ended_by(received[0])
@@ -166,12 +167,12 @@ class _Kept(io.FileIO):
         super().__init__(number, "w", closefd=False)
         self.lost = lost
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
             if error.errno != errno.EPIPE:
-                self.lost.append(error.strerror)
+                self.lost.append(error.strerror or str(error))
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)

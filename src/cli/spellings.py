@@ -106,7 +106,7 @@ SFT_TYPES = (("", "none", "utf-8", "jsonl", "sft"),
              "give the texts themselves as --train_data_file, in CSV, JSONL, Parquet or .txt, in UTF-8")
 
 # RWKV-PEFT's adapters as JSON: the modes that each is of, and what its names are here: a flag, or values that change nothing.
-CONFIGS = {
+CONFIGS: dict[str, tuple[tuple[str, ...], dict[str, str | tuple[Sequence[str], str] | None]]] = {
     "--lora_config": (("lora",), {"lora_r": "--lora_r", "lora_alpha": "--lora_alpha", "lora_load": SERVED["--lora_load"],
                                   "lora_dropout": SERVED["--lora_dropout"], "lora_parts": SERVED["--lora_parts"]}),
     "--pissa_config": (("pissa",), {"pissa_r": "--lora_r", "pissa_load": SERVED["--lora_load"],

@@ -58,7 +58,7 @@ def evaluate(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
     if config.strategy.device.type == "cpu":
         recycle_memory()
     if references is None and config.reference_model:
-        references = _log_probs(_reference_model(config, dimensions), pairs, config, "reference",
+        references = _log_probs(_reference_model(config, config.reference_model, dimensions), pairs, config, "reference",
                                 f"the reference model {config.reference_model}")
         facts["references"] = config.reference_model
     model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
@@ -147,11 +147,11 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
     return pairs, np.array([pair[3:] for pair in loaded]), facts
 
 
-def _reference_model(config: EvaluateConfig, dimensions: Dimensions) -> RWKV:
-    weights, found = load_base(config.reference_model)
+def _reference_model(config: EvaluateConfig, path: str, dimensions: Dimensions) -> RWKV:
+    weights, found = load_base(path)
     if found.vocab_size != dimensions.vocab_size:
-        raise UserError(f"--reference_model {config.reference_model} has a vocabulary of {found.vocab_size}, {config.load_model} "
-                        f"one of {dimensions.vocab_size}; give a model that reads the same tokens")
+        raise UserError(f"--reference_model {path} has a vocabulary of {found.vocab_size}, {config.load_model} one of "
+                        f"{dimensions.vocab_size}; give a model that reads the same tokens")
     return build_model(weights, found, config.strategy.dtype, config.strategy.device, config.strategy.quantization)
 
 
@@ -163,8 +163,7 @@ def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, 
 
 def _beta_of(adapter: Adapter | None) -> float:
     """What the adapter was trained with; UserError where the file has something else there."""
-    beta = adapter.extra.get("dpo_beta") if adapter is not None else None
-    if beta is None:
+    if adapter is None or (beta := adapter.extra.get("dpo_beta")) is None:
         return DEFAULT_BETA
     least, most = STRENGTH  # as --dpo_beta
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not least <= beta <= most:

@@ -50,7 +50,7 @@ def evaluate_texts(model: RWKV, texts: Sequence[Text]) -> dict[str, float]:
     """loss and sft_loss, in nats a token: the mean over all `tokens` that have a loss. The training mode stays as it is."""
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0
     for batch in batches_by_tokens(texts, BATCH_TOKENS):
         losses = text_losses(model, pack_texts([texts[at] for at in batch]).to(model.device))["loss"]
         total, count = total + losses.double().sum(), count + len(losses)

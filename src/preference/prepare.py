@@ -44,6 +44,7 @@ def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:
     if config.check_data:
         _check(config, notes)
         return
+    assert config.output_save  # the flags were checked for it
     for path in (config.output_save, f"{config.output_save}.json", f"{config.output_save}.partial"):
         check_output(path, input_files(config))
     check_sidecar_place(config.output_save)

@@ -6,6 +6,7 @@ in which manifest.json has the digest of every other file.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -46,7 +47,7 @@ class SealedFile(CheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").digest()
+                digest = hashlib.file_digest(cast(io.BufferedRandom, file), "sha256").digest()
                 file.write(MARK + digest)
         except RuntimeError as error:  # what torch's archive writer raises when a write falls short
             if out_of_memory(error):

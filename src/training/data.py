@@ -5,12 +5,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast, overload
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from src.data.batching import batches_from, epoch_order, pass_by_tokens
 from src.data.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts
@@ -79,9 +79,18 @@ class Epoch(Sequence[MicroBatch]):
     def __len__(self) -> int:
         return -(-self._all // self._batches.world_size)
 
+    @overload
+    def __getitem__(self, at: int) -> MicroBatch: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[MicroBatch]: ...
+
     def __getitem__(self, at: int | slice) -> MicroBatch | list[MicroBatch]:
         if isinstance(at, slice):
-            return [self[place] for place in range(*at.indices(len(self)))]
+            return [self._batch(place) for place in range(*at.indices(len(self)))]
+        return self._batch(at)
+
+    def _batch(self, at: int) -> MicroBatch:
         if not 0 <= at < len(self):
             raise IndexError(at)
         place, draw, together = at * self._batches.world_size + self._rank, self._batches.draw, self._batches.together
@@ -203,17 +212,19 @@ class TrainingData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Micro-batches of this process: what `collate` makes of each one's pairs or texts, and their share."""
-        micro_batches = self.batches.epoch(self.trainer.current_epoch, self.trainer.global_rank)
+        assert self.trainer is not None  # which asks for it
+        micro_batches = cast(Dataset[MicroBatch], self.batches.epoch(self.trainer.current_epoch, self.trainer.global_rank))
         # A generator of its own, since a loader draws a seed at each epoch's start, which must not shift dropout's numbers.
         return DataLoader(micro_batches, batch_size=None, collate_fn=self._packed, generator=torch.Generator(),
                           pin_memory=self.trainer.strategy.root_device.type == "cuda")
 
-    def _packed(self, micro_batch: MicroBatch) -> tuple[PackedBatch | TextBatch, Tensor | None, float]:
+    def _packed(self, micro_batch: Any) -> tuple[PackedBatch | TextBatch, Tensor | None, float]:
         return *collate([self.batches.pairs[index] for index in micro_batch.indices]), micro_batch.share
 
 
-def collate(pairs: Sequence[Pair | Text]) -> tuple[PackedBatch | TextBatch, Tensor | None]:
+def collate(items: Sequence[Pair | Text]) -> tuple[PackedBatch | TextBatch, Tensor | None]:
     """A PackedBatch and each pair's cached references (chosen, reject) in nats, float64 [B, 2]; or a TextBatch and nothing."""
-    if isinstance(pairs[0], Text):
-        return pack_texts(pairs), None
-    return pack_pairs(pairs), torch.tensor([pair[3:] for pair in pairs], dtype=torch.float64)
+    texts = [item for item in items if isinstance(item, Text)]
+    if texts:
+        return pack_texts(texts), None
+    return pack_pairs(items), torch.tensor([item[3:] for item in items], dtype=torch.float64)

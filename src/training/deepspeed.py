@@ -41,6 +41,7 @@ class SteppingDeepSpeed(DeepSpeedStrategy):
         return False
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        assert self.lightning_module is not None  # the fit has begun
         accumulates = self.lightning_module.trainer.fit_loop._should_accumulate()
         self.deepspeed_engine.set_gradient_accumulation_boundary(not accumulates)
 

@@ -66,7 +66,7 @@ def environment_of(config: TrainConfig) -> ClusterEnvironment:
         raise UserError(f"--devices {config.machine.devices}: {launcher} should have started a process for each device, but "
                         f"{reason}; correct that, or unset its variables") from None
     found.set_global_rank(rank)
-    rank_zero_only.rank = rank  # which most of them leave as Lightning guessed it
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # which most of them leave as Lightning guessed it
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -31,6 +31,14 @@ class Data:
     path: str
     items: Sequence[Pair] | Sequence[Text]
     facts: dict[str, Any]  # what config.json and the report say of them
+
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        return cast(Sequence[Pair], self.items)
+
+    @property
+    def texts(self) -> Sequence[Text]:
+        return cast(Sequence[Text], self.items)
 
     @property
     def sidecar(self) -> dict[str, Any] | None:

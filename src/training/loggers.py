@@ -142,7 +142,7 @@ def _wandb_logger(config: TrainConfig) -> Logger | None:
     try:
         try:
             mode = _set_up(wandb).mode
-        except wandb.UsageError as error:  # a key with white space around it, which it refuses even offline
+        except wandb.errors.UsageError as error:  # a key with white space around it, which it refuses even offline
             if os.environ.pop("WANDB_API_KEY", None) is None:
                 raise
             return _begin(wandb, config, _short(error))

@@ -30,7 +30,8 @@ class StepMetrics(pl.Callback):
         self.pref_percentage = 0.5
         self.before, self.grad_norm, self.lr = 0.0, 0.0, 0.0
         # Of the micro-batches since the last step, where they were computed, and of the step's in all processes, on the host.
-        self.sums, self.tokens, self.pairs = 0.0, 0, 0
+        self.sums: Tensor | None = None
+        self.tokens, self.pairs = 0, 0
         self.totals: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
@@ -52,7 +53,8 @@ class StepMetrics(pl.Callback):
         if "margin" in losses:
             losses = losses | {"pref_accuracy": (losses["margin"] > 0).float()}
         self.names = [name for name in ("loss", pl_module.objective.loss_name, *AVERAGED) if name in losses]
-        self.sums = self.sums + share * torch.stack([losses[name] for name in self.names]).sum(1, dtype=torch.float64)
+        sums = share * torch.stack([losses[name] for name in self.names]).sum(1, dtype=torch.float64)
+        self.sums = sums if self.sums is None else self.sums + sums
         if share:
             self.tokens += pl_module.last_tokens
             self.pairs += len(losses["loss"])
@@ -60,14 +62,15 @@ class StepMetrics(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: PreferenceModule,
                                  optimizer: torch.optim.Optimizer) -> None:
         self.lr = max(group["lr"] for group in optimizer.param_groups)
+        assert self.sums is not None  # a backward came before
         sums = torch.cat([self.sums, *(self.sums.new_full((1,), count) for count in (self.tokens, self.pairs))])
         # DeepSpeed keeps gradients to itself; its norm is asked for after the step.
         gradients = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).to(sums.dtype) if gradients else sums.new_zeros(())
         # The one look of a step at the device's numbers, when all but the optimizer's own work is queued there.
-        *sums, self.grad_norm = torch.cat([trainer.strategy.reduce(sums, reduce_op="sum"), norm[None]]).tolist()
-        self.totals = dict(zip((*self.names, "tokens", "pairs"), sums, strict=True))
-        self.sums, self.tokens, self.pairs = 0.0, 0, 0
+        *totals, self.grad_norm = torch.cat([trainer.strategy.reduce(sums, reduce_op="sum"), norm[None]]).tolist()
+        self.totals = dict(zip((*self.names, "tokens", "pairs"), totals, strict=True))
+        self.sums, self.tokens, self.pairs = None, 0, 0
         if not math.isfinite(self.totals["loss"]):
             raise NotFinite(f"step {trainer.global_step + 1}: the loss is not finite")
         if not self.grad_norm < float("inf"):

@@ -1,5 +1,6 @@
 """The Lightning module: one micro-batch's loss, the optimizer with its rates by layer, and what a resume needs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -54,7 +55,7 @@ class PreferenceModule(pl.LightningModule):
         optimizer = _optimizer(groups, config)
 
         # The groups' own rate is 1, so that the schedule's factor is the rate itself, which may start from 0.
-        def schedule(lr_init: float, lr_final: float):
+        def schedule(lr_init: float, lr_final: float) -> Callable[[int], float]:
             return lambda step: learning_rate(step, self.total_steps, config.steps.warmup_steps, lr_init, lr_final)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [schedule(*pair) for pair in rates])
@@ -79,7 +80,7 @@ class PreferenceModule(pl.LightningModule):
 
 def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW: torch's fused one, bitsandbytes' 8-bit one, or on the CPU's side of DeepSpeed's offload its own."""
-    arguments = {"lr": 1.0, "betas": (config.steps.beta1, config.steps.beta2), "eps": config.steps.adam_eps}
+    arguments: dict[str, Any] = {"lr": 1.0, "betas": (config.steps.beta1, config.steps.beta2), "eps": config.steps.adam_eps}
     if config.machine.strategy.startswith("deepspeed") and "offload" in config.machine.strategy:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 

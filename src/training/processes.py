@@ -101,7 +101,8 @@ class Others(pl.Callback):
         for process in self.processes:
             process.kill()
             process.wait()
-            process.stdin.close()
+            if process.stdin is not None:
+                process.stdin.close()
 
     def _failed(self) -> str | None:
         for rank, process in enumerate(self.processes, 1):

@@ -139,7 +139,7 @@ def _samples(folder: Path, config: TrainConfig, answer: Answer | None, asked: Da
     if config.machine.strategy.startswith("deepspeed_stage_3"):
         say("warning: no samples in the report, since stage 3 leaves no device a whole model to write them")
         return None
-    questions = read_questions(asked.items, config.run.samples, asked.sidecar, vocab_size)
+    questions = read_questions(asked.pairs, config.run.samples, asked.sidecar, vocab_size)
     return Samples(folder, questions, answer, config.run.sample_tokens) if questions else None
 
 

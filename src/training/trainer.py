@@ -38,7 +38,7 @@ def make_callbacks(config: TrainConfig, base: str, version: str, total_steps: in
     """
     folder, losses = Path(config.run.proj_dir), config.objective.of_the_losses
     metrics = StepMetrics(folder)
-    evaluation = HeldOut(folder, held_out.items) if held_out else None
+    evaluation = HeldOut(folder, held_out) if held_out else None
     growing: list[Any] = list(filter(None, (evaluation, samples)))
     save = SaveAdapters(folder, base, {"version": version, "loss": config.objective.loss, "dpo_beta": losses["dpo_beta"],
                                        "dpo_alpha": losses["dpo_alpha"]}, growing)

@@ -1,6 +1,5 @@
 """What a run shows of its model before the first step and after each epoch: held-out numbers, samples, the report."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from src.evaluation.held_out import evaluate_pairs, evaluate_texts
 from src.evaluation.report import write_report
 from src.evaluation.samples import Answer, Questions
 from src.run_files import EVAL_FILE, METRICS_FILE, SAMPLES_FILE, append_line
+from src.training.inputs import Data
 from src.training.metrics import not_finite_numbers
 from src.training.module import PreferenceModule
 
@@ -20,8 +20,8 @@ from src.training.module import PreferenceModule
 class HeldOut(pl.Callback):
     """Held-out numbers before the first step and after each epoch: a line each in eval.jsonl, and to the loggers."""
 
-    def __init__(self, folder: Path, pairs: Sequence[tuple]):
-        self.path, self.pairs = folder / EVAL_FILE, pairs
+    def __init__(self, folder: Path, data: Data):
+        self.path, self.data = folder / EVAL_FILE, data
         self.last: dict[str, float] = {}
         self.steps: list[int] = []  # of the lines that were written, those before a resume among them
 
@@ -42,9 +42,9 @@ class HeldOut(pl.Callback):
         wrong = None
         if trainer.is_global_zero:
             if pl_module.config.objective.sft:
-                numbers = evaluate_texts(pl_module.model, self.pairs)
+                numbers = evaluate_texts(pl_module.model, self.data.texts)
             else:
-                numbers = evaluate_pairs(pl_module.model, self.pairs, pl_module.objective)
+                numbers = evaluate_pairs(pl_module.model, self.data.pairs, pl_module.objective)
             wrong = not_finite_numbers(numbers)
             if not wrong:
                 self.last = {"step": trainer.global_step, **numbers}
