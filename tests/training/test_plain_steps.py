@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-import train
 from tests.plain_model import log_probs
+from tests.training.outside import changed_adapter, run
 from tests.training.plain_steps import PlainRun, pair_numbers, text_numbers
 
 PAIRS = 5
@@ -35,13 +33,7 @@ head,dora,4,12,0.015,0.03,0.5,,,,
 """
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """What they draw does not depend on any number here, and takes longer than the run."""
-    def savefig(_, file, format, **more):
-        file.write("<svg/>" if format == "svg" else b"")
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +57,9 @@ def some_pairs(base: dict[str, Tensor], alike: bool = False) -> list[tuple]:
     return pairs
 
 
-def run(folder: Path, flags: dict) -> tuple[list[dict], dict[str, Tensor]]:
-    """What train.py makes of these flags: the lines of metrics.jsonl, and the tensors of the last adapter."""
-    train.main([str(word) for name, value in flags.items() for word in (f"--{name}", value)] + ["--proj_dir", str(folder)])
-    return lines(folder / "metrics.jsonl"), tensors(folder / "rwkv-final.safetensors")
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def tensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-
-
-def moved(source: Path, target: Path) -> dict[str, Tensor]:
-    """An adapter file like `source` with every trained tensor elsewhere, so that none of them has a gradient of 0."""
-    generator = torch.Generator().manual_seed(3)
-    with safe_open(source, "pt") as file:
-        metadata = file.metadata()
-    content = {name: tensor if ".start_" in name else tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
-               for name, tensor in tensors(source).items()}
-    save_file(content, target, metadata)
-    return content
+def elsewhere(name: str, tensor: Tensor) -> Tensor:
+    """From where no gradient is 0, as half of an adapter's are at its start."""
+    return tensor + 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name)))
 
 
 def rows_of(flags: dict) -> dict[str, dict[str, float]]:
@@ -113,7 +84,7 @@ def start(tmp_path_factory) -> Callable[[dict], tuple[Path | None, dict[str, Ten
             folder = tmp_path_factory.mktemp("start")
             _, content = run(folder / "still", flags | STILL)
             if flags.get("peft") != "full":
-                content = moved(folder / "still" / "rwkv-final.safetensors", folder / "start.safetensors")
+                content = changed_adapter(folder / "still" / "rwkv-final.safetensors", folder / "start.safetensors", elsewhere)
             made[key] = folder / "start.safetensors" if flags.get("peft") != "full" else None, content
         return made[key]
 
