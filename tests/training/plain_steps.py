@@ -132,6 +132,13 @@ class PlainRun:
             expected["pref_percentage"] = self.preferred
         return expected
 
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """What a line of eval.jsonl should hold of all examples, at the weights as they are."""
+        weights = adapted(self.base, self.trained, self.flags.get("lora_r", 16), self.flags.get("lora_alpha", 32.0))
+        means = _mean([self.numbers(weights, example, self.flags) for example in self.examples])
+        return {"accuracy" if name == "pref_accuracy" else name: value for name, value in means.items()}
+
     def _adamw(self, gradients: dict[str, Tensor], norm: float) -> float:
         """arXiv:1711.05101, algorithm 2, on gradients clipped to a norm; returns the highest rate."""
         flag = self.flags.get

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.plain_model import log_probs
-from tests.training.outside import changed_adapter, run
+from tests.training.outside import changed_adapter, lines, run
 from tests.training.plain_steps import PlainRun, pair_numbers, text_numbers
 
 PAIRS = 5
@@ -111,12 +111,16 @@ def check(model, start, tmp_path):
 
         numbers = text_numbers if "sft" in flags else pair_numbers
         plain = PlainRun(base, before, examples, numbers, flags, rows_of(flags), len(sizes))
+        at_start = plain.held_out() if "eval_file" in flags else {}
         assert len(told) == len(sizes)
         for line, size in zip(told, sizes, strict=True):
             # Sums of up to 80 nats carry 1e-5 in float32.
             expected = plain.step(line, size if isinstance(size, tuple) else (size,))
             assert line == pytest.approx(line | expected, rel=2e-5, abs=2e-5)
         assert len(plain.left) == len(examples)
+        if "eval_file" in flags:
+            for line, expected in zip(lines(tmp_path / "run" / "eval.jsonl"), (at_start, plain.held_out()), strict=True):
+                assert line == pytest.approx(line | expected, rel=2e-5, abs=2e-5)
         assert after.keys() == plain.trained.keys()
         for name, tensor in after.items():
             way, expected = tensor.double() - before[name], plain.trained[name] - before[name]
@@ -140,8 +144,9 @@ def check(model, start, tmp_path):
     {"loss": "cpo", "cpo_beta": 0.25, "cpo_alpha": 0.55},
     {"loss": "cpo", "cpo_beta": 0.15, "cpo_alpha": 0.4, "label_smoothing": 0.3, "sft_on_prompt": 1},
 ], ids=lambda flags: " ".join(map(str, flags.values())))
-def test_losses(check, flags):
-    check("x070", NO_DPO | flags if flags.get("loss") in ("simpo", "orpo", "cpo") else flags, WHOLE)
+def test_losses(check, tmp_path, flags):
+    without = NO_DPO if flags.get("loss") in ("simpo", "orpo", "cpo") else {}
+    check("x070", without | flags | {"eval_file": tmp_path / "pairs.save"}, WHOLE)
 
 
 @pytest.mark.parametrize("flags", [
