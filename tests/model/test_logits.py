@@ -6,6 +6,7 @@ import torch
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.model import build_model
+from tests import plain_model
 from tests.random_checkpoint import random_weights
 from tests.rwkv_package import package_logits_of_many
 from tests.tiny import FACTS, HEAD_SIZES, KINDS, VERSIONS, text_loss, tiny_dimensions, tiny_text
@@ -47,6 +48,9 @@ def test_logits_are_the_packages(package, kind, head_size, tiny_checkpoints):
         assert relative(ours, theirs) < 1e-5 and relative(ours[-1], theirs[-1]) < 1e-5
         # In float64 no error is ours, and it is the package's float32 that this sees.
         assert relative(exact.logits(exact(torch.tensor(tokens))[0]), theirs.double()) < 1e-5
+        # So it is of what other tests take for the truth.
+        plain = plain_model.logits({name: tensor.double() for name, tensor in weights.items()}, tokens)
+        assert relative(plain, theirs.double()) < 1e-5
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
