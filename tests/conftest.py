@@ -22,6 +22,7 @@ from src.training.config import TrainConfig
 from tests import instructions
 from tests.pairs_csv import write_pairs_csv
 from tests.random_checkpoint import make_dimensions, random_weights
+from tests.reliability.warm import draw_nothing
 from tests.tiny import tiny_dimensions, trained_tiny
 
 # The same examples in every run, however long a busy machine takes for one. What fixtures give stays as it is between examples.
@@ -64,6 +65,20 @@ def own_signals() -> Iterator[None]:
     yield
     for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def undrawn() -> Iterator[pytest.MonkeyPatch]:
+    """Runs lay out their curves but draw none, which would take three quarters of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", draw_nothing)
+        yield patch
+
+
+@pytest.fixture
+def drawn(undrawn) -> None:
+    """For a test that looks at the curves."""
+    undrawn.undo()
 
 
 @pytest.fixture

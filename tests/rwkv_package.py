@@ -1,10 +1,13 @@
 """What the published `rwkv` package computes, as a truth that this project did not write.
 
 The package chooses v7 or v4-v6 by an environment variable read at import, so it runs in a process of its own:
-    python tests/rwkv_package.py STRATEGY REQUESTS.json ANSWERS.pt
-One process answers many requests, each about a model of its own, since importing torch takes longer than tiny models do.
+    python tests/rwkv_package.py
+That process answers until its stdin ends, since importing torch takes longer than tiny models do: a line {"strategy", "requests",
+"answers"}, each request about a model of its own, by a line once the answers are in that file.
 """
 
+import atexit
+import functools
 import json
 import os
 import subprocess
@@ -37,23 +40,42 @@ def package_generate(model: Path, version: str, prompts: list[list[int]], count:
 def _ask(requests: list[dict], version: str, strategy: str) -> list:
     import torch
 
+    process = _package(version)
     with tempfile.TemporaryDirectory() as folder:
-        questions, answers = Path(folder, "requests.json"), Path(folder, "answers.pt")
-        questions.write_text(json.dumps(requests))
-        environment = {**os.environ, "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1" if version == "x070" else "0"}
-        done = subprocess.run([sys.executable, __file__, strategy, str(questions), str(answers)],
-                              env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        answers = Path(folder, "answers.pt")
+        process.stdin.write(json.dumps({"strategy": strategy, "requests": requests, "answers": str(answers)}) + "\n")
+        process.stdin.flush()
+        said = process.stdout.readline()
+        assert said == "answered\n", said or "the package's process has ended"
         return torch.load(answers, weights_only=True)
 
 
+@functools.cache
+def _package(version: str) -> subprocess.Popen:
+    environment = {**os.environ, "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1" if version == "x070" else "0"}
+    process = subprocess.Popen([sys.executable, __file__], env=environment, text=True, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE)
+    atexit.register(process.communicate)
+    return process
+
+
 def main() -> None:
-    strategy, questions, answers = sys.argv[1:]
+    told, sys.stdout = sys.stdout, sys.stderr  # the package prints what it loads
+    for line in sys.stdin:
+        try:
+            _answer(**json.loads(line))
+        except Exception as error:
+            print(repr(error), file=told, flush=True)
+        else:
+            print("answered", file=told, flush=True)
+
+
+def _answer(strategy: str, requests: list[dict], answers: str) -> None:
     import torch
     from rwkv.model import RWKV
 
     found = []
-    for request in json.loads(Path(questions).read_text()):
+    for request in requests:
         network = RWKV(model=request["model"].removesuffix(".pth"), strategy=strategy)
         if "prompts" in request:
             found.append([_generate(network, prompt, request) for prompt in request["prompts"]])

@@ -75,6 +75,7 @@ def test_what_is_wrong_with_steps_is_said_in_one_line(capsys, steps, expected, s
         assert err.startswith(f"warning: run/metrics.jsonl: {said}") and "the run goes on" in err
 
 
+@pytest.mark.usefixtures("drawn")
 def test_curves_survive_gaps_repeats_and_columns_that_come_and_go(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": 1, "lr": 1.0}, {"step": 1, "lr": 1.0, "grad_norm": 2.0}, {"step": 7, "margin": 1e308},

@@ -3,6 +3,7 @@
     python deepspeed_on_cpu.py STRATEGY FLAGS_OF_TRAIN...
 """
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def main(arguments) -> None:
     lightning._validate_device_index_selection = lambda devices: None
     deepspeed.initialize = on_cpu
     # Gloo does without it. It would be compiled in torch's cache, where a build that was killed blocks all later ones.
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     config, expected, _ = parse(flags)
     train(changed(config, strategy=strategy), expected)
 

@@ -75,6 +75,7 @@ def test_no_text_of_the_data_becomes_part_of_the_page(tmp_path, text):
     assert page.text.count(" ".join(text.replace("\ud800", "?").split())) >= harmless.text.count("harmless") - 3
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_page_stands_for_itself(config, prepared):
     run = config(eval_file=str(prepared("x070")), samples=2)
     train(run, {}, likeliest_answers)
@@ -234,6 +235,7 @@ def test_answers_are_paired_by_their_prompt():
     assert paired([line(4, "a")])[0]["before"] is None and paired([]) == []
 
 
+@pytest.mark.usefixtures("drawn")
 def test_curves_of_a_long_run_stay_small_and_show_what_the_run_has(tmp_path):
     generator = Random(0)
     rows = [{"step": step, "lr": 1.0, "grad_norm": generator.random()} for step in range(1, 20 * MOST_POINTS + 1)]

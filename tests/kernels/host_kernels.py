@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock  # torch brings it
 from torch import Tensor
 
-from src.kernels.library import SOURCES
+from src.files import sha256
+from src.kernels.library import SOURCES, folder_of, keep
 from src.wkv.native import INTERVAL
 from tests.wkv.inputs import SHAPED_BY_TOKEN
 
@@ -26,21 +28,33 @@ class Shape(ctypes.Structure):
                 ("bounds", ctypes.c_void_p), ("host_bounds", ctypes.c_void_p)]
 
 
+# -O1: the tests spend as long compiling as running.
+FLAGS = ("-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-maybe-uninitialized", "-fPIC", "-DWKV_ON_HOST", f"-I{SOURCES['cuda']}",
+         f"-I{Path(__file__).parent}", "-x", "c++")
+
+
 @cache
 def library() -> ctypes.CDLL:
-    folder = Path(tempfile.mkdtemp(prefix="host_kernels_"))
-    sources = [*sorted(SOURCES["cuda"].glob("*.cu")), Path(__file__).with_suffix(".cpp")]
-    # -O1: the tests spend as long compiling as running.
-    warnings = ["-Wall", "-Werror", "-Wno-maybe-uninitialized"]
-    flags = [COMPILER, "-std=c++20", "-O1", *warnings, "-fPIC", "-DWKV_ON_HOST", f"-I{SOURCES['cuda']}",
-             f"-I{Path(__file__).parent}", "-x", "c++", "-c"]
-    jobs = [subprocess.Popen([*flags, str(source), "-o", str(folder / f"{source.stem}.o")]) for source in sources]
-    assert not any([job.wait() for job in jobs])
-    subprocess.run([COMPILER, "-shared", "-o", str(folder / "kernels.so"), *map(str, folder.glob("*.o"))], check=True)
-    loaded = ctypes.CDLL(str(folder / "kernels.so"))
-    shutil.rmtree(folder)
+    """Compiled by one process, for all others and for later runs too, as long as nothing that it is made of changes."""
+    source = Path(__file__).with_suffix(".cpp")
+    compiler = subprocess.run([COMPILER, "-v"], capture_output=True, text=True, check=True).stderr
+    folder = folder_of("host_kernels", (compiler, *FLAGS, source.read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "one_builder"):
+        whole = [path for path in folder.glob("kernels-*.so") if path.stem == f"kernels-{sha256(path)[:32]}"]
+        loaded = ctypes.CDLL(str(whole[0] if whole else _compile(source, folder)))
     loaded.scratch_bytes.restype = ctypes.c_size_t
     return loaded
+
+
+def _compile(source: Path, folder: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        work = Path(name)
+        jobs = [subprocess.Popen([COMPILER, *FLAGS, "-c", str(path), "-o", str(work / f"{path.stem}.o")])
+                for path in (*sorted(SOURCES["cuda"].glob("*.cu")), source)]
+        assert not any([job.wait() for job in jobs])
+        subprocess.run([COMPILER, "-shared", "-o", str(work / "kernels.so"), *map(str, work.glob("*.o"))], check=True)
+        return keep(work / "kernels.so", folder)
 
 
 def run(version: str, chunked: bool, inputs: dict[str, Tensor], cu_seqlens: Tensor, blocks: int = 1) -> tuple[Tensor, Tensor]:

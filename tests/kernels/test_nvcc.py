@@ -1,4 +1,4 @@
-"""Every CUDA source compiles, without a warning, for the oldest and newest architecture; for all of them in the slow tests."""
+"""Every CUDA source compiles, without a warning, for the oldest architecture; for all of them in the slow tests."""
 
 import shutil
 import subprocess
@@ -27,7 +27,8 @@ def test_compiles_for_the_architectures(source, every, request):
     if request.config.getoption("--instructions"):
         pytest.skip("the processor's instructions make no difference to nvcc")
     assert len(known()) >= 4, "an nvcc too old to know today's GPUs"
-    numbers = known() if every else (known()[0], known()[-1])
+    # No source asks which architecture it is compiled for, so that only what the oldest lacks makes a difference.
+    numbers = known() if every else known()[:1]
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
     # Little optimized: it is a quarter of the time, and the sources are checked all the same.
     flags = ["-std=c++20", "-Xcicc", "-O1", "-Xptxas", "-O1", "--threads", "2", "-Werror", "all-warnings", *targets]

@@ -93,7 +93,6 @@ class Watched:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("src.training.run.PreferenceModule", change(Spy))
-            patch.setattr("src.training.run.draw_curves", lambda *_: None)
             patch.setattr(data, "collate", seen)
             train(run, {})
         self.epochs, self.gradients = epochs, gradients

@@ -21,12 +21,6 @@ PAIRS = [("pissa", "bone", "dora"), ("dora", "state", "pissa")]
 SCHEMES = [None, "int8", "nf4"]
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """What it draws does not depend on the adapter, and takes as long as a run here."""
-    monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
-
-
 def profile(folder: Path, first: str, second: str, head: str, dropout: float = 0.0) -> Path:
     path = folder / f"{first}-{second}.csv"
     rows = [f'{layer},{mode},4,8,{dropout},1e-3,1e-4,0.01,0.1,0.01,"{full}"\n'

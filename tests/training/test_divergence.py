@@ -20,12 +20,6 @@ from tests.adapters.test_files import rewrite
 from tests.cli.conftest import snapshot
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """What it draws takes as long as a run here."""
-    monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
-
-
 def diverges(run, answer=None) -> str:
     """The message of a run that must stop, once its folder was found free of numbers that are not finite."""
     with pytest.raises(UserError) as caught:

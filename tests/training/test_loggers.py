@@ -28,7 +28,6 @@ def stranger(monkeypatch, tmp_path):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setattr("src.training.run.draw_curves", lambda *_: None)
     monkeypatch.setattr(loggers, "SLOW", 600.0)  # or a loaded machine would decide which lines there are
     wandb.teardown()
     yield
