@@ -138,15 +138,15 @@ SFT = ["--load_model", "m.pth", "--sft", "1", "--train_data_file", "t.jsonl", "-
 
 def test_loss_masks_of_rwkv_peft(capsys):
     """`qa` is the answers, which is ours by itself; `none` and `pad` are every token of a text."""
-    assert not config("--loss_mask", "qa", needed=SFT).sft_on_prompt
+    assert not config("--loss_mask", "qa", needed=SFT).objective.sft_on_prompt
     for value in ("none", "pad"):
-        assert config("--loss_mask", value, needed=SFT).sft_on_prompt
-        assert config(f"--loss_mask={value}", needed=SFT).sft_on_prompt
-        assert not config("--loss_mask", value, "--sft_on_prompt", "0", needed=SFT).sft_on_prompt  # our own flag rules
+        assert config("--loss_mask", value, needed=SFT).objective.sft_on_prompt
+        assert config(f"--loss_mask={value}", needed=SFT).objective.sft_on_prompt
+        assert not config("--loss_mask", value, "--sft_on_prompt", "0", needed=SFT).objective.sft_on_prompt  # our own flag rules
     assert capsys.readouterr().err == ""
     # A preference loss has no such mask, and its share of SFT loss stays as it is.
     for value in ("none", "pad", "qa"):
-        assert not config("--loss_mask", value).sft_on_prompt
+        assert not config("--loss_mask", value).objective.sft_on_prompt
     err = capsys.readouterr().err
     assert err.count("\n") == 2 and err.count("--loss_mask (a preference loss is over the answers)") == 2
 
@@ -190,8 +190,8 @@ def test_flags_that_train_has_are_its_own_whatever_the_tables_say():
 
 
 def test_loss_and_switches():
-    assert config().loss == config("--dpo", 1).loss == config("--loss", "dpo", "--dpo", 1).loss == "dpo"
-    assert config("--dpo", 0, "--orpo", 1).loss == config("--loss", "orpo").loss == "orpo"
+    assert config().objective.loss == config("--dpo", 1).objective.loss == config("--loss", "dpo", "--dpo", 1).objective.loss == "dpo"
+    assert config("--dpo", 0, "--orpo", 1).objective.loss == config("--loss", "orpo").objective.loss == "orpo"
     assert "contradict" in refusal("--dpo", 1, "--orpo", 1) and "contradict" in refusal("--loss", "ipo", "--dpo", 1)
     assert "--dpo 0" in refusal("--dpo", 0) and "--loss" in refusal("--loss", "kto")
     assert "--simpo_gamma has no say in --loss dpo" in refusal("--simpo_gamma", 1)

@@ -36,9 +36,9 @@ FLAGS = ("-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-maybe-uninitialized", "-
 @cache
 def library() -> ctypes.CDLL:
     """Compiled by one process, for all others and for later runs too, as long as nothing that it is made of changes."""
-    source = Path(__file__).with_suffix(".cpp")
+    source, shim = Path(__file__).with_suffix(".cpp"), Path(__file__).with_name("host_shim.h")
     compiler = subprocess.run([COMPILER, "-v"], capture_output=True, text=True, check=True).stderr
-    folder = folder_of("host_kernels", (compiler, *FLAGS, source.read_text()))
+    folder = folder_of("host_kernels", (compiler, *FLAGS, source.read_text(), shim.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "one_builder"):
         whole = [path for path in folder.glob("kernels-*.so") if path.stem == f"kernels-{sha256(path)[:32]}"]

@@ -68,7 +68,7 @@ def test_bf16_on_a_plain_base_starts_within_bf16s_rounding(config, prepared):
     """PiSSA's frozen part is no residual rounded to bf16, or the margin would start where NF4's does."""
     for peft in ("lora", "pissa", "dora", "bone"):
         run = config(peft=peft, precision="bf16", rlhf_train_file=str(prepared("x070", "bf16")), epoch_count=1,
-                     eval_file=str(prepared("x070", "bf16")), proj_dir=config().proj_dir + peft)
+                     eval_file=str(prepared("x070", "bf16")), proj_dir=config().run.proj_dir + peft)
         train(run, {})
         assert abs(lines(Path(run.run.proj_dir) / "eval.jsonl")[0]["margin"]) < 0.01
 

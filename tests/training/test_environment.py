@@ -128,4 +128,4 @@ def test_two_processes_by_each_launcher(config, given, launcher):
     for process in processes:
         err = process.communicate(timeout=HUNG)[1]
         assert process.returncode == 0, err
-    assert [line["step"] for line in lines(Path(config().proj_dir) / "metrics.jsonl")] == [1, 2]
+    assert [line["step"] for line in lines(Path(config().run.proj_dir) / "metrics.jsonl")] == [1, 2]

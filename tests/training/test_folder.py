@@ -88,7 +88,7 @@ def test_a_folder_has_one_run_and_a_killed_one_leaves_no_lock(config):
 
 
 def test_a_second_run_is_told_before_its_model_is_read(config, tmp_path):
-    with hold_folder(Path(config().proj_dir), "--proj_dir"), pytest.raises(UserError, match="another run"):
+    with hold_folder(Path(config().run.proj_dir), "--proj_dir"), pytest.raises(UserError, match="another run"):
         train(config(load_model=str(tmp_path / "missing.pth")), {})
 
 
@@ -144,7 +144,7 @@ def test_where_there_are_no_locks_a_line_says_so(config, monkeypatch, capsys, re
     monkeypatch.setattr(fcntl, "flock", flock)
     train(config(epoch_steps=1, epoch_count=1), {})
     said = [line for line in capsys.readouterr().err.splitlines() if "can't be locked" in line]
-    assert len(said) == 1 and said[0].startswith(f"warning: {config().proj_dir}: can't be locked here")
+    assert len(said) == 1 and said[0].startswith(f"warning: {config().run.proj_dir}: can't be locked here")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])

@@ -56,23 +56,23 @@ def offline(said: str, folders: list[str], why: str, folder: Path) -> None:
 
 
 def test_with_no_account_a_run_is_logged_offline(config, logged):
-    offline(*logged(), "nobody is logged in", Path(config().proj_dir, "wandb"))
+    offline(*logged(), "nobody is logged in", Path(config().run.proj_dir, "wandb"))
 
 
 def test_the_run_that_goes_on_has_its_id_and_a_new_one_another(config, logged):
     logged()
     said, both = logged(resume=True)
     (run_id,) = {name.split("-")[3] for name in both}
-    assert len(both) == 2 and f"wandb sync {config().proj_dir}/wandb/offline-run-*-{run_id}*\n" in said
+    assert len(both) == 2 and f"wandb sync {config().run.proj_dir}/wandb/offline-run-*-{run_id}*\n" in said
     _, folders = logged()  # begun anew, as where the first was broken off before its first step
     assert len({name.split("-")[3] for name in folders}) == 2
-    said, elsewhere = logged(resume=True, proj_dir=config().proj_dir + "2")
+    said, elsewhere = logged(resume=True, proj_dir=config().run.proj_dir + "2")
     assert run_id not in elsewhere[0] and "id" not in said  # there was no run there to go on with
 
 
 def test_a_damaged_id_is_told_and_replaced(config, logged):
     logged()
-    Path(config().proj_dir, "wandb-run-id").write_text("../x\n")
+    Path(config().run.proj_dir, "wandb-run-id").write_text("../x\n")
     said, both = logged(resume=True)
     assert "wandb-run-id holds no run id" in said.splitlines()[0] and len(said.splitlines()) == 2
     assert len({name.split("-")[3] for name in both}) == 2
@@ -81,8 +81,8 @@ def test_a_damaged_id_is_told_and_replaced(config, logged):
 
 
 def test_an_id_that_is_a_pipe_is_not_waited_for(config, capfd):
-    Path(config().proj_dir).mkdir()
-    os.mkfifo(Path(config().proj_dir, "wandb-run-id"))
+    Path(config().run.proj_dir).mkdir()
+    os.mkfifo(Path(config().run.proj_dir, "wandb-run-id"))
     for resume in (False, True):
         assert make_loggers(config(wandb="a project", resume=resume)) == []
         assert "wandb-run-id: cannot be written, since a pipe has this name" in capfd.readouterr().err
@@ -98,7 +98,7 @@ def test_without_a_network_it_takes_seconds(config, logged, monkeypatch):
     assert time.monotonic() - started < 60  # a loaded machine's; by itself wandb takes two minutes
     waiting, line, *rest = said.splitlines(keepends=True)
     assert waiting == "wandb: waiting for http://127.0.0.1:9\n" and rest in ([], ["wandb: uploading the last numbers\n"])
-    offline(line, folders, "http://127.0.0.1:9 does not answer", Path(config().proj_dir, "wandb"))
+    offline(line, folders, "http://127.0.0.1:9 does not answer", Path(config().run.proj_dir, "wandb"))
 
 
 def test_a_server_that_refuses_is_told_with_its_reason(config, logged, monkeypatch):
@@ -125,7 +125,7 @@ def test_a_server_that_refuses_is_told_with_its_reason(config, logged, monkeypat
         said, folders = logged()
     finally:
         server.shutdown()
-    offline(said, folders, f"Failed to verify credentials with {url}: user is not logged in", Path(config().proj_dir, "wandb"))
+    offline(said, folders, f"Failed to verify credentials with {url}: user is not logged in", Path(config().run.proj_dir, "wandb"))
 
 
 @pytest.mark.parametrize(("key", "why"), [
@@ -134,7 +134,7 @@ def test_a_server_that_refuses_is_told_with_its_reason(config, logged, monkeypat
 ])
 def test_a_key_of_the_wrong_form(config, logged, monkeypatch, key, why):
     monkeypatch.setenv("WANDB_API_KEY", key)
-    offline(*logged(), why, Path(config().proj_dir, "wandb"))
+    offline(*logged(), why, Path(config().run.proj_dir, "wandb"))
 
 
 def test_a_run_that_the_server_will_not_have_is_logged_offline_under_its_id(config, logged, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_run_that_the_server_will_not_have_is_logged_offline_under_its_id(conf
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     said, folders = logged()
     assert len(folders) == 1 and folders[0].startswith("offline-run-") and said.count("\n") == 1
-    assert folders[0].endswith(Path(config().proj_dir, "wandb-run-id").read_text().strip())
+    assert folders[0].endswith(Path(config().run.proj_dir, "wandb-run-id").read_text().strip())
 
 
 @pytest.mark.parametrize(("name", "value", "said"), [
@@ -159,7 +159,7 @@ def test_who_wants_none_gets_none(logged, monkeypatch, name, value, said):
 def test_who_wants_it_offline_with_a_key_gets_it_offline(config, logged, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    offline(*logged(), "its mode is set so", Path(config().proj_dir, "wandb"))
+    offline(*logged(), "its mode is set so", Path(config().run.proj_dir, "wandb"))
 
 
 @pytest.mark.parametrize(("asked", "folder", "label"), [({"wandb": "a project"}, "wandb", "wandb: "),

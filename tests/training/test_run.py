@@ -195,7 +195,7 @@ def test_dimensions_that_contradict_the_checkpoint_are_told_with_both_values(con
     for flag, value, found in flags:
         with pytest.raises(UserError, match=f"{flag} says {value}, but .* has {found}"):
             train(config(), {flag: value})
-    assert not Path(config().proj_dir).exists()
+    assert not Path(config().run.proj_dir).exists()
 
 
 def test_wandb_works_with_no_account(config, monkeypatch, tmp_path):
