@@ -190,7 +190,7 @@ def test_flags_that_train_has_are_its_own_whatever_the_tables_say():
 
 
 def test_loss_and_switches():
-    assert config().objective.loss == config("--dpo", 1).objective.loss == config("--loss", "dpo", "--dpo", 1).objective.loss == "dpo"
+    assert {config(*words).objective.loss for words in ((), ("--dpo", 1), ("--loss", "dpo", "--dpo", 1))} == {"dpo"}
     assert config("--dpo", 0, "--orpo", 1).objective.loss == config("--loss", "orpo").objective.loss == "orpo"
     assert "contradict" in refusal("--dpo", 1, "--orpo", 1) and "contradict" in refusal("--loss", "ipo", "--dpo", 1)
     assert "--dpo 0" in refusal("--dpo", 0) and "--loss" in refusal("--loss", "kto")

@@ -125,7 +125,8 @@ def test_a_server_that_refuses_is_told_with_its_reason(config, logged, monkeypat
         said, folders = logged()
     finally:
         server.shutdown()
-    offline(said, folders, f"Failed to verify credentials with {url}: user is not logged in", Path(config().run.proj_dir, "wandb"))
+    offline(said, folders, f"Failed to verify credentials with {url}: user is not logged in",
+            Path(config().run.proj_dir, "wandb"))
 
 
 @pytest.mark.parametrize(("key", "why"), [
