@@ -8,6 +8,7 @@ across the border, both ways give the same.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -71,37 +72,38 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         raise UserError(f"--target_pair_count is {target_pair_count}; it must be at least 1")
     generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
     numbers = numbers or range(1, len(rows) + 1)
-    answers: dict[int, tuple[list[int], list[int]]] = {}
-    conversations: set[int] = set()
-    prompts: dict[tuple[int, int], tuple[list[int], bool]] = {}
+
+    @cache
+    def answers(index: int) -> tuple[list[int], list[int]]:
+        return (encoder.encode(format_answer(rows[index].chosen), numbers[index], "chosen", continues=True),
+                encoder.encode(format_answer(rows[index].reject), numbers[index], "reject", continues=True))
+
+    @cache
+    def prompt_of(index: int, template: int) -> tuple[list[int], bool]:
+        """Its last tokens that have room beside the longer answer, and whether that is not all of them."""
+        tokens = encoder.encode(format_prompt(template, rows[index].prompt), numbers[index], "prompt")
+        room = max_len - max(map(len, answers(index)))
+        return tokens[max(0, len(tokens) - room):], len(tokens) > room
+
+    is_of_turns = cache(lambda index: is_conversation(rows[index].prompt))
     pairs: list[TokenPair] = []
-    template_counts = dict.fromkeys(NAMES, 0)
+    templates = dict.fromkeys(NAMES, 0)
     cut = dropped = equal = longest = 0
     for index in walk_rows(len(rows), target_pair_count):
-        row, template = rows[index], draw_template(generator)
-        if index not in answers:
-            answers[index] = (encoder.encode(format_answer(row.chosen), numbers[index], "chosen", continues=True),
-                              encoder.encode(format_answer(row.reject), numbers[index], "reject", continues=True))
-            if is_conversation(row.prompt):
-                conversations.add(index)
-        if index in conversations:
-            template = 0
-        chosen, reject = answers[index]
+        template = draw_template(generator)
+        chosen, reject = answers(index)
         longer = max(len(chosen), len(reject))
-        room = max_len - longer
-        if room < 0:
+        if longer > max_len:
             dropped += 1
             continue
-        if (index, template) not in prompts:
-            prompt = encoder.encode(format_prompt(template, row.prompt), numbers[index], "prompt")
-            prompts[index, template] = prompt[max(0, len(prompt) - room):], len(prompt) > room
-        prompt, was_cut = prompts[index, template]
+        template = 0 if is_of_turns(index) else template
+        prompt, was_cut = prompt_of(index, template)
         pairs.append((prompt, chosen, reject))
-        template_counts[NAMES[template]] += 1
+        templates[NAMES[template]] += 1
         cut += was_cut
         equal += chosen == reject
         longest = max(longest, len(prompt) + longer)
     if not pairs:
         raise UserError(f"no pair is left: each of the {dropped} has an answer of over {max_len} tokens; "
                         "raise --rlhf_max_corpus_len")
-    return pairs, PairCounts(template_counts, cut, dropped, equal, longest, encoder.changes())
+    return pairs, PairCounts(templates, cut, dropped, equal, longest, encoder.changes())

@@ -17,13 +17,13 @@ from src.training.metrics import not_finite_numbers
 from src.training.module import PreferenceModule
 
 
-class HeldOut(pl.Callback):
-    """Held-out numbers before the first step and after each epoch: a line each in eval.jsonl, and to the loggers."""
+class LinesByEpoch(pl.Callback):
+    """A line in a file of the run before the first step and after each epoch; `steps` has those of the lines that were written,
+    those before a resume among them."""
 
-    def __init__(self, folder: Path, data: Data):
-        self.path, self.data = folder / EVAL_FILE, data
-        self.last: dict[str, float] = {}
-        self.steps: list[int] = []  # of the lines that were written, those before a resume among them
+    def __init__(self, path: Path):
+        self.path = path
+        self.steps: list[int] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -33,67 +33,63 @@ class HeldOut(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if trainer.global_step == 0:
-            self._evaluate(trainer, pl_module)
+            self._add(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        self._evaluate(trainer, pl_module)
+        self._add(trainer, pl_module)
 
-    def _evaluate(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        wrong = None
-        if trainer.is_global_zero:
-            if pl_module.config.objective.sft:
-                numbers = evaluate_texts(pl_module.model, self.data.texts)
-            else:
-                numbers = evaluate_pairs(pl_module.model, self.data.pairs, pl_module.objective)
-            wrong = not_finite_numbers(numbers)
-            if not wrong:
-                self.last = {"step": trainer.global_step, **numbers}
-                append_line(self.path, self.last)
-                for logger in trainer.loggers:
-                    logger.log_metrics({f"eval/{name}": value for name, value in self.last.items()}, step=trainer.global_step)
-        wrong = trainer.strategy.broadcast(wrong)  # the others wait here, and stop with the one that evaluates
-        if wrong:
-            raise NotFinite(f"step {trainer.global_step}: held out, {wrong} not finite")
+    def _add(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
+        # The others wait for the process that writes, and stop with it.
+        if wrong := trainer.strategy.broadcast(self.write(trainer, pl_module) if trainer.is_global_zero else None):
+            raise NotFinite(f"step {trainer.global_step}: {wrong}")
         self.steps.append(trainer.global_step)
 
+    def write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> str | None:
+        """Write the line; where its numbers are not finite, write nothing and say which."""
+        raise NotImplementedError
 
-class Samples(pl.Callback):
+
+class HeldOut(LinesByEpoch):
+    """Held-out numbers: a line each time in eval.jsonl, and to the loggers."""
+
+    def __init__(self, folder: Path, data: Data):
+        super().__init__(folder / EVAL_FILE)
+        self.data = data
+        self.last: dict[str, float] = {}
+
+    def write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> str | None:
+        if pl_module.config.objective.sft:
+            numbers = evaluate_texts(pl_module.model, self.data.texts)
+        else:
+            numbers = evaluate_pairs(pl_module.model, self.data.pairs, pl_module.objective)
+        if wrong := not_finite_numbers(numbers):
+            return f"held out, {wrong} not finite"
+        self.last = {"step": trainer.global_step, **numbers}
+        append_line(self.path, self.last)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"eval/{name}": value for name, value in self.last.items()}, step=trainer.global_step)
+        return None
+
+
+class Samples(LinesByEpoch):
     """A line each time in samples.jsonl: the step, and for each prompt its text, the chosen answer and the model's."""
 
     def __init__(self, folder: Path, questions: Questions, answer: Answer, max_tokens: int):
-        self.path, self.questions, self.answer, self.max_tokens = folder / SAMPLES_FILE, questions, answer, max_tokens
-        self.steps: list[int] = []  # of the lines that were written, those before a resume among them
+        super().__init__(folder / SAMPLES_FILE)
+        self.questions, self.answer, self.max_tokens = questions, answer, max_tokens
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.steps = list(state_dict["steps"])
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        if trainer.global_step == 0:
-            self._write(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        self._write(trainer, pl_module)
-
-    def _write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        finite = True
-        if trainer.is_global_zero:
-            tokenizer, tokens, texts = self.questions
-            try:
-                # A few steps token by token are not worth what compiling them (--compile 1) takes.
-                with torch.compiler.set_stance("force_eager" if pl_module.config.steps.compile else "default"):
-                    answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
-            except NotFinite:
-                finite = False
-            else:
-                samples = [{**text, "answer": answer, "complete": complete}
-                           for text, (answer, complete) in zip(texts, answers, strict=True)]
-                append_line(self.path, {"step": trainer.global_step, "samples": samples})
-        if not trainer.strategy.broadcast(finite):  # the others wait here, and stop with the one that writes
-            raise NotFinite(f"step {trainer.global_step}: the logits that answer the samples' prompts are not finite")
-        self.steps.append(trainer.global_step)
+    def write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> str | None:
+        tokenizer, tokens, texts = self.questions
+        try:
+            # A few steps token by token are not worth what compiling them (--compile 1) takes.
+            with torch.compiler.set_stance("force_eager" if pl_module.config.steps.compile else "default"):
+                answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
+        except NotFinite:
+            return "the logits that answer the samples' prompts are not finite"
+        samples = [{**text, "answer": answer, "complete": complete}
+                   for text, (answer, complete) in zip(texts, answers, strict=True)]
+        append_line(self.path, {"step": trainer.global_step, "samples": samples})
+        return None
 
 
 class ReportWriter(pl.Callback):
