@@ -24,6 +24,7 @@ from src.run_files import FINAL_FILE, RESUME_FILE, sync_lines
 from src.training.checkpoint import RECORD, save_checkpoint
 from src.training.config import TrainConfig
 from src.training.module import PreferenceModule
+from src.training.watching import LinesByEpoch
 
 # The last micro-batches, whose loss is computed again with the adapter after them.
 CHECKED_BATCHES = 4
@@ -73,10 +74,10 @@ class SaveAdapters(pl.Callback):
     `good` names the files that were checked and written, those before a resume among them.
 
     Args:
-        growing: callbacks whose lines a resumed run counts, each with a `path` and the `steps` of its lines.
+        growing: callbacks whose lines a resumed run counts.
     """
 
-    def __init__(self, folder: Path, base_fingerprint: str, extra: dict[str, Any], growing: Sequence[Any] = ()):
+    def __init__(self, folder: Path, base_fingerprint: str, extra: dict[str, Any], growing: Sequence[LinesByEpoch] = ()):
         self.folder, self.base_fingerprint, self.extra, self.growing = folder, base_fingerprint, extra, growing
         self.good: list[str] = []
         self.trained = False

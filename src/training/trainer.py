@@ -20,7 +20,7 @@ from src.training.module import PreferenceModule
 from src.training.processes import Others, share_cores, starts_others
 from src.training.progress import ProgressBar
 from src.training.saving import CheckAdapter, SaveAdapters, explain
-from src.training.watching import HeldOut, ReportWriter, Samples
+from src.training.watching import HeldOut, LinesByEpoch, ReportWriter, Samples
 
 
 def quiet_lightning() -> None:
@@ -39,7 +39,7 @@ def make_callbacks(config: TrainConfig, base: str, version: str, total_steps: in
     folder, losses = Path(config.run.proj_dir), config.objective.of_the_losses
     metrics = StepMetrics(folder)
     evaluation = HeldOut(folder, held_out) if held_out else None
-    growing: list[Any] = list(filter(None, (evaluation, samples)))
+    growing: list[LinesByEpoch] = [callback for callback in (evaluation, samples) if callback is not None]
     save = SaveAdapters(folder, base, {"version": version, "loss": config.objective.loss, "dpo_beta": losses["dpo_beta"],
                                        "dpo_alpha": losses["dpo_alpha"]}, growing)
     bar = ProgressBar(metrics, evaluation, total_steps)
