@@ -65,7 +65,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypa
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("changes", [{"batch_tokens": 100}, {"seed": 1}, {"strategy": Strategy(torch.device("cpu"), "bf16", None)}])
+@pytest.mark.parametrize("changes", [{"batch_tokens": 100}, {"seed": 1},
+                                     {"strategy": Strategy(torch.device("cpu"), "bf16", None)}])
 def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(config, monkeypatch, changes):
     broken_off(config, 2, monkeypatch)
     with pytest.raises(UserError, match=r"made.save.partial: was left by an interrupted run with another"):

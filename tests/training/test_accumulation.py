@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.preference.loss import LOSSES, needs_reference
 from src.settings import changed
 from tests.training.exact import ALPHA, BETA, Exact, Watched, save_pairs
 from tests.training.test_run import lines, numbers, stop_in_the_second_epoch
@@ -33,13 +32,11 @@ def five(prepared, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def by_hand(exact):
-    """`by_hand(version, pairs, **loss)` -> loss and gradient of the mean over these pairs."""
-    once = functools.cache(lambda version, pair, loss: exact(version).pair(
-        tuple(list(x) if isinstance(x, tuple) else x for x in pair), **dict(loss)))
+    """`by_hand(version, pairs)` -> loss and gradient of the mean over these pairs."""
+    once = functools.cache(lambda version, pair: exact(version).pair(tuple(list(x) if isinstance(x, tuple) else x for x in pair)))
 
-    def mean(version, pairs, **loss):
-        found = [once(version, tuple(tuple(x) if isinstance(x, list) else x for x in pair), tuple(sorted(loss.items())))
-                 for pair in pairs]
+    def mean(version, pairs):
+        found = [once(version, tuple(tuple(x) if isinstance(x, list) else x for x in pair)) for pair in pairs]
         return sum(value for value, _ in found) / len(found), torch.stack([gradient for _, gradient in found]).mean(0)
 
     return mean
@@ -104,39 +101,6 @@ def test_every_epoch_has_its_own_micro_batches_and_a_resumed_run_the_same(config
             Watched(broken, exact("x070").parameters)
     assert Watched(changed(broken, resume=True), exact("x070").parameters).epochs == whole.epochs[1:]
     assert numbers(tmp_path / "broken" / "metrics.jsonl") == numbers(Path(run.run.proj_dir) / "metrics.jsonl")
-
-
-def test_clipping_is_of_the_right_gradient_and_its_norm_is_told_before_it(config, five, exact, by_hand):
-    clipped = []
-
-    def change(module):
-        class Clipped(module):
-            def configure_gradient_clipping(self, *arguments, **named) -> None:
-                super().configure_gradient_clipping(*arguments, **named)
-                clipped.append(torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]).item())
-
-        return Clipped
-
-    run = config(rlhf_train_file=str(five("x070")),
-                 **STILL | dict(micro_bsz=1, accumulate_grad_batches=4, epoch_count=1, gradient_clip_val=0.01))
-    check(Watched(run, exact("x070").parameters, change), run, functools.partial(by_hand, "x070"))
-    assert clipped == pytest.approx([0.01, 0.01], rel=1e-4)
-
-
-@pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_every_loss(config, five, exact, by_hand, loss):
-    """Four pairs and one, accumulated."""
-    own = {"orpo": dict(beta=0.4, alpha=1.0), "simpo": dict(beta=2.0, gamma=0.5, alpha=0.2), "cpo": dict(beta=0.1, alpha=0.7),
-           "robust": dict(smoothing=0.1)}.get(loss, {})
-    run = config(rlhf_train_file=str(five("x070")), loss=loss, label_smoothing=own.get("smoothing", 0.0), orpo_alpha=0.4,
-                 simpo_beta=2.0, simpo_gamma=0.5, simpo_alpha=0.2, cpo_beta=0.1, cpo_alpha=0.7,
-                 **STILL | dict(micro_bsz=4, accumulate_grad_batches=2, epoch_count=1))
-    watched = Watched(run, exact("x070").parameters)
-    assert [len(batch) for batch in watched.epochs[0]] == [4, 1]
-    line, = check(watched, run, lambda pairs: by_hand("x070", pairs, loss=loss, **own))
-    assert line["loss"] == pytest.approx(line["dpo_loss" if loss == "dpo" else "preference_loss"]
-                                         + own.get("alpha", ALPHA) * line["sft_loss"], rel=1e-5)
-    assert needs_reference(loss) or line["margin"] != 0
 
 
 @pytest.mark.parametrize(("version", "changes", "sizes"), [

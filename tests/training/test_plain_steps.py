@@ -114,13 +114,13 @@ def check(model, start, tmp_path):
         at_start = plain.held_out() if "eval_file" in flags else {}
         assert len(told) == len(sizes)
         for line, size in zip(told, sizes, strict=True):
-            # Sums of up to 80 nats carry 1e-5 in float32.
+            # Sums of up to 80 nats carry 1e-5 in float32, and IPO squares what is left of them.
             expected = plain.step(line, size if isinstance(size, tuple) else (size,))
-            assert line == pytest.approx(line | expected, rel=2e-5, abs=2e-5)
+            assert line == pytest.approx(line | expected, rel=1e-4, abs=1e-4)
         assert len(plain.left) == len(examples)
         if "eval_file" in flags:
             for line, expected in zip(lines(tmp_path / "run" / "eval.jsonl"), (at_start, plain.held_out()), strict=True):
-                assert line == pytest.approx(line | expected, rel=2e-5, abs=2e-5)
+                assert line == pytest.approx(line | expected, rel=1e-4, abs=1e-4)
         assert after.keys() == plain.trained.keys()
         for name, tensor in after.items():
             way, expected = tensor.double() - before[name], plain.trained[name] - before[name]
@@ -160,7 +160,7 @@ def test_optimizer_and_rates(check, flags):
 
 @pytest.mark.parametrize(("version", "flags"), [
     *((version, {"peft": peft}) for version in ("x060", "x070") for peft in ("lora", "dora", "pissa", "bone", "state", "full")),
-    ("x060", {"peft": "bone", "lora_r": 3}),
+    ("x060", {"peft": "bone", "lora_r": 3}), ("x070", {"peft": "lora", "grad_cp": 1}),
 ], ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value.values())))
 def test_modes(check, version, flags):
     check(version, flags, WHOLE)
@@ -176,7 +176,7 @@ def test_rates_and_decay_by_layer(check, tmp_path, version, lr_advanced):
 @pytest.mark.parametrize(("flags", "sizes"), [
     ({"micro_bsz": 1, "epoch_steps": 0}, [1, 1, 1, 1, 1]),
     ({"micro_bsz": 2, "accumulate_grad_batches": 3, "epoch_steps": 0, "epoch_count": 3}, [5, 5, 5]),
-    ({"micro_bsz": 2, "accumulate_grad_batches": 2, "epoch_steps": 0, "epoch_count": 2}, [4, 1, 4, 1]),
+    ({"micro_bsz": 2, "accumulate_grad_batches": 2, "epoch_steps": 0, "epoch_count": 2, "gradient_clip_val": 0.1}, [4, 1, 4, 1]),
     ({"micro_bsz": 3, "accumulate_grad_batches": 4, "epoch_steps": 0, "epoch_count": 2}, [5, 5]),
     ({"micro_bsz": 1, "accumulate_grad_batches": 2, "epoch_steps": 5}, [2, 2, 1]),
 ], ids=lambda value: " ".join(map(str, value.values() if isinstance(value, dict) else value)))
