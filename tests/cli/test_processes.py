@@ -91,7 +91,7 @@ def test_one_line_and_nothing_else_for_a_pickle_with_code(good, tmp_path, script
                                     pytest.param("train", marks=pytest.mark.slow)])
 def test_an_interruption_is_told_in_one_line(good, tmp_path, material, script):
     flags = good(script)
-    flags |= {"rlhf_generate_reject_csv": {"--max_tokens": "1000000", "--stop": ""},
+    flags |= {"rlhf_generate_reject_csv": {"--max_tokens": "100000", "--stop": ""},
               "rlhf_dpo_generate_save": {"--input_csv": str(tmp_path / "long.csv"), "--batch_tokens": "1"},
               "train": {"--epoch_steps": "1000000"}}[script]
     lines = [f"{'What? ' * 40}{n},yes {n},no {n}" for n in range(20_000)]
