@@ -32,8 +32,8 @@ $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
 demo: setup
 	$(BIN)/python example/DPO/demo.py
 
-# In as many processes as there are cores, but no more than memory has room for; torch's threads must not spin in each other's way.
-TESTS := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# In as many processes as there are cores, but no more than memory has room for, and each on one thread.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.installed-dev
 	$(TESTS)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from src import kernels
 from src.errors import UserError
 from tests import instructions
+from tests.conftest import pytest_configure
 
 ROOT = Path(__file__).parents[1]
 TOLD = """
@@ -35,6 +37,12 @@ def test_sets_that_are_not_there_are_reported_in_one_line(monkeypatch):
                           ("sse9", "unknown; choose one of avx512bf16, avx512, avx2, default")):
         with pytest.raises(UserError, match=f"^--instructions {name}: {message}$"):
             instructions.use(name)
+        with pytest.raises(pytest.UsageError, match=f"^--instructions {name}: {message}$"):
+            pytest_configure(SimpleNamespace(getoption=lambda option, name=name: name))
+
+
+@pytest.mark.slow
+def test_pytest_says_so():
     done = subprocess.run([sys.executable, "-m", "pytest", "--instructions", "sse9"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR and "Traceback" not in done.stderr
     assert done.stderr.strip() == "ERROR: --instructions sse9: unknown; choose one of avx512bf16, avx512, avx2, default"

@@ -50,7 +50,7 @@ def of(record: dict) -> str:
 
 
 FILES: dict[str, Callable[[], str | bytes]] = {
-    "turns of one speaker.csv": lambda: f"{HEADER}\n{row('Human: a' + 200_000 * f'{2 * chr(10)}Human: a', 'x', 'y')}",
+    "turns of one speaker.csv": lambda: f"{HEADER}\n{row('Human: a' + 100_000 * f'{2 * chr(10)}Human: a', 'x', 'y')}",
     "empty turns.csv": lambda: f"{HEADER}\n{row('Human: a' + 200_000 * f'{2 * chr(10)}Human:', 'x', 'y')}",
     "names without blank lines.csv": lambda: f"{HEADER}\n{row('User: a' + 100_000 * chr(10).join(('', 'User: a')), 'x', 'y')}",
     "answers of one speaker.csv": lambda: f"{HEADER}\n{row('a', 'Human: a' + 200_000 * f'{2 * chr(10)}Assistant: b', 'y')}",

@@ -172,8 +172,8 @@ def test_bad_flags_are_told_in_one_line(flags, message, folder, tmp_path, monkey
     assert not list(tmp_path.iterdir()) and (folder / "in.csv").read_bytes() == before
 
 
-def test_the_script_in_a_process_of_its_own(folder, tmp_path):
-    """Killed in the middle, run again, and refused with exit code 2 for another model: the real thing."""
+def test_the_script_in_a_process_of_its_own(folder, tmp_path, monkeypatch, capsys):
+    """Killed in the middle, run again, and refused with exit code 2 for another setting: the real thing."""
     many = [Row(f"Hi {number}", "Hello.", "") for number in range(5000)]  # minutes, so that it is killed before the last
     write_pairs_csv(tmp_path / "in.csv", many)
     command = [sys.executable, str(ROOT / "rlhf_generate_reject_csv.py"), "--load_model", str(folder / "tiny.pth"), "--input_csv",
@@ -188,10 +188,13 @@ def test_the_script_in_a_process_of_its_own(folder, tmp_path):
     rows = read_pairs(tmp_path / "out.csv", require_reject=True)
     assert 1 <= len(rows) < len(many) and left.endswith(b'"\n')
 
-    done = subprocess.run([*command, "--max_tokens", "9"], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "begun with max_tokens 300 (now 9)" in done.stderr
+    monkeypatch.setattr(sys, "argv", [*command[1:], "--max_tokens", "9"])
+    with pytest.raises(SystemExit) as ended:
+        run(script.main)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert "begun with max_tokens 300 (now 9)" in err
     assert (tmp_path / "out.csv").read_bytes() == left
 
 

@@ -4,7 +4,8 @@
 answers each with {"status", "seconds"}, the former as `subprocess` has it: an exit code, or the signal that ended it as a
 negative number. A request may hold "fault", the arguments of `fault_arm` (faults.c), "signal": [number, seconds after the
 start], "cwd", the folder to run in, "sabotage", a fault to be put in (sabotage.py), "room", bytes that it may take
-beyond what it begins with, and "limit", seconds after which it is ended as one that hangs.
+beyond what it begins with, "largest_file", bytes that the system lets it write into one file, as a full disk would, and
+"limit", seconds after which it is ended as one that hangs.
 """
 
 import atexit
@@ -129,6 +130,8 @@ def _run(main: Callable, request: dict[str, Any]) -> None:
     if "room" in request:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + request["room"],) * 2)
+    if "largest_file" in request:  # Python ignores SIGXFSZ, so that write() fails with "File too large"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     os.chdir(request.get("cwd", "."))
     sys.argv = [f"{request['script']}.py", *request["arguments"]]
     if "sabotage" in request:
