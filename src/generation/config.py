@@ -47,10 +47,10 @@ class GenerateConfig:
     overwrite: bool = flag(values.zero_or_one, False, "1: rows of --input_csv that have a reject get a new one too")
     seed: int = flag(values.seed, 0, "of the random numbers; each row draws its own, by seed and row number")
     batch_size: int | None = flag(_BATCH_SIZE, None,
-                                  "rows written together, or auto: as many as memory has room for, up to where more is no "
-                                  "faster; auto where not given")
+                                  "rows written together, or auto: as many as half of the free memory has room for, at most "
+                                  "128 on a CPU and 512 on a GPU; auto where not given")
     num_rejects: int = flag(values.whole(1, 1000), 1, "rejects for each prompt, each in a row of its own")
-    avoid_equal: bool = flag(values.zero_or_one, False, "1: draw again where a reject equals the chosen answer")
+    avoid_equal: bool = flag(values.zero_or_one, False, "1: draw again, up to 20 times, where a reject equals the chosen answer")
     ctx_len: int = flag(values.positive, 4096,
                         "tokens that the model was trained on at once; longer prompts are reported, and read whole all the same")
     sampling: Sampling = group("sampling, as in the rwkv package")

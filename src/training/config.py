@@ -83,21 +83,23 @@ class StepSettings:
                                         "micro-batches an optimizer step on each device; the last step of an epoch takes those "
                                         "left; the gradient is that of the mean over all pairs of the step (over its tokens "
                                         "with --sft 1), however they are split")
-    lr_init: float = flag(values.rate, 1e-5, "first learning rate, where the layer profile does not rule")
+    lr_init: float = flag(values.rate, 1e-5, "first learning rate of a cosine, where the layer profile does not rule")
     lr_final: float = flag(values.rate, 1e-6, "last learning rate, likewise")
     lr_advanced: bool = flag(values.zero_or_one, True,
                              "1: the layer profile's rates rule; 0: --lr_init and --lr_final rule everywhere")
-    warmup_steps: int = flag(values.not_negative, 0, "optimizer steps of linear warm-up")
+    warmup_steps: int = flag(values.not_negative, 0,
+                             "optimizer steps of linear warm-up: step n of N has n / (N + 1) of the cosine's rate")
     beta1: float = flag(_decay, 0.9, "AdamW")
     beta2: float = flag(_decay, 0.999, "AdamW")
-    adam_eps: float = flag(values.number(1e-30, 1e3), 1e-8, "AdamW")
+    adam_eps: float = flag(values.number(1e-30, 1e3), 1e-8, "AdamW; weight decay is the layer profile's, of large matrices only")
     optim: str = flag(("adamw", "adamw_8bit"), "adamw",
                       "adamw_8bit holds its averages in 8 bits (bitsandbytes): a quarter of their memory")
     gradient_clip_val: float = flag(values.number(1e-12, 1e12, or_zero=True), 1.0, "largest gradient norm; 0 does not clip")
     grad_cp: bool = flag(values.zero_or_one, False,
-                         "1: gradient checkpointing, much less memory for somewhat more time", free=True)
+                         "1: gradient checkpointing, much less memory for a sixth more time on a CPU, a third on a GPU", free=True)
     compile: bool = flag(values.zero_or_one, False,
-                         "1: torch.compile the blocks: steps some percent faster after a minute or two of compiling", free=True)
+                         "1: torch.compile the blocks: steps some percent faster after a minute or two of compiling; not with "
+                         "--grad_cp 1", free=True)
 
 
 @dataclass(frozen=True, kw_only=True)
