@@ -96,7 +96,8 @@ class StepSettings:
                       "adamw_8bit holds its averages in 8 bits (bitsandbytes): a quarter of their memory")
     gradient_clip_val: float = flag(values.number(1e-12, 1e12, or_zero=True), 1.0, "largest gradient norm; 0 does not clip")
     grad_cp: bool = flag(values.zero_or_one, False,
-                         "1: gradient checkpointing, much less memory for a sixth more time on a CPU, a third on a GPU", free=True)
+                         "1: gradient checkpointing, much less memory for a sixth more time on a CPU, a third on a GPU",
+                         free=True)
     compile: bool = flag(values.zero_or_one, False,
                          "1: torch.compile the blocks: steps some percent faster after a minute or two of compiling; not with "
                          "--grad_cp 1", free=True)
