@@ -101,13 +101,6 @@ def flat(config: Any) -> dict[str, Any]:
     return values
 
 
-def changed(config: Config, **values: Any) -> Config:
-    """The same settings but for these values."""
-    before = flat(config)
-    assert set(values) <= set(before), f"no settings: {set(values) - set(before)}"
-    return build(type(config), before | values)
-
-
 def defaults(settings: type) -> dict[str, Any]:
     """The default of each flag that has one."""
     return {name: one.default for name, one, _ in flags_of(settings) if one.default is not NEEDED}

@@ -16,8 +16,8 @@ import pytorch_lightning.strategies.deepspeed as lightning
 
 from src.cli.run import run
 from src.cli.train import parse
-from src.settings import changed
 from src.training.run import train
+from tests.settings import changed
 
 
 def main(arguments) -> None:

@@ -16,8 +16,8 @@ from src.evaluation.report import paired, profile_rows, write_report
 from src.evaluation.samples import read_questions
 from src.generation.greedy import likeliest_answers
 from src.preference.pairs import load_pairs, save_pairs
-from src.settings import changed
 from src.training.run import train
+from tests.settings import changed
 from tests.training.test_run import lines, numbers
 
 HOSTILE = ("<script>alert(1)</script>", "</div><img src=x onerror=alert(1)>", '" onmouseover="alert(1)', "{{ 7 * 7 }}{% raw %}",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.settings import changed
+from tests.settings import changed
 from tests.training.exact import ALPHA, BETA, Exact, Watched, save_pairs
 from tests.training.test_run import lines, numbers, stop_in_the_second_epoch
 

@@ -10,9 +10,9 @@ from src.adapters.files import merge_adapter, read_adapter
 from src.adapters.layer_profile import BLOCK_MODES
 from src.checkpoint.io import load_checkpoint
 from src.errors import UserError
-from src.settings import changed
 from src.training.run import train
 from tests.conftest import prepare_csv
+from tests.settings import changed
 
 HEADER = "Layer,Mode,Rank,Alpha,Dropout,Weight_lr_init,Weight_lr_final,Weight_decay,State_lr_init,State_lr_final,FullParts\n"
 ENDS = "emb,freeze,,,,,,,,,\n{}head,{},4,8,0,1e-3,1e-4,0.01,,,\n"

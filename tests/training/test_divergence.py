@@ -14,10 +14,10 @@ from src.adapters.layer_profile import BLOCK_MODES
 from src.checkpoint.io import load_checkpoint, save_checkpoint
 from src.errors import UserError
 from src.generation.greedy import likeliest_answers
-from src.settings import changed
 from src.training.run import train
 from tests.adapters.test_files import rewrite
 from tests.cli.conftest import snapshot
+from tests.settings import changed
 
 
 def diverges(run, answer=None) -> str:

@@ -10,10 +10,10 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.errors import UserError
-from src.settings import changed
 from src.training.environment import First, environment_of
 from src.training.processes import starts_others
 from src.training.run import train
+from tests.settings import changed
 from tests.training.test_run import lines
 
 ROOT = Path(__file__).parents[2]

@@ -17,10 +17,10 @@ import torch
 from src.errors import Stopped, UserError
 from src.files import LOCK_FILE, hold_folder
 from src.generation.greedy import likeliest_answers
-from src.settings import changed
 from src.training.checkpoint import check_checkpoint
 from src.training.run import train
 from tests.cli.conftest import snapshot
+from tests.settings import changed
 from tests.training.test_run import lines, numbers
 
 ROOT = Path(__file__).parents[2]

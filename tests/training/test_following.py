@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.settings import changed
 from src.training.following import command_to_follow
 from src.training.run import train
+from tests.settings import changed
 
 ROOT = Path(__file__).parents[2]
 HUNG = 900.0  # seconds after which a process will not end any more, however busy the machine

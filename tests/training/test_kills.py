@@ -12,8 +12,8 @@ import src.training.metrics as metrics
 import src.training.watching as watching
 from src.errors import Stopped
 from src.generation.greedy import likeliest_answers
-from src.settings import changed
 from src.training.run import train
+from tests.settings import changed
 from tests.training.test_run import lines, numbers
 
 

@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import src.training.loggers as loggers
 from src.errors import UserError
-from src.settings import changed
 from src.training.loggers import make_loggers
 from src.training.run import train
+from tests.settings import changed
 
 KEY = "0123456789" * 4  # of the form that wandb takes
 

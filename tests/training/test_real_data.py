@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.settings import changed
 from src.training.run import train
 from tests.conftest import prepare_csv
 from tests.data.reading import read_pairs
 from tests.pairs_csv import write_pairs_csv
+from tests.settings import changed
 
 ROOT = Path(__file__).parents[2]
 PAIRS = ROOT.parent / "shared" / "data" / "hh_harmless_pairs.csv"

@@ -13,9 +13,9 @@ from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint, save_checkpoint
 from src.errors import UserError
 from src.model import build_model
-from src.settings import changed
 from src.training.folder import prepare_folder
 from src.training.run import train
+from tests.settings import changed
 
 KEYS = {"step", "loss", "dpo_loss", "sft_loss", "pref_percentage", "pref_accuracy", "reward_chosen", "reward_rejected", "margin",
         "lr", "grad_norm", "tokens_per_s", "pairs_per_s", "peak_memory_bytes", "elapsed_s"}

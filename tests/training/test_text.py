@@ -17,8 +17,8 @@ from src.errors import UserError
 from src.evaluation.held_out import evaluate_texts
 from src.model import build_model
 from src.preference.objective import text_losses
-from src.settings import changed
 from src.training.run import train
+from tests.settings import changed
 from tests.training.test_run import lines, numbers, stop_in_the_second_epoch
 
 GENERATOR = torch.Generator().manual_seed(0)
