@@ -52,7 +52,9 @@ def _refused_writes_pass() -> None:
 
 
 def _no_check_of_seeds() -> None:
-    _replace("seed", int)
+    from src import values
+
+    object.__setattr__(values.seed, "read", int)  # the settings hold this very reader
 
 
 def _deaf() -> None:
