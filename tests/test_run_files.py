@@ -131,5 +131,5 @@ def test_what_was_appended_is_made_to_last(tmp_path, monkeypatch):
 
 
 def test_where_the_folder_is_gone_nothing_is_said_of_a_full_disk(tmp_path):
-    with pytest.raises(UserError, match=r"metrics.jsonl: .* \(No such file or directory\); mend that, .*--resume 1"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: .* \(No such file or directory\); correct that, .*--resume 1"):
         append_line(tmp_path / "gone" / "metrics.jsonl", {"step": 1})

@@ -388,7 +388,7 @@ def test_no_output_takes_the_place_of_an_input(fails, good, material, prepared, 
     changes = {flag: path, OUTPUT_FLAG[script]: out} | {
         key: material / "pairs.csv" if value == "CSV" else tmp_path / value if "/" not in value and key != "--strategy" else value
         for key, value in more.items()}
-    fails(script, changes, f"is the file of {flag} too and would be overwritten")
+    fails(script, changes, f"is also the file of {flag} and would be overwritten")
 
 
 @pytest.mark.parametrize(("script", "output", "words"), [

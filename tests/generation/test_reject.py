@@ -146,7 +146,7 @@ def test_prompts_over_the_context_are_told_and_answered(generate, capsys):
     (["--batch_size", "some"], "argument --batch_size"), (["--num_rejects", "0"], "argument --num_rejects"),
     (["--input_csv", "nowhere.csv"], "nowhere.csv does not exist"),
     (["--load_model", "nowhere.pth"], "nowhere.pth does not exist"),
-    (["--input_csv", "INPUT", "--output_csv", "INPUT"], "is the file of --input_csv too"),
+    (["--input_csv", "INPUT", "--output_csv", "INPUT"], "is also the file of --input_csv"),
     (["--tokenizer", "world"], "--tokenizer world: has 65536 ids"),
     (["--strategy", "cpu fp33"], "--strategy 'cpu fp33' is not understood"),
     (["--top_p", "0"], "argument --top_p: takes a number from"), (["--top_p", "nan"], "argument --top_p: takes a number from"),
