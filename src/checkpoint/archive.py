@@ -110,7 +110,7 @@ def _entries(file: IO[bytes], length: int) -> dict[str, tuple[int, int]]:
         file.seek(info.header_offset)
         header = file.read(30)
         if len(header) < 30 or header[:4] != ZIP or info.header_offset < end:
-            raise BadPickle(f"its entry {info.filename[:80]!r} is not where the directory says, or lies within another")
+            raise BadPickle(f"its entry {info.filename[:80]!r} is not where the directory says, or is within another")
         start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         end = start + info.file_size
         if end > length:

@@ -8,7 +8,7 @@ import numpy as np
 
 from src.data.packing import packed_length
 
-# Pairs that are sorted by length together: enough for batches of similar lengths, few enough that each pass mixes them anew.
+# Pairs that are sorted by length together: enough for batches of similar lengths, few enough that each pass mixes them again.
 WINDOW = 512
 
 

@@ -51,9 +51,9 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     # For each row of the output: the input's row, and the number among its rejects.
     places = [(number, sample) for number in range(len(rows)) for sample in range(1 if kept[number] else config.num_rejects)]
     sources = [number for number, _ in places]
-    repeated, stands = [rows[number] for number in sources], [kept[number] for number in sources]
+    repeated, keeps = [rows[number] for number in sources], [kept[number] for number in sources]
     in_the_file = [reading.numbers[number] - 1 for number in sources]
-    with open_output(config.output_csv, settings, repeated, stands, in_the_file) as output:
+    with open_output(config.output_csv, settings, repeated, keeps, in_the_file) as output:
         report_reading(reading)
         for note in notes:
             say(note)

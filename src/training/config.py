@@ -104,7 +104,7 @@ class StepSettings:
 class MachineSettings:
     """Where it is computed."""
 
-    accelerator: str = flag(("auto", "cpu", "gpu"), "auto", "auto: gpu where there is one", free=True)
+    accelerator: str = flag(("auto", "cpu", "gpu"), "auto", "auto: gpu if there is one", free=True)
     devices: int = flag(values.whole(1, 1024), 1, "number of GPUs, or of processes on the CPU")
     precision: str = flag(values.Reader(str, "fp32 or bf16"), None,
                           "fp32 or bf16; trained weights are kept in float32 either way; if not given, bf16 on a GPU, fp32 on "
