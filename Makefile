@@ -1,6 +1,6 @@
-# make setup | demo | test | test-all | test-instructions | gpu | bench | lint | docs. Each does its own set-up.
+# make setup | demo | test | test-all | test-instructions | gpu | bench | lint | docs. Each target sets up what it needs.
 #
-# PYTHON may name the interpreter; without it the first of these that runs and is 3.11 to 3.13 is taken.
+# PYTHON may name the interpreter; the default is the first of these that runs and is 3.11 to 3.13.
 CANDIDATES := python3 python3.12 python3.11 python3.13 python
 SUPPORTED := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUPPORTED)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
@@ -28,27 +28,27 @@ $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
 
-# The three scripts in order on the embedded example, then the table; example/DPO/demo_output/run/report.html tells the training.
+# The three scripts in order on the embedded example, then the table; the report is example/DPO/demo_output/run/report.html.
 demo: setup
 	$(BIN)/python example/DPO/demo.py
 
-# In as many processes as there are cores, but no more than memory has room for, and each on one thread.
+# One process for each core, at most as many as fit in memory, each on one thread.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.installed-dev
 	$(TESTS)
 
-# Slow tests too.
+# Includes the slow tests.
 test-all: $(VENV)/.installed-dev
 	$(TESTS) -m "slow or not slow"
 
-# The tests once more by each set of instructions below this processor's own, as on older ones; says so where there is none.
+# The tests again with each instruction set below this processor's own, as on older ones; says so if there is none.
 test-instructions: $(VENV)/.installed-dev
 	@lower=$$($(BIN)/python -m tests.instructions) || exit; for name in $$lower; do \
 	  echo "$(TESTS) --instructions $$name"; $(TESTS) --instructions "$$name" || exit; done
 
-# On a machine with an NVIDIA card: what a GPU changes, checked and measured, some eight minutes. ONLY="NAME ..." takes some of it.
-# A Python that has the packages is used as it is.
+# On a machine with an NVIDIA GPU: checks and measures everything that depends on it, some eight minutes. ONLY="NAME ..." runs a part.
+# A Python that has the packages is used directly.
 GPU_IMPORTS := import bitsandbytes, deepspeed, hypothesis, ninja, pandas, pytest, pytorch_lightning, rich, safetensors, tokenizers
 gpu:
 	@if "$(PYTHON)" -c '$(GPU_IMPORTS)' >/dev/null 2>&1; then python="$(PYTHON)"; \
@@ -63,7 +63,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# docs/flags.md from the flags themselves.
+# Generate docs/flags.md from the flags.
 docs: setup
 	$(BIN)/python -m src.cli.document
 

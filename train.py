@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> None:
     from src.cli.train import parse
 
     config, expected, notes = parse(arguments)
-    # Lightning takes seconds to import, which a wrong flag need not wait for.
+    # Lightning takes seconds to import; a wrong flag should fail before that.
     from src.generation.greedy import likeliest_answers
     from src.training.run import train
 

@@ -34,7 +34,7 @@ from src.files import atomic_write  # noqa: E402
 from src.generation.batch import Request, generate  # noqa: E402
 from src.generation.config import Sampling  # noqa: E402
 from src.model import build_model  # noqa: E402
-from src.model.decode import serve  # noqa: E402
+from src.model.decode import decoder_for  # noqa: E402
 from src.model.strategy import parse_strategy  # noqa: E402
 from src.tokenizer import load_tokenizer  # noqa: E402
 from tests.random_checkpoint import make_dimensions, random_weights  # noqa: E402
@@ -69,7 +69,7 @@ def compare(version: str, strategy: str, dimensions, path: Path, options: argpar
                         quantize_head=chosen.quantization == "int8")
     flops = 2 * sum(x.in_features * x.out_features for x in model.modules() if hasattr(x, "in_features"))
     flops += 2 * sum(x.numel() for name, x in model.named_parameters() if name[-1] in "12" and "att" in name)
-    engine, tokenizer = serve(model), load_tokenizer("world", VOCABULARY)
+    engine, tokenizer = decoder_for(model), load_tokenizer("world", VOCABULARY)
     state = 2 * 4 * dimensions.n_layer * dimensions.n_embd * (dimensions.head_size + 2)  # read and written
     found = {name: [] for name in ["package", *options.batches]}
     reading, multiplying = [], []

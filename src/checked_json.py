@@ -1,8 +1,8 @@
-"""Read JSON that may come from anybody: within limits, and of the expected shape.
+"""Reads untrusted JSON: within limits, and of the expected shape.
 
-A shape is what a value must be: a type (`float` takes whole numbers too, `object` takes anything), a tuple of shapes of which one
-must fit, `None` for null, `[shape]` for a list, `{str: shape}` for an object of any keys, and `{"key": shape, "key?": shape}` for
-an object with these keys, one with a question mark being optional; other keys are let through.
+A shape describes a value: a type (`float` takes whole numbers too, `object` takes anything), a tuple of alternative shapes,
+`None` for null, `[shape]` for a list, `{str: shape}` for an object with any keys, and `{"key": shape, "key?": shape}` for an
+object with these keys, those with a question mark being optional; other keys are accepted.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 DEEPEST = 64  # lists and objects within each other
-# What a number beyond 64 bits, too large or too close to 0, has in it; a function for each number would take most of the time.
+# Occurs in any number beyond 64 bits, too large or too close to 0; a function call for each number would take most of the time.
 _LARGE = re.compile(r"[0-9]{19}|[eE][+-]?[0-9]{3}")
 _LONGEST_NAME = 60  # in a message
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
@@ -19,7 +19,7 @@ _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 class BadJson(ValueError):
-    """What is wrong, in words, without the file's name: "profile[2].rank is text where a whole number is expected"."""
+    """The message says what is wrong, without the file's name: "profile[2].rank is text where a whole number is expected"."""
 
 
 def parse_json(text: str | bytes, shape: Any = object) -> Any:
@@ -30,7 +30,7 @@ def parse_json(text: str | bytes, shape: Any = object) -> Any:
             not of the shape.
     """
     try:
-        # Left to itself the json module guesses an encoding, and lets half characters pass.
+        # By default the json module guesses an encoding, and accepts half characters.
         text = text if isinstance(text, str) else text.decode()
         large = _LARGE.search(text) is not None
         value = json.loads(text, parse_constant=_refuse, parse_int=_integer if large else None,
@@ -39,9 +39,9 @@ def parse_json(text: str | bytes, shape: Any = object) -> Any:
         raise
     except RecursionError:
         raise BadJson(f"it is nested more than {DEEPEST} deep") from None
-    except ValueError as error:  # the message of json's own names a position, that of a wrong encoding a byte
+    except ValueError as error:  # json's message names a position, that of a wrong encoding a byte
         raise BadJson(f"it is not JSON ({' '.join(str(error).split())[:100]})") from None
-    if text.count("[") + text.count("{") > DEEPEST:  # others can't be that deep
+    if text.count("[") + text.count("{") > DEEPEST:  # otherwise it can't be that deep
         _check_depth(value)
     if (found := _misfit(value, shape)) is not None:
         where, words = found
@@ -54,7 +54,7 @@ def _refuse(constant: str) -> None:
 
 
 def _integer(digits: str) -> int:
-    # Python reads and writes whole numbers of thousands of digits, and refuses or takes minutes over longer ones.
+    # Python handles whole numbers of thousands of digits, and refuses longer ones or takes minutes.
     if len(digits) > 20 or not -2**63 <= int(digits) < 2**64:
         raise BadJson(f"it holds a whole number of {len(digits.lstrip('-'))} digits, beyond 64 bits")
     return int(digits)
@@ -77,7 +77,7 @@ def _check_depth(value: Any) -> None:
 
 
 def _misfit(value: Any, shape: Any) -> tuple[str, str] | None:
-    """The first place within the value that does not fit, such as `.rows[2]`, and what is wrong there; None where all fit."""
+    """The first place in the value that does not fit, such as `.rows[2]`, and what is wrong there; None if all fit."""
     shapes = shape if isinstance(shape, tuple) else (shape,)
     for shape in shapes:
         if _fits(value, shape):
@@ -106,7 +106,7 @@ def _misfit_in_object(value: dict[str, Any], shape: dict[Any, Any]) -> tuple[str
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    """Whether the value is of the kind that the shape says, whatever is inside it."""
+    """Whether the value is of the shape's kind, regardless of its content."""
     if type(value) is shape:
         return True
     if shape is None:

@@ -1,8 +1,8 @@
-"""The exceptions that mean "the user can mend this", and how to tell that memory ran out."""
+"""The exceptions that users can fix, and the test for running out of memory."""
 
 import signal
 
-# What asks a process to end, and leaves it time to.
+# Signals that ask a process to end, and leave it time to.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1)
 
 
@@ -14,13 +14,13 @@ class UserError(Exception):
 
 
 class NotFinite(UserError):
-    """A model or a file gave NaN or infinity where only finite numbers are of use; the message names which."""
+    """A model or a file gave NaN or infinity where numbers must be finite; the message names which."""
 
 
 class Stopped(BaseException):
-    """A signal asked the process to end: Ctrl-C, or what a scheduler, a closed terminal or `kill` sends.
+    """A signal asked the process to end: Ctrl-C, or the signal of a scheduler, a closed terminal or `kill`.
 
-    No `Exception`, so that nothing on its way up takes it for a failure of its own.
+    Not an `Exception`, so that no handler of failures catches it.
     """
 
     def __init__(self, number: int):
@@ -28,17 +28,17 @@ class Stopped(BaseException):
         self.number = number
 
 
-# Of PyTorch on a CPU: an allocation that fails, a size that no memory has; of CUDA's libraries, which have errors of their own.
+# Messages of PyTorch on a CPU, for a failed allocation and an impossible size; and of CUDA's libraries, which raise their own.
 _NO_MEMORY = {
     "can't allocate memory": "machine", "not enough memory": "machine", "Storage size calculation overflowed": "machine",
     "out of memory": "device", "CUBLAS_STATUS_ALLOC_FAILED": "device"}
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Whose memory ran out, "machine" or "device"; None for any other error. PyTorch has no one kind of error for it."""
+    """Whose memory ran out, "machine" or "device"; None for any other error. PyTorch has no single exception for it."""
     if isinstance(error, MemoryError):
         return "machine"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name, since whoever asks need not have imported torch
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name, since the caller may not have imported torch
         return "device"
     if not isinstance(error, RuntimeError):
         return None

@@ -17,31 +17,30 @@ from typing import IO, Any
 from src.console import say
 from src.errors import NotFinite, UserError
 
-# Other programs have a .lock, too.
+# Not .lock, which other programs use too.
 LOCK_FILE = ".train.lock"
-# What flags that name a file take besides: a word is never a file, whatever is called so in the current folder.
+# Words that flags for files also take; they never mean a file, even if the current folder has one of that name.
 WORDS = {"tokenizer": ("world", "bytes"), "layer_profile": ("auto",)}
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb", **open_arguments: Any) -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` and rename it onto `path` when the block ends without an error.
+    """Open a temporary file next to `path` and rename it to `path` when the block ends without an error.
 
-    Whatever stood at `path` stays untouched until the new file is complete and on disk; when the
-    block fails, the temporary is removed. The folder is made where it is missing. A symbolic link stays one, and
-    what it points to is replaced; a file that is replaced keeps its permissions.
+    An existing file stays untouched until the new one is complete and on disk; if the block fails, the temporary is
+    removed. A missing folder is created. A symbolic link stays one, and its target is replaced; a replaced file's
+    permissions are kept.
 
-    Raises UserError, naming `path`, where the system refuses to write (full disk, no permission), or something else than a file
-    has this name.
+    Raises UserError, naming `path`, if writing fails (full disk, no permission), or `path` is not a regular file.
     """
     path = regular_file(path)
-    # Its name is known before it is there, so that a signal at any moment leaves none.
+    # The name is known before the file exists, so that it is removed after a signal at any moment.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Private to its owner until it is finished, and locked until it has its name.
+        # Private to its owner until it is finished, and locked until it is renamed.
         with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), mode, **open_arguments) as file:
-            with suppress(OSError):  # file systems over a network may have no locks
+            with suppress(OSError):  # network file systems may not support locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
@@ -58,18 +57,18 @@ def atomic_write(path: str | Path, mode: str = "wb", **open_arguments: Any) -> I
 
 
 def remedy(error: OSError) -> str:
-    """What to do about a file that the system refuses to write, in words that a sentence goes on behind."""
-    return "free the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+    """What to do about a file that can't be written, as part of a sentence."""
+    return "free the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "correct that"
 
 
 @contextmanager
 def open_alone(path: Path, instead: str) -> Iterator[int]:
-    """A descriptor of a growing file, to read and to append to, which no other process holds meanwhile; made where it is missing.
+    """A descriptor of a growing file for reading and appending, locked against other processes; created if missing.
 
     Args:
-        instead: what to choose another one of, such as "--output_csv".
+        instead: the flag to change, for messages, such as "--output_csv".
 
-    Raises UserError where the system refuses, another process has it open so, or something else than a file has this name.
+    Raises UserError if that fails, another process holds the lock, or `path` is not a regular file.
     """
     path = regular_file(path)
     try:
@@ -85,13 +84,13 @@ def open_alone(path: Path, instead: str) -> Iterator[int]:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it, however little the system takes at a time. Raises OSError."""
+    """Write all of it, with as many writes as the system needs. Raises OSError."""
     while data:
         data = data[os.write(descriptor, data):]
 
 
 def append_whole(descriptor: int, data: bytes, sync: bool = True) -> None:
-    """Append to a growing file, and wait until it is on disk unless told not to; where the system refuses, nothing is left of it.
+    """Append to a growing file, and with `sync` wait until it is on disk; if that fails, nothing of it is left.
 
     Raises OSError.
     """
@@ -106,7 +105,7 @@ def append_whole(descriptor: int, data: bytes, sync: bool = True) -> None:
 
 
 def cut_back(descriptor: int, size: int, path: Path) -> None:
-    """Leave a growing file's first `size` bytes. Raises UserError, naming `path`, where the system refuses."""
+    """Truncate a growing file to `size` bytes. Raises UserError, naming `path`, if that fails."""
     try:
         os.ftruncate(descriptor, size)
     except OSError as error:
@@ -115,22 +114,22 @@ def cut_back(descriptor: int, size: int, path: Path) -> None:
 
 @contextmanager
 def hold_folder(folder: Path, instead: str) -> Iterator[None]:
-    """Keep a folder from every other process that asks for it so, by a lock on a file in it; made where it is missing.
+    """Lock a folder against other processes that lock it, by a file in it; a missing folder is created.
 
-    The lock ends with the process, whatever ends that. Afterwards the file is gone, and so is the folder if it was made here
-    and stayed empty.
+    The lock ends with the process, however it ends. Afterwards the file is removed, and so is the folder if it was created
+    here and stayed empty.
 
     Args:
-        instead: what to choose another one of, such as "--proj_dir".
+        instead: the flag to change, for messages, such as "--proj_dir".
 
-    Raises UserError where the system refuses, or another process holds the folder.
+    Raises UserError if that fails, or another process holds the folder.
     """
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     descriptor, path = None, folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = regular_file(path)
-        # Who held it before removes the file, and one that was opened just before that locks nobody out.
+        # The holder before removes the file, possibly after it was opened here; a lock on that excludes nobody.
         while descriptor is None or not is_open_as(descriptor, path):
             if descriptor is not None:
                 stale, descriptor = descriptor, None
@@ -140,7 +139,7 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another {instead}") from error
     except BaseException:
-        # Another process holds it, or a signal came, before or behind the lock.
+        # Another process holds it, or a signal came, before or after the lock.
         if descriptor is not None:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,23 +149,23 @@ def hold_folder(folder: Path, instead: str) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # in a folder that is read-only by now it may stay, and locks nobody out
+            with suppress(OSError):  # it may stay in a folder that has become read-only, and locks nobody out
                 _remove_empty(descriptor, path)
     finally:
         if descriptor is not None:
             os.close(descriptor)
-        with suppress(OSError):  # one that is not empty
+        with suppress(OSError):  # a folder that is not empty
             for made in missing:
                 made.rmdir()
 
 
 def _remove_empty(descriptor: int, path: Path) -> None:
-    if not os.fstat(descriptor).st_size:  # else it is somebody's file, whatever its name
+    if not os.fstat(descriptor).st_size:  # else it is somebody's own file
         path.unlink(missing_ok=True)
 
 
 def is_open_as(descriptor: int, path: Path) -> bool:
-    """Whether a file that is open still has this name: who removes one that was locked leaves the others with a stale one."""
+    """Whether an open file still has this name; it may have been removed by the lock's holder."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -178,14 +177,14 @@ def _lock(descriptor: int, path: Path, instead: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{path}: another run is writing it; wait for that one, or choose another {instead}") from None
-    except OSError as error:  # file systems over a network may have no locks
-        say(f"warning: {path}: can't be locked here ({error.strerror}); see to it that no other run writes it")
+    except OSError as error:  # network file systems may not support locks
+        say(f"warning: {path}: can't be locked here ({error.strerror}); make sure that no other run writes it")
 
 
 def remove_temporaries(folder: Path, targets: str) -> None:
-    """Remove what `atomic_write` leaves in a folder when its process is killed, of files whose names the pattern matches.
+    """Remove temporaries that killed processes left in a folder, of files whose names match the pattern `targets`.
 
-    One that is locked is just being written, and stays.
+    A locked one is being written, and stays.
     """
     for path in folder.glob(".*.tmp"):
         with suppress(OSError):
@@ -196,19 +195,19 @@ def remove_temporaries(folder: Path, targets: str) -> None:
 
 
 def json_text(values: Any, path: str | Path, **options: Any) -> str:
-    """`values` as the JSON that `path` is to hold; `options` are those of `json.dumps`.
+    """`values` as JSON for the file `path`; `options` are those of `json.dumps`.
 
     Raises NotFinite, naming `path` and the number, for NaN and infinity, which JSON does not have.
     """
     try:
-        # A name of a file that is not UTF-8 has lone surrogates, which JSON knows as \udcff and no file can hold as they are.
+        # A file name that is not UTF-8 has lone surrogates, which can be written only in JSON's form \udcff.
         return json.dumps(values, allow_nan=False, **options).encode(errors="backslashreplace").decode()
     except ValueError:
         raise NotFinite(f"{path}: not written, since {_first_not_finite(values)} is not a finite number") from None
 
 
 def _first_not_finite(values: Any, name: str = "") -> str | None:
-    """Where the first NaN or infinity stands, such as `rows[2].weight_decay`."""
+    """The place of the first NaN or infinity, such as `rows[2].weight_decay`."""
     if isinstance(values, float) and not math.isfinite(values):
         return name or "its value"
     inside = []
@@ -228,22 +227,22 @@ def _umask() -> int:
 def _fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some file systems do this for files alone, and by now the file has its name
+        with suppress(OSError):  # some file systems support this only for files, and the file already has its name
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def regular_file(path: str | Path) -> Path:
-    """Where `path` leads over symbolic links: a regular file, or a name that nothing has yet.
+    """The target of `path` over symbolic links: a regular file, or a name that is not in use.
 
-    Raises UserError where it is a folder, a device, a pipe or a socket, which a rename would replace by a file.
+    Raises UserError if it is a folder, a device, a pipe or a socket, which a rename would replace by a file.
     """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return Path(os.path.realpath(path))
-    except (OSError, ValueError) as error:  # links that lead in a circle, a name that is too long, a NUL in it
+    except (OSError, ValueError) as error:  # circular links, a name that is too long or has a NUL
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be written ({reason}); choose another name") from None
     kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"), (stat.S_ISFIFO, "a pipe"),
@@ -255,29 +254,29 @@ def regular_file(path: str | Path) -> Path:
 
 
 def named_file(flag: str, value: str | None) -> str | None:
-    """The path that a flag, named without dashes, gives; None where it has no value or one of its WORDS."""
+    """The path in a flag's value, the flag named without dashes; None if it has no value or one of its WORDS."""
     return None if not value or value in WORDS.get(flag, ()) else value
 
 
 def input_files(config: Any, names: Iterable[str]) -> list[tuple[str, Path]]:
-    """The files that a job reads, each with its flag: those in these fields of its configuration, and sidecars beside them."""
+    """The files that a job reads, each with its flag: those in these fields of its configuration, and their sidecars."""
     given = [(f"--{name}", path) for name in names if (path := named_file(name, getattr(config, name)))]
     # A checkpoint may be named without its ending.
     return [(flag, path) for flag, name in given for path in map(Path, (name, f"{name}.pth", f"{name}.json")) if path.is_file()]
 
 
 def check_output(path: str | Path, inputs: Iterable[tuple[str, Path]]) -> None:
-    """Check, before a job begins, the file that it will write at its end, and remove what a killed one left beside it.
+    """Check a job's output file before the job starts, and remove temporaries that killed jobs left next to it.
 
     Args:
-        inputs: files that the job reads, as `input_files` gives them.
+        inputs: files that the job reads, as from `input_files`.
 
-    Raises UserError where `path` is no regular file, can't be written, or is one of the inputs.
+    Raises UserError if `path` is not a regular file, can't be written, or is one of the inputs.
     """
     target = regular_file(path)
     for flag, given in inputs:
         if given.resolve() == target or (target.exists() and given.exists() and target.samefile(given)):
-            raise UserError(f"{path}: is the file of {flag} too and would be overwritten; choose another name for the output")
+            raise UserError(f"{path}: is also the file of {flag} and would be overwritten; choose another name for the output")
     folder = next(parent for parent in target.parents if parent.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{path}: cannot be written, since {folder} can't be written to; choose another place")
@@ -285,7 +284,7 @@ def check_output(path: str | Path, inputs: Iterable[tuple[str, Path]]) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """Of a file's content, in hexadecimal, read in pieces."""
+    """The digest of a file's content, in hexadecimal, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,17 +1,17 @@
-"""Numbers as people write them in flags and tables: ASCII digits, bounds, and nothing that a float would quietly hold as 0."""
+"""Numbers in flags and tables: ASCII digits, bounds, and nothing that a float would silently turn into 0."""
 
 import re
 
-# Least and most of what is not 0: learning rates; what a loss or an adapter is multiplied with; chances and decays.
+# Ranges of values other than 0: learning rates; factors on losses and adapters; probabilities and decays.
 RATE, STRENGTH, BELOW_ONE = (1e-12, 1e6), (1e-6, 1e6), (1e-12, 0.9999999)
-# Python's own float() takes more than anybody means: underscores, digits of other scripts, spaces, nan, infinity.
+# Python's float() accepts too much: underscores, digits of other scripts, spaces, nan, infinity.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def read_number(text: str) -> float | None:
-    """The number; None where the text is none, or is another than 0 that lies too close to 0 for a float, such as 1e-400.
+    """The number; None if the text is not a number, or one that is not 0 but too close to it for a float, such as 1e-400.
 
-    Infinity where it is too large for one. -0 is 0.
+    Infinity if it is too large for a float. -0 is 0.
     """
     if not (found := _NUMBER.fullmatch(text)):
         return None

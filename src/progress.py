@@ -1,4 +1,4 @@
-"""One progress bar for everything that takes more than a few seconds: on stderr, with the time left."""
+"""The progress bar for everything that takes more than a few seconds: on stderr, with the time left."""
 
 import sys
 import time
@@ -9,16 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from src.console import console, say
 
-# Where stderr is a file or a pipe: a plain line at most this often, in seconds.
+# Seconds between plain lines if stderr is a file or a pipe.
 LINE_EVERY = 10.0
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
 @contextmanager
 def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Yield `advance(count, note="")`, to be told how many more of `total` are done and what else to show.
+    """Yield `advance(count, note="")`, to call with the number of further items done and a note to show.
 
-    On a terminal a bar; elsewhere a plain line now and then, so that logs stay short.
+    A bar on a terminal; elsewhere a plain line now and then, so that logs stay short.
     """
     if not sys.stderr.isatty():
         yield plain_lines(what, total, done)
@@ -33,7 +33,7 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[...,
 
 
 def plain_lines(what: str, total: int, done: int = 0) -> Callable[..., None]:
-    """`advance(count, note="")` that says a line now and then, as beside another bar on the terminal."""
+    """`advance(count, note="")` that prints a line now and then, also while another bar is on the terminal."""
     started = last = time.monotonic()
     first = done
 

@@ -1,5 +1,5 @@
-"""The files in a run's folder, by name; and those that grow by a JSON object a line: appended whole, read within limits, cut back
-to where a run is resumed.
+"""The files in a run's folder, by name; and those that grow by a JSON object a line: each line is appended whole, read within
+limits, and cut off if it is after the step where a run is resumed.
 """
 
 import io
@@ -27,12 +27,12 @@ GROWING = (METRICS_FILE, EVAL_FILE, SAMPLES_FILE)
 
 _NUMBERS = {"step": int, str: float}
 _SHAPES = {SAMPLES_FILE: {"step": int, "samples": [{"prompt": str, "chosen": str, "answer": str, "complete": bool}]}}
-# Of more gaps than this, the first ones are told.
-_TOLD = 4
+# A message names at most this many gaps, the first ones.
+_NAMED = 4
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Append a whole line or nothing; raises UserError where the disk refuses or a number is not finite."""
+    """Append a whole line or nothing; raises UserError if writing fails or a number is not finite."""
     text = json_text(values, path)
     regular_file(path)
     try:
@@ -43,7 +43,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
 
 def sync_lines(folder: Path) -> None:
-    """See to it that what was appended outlives a power cut; raises UserError where the disk refuses."""
+    """Sync the appended lines, so that they survive a power cut; raises UserError if that fails."""
     for path in (folder / name for name in GROWING if (folder / name).exists()):
         try:
             with path.open("ab") as file:
@@ -57,22 +57,22 @@ def _refused(path: Path, error: OSError) -> UserError:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What the lines hold; none where there is no file.
+    """The lines' values; none if there is no file.
 
-    Raises UserError, naming the line, where one is not what a run writes there.
+    Raises UserError, naming the line, if a line is not as a run writes it.
     """
     return [values for _, values in _lines(path)]
 
 
 def check_lines(path: Path) -> None:
-    """Raises UserError where the file is damaged, but for a last line without its end, as a kill leaves it."""
+    """Raises UserError if the file is damaged; a last line without its end, as a kill leaves it, is accepted."""
     _lines(path, whole=True)
 
 
 def keep_lines(path: Path, last_step: int) -> list[int]:
-    """Drop the lines of the steps after `last_step`, which a resumed run writes again, and a last one without its end.
+    """Drop the lines of steps after `last_step`, which a resumed run writes again, and a last line without its end.
 
-    Returns the steps of those left. Raises UserError where the file is damaged, and leaves it as it is.
+    Returns the steps of the lines left. Raises UserError if the file is damaged, and leaves it as it is.
     """
     lines = _lines(path, whole=True)
     kept = [(line, values["step"]) for line, values in lines if values["step"] <= last_step]
@@ -83,25 +83,25 @@ def keep_lines(path: Path, last_step: int) -> list[int]:
     return [step for _, step in kept]
 
 
-def tell_gaps(path: Path, steps: Sequence[int], expected: Iterable[int]) -> None:
-    """Say in one line what is wrong with the steps that a file has; the run goes on all the same.
+def report_gaps(path: Path, steps: Sequence[int], expected: Iterable[int]) -> None:
+    """Report in one line what is wrong with a file's steps; the run continues.
 
     Args:
         steps: in the file's order.
-        expected: those that a run has written there by now.
+        expected: those that the run has written there.
     """
     lacking = sorted(set(expected) - set(steps))
     twice = sorted(step for step, times in Counter(steps).items() if times > 1)
-    wrong = [f"lacks {_told(lacking)}"] if lacking else []
-    wrong += [f"has {_told(twice)} more than once"] if twice else []
+    wrong = [f"lacks {_ranges(lacking)}"] if lacking else []
+    wrong += [f"has {_ranges(twice)} more than once"] if twice else []
     wrong += ["has steps out of order"] if any(a > b for a, b in zip(steps, steps[1:], strict=False)) else []
     if wrong:
-        say(f"warning: {path}: {', '.join(wrong)}; the run goes on, and its report and curves show what is there")
+        say(f"warning: {path}: {', '.join(wrong)}; the run continues, and its report and curves show the lines that are there")
 
 
 def _lines(path: Path, whole: bool = False) -> list[tuple[bytes, dict[str, Any]]]:
-    """Each line and what it holds; with `whole` only those that have their end."""
-    regular_file(path)  # or a pipe would be waited for
+    """Each line with its values; with `whole` only lines that have their end."""
+    regular_file(path)  # reading a pipe would block
     try:
         text = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -118,8 +118,8 @@ def _lines(path: Path, whole: bool = False) -> list[tuple[bytes, dict[str, Any]]
     return lines
 
 
-def _told(steps: list[int]) -> str:
+def _ranges(steps: list[int]) -> str:
     """Such as "steps 3-5, 9"."""
     runs = [[step for _, step in group] for _, group in groupby(enumerate(steps), lambda pair: pair[1] - pair[0])]
-    words = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:_TOLD]]
-    return f"step{'s' * (len(steps) > 1)} {', '.join(words)}" + (f" and {len(runs) - _TOLD} more" if len(runs) > _TOLD else "")
+    words = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:_NAMED]]
+    return f"step{'s' * (len(steps) > 1)} {', '.join(words)}" + (f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else "")

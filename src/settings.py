@@ -1,9 +1,9 @@
-"""Settings: frozen dataclasses whose fields say all there is to say about a flag.
+"""Settings: frozen dataclasses whose fields are the one description of each flag.
 
-A field made by `flag` is a setting: its name is the flag's, its type that of the settled value, and its metadata hold what the
+A field made by `flag` is a setting: its name is the flag's, its type that of the resolved value, and its metadata hold what the
 flag takes, its default, its help, and whether it may change on a resume. A field made by `group` is a dataclass of settings under
-a title; one made by `table` maps flags' names to their values. The parser, docs/flags.md, what a run writes about itself, and
-what a resumed run must agree with are all made from them.
+a title; one made by `table` maps flags' names to their values. The parser, docs/flags.md, a run's config.json and the checks of
+a resumed run are all made from them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,12 +21,12 @@ READ_FILES = (input_file, layer_profile, tokenizer)
 
 @dataclass(frozen=True)
 class Flag:
-    """What there is to say about `--NAME`."""
+    """The description of `--NAME`."""
 
     read: Reader | tuple[str, ...]  # a tuple lists the words that it takes
-    default: Any  # NEEDED where it must be given
+    default: Any  # NEEDED where the flag is required
     help: str
-    free: bool = False  # whether it may change on a resume: it changes no number beyond rounding
+    free: bool = False  # may change on a resume, since it changes no number beyond rounding
 
     @property
     def takes(self) -> str:
@@ -34,7 +34,7 @@ class Flag:
 
     @property
     def shown_default(self) -> Any:
-        """The default as one would write it behind the flag; None or "" where there is none to write."""
+        """The default as written on a command line; None or "" where there is none."""
         if self.default is NEEDED:
             return None
         if isinstance(self.default, bool):
@@ -57,7 +57,7 @@ def flag(read: Reader | tuple[str, ...], default: Any, help: str, free: bool = F
 
 
 def group(title: str | None) -> Any:
-    """A field whose type is a dataclass of settings; `title` is that of its flags in --help, None for none."""
+    """A field whose type is a dataclass of settings; `title` heads its flags in --help, None for no heading."""
     return field(metadata={"group": title})
 
 
@@ -79,7 +79,7 @@ def flags_of(settings: type, title: str | None = None) -> Iterator[Named]:
 
 
 def build(settings: type[Config], values: Mapping[str, Any]) -> Config:
-    """The settings of these values, by flag; of a field that is no flag, by the field's name. Others are left out."""
+    """Settings from values by flag, or by field for fields that are no flags. Other values are ignored."""
     made: dict[str, Any] = {}
     for part in fields(settings):  # type: ignore[arg-type]
         if "group" in part.metadata:
@@ -112,7 +112,7 @@ def free_on_resume(settings: type) -> set[str]:
 
 
 def input_files(config: Any) -> list[tuple[str, Path]]:
-    """The files that a job reads, each with its flag, and sidecars beside them."""
+    """The files that a job reads, each with its flag, and their sidecars."""
     values = flat(config)
     given = [(f"--{name}", path) for name, one, _ in flags_of(type(config))
              if one.read in READ_FILES and (path := named_file(name, values[name]))]

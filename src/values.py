@@ -1,6 +1,6 @@
-"""What the value of a flag may be: whole numbers, numbers, texts and paths, each within bounds that its message gives.
+"""The values of flags: whole numbers, numbers, texts and paths, each within bounds that its message names.
 
-Bounds are where a computer's numbers or memory end, far beyond any use.
+Bounds are far beyond any use; they are the limits of number formats or memory.
 """
 
 import errno
@@ -17,16 +17,16 @@ from src.console import short
 from src.files import WORDS
 from src.numbers import RATE, STRENGTH, read_number
 
-MOST = 10**9  # of what is only counted or compared
-LONGEST_NAME = 200  # bytes of an output's name, to which endings of other files beside it are added; 255 is Linux's limit
+MOST = 10**9  # for values that are only counted or compared
+LONGEST_NAME = 200  # bytes of an output's name; names of further files add endings to it, and 255 is Linux's limit
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
-# What wandb has in no name of a project, and how long one may be.
+# Characters that wandb does not allow in a project's name, and the longest name.
 _NOT_IN_A_PROJECT, _LONGEST_PROJECT = "/\\#?%:", 128
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Makes a value of a flag's text, or raises ArgumentTypeError; `takes` says in words which texts it reads."""
+    """Turns a flag's text into its value, or raises ArgumentTypeError; `takes` describes the accepted texts."""
 
     read: Callable[[str], Any]
     takes: str
@@ -36,7 +36,7 @@ class Reader:
 
 
 def _zero_or_one(text: str) -> bool:
-    """This family's way to switch a thing: `--flag 1`, `--flag 0`."""
+    """A switch as in RWKV's tools: `--flag 1`, `--flag 0`."""
     if text not in ("0", "1"):
         raise ArgumentTypeError(f"takes 0 or 1, not {shown(text)}")
     return text == "1"
@@ -57,11 +57,11 @@ def whole(least: int, most: int = MOST) -> Reader:
 
 zero_or_one = Reader(_zero_or_one, "0 or 1")
 positive, not_negative = whole(1), whole(0)
-seed = whole(0, 2**32 - 1)  # what every random generator in use takes
+seed = whole(0, 2**32 - 1)  # accepted by every random generator in use
 
 
 def number(least: float, most: float, or_zero: bool = False) -> Reader:
-    """A number in ASCII digits; `or_zero`: also 0, where smaller ones would vanish in float32."""
+    """A number in ASCII digits; `or_zero`: also 0, but nothing between 0 and `least`, which would vanish in float32."""
     takes = f"{'0 or ' * or_zero}a number from {least:g} to {most:g}"
 
     def read(text: str) -> float:
@@ -73,30 +73,30 @@ def number(least: float, most: float, or_zero: bool = False) -> Reader:
     return Reader(read, takes)
 
 
-# Learning rates; what a loss is multiplied with; strengths, of which none may be 0.
+# Learning rates; weights of losses; strengths, which must not be 0.
 rate, weight, strength = number(*RATE, or_zero=True), number(*STRENGTH, or_zero=True), number(*STRENGTH)
 
 
 def _words(text: str) -> str:
-    """A text that is no path."""
+    """A text that is not a path."""
     if not is_utf8(text):
         raise ArgumentTypeError(f"takes text in UTF-8, which {shown(text)} is not")
     return text
 
 
 def _path(text: str) -> str:
-    """A path in whatever bytes the system has it; what stands there is looked at later."""
+    """A path of any bytes; the file itself is checked later."""
     if not text.strip():
         raise ArgumentTypeError("is empty; name a file or folder, or leave the flag out")
     beginning = text.split("/")[0]
     if text.startswith("~") and not os.path.lexists(beginning):
-        raise ArgumentTypeError(f"{shown(text)} was left as it is by the shell, which replaces ~ only at the beginning of words "
-                                f"without quotes; write the folder out, or ./{beginning} where it is called so")
+        raise ArgumentTypeError(f"{shown(text)} was not expanded by the shell, which replaces ~ only at the beginning of words "
+                                f"without quotes; write the folder out, or ./{beginning} if that is its name")
     try:
         os.lstat(text)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise ArgumentTypeError(f"{shown(text)} is longer than names may be here") from None
+            raise ArgumentTypeError(f"{shown(text)} is longer than the system allows") from None
     return text
 
 
@@ -104,14 +104,14 @@ def _output(text: str) -> str:
     """The path of a file to write."""
     _path(text)
     if text.endswith("/"):
-        raise ArgumentTypeError(f"{shown(text)} ends as folders do; name a file")
+        raise ArgumentTypeError(f"{shown(text)} ends like a folder; name a file")
     if len(os.fsencode(os.path.basename(text))) > LONGEST_NAME:
         raise ArgumentTypeError(f"{shown(text)} has a name of over {LONGEST_NAME} bytes; choose a shorter one")
     return text
 
 
 def _tokenizer(text: str) -> str:
-    """`world`, `bytes`, or an existing tokenizer.json, whose path the tokenizers library takes in UTF-8 alone."""
+    """`world`, `bytes`, or an existing tokenizer.json; the tokenizers library takes only paths in UTF-8."""
     if _words(text) not in WORDS["tokenizer"]:
         if not _path(text).endswith(".json"):
             raise ArgumentTypeError(f"takes {', '.join(WORDS['tokenizer'])}, or the path of a tokenizer.json, not {shown(text)}")
@@ -121,7 +121,7 @@ def _tokenizer(text: str) -> str:
 
 
 def _wandb_project(text: str) -> str:
-    """`project` or `entity/project`, as wandb takes them, out of these or an address of wandb's pages; "" for none."""
+    """wandb's `project` or `entity/project`, given directly or as the address of its page; "" for none."""
     given = _words(text).strip()
     if "://" in given or given.startswith("wandb.ai/"):
         place = urlsplit(given if "://" in given else f"https://{given}").path
@@ -146,10 +146,10 @@ wandb_project = Reader(_wandb_project, "a project, entity/project, or its addres
 
 
 def is_utf8(text: str) -> bool:
-    """False where a word of the command line, or a path, has other bytes, which Python holds as lone surrogates."""
+    """False if an argument or a path has bytes that are not UTF-8, which are lone surrogates in Python."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def shown(text: str) -> str:
-    """A value in quotes, its beginning where it is long."""
+    """A value in quotes, cut if it is long."""
     return repr(short(text, 80))

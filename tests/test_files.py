@@ -99,7 +99,7 @@ def test_an_output_is_no_input(tmp_path, how):
     else:
         output = source if how == "same" else tmp_path / "sub" / ".." / "in.csv"
         (tmp_path / "sub").mkdir()
-    with pytest.raises(UserError, match="is the file of --input_csv too and would be overwritten"):
+    with pytest.raises(UserError, match="is also the file of --input_csv and would be overwritten"):
         check_output(output, [("--load_model", tmp_path / "none.pth"), ("--input_csv", source)])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from src.errors import UserError
 from src.evaluation.picture import curve_svgs, draw_curves, read_columns, thinned
-from src.run_files import append_line, check_lines, keep_lines, read_lines, sync_lines, tell_gaps
+from src.run_files import append_line, check_lines, keep_lines, read_lines, report_gaps, sync_lines
 
 DAMAGED = {
     "text": b'{"step": 1, "loss": "low"}', "null": b'{"step": 1, "loss": null}', "a list": b'{"step": 1, "loss": [[1]]}',
@@ -68,11 +68,11 @@ def test_lines_after_a_step_and_a_torn_one_are_dropped_and_the_rest_stays_byte_f
     (range(0, 40, 2), range(40), "lacks steps 1, 3, 5, 7 and 16 more"), ([0, 4], [4], None),
 ])
 def test_what_is_wrong_with_steps_is_said_in_one_line(capsys, steps, expected, said):
-    tell_gaps(Path("run/metrics.jsonl"), list(steps), expected)
+    report_gaps(Path("run/metrics.jsonl"), list(steps), expected)
     err = capsys.readouterr().err
     assert err.count("\n") == (said is not None)
     if said:
-        assert err.startswith(f"warning: run/metrics.jsonl: {said}") and "the run goes on" in err
+        assert err.startswith(f"warning: run/metrics.jsonl: {said}") and "the run continues" in err
 
 
 @pytest.mark.usefixtures("drawn")
@@ -131,5 +131,5 @@ def test_what_was_appended_is_made_to_last(tmp_path, monkeypatch):
 
 
 def test_where_the_folder_is_gone_nothing_is_said_of_a_full_disk(tmp_path):
-    with pytest.raises(UserError, match=r"metrics.jsonl: .* \(No such file or directory\); mend that, .*--resume 1"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: .* \(No such file or directory\); correct that, .*--resume 1"):
         append_line(tmp_path / "gone" / "metrics.jsonl", {"step": 1})

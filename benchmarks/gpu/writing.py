@@ -25,7 +25,7 @@ from src.generation.config import Sampling
 from src.generation.graphs import WARM_UPS, Graphs
 from src.generation.slots import Slots
 from src.generation.vocabulary import read_vocabulary
-from src.model.decode import Forward, serve
+from src.model.decode import Forward, decoder_for
 from src.tokenizer import load_tokenizer
 
 PROMPT, NEW, STEPS = 100, 100, 20
@@ -42,7 +42,7 @@ def main() -> None:
     table = Table("writing", "rows", "step ms", "floor ms", "of the floor", "steps' tokens/s", "new tokens/s", "all")
     for quant in options.quant:
         model = random_model(options.size, None if quant == "none" else quant, quantize_head=quant == "int8")
-        engine = serve(model)
+        engine = decoder_for(model)
         for rows in options.rows:
             row = {"size": options.size, "quant": quant, "rows": rows} | measure(engine, rows, rate)
             add_rows("writing", [row], ("size", "quant", "rows"))

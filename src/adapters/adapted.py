@@ -1,7 +1,7 @@
-"""What the adapters of linear layers have in common: a frozen weight, beside which something small trains.
+"""What the adapters of linear layers have in common: a frozen weight, and a few trained parameters added to it.
 
-They are y = W x + up down(x), with down(x) of some r numbers and up [out, r]; DoRA scales each output by a factor besides.
-The frozen weight keeps its official name; what the adapter adds are parameters of the same module.
+They compute y = W x + up down(x), with down(x) of r numbers and up [out, r]; DoRA also scales each output by a factor.
+The frozen weight keeps its official name; the adapter's tensors are parameters of the same module.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,21 @@ class AdaptedLinear(nn.Module):
     """A `Linear` or `QuantizedLinear` with an adapter; each adapter is a subclass in a file of its own, and a row of `ADAPTERS`.
 
     Over a `Linear` the base's own parameter is `weight`, so that the weight of `blocks.0.att.key` is still
-    `blocks.0.att.key.weight`; a quantized base stays a submodule, `base`. The adapter's tensors are float32 and take part in
-    products in the activations' dtype.
+    `blocks.0.att.key.weight`; a quantized base stays a submodule, `base`. The adapter's tensors are float32 and are cast to the
+    activations' dtype for products.
 
-    A subclass has `shapes`, `merge`, `down` and `up`, and where it scales its outputs `factor` and a `forward` of its own.
+    A subclass has `shapes`, `merge`, `down` and `up`, and if it scales its outputs also `factor` and its own `forward`.
     """
 
-    # The columns that a row of a layer profile can't do without, beside the rates.
+    # The columns that a row of a layer profile must have, besides the rates.
     needs: ClassVar[tuple[str, ...]] = ("Rank",)
-    # Those of its tensors that do not train, but without which an adapter file could not be merged.
+    # Its tensors that do not train, but are needed to merge an adapter file.
     keeps: ClassVar[tuple[str, ...]] = ()
-    # Whether a quantized base has other values under it than without it; `quantized` then makes both from the exact weight.
+    # Whether it changes the values of a quantized base; `quantized` then makes both from the exact weight.
     splits_base: ClassVar[bool] = False
 
     def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
-        """With rank, alpha and dropout of the layer's row, of which a subclass takes what it needs; generator: on the CPU."""
+        """rank, alpha and dropout are those of the layer's row; a subclass uses what it needs. generator: on the CPU."""
         self._hold(base)
 
     def _hold(self, base: Linear | QuantizedLinear) -> None:
@@ -47,7 +47,7 @@ class AdaptedLinear(nn.Module):
 
     @classmethod
     def quantized(cls, weight: Tensor, scheme: str, rank: int) -> "AdaptedLinear":
-        """The whole adapted layer, quantized from the exact `weight` [out, in]; nothing of it trains yet. For `splits_base`."""
+        """The whole adapted layer, quantized from the exact `weight` [out, in]; nothing trains yet. Only for `splits_base`."""
         raise NotImplementedError
 
     @staticmethod
@@ -61,7 +61,7 @@ class AdaptedLinear(nn.Module):
 
     @staticmethod
     def merge(weight: Tensor, tensors: dict[str, Tensor], alpha: float) -> Tensor:
-        """The one weight that acts as the base's `weight` [out, in] and the adapter's `tensors` (named as in `shapes`) together.
+        """The single weight equivalent to the base's `weight` [out, in] with the adapter's `tensors` (named as in `shapes`).
 
         Returns:
             A new tensor [out, in] in the weight's dtype, computed in float32.
@@ -86,7 +86,7 @@ class AdaptedLinear(nn.Module):
         raise NotImplementedError
 
     def factor(self, dtype: torch.dtype) -> Tensor | None:
-        """[out_features], what each output is multiplied by, from products in `dtype`; None where it is not."""
+        """[out_features], the factor on each output, from products in `dtype`; None if there is none."""
         return None
 
     def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
@@ -98,7 +98,7 @@ class AdaptedLinear(nn.Module):
         return self.base(x) if self.quantized_base else F.linear(x, self.weight.to(x.dtype))
 
     def forward(self, x: Tensor, base_product: Callable[["AdaptedLinear", Tensor], Tensor] = base_forward) -> Tensor:
-        """x [..., in_features] -> [..., out_features], in x's dtype; base_product(self, x) stands in for `base_forward`."""
+        """x [..., in_features] -> [..., out_features], in x's dtype; base_product(self, x) replaces `base_forward`."""
         y, down = base_product(self, x).flatten(0, -2), self.down(x).flatten(0, -2)
         return torch.addmm(y, down, self.up.to(x.dtype).T).view(*x.shape[:-1], self.out_features)
 

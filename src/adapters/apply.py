@@ -1,7 +1,7 @@
-"""Make a model train as its layer profile says, and sort what trains into groups for the optimizer.
+"""Prepares a model to train by its layer profile, and sorts the trained parameters into groups for the optimizer.
 
-It knows of the model only the official names: `emb`, `blocks` with linear layers under `att` and `ffn`, `ln_out`, `head`; and
-tensors.py tells from them what trains.
+Of the model it knows only the official names: `emb`, `blocks` with linear layers under `att` and `ffn`, `ln_out`, `head`.
+tensors.py determines from them what trains.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +19,12 @@ from src.quantization.linear import QuantizedLinear, quantize_linear
 
 
 def blocks_to_quantize(settings: list[LayerSetting]) -> set[int]:
-    """The blocks that may be quantized; one in mode full needs its weights exact."""
+    """The blocks that may be quantized; a block in mode full needs its exact weights."""
     return {int(setting.layer) for setting in settings if setting.layer.isdigit() and setting.mode != "full"}
 
 
 def how_quantized(settings: list[LayerSetting], names: Iterable[str], scheme: str | None) -> dict[str, Any]:
-    """How a model that will train by this profile holds its linear weights, as a `.save`'s sidecar records it.
+    """How a model that trains by this profile stores its linear weights, as a `.save`'s sidecar records it.
 
     Args:
         names: of the checkpoint's tensors. scheme: "nf4", "int8", or None for a plain model.
@@ -35,11 +35,11 @@ def how_quantized(settings: list[LayerSetting], names: Iterable[str], scheme: st
 
 
 def quantized_linears(settings: list[LayerSetting], scheme: str | None) -> Callable[[str, Tensor], nn.Module | None] | None:
-    """How a model that will train by this profile holds its blocks' linear weights, quantized; for `build_model`.
+    """How a model that trains by this profile makes its blocks' quantized linear layers; for `build_model`.
 
     Returns:
-        a function of a linear layer's name and its weight [out, in]: the layer, or None where it has to stay plain, as what
-        trains in full has. None where `scheme` is, and nothing is quantized.
+        a function of a linear layer's name and its weight [out, in]: the layer, or None if it has to stay plain, since it trains
+        in full. None if `scheme` is None, and nothing is quantized.
 
     Raises (the function):
         UserError: a rank above the smaller side of a weight that its adapter splits.
@@ -64,7 +64,7 @@ def quantized_linears(settings: list[LayerSetting], scheme: str | None) -> Calla
 
 
 def quantized_otherwise(settings: list[LayerSetting], names: Iterable[str]) -> dict[str, str]:
-    """Which linear weights of a quantized model the profile has held otherwise than just quantized, blocks in mode full aside.
+    """The linear weights of a quantized model that are not plainly quantized under this profile, except blocks in mode full.
 
     Args:
         names: of the checkpoint's tensors.
@@ -87,14 +87,14 @@ def quantized_otherwise(settings: list[LayerSetting], names: Iterable[str]) -> d
 
 
 def apply_layer_profile(model: nn.Module, settings: list[LayerSetting], seed: int) -> None:
-    """Put the adapters on and set `requires_grad` on every parameter; to be called once.
+    """Add the adapters and set `requires_grad` on every parameter; call it once.
 
-    A base weight that trains becomes a float32 copy, apart from the checkpoint's tensor, so that small steps are not rounded
-    away; frozen weights stay as they are. What is random in an adapter depends on the profile and `seed` alone.
+    A trained base weight becomes a float32 copy, separate from the checkpoint's tensor, so that small steps are not rounded
+    away; frozen weights stay as they are. An adapter's random values depend only on the profile and `seed`.
 
     Raises:
         UserError: the profile does not fit the model, or leaves nothing to train (`adapter_shapes`).
-        ValueError: a weight held otherwise than this profile needs it (`quantized_linears`).
+        ValueError: a weight is not stored as this profile needs it (`quantized_linears`).
     """
     base = _base_shapes(model)
     trained = adapter_shapes(settings, base)
@@ -113,7 +113,7 @@ def apply_layer_profile(model: nn.Module, settings: list[LayerSetting], seed: in
             module = adapter(module, setting.rank, setting.alpha, setting.dropout, generator)
             model.set_submodule(name, module)
         elif not isinstance(module, adapter):
-            raise ValueError(f"{name} has another adapter than {setting.mode} already")
+            raise ValueError(f"{name} already has another adapter than {setting.mode}")
         for leaf in adapter.shapes(module.out_features, module.in_features, setting.rank).keys() - set(adapter.keeps):
             module.get_parameter(leaf).requires_grad_(True)
     for setting in settings:
@@ -128,7 +128,7 @@ def apply_layer_profile(model: nn.Module, settings: list[LayerSetting], seed: in
 def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dict[str, Any]]:
     """Groups for the optimizer: one for each set of layers and parameters that share rates and weight decay.
 
-    Weight decay reaches the large matrices: linear weights, the embedding, the head, and the adapters'. Vectors, norms, states
+    Weight decay applies to the large matrices: linear weights, the embedding, the head, and the adapters'. Vectors, norms, states
     and the low-rank matrices of the official layout (x_*, time_*, w0 ... g2, k_k, k_a, r_k, ln*) have none.
 
     Returns:
@@ -152,7 +152,7 @@ def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dic
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, Linear | QuantizedLinear | AdaptedLinear]]:
-    """Every linear layer once, by its official name; what lies within an adapter is the adapter's own."""
+    """Every linear layer once, by its official name; layers inside an adapter belong to the adapter."""
     inside = {f"{name}.base" for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear | QuantizedLinear | AdaptedLinear) and name not in inside:
@@ -160,7 +160,7 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, Linear | QuantizedLinear |
 
 
 def _base_shapes(model: nn.Module) -> Shapes:
-    """Name and shape of the base's tensors in a model, whatever it holds its linear weights in."""
+    """Name and shape of the base's tensors in a model, for plain, quantized and adapted linear layers."""
     linears = {name: (module.out_features, module.in_features) for name, module in _linears(model)}
     others = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()
               if name.rpartition(".")[0] not in linears}

@@ -1,11 +1,11 @@
 """Bone, of the DiSHA family, now named MiSS (Kang, arXiv:2409.15371): shards of a weight share one trained matrix.
 
-The input's columns are cut into shards of r, the last filled up with zeros; every shard's weight gets the same D^T added:
+The input's columns are cut into shards of r, the last padded with zeros; the same D^T is added to every shard's weight:
 y = W x + D^T sum_j x_j with D [r, out] zero at the start. What trains: `disha`, which is D, named and laid out as in RWKV-PEFT.
 Merged: W plus D^T repeated along the input.
 
-RWKV-PEFT has meant this by `bone` since the paper's second version; the block-affine form of the first, W + W_block b + b, is its
-`bat`, and not served.
+RWKV-PEFT calls this `bone` since the paper's second version; the block-affine form of the first, W + W_block b + b, is its `bat`
+and not supported.
 """
 
 import torch
@@ -18,7 +18,7 @@ from src.quantization.linear import QuantizedLinear
 
 
 class BoneLinear(AdaptedLinear):
-    """A linear layer with `disha` [rank, out]. Alpha and dropout have no say, as in the paper."""
+    """A linear layer with `disha` [rank, out]. Alpha and dropout are not used, as in the paper."""
 
     def __init__(self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
         super().__init__(base, rank, alpha, dropout, generator)

@@ -1,11 +1,11 @@
-"""DoRA (Liu et al. 2024, arXiv:2402.09353): LoRA changes a weight's direction alone, its magnitudes train beside it.
+"""DoRA (Liu et al. 2024, arXiv:2402.09353): LoRA changes only a weight's direction; its magnitudes are trained separately.
 
 W' = m * V / ||V|| with V = W + (alpha / r) B A (equation 5), A and B as in LoRA, and m = ||W|| at the start, so that training
-begins at the base model. For the gradient the norm is a constant (section 4.3). What trains: `lora_A`, `lora_B` and the
+starts from the base model. For the gradient the norm is a constant (section 4.3). What trains: `lora_A`, `lora_B` and the
 magnitudes `lora_M` [out]. Merged: W' itself.
 
-The paper writes one magnitude for each column of its W, an input. The authors' code, and peft and torchtune after it, take one
-for each output, the norm of a row of `weight` [out, in]; so does this one. RWKV-LM-RLHF takes inputs.
+The paper has one magnitude for each column of its W, an input. The authors' code, and peft and torchtune after it, have one for
+each output, the norm of a row of `weight` [out, in]; this does the same. RWKV-LM-RLHF has one for each input.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from src.adapters.linear import Linear
 from src.adapters.lora import LoRALinear, changed_weight
 from src.quantization.linear import QuantizedLinear
 
-# Rows that are smaller count as 0, and so have magnitude 0 and stay 0.
+# Rows with a smaller norm count as 0, so their magnitude is 0 and they stay 0.
 SMALLEST_NORM = 1e-12
 ROWS = 4096
 
 
 class DoRALinear(LoRALinear):
-    """A LoRA with `lora_M` [out], all of float32.
+    """A LoRA with `lora_M` [out], all in float32.
 
-    The norm of V's rows comes from ||W_i||^2, known since the start, and products with A: a quantized weight is dequantized once
-    for the forward as in LoRA, never as a whole in float32.
+    The norms of V's rows are computed from ||W_i||^2, which does not change, and products with A. So a quantized weight is
+    dequantized once for the forward, as in LoRA, and never as a whole in float32.
     """
 
     squares: Tensor  # ||W_i||^2 [out]
@@ -54,7 +54,7 @@ class DoRALinear(LoRALinear):
 
     def forward(self, x: Tensor, base_product: Callable[[AdaptedLinear, Tensor], Tensor] = AdaptedLinear.base_forward) -> Tensor:
         tokens = x.flatten(0, -2)
-        # A's rows go through the frozen product with the tokens, since the norm needs A W^T.
+        # A's rows are multiplied by the frozen weight together with the tokens, since the norm needs A W^T.
         products = base_product(self, torch.cat((tokens, self.lora_A.detach().to(x.dtype))))
         y, across = products.tensor_split((len(tokens),))
         y = torch.addmm(y, self.down(tokens), self.up.to(x.dtype).T)

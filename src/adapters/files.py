@@ -1,9 +1,9 @@
-"""Adapter files: what training changed, as safetensors, and how it goes back into a checkpoint.
+"""Adapter files: the trained tensors as safetensors, and merging them into a checkpoint.
 
-A file holds the trained tensors, under their official names (`blocks.0.ln1.weight`, ...) or, for an adapter beside a linear
-weight, as `blocks.0.att.key.lora_A` and so on, and what else merging needs of that adapter. Its metadata are strings:
-`adapter_format`, the base checkpoint's `base_fingerprint`, and in JSON the layer `profile` (which has each layer's mode, rank and
-alpha) and whatever the caller adds as `extra`. Trained initial states stand in a file of their own beside it, too, for runtimes.
+A file holds the trained tensors, under their official names (`blocks.0.ln1.weight`, ...) or, for the adapter of a linear
+weight, as `blocks.0.att.key.lora_A` and so on, with the adapter's further tensors for merging. Its metadata are strings:
+`adapter_format`, the base checkpoint's `base_fingerprint`, and in JSON the layer `profile` (with each layer's mode, rank and
+alpha) and the caller's `extra`. Trained initial states are also written to a file of their own next to it, for runtimes.
 """
 
 import re
@@ -26,7 +26,7 @@ from src.errors import NotFinite, UserError
 from src.files import json_text
 
 FORMAT = "1"
-# What stands in the metadata as JSON.
+# The shapes of the JSON in the metadata.
 _PROFILE = [{"layer": str, "mode": str, "rank?": int, "alpha?": float, "dropout?": float, "weight_lr_init?": float,
              "weight_lr_final?": float, "weight_decay?": float, "state_lr_init?": float, "state_lr_final?": float,
              "reject_parts?": [str], "full_parts?": [str]}]
@@ -44,7 +44,7 @@ class Adapter:
     extra: dict[str, Any]
 
     def setting(self, name: str) -> LayerSetting:
-        """The profile's row of the layer that a parameter belongs to; UserError where it has none."""
+        """The profile's row of the layer that a parameter belongs to; UserError if it has none."""
         layer = layer_of(name)[0]
         for setting in self.settings:
             if setting.layer == layer:
@@ -53,7 +53,7 @@ class Adapter:
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a file holds of a model that `apply_layer_profile` prepared: the parameters that train, and what adapters keep."""
+    """The tensors of a model's adapter file, after `apply_layer_profile`: trained parameters, and those that adapters keep."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     kept = {f"{name}.{leaf}": module.get_buffer(leaf) for name, module in model.named_modules()
             if isinstance(module, AdaptedLinear) for leaf in module.keeps}
@@ -62,14 +62,14 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def save_adapter(model: nn.Module, path: str | Path, settings: list[LayerSetting], base_fingerprint: str,
                  extra: dict[str, Any]) -> None:
-    """Write the adapter file, in float32, whole or not at all, and before it the states' own file where there are any.
+    """Write the adapter file, in float32, whole or not at all, and before it the file of trained states if there are any.
 
     Args:
         settings: the profile that the model was made with (`apply_layer_profile`).
         extra: anything JSON can hold, such as the step and the arguments of the run.
 
     Raises:
-        NotFinite: a tensor has NaN or infinity in it. Nothing is written then, and a file that stood there stays.
+        NotFinite: a tensor contains NaN or infinity. Nothing is written then, and an existing file stays.
     """
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in adapter_tensors(model).items()}
     wrong = not_finite(weights)
@@ -82,7 +82,7 @@ def save_adapter(model: nn.Module, path: str | Path, settings: list[LayerSetting
 
 
 def save_states(weights: Mapping[str, Tensor], path: str | Path) -> Path | None:
-    """Write the trained initial states among `weights` beside `path`, NAME.state.pth; returns None where there are none."""
+    """Write the trained initial states among `weights` next to `path`, NAME.state.pth; returns None if there are none."""
     states = states_in(weights)
     if not states:
         return None
@@ -95,18 +95,19 @@ def states_path(path: str | Path) -> Path:
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """Read an adapter file; its tensors come in float32, whatever they are held in.
+    """Read an adapter file; its tensors are converted to float32.
 
     Raises:
         UserError: the file is missing, broken, no adapter, of another format version, or has a tensor of whole numbers.
-        NotFinite: a tensor has NaN or infinity in it.
+        NotFinite: a tensor contains NaN or infinity.
     """
     weights, metadata = load_safetensors(path)
     version = metadata.get("adapter_format")
     if version is None:
         raise UserError(f"{path}: not an adapter file (its metadata have no adapter_format)")
     if version != FORMAT:
-        raise UserError(f"{path}: adapter format {version[:20]}, but this program reads format {FORMAT}; use that which wrote it")
+        raise UserError(f"{path}: adapter format {version[:20]}, but this program reads format {FORMAT}; use the version that "
+                        "wrote it")
     try:
         rows = parse_json(metadata["profile"], _PROFILE)
         settings = [setting_of(row, len(rows) - 2, f"profile[{number}]") for number, row in enumerate(rows)]
@@ -117,12 +118,12 @@ def read_adapter(path: str | Path) -> Adapter:
         if named != all_layers(len(named) - 2):
             raise ValueError("the profile's rows are not emb, 0, 1, ... head")
         if not re.fullmatch("[0-9a-f]{64}", metadata["base_fingerprint"]):
-            raise ValueError(f"base_fingerprint {metadata['base_fingerprint'][:60]!r} is none")
+            raise ValueError(f"base_fingerprint {metadata['base_fingerprint'][:60]!r} is not a fingerprint")
         extra = parse_json(metadata["extra"], _EXTRA)
     except KeyError as error:
-        raise UserError(f"{path}: the adapter's metadata are damaged (it lacks {error}); save it anew") from error
+        raise UserError(f"{path}: the adapter's metadata are damaged (it lacks {error}); save it again") from error
     except (BadJson, UserError, ValueError) as error:
-        raise UserError(f"{path}: the adapter's metadata are damaged ({error}); save it anew") from error
+        raise UserError(f"{path}: the adapter's metadata are damaged ({error}); save it again") from error
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             held = str(tensor.dtype).removeprefix("torch.")
@@ -130,15 +131,15 @@ def read_adapter(path: str | Path) -> Adapter:
     weights = {name: tensor.float() for name, tensor in weights.items()}
     wrong = not_finite(weights)
     if wrong:
-        raise NotFinite(f"{path}: {wrong} are not finite, as after a training that diverged; use an earlier adapter")
+        raise NotFinite(f"{path}: {wrong} are not finite, as after diverged training; use an earlier adapter")
     return Adapter(path, weights, settings, metadata["base_fingerprint"], extra)
 
 
 def check_adapter(adapter: Adapter, base_weights: Mapping[str, Tensor], base_fingerprint: str) -> None:
-    """Make sure that an adapter belongs to a base, and has the very tensors that its own layer profile trains there.
+    """Check that an adapter belongs to a base, and has exactly the tensors that its own layer profile trains there.
 
     Raises:
-        UserError: another base, a profile that does not fit it, a tensor that is missing, beyond the profile or of another shape.
+        UserError: another base, a profile that does not fit it, a tensor that is missing, not in the profile or of another shape.
     """
     _check_base(adapter, base_fingerprint)
     expected = adapter_shapes(adapter.settings, shapes_of(base_weights), f"{adapter.path}: the layer profile in it")
@@ -149,11 +150,11 @@ def load_adapter(model: nn.Module, file: str | Path | Adapter, base_fingerprint:
     """Put an adapter file's tensors into a model that `apply_layer_profile` prepared with the same profile.
 
     Args:
-        file: where it is, or what was read of it.
-        base_fingerprint: the fingerprint of the model's base; checked against the file's where given.
+        file: its path, or its content.
+        base_fingerprint: the fingerprint of the model's base; if given, checked against the file's.
 
     Returns:
-        What the file held, for its `extra`.
+        The file's content, for its `extra`.
 
     Raises:
         UserError: another base, another mode, a tensor that the model or the file lacks, another shape, or another alpha. The
@@ -170,7 +171,7 @@ def load_adapter(model: nn.Module, file: str | Path | Adapter, base_fingerprint:
             if theirs != ours:
                 raise UserError(f"{path}: {name} was trained in mode {theirs}, but the layer profile says {ours}; "
                                 f"use the layer profile that the adapter was trained with")
-    _check_tensors(adapter, shapes_of(found), "the model's layer profile", "use that which the adapter was trained with")
+    _check_tensors(adapter, shapes_of(found), "the model's layer profile", "use the one that the adapter was trained with")
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLinear) and "Alpha" in module.needs:
             alpha = adapter.setting(f"{name}.weight").alpha
@@ -184,20 +185,20 @@ def load_adapter(model: nn.Module, file: str | Path | Adapter, base_fingerprint:
 
 def merge_adapter(base_weights: Mapping[str, Tensor], file: str | Path | Adapter,
                   base_fingerprint: str | None = None) -> dict[str, Tensor]:
-    """The checkpoint that acts as base and adapter together, but for trained initial states, which no weight can express.
+    """The checkpoint equivalent to base and adapter, except for trained initial states, which no weight can express.
 
     Args:
-        base_weights: the official-layout checkpoint that the adapter was trained on, all finite; it is left as it is.
-        file: where the adapter is, or what was read of it.
-        base_fingerprint: the base's, where it is known already.
+        base_weights: the official-layout checkpoint that the adapter was trained on, all finite; not modified.
+        file: the adapter's path, or its content.
+        base_fingerprint: the base's, if it is known already.
 
     Returns:
-        The base's names, shapes and dtypes, in its order; only what the adapter changes is new, computed in float32. The other
-        tensors are the base's own.
+        The base's names, shapes and dtypes, in its order. Tensors that the adapter changes are new, computed in float32; the
+        others are the base's own.
 
     Raises:
         UserError: the adapter does not fit the base (`check_adapter`).
-        NotFinite: a tensor of the adapter, or of both together, has NaN or infinity in it.
+        NotFinite: a tensor of the adapter or of the merged checkpoint contains NaN or infinity.
     """
     adapter = file if isinstance(file, Adapter) else read_adapter(file)
     check_adapter(adapter, base_weights, base_fingerprint or fingerprint(base_weights))
@@ -235,10 +236,10 @@ def _check_base(adapter: Adapter, base_fingerprint: str) -> None:
 
 
 def _check_tensors(adapter: Adapter, expected: Mapping[str, tuple[int, ...]], whose: str, remedy: str) -> None:
-    """Raise UserError for the first tensor that the file lacks, has beyond `expected`, or has in another shape.
+    """Raise UserError for the first tensor that the file lacks, has in addition to `expected`, or has in another shape.
 
     Args:
-        expected: name and shape of all that it must have. whose: the profile that tells them.
+        expected: name and shape of all tensors that it must have. whose: the profile that determines them.
     """
     for name in (*expected, *adapter.weights):
         if name not in adapter.weights:

@@ -1,4 +1,4 @@
-"""The layer profile: which layer is frozen, trained in full or through an adapter, and at which rates.
+"""The layer profile: which layers are frozen, trained in full or through an adapter, and at which rates.
 
 A CSV with one row for `emb`, for each block `0` ... `L-1` and for `head`; layerprofile/readme.md explains the columns.
 `emb` is emb.weight, a block everything under `blocks.N.` (block 0 with ln0), and `head` is head.weight and ln_out.
@@ -17,16 +17,16 @@ from src.errors import UserError
 from src.files import existing_file
 from src.numbers import BELOW_ONE, RATE, STRENGTH, read_number
 
-# What a row may say of a block; which of it serves emb and head, `_modes_of` tells.
+# The modes of a block; for those of emb and head see `_modes_of`.
 MODES = ("freeze", "full", *ADAPTERS, "state")
 BLOCK_MODES = MODES[1:]
-# Names that Bone had, and has now.
+# Other names of Bone, an earlier and the present one.
 SYNONYMS = {"disha": "bone", "miss": "bone"}
 
 
 @dataclass(frozen=True)
 class LayerSetting:
-    """One row of a profile. Rates are per optimizer step; a value that the row's mode does not use may be 0."""
+    """One row of a profile. Rates are per optimizer step; values that the row's mode does not use may be 0."""
 
     layer: str  # "emb", "0", "1", ..., "head"
     mode: str  # one of MODES
@@ -42,19 +42,19 @@ class LayerSetting:
     full_parts: tuple[str, ...] = ()
 
     def rejects(self, local_name: str) -> bool:
-        """Whether a parameter, named as after `blocks.N.`, stays untrained: one of the parts occurs in its name.
+        """Whether a parameter, named without `blocks.N.`, stays untrained: one of the parts occurs in its name.
 
-        For a linear layer that would get an adapter, the name is that of its weight.
+        For a linear layer that would get an adapter, the name is its weight's.
         """
         return any(part in local_name for part in self.reject_parts)
 
     def in_full(self, local_name: str) -> bool:
-        """Whether a parameter of the model itself trains, named as after `blocks.N.`."""
+        """Whether a parameter of the model itself trains, named without `blocks.N.`."""
         named = self.mode == "full" or any(part in local_name for part in self.full_parts)
         return named and not self.rejects(local_name)
 
     def adapter(self, local_name: str) -> type[AdaptedLinear] | None:
-        """What trains beside a linear weight, named likewise; None where nothing does."""
+        """The adapter of a linear weight, named likewise; None if it has none."""
         return None if self.rejects(local_name) or self.in_full(local_name) else ADAPTERS.get(self.mode)
 
     def rates(self, local_name: str) -> tuple[float, float]:
@@ -67,20 +67,20 @@ COLUMNS = ("Layer", "Mode", "Rank", "Alpha", "Dropout", "Weight_lr_init", "Weigh
            "State_lr_init", "State_lr_final", "RejectParts", "FullParts")
 NUMBERS = COLUMNS[2:10]
 WEIGHT_RATES = ("Weight_lr_init", "Weight_lr_final")
-# What a number may be that is not 0, as train.py's flags for the same take it; beyond that it is a slip of the pen.
+# Ranges of numbers other than 0, as in train.py's flags for the same; anything beyond is a typo.
 RANGES = {"Rank": (1, 65536), "Alpha": STRENGTH, "Dropout": BELOW_ONE, **dict.fromkeys(NUMBERS[3:], RATE)}
 LARGEST_FILE = 1 << 24  # bytes
-# Columns of the profiles of RWKV-LM-RLHF for v6, which have no rates; accepted and left unread, as they are there.
+# Columns of RWKV-LM-RLHF's profiles for v6, which have no rates; accepted but not read, as there.
 OLD_COLUMNS = ("LISAProb", "LoRAProb", "LRScale")
-# What a mode cannot do without; every other cell may be empty and then counts as 0.
+# The columns that each mode requires; any other cell may be empty and then counts as 0.
 NEEDED = {"freeze": (), "full": WEIGHT_RATES, "state": ("State_lr_init", "State_lr_final"),
           **{mode: (*adapter.needs, *WEIGHT_RATES) for mode, adapter in ADAPTERS.items()}}
 
 
 def layer_of(name: str) -> tuple[str, str]:
-    """The layer that a parameter belongs to, and its name within: `blocks.3.att.key.weight` -> ("3", "att.key.weight").
+    """The layer that a parameter belongs to, and its name there: `blocks.3.att.key.weight` -> ("3", "att.key.weight").
 
-    Outside the blocks the name stays whole: ("emb", "emb.weight"), ("head", "ln_out.bias").
+    Outside the blocks the name is unchanged: ("emb", "emb.weight"), ("head", "ln_out.bias").
     """
     if name.startswith("blocks."):
         _, layer, local_name = name.split(".", 2)
@@ -91,16 +91,16 @@ def layer_of(name: str) -> tuple[str, str]:
 def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float] = (0.0, 0.0)) -> list[LayerSetting]:
     """Read a profile for a model of `n_layer` blocks.
 
-    Columns may stand in any order and case, RejectParts and FullParts may be absent, blank lines are skipped.
+    Columns may be in any order and case, RejectParts and FullParts may be absent, blank lines are skipped.
 
     Args:
-        rates: lr_init and lr_final of every layer where the profile is an old one (`OLD_COLUMNS`) without columns for them.
+        rates: lr_init and lr_final of every layer if the profile is an old one (`OLD_COLUMNS`) without columns for them.
 
     Returns:
-        A setting for emb, 0 ... n_layer - 1 and head, in this order whatever the file's.
+        A setting for emb, 0 ... n_layer - 1 and head, always in this order.
 
     Raises:
-        UserError: naming the file and the row, the layer or the column at fault.
+        UserError: names the file, and the faulty row, layer or column.
     """
     path = existing_file(path, "layer profile")
     header, rows = _read_rows(path)
@@ -125,10 +125,10 @@ def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float
 
 
 def setting_of(row: Mapping[str, Any], n_layer: int, where: str) -> LayerSetting:
-    """A setting from what `dataclasses.asdict` made of one, checked as a row of a profile is.
+    """A setting from the result of `dataclasses.asdict`, checked like a row of a profile.
 
     Args:
-        row: values of the fields' types; those with a default may be missing.
+        row: values of the fields' types; fields with a default may be missing.
 
     Raises UserError, beginning with `where`.
     """
@@ -141,7 +141,7 @@ def setting_of(row: Mapping[str, Any], n_layer: int, where: str) -> LayerSetting
 
 
 def has_rates(path: str | Path) -> bool:
-    """Whether a profile has learning rates of its own; True as well for a file that `read_layer_profile` will refuse."""
+    """Whether a profile has its own learning rates; also True for a file that `read_layer_profile` will refuse."""
     try:
         return not _lacks_rates(_read_rows(existing_file(path, "layer profile"))[0])
     except UserError:
@@ -165,7 +165,7 @@ def with_rates(settings: list[LayerSetting], lr_init: float, lr_final: float) ->
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The columns' names as in COLUMNS, and the rows below them, each with its line's number."""
+    """The columns' names as in COLUMNS, and the rows below them, each with its line number."""
     if path.stat().st_size > LARGEST_FILE:
         raise UserError(f"layer profile {path}: has {path.stat().st_size} bytes, but a profile has one row a layer")
     try:
@@ -190,7 +190,7 @@ def all_layers(n_layer: int) -> list[str]:
 
 
 def _read_header(titles: list[str], path: Path) -> list[str]:
-    """The columns' names as in COLUMNS; a title that is empty, as spreadsheets leave them at the right, stays empty."""
+    """The columns' names as in COLUMNS; an empty title, as spreadsheets leave at the right, stays empty."""
     spelling = {column.lower(): column for column in COLUMNS + OLD_COLUMNS} | {"": ""}
     for title in titles:
         if title.lower() not in spelling:
@@ -249,7 +249,7 @@ def _read_layer(cell: str, n_layer: int, where: str) -> str:
 def _read_number(cell: str | None, column: str, where: str) -> float:
     cell, (least, most) = cell or "0", RANGES[column]
     if (number := read_number(cell)) is None:
-        raise UserError(f"{where}: {column} is {cell[:60]!r}, not a number, or one too near 0 to count")
+        raise UserError(f"{where}: {column} is {cell[:60]!r}, not a number, or one too close to 0")
     if number and not least <= number <= most:
         raise UserError(f"{where}: {column} is {cell[:60]}; it must be 0 or a number from {least:g} to {most:.7g}")
     return number

@@ -1,4 +1,4 @@
-"""The plain linear layer that models are built of, and that adapters wrap."""
+"""The plain linear layer that models are built from, and that adapters wrap."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ class LinearLayer(Protocol):
     __call__: Callable[..., Any]
 
     def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        """Rows first .. last - 1 of the weight that is not an adapter's, [last - first, in_features], in `dtype`."""
+        """Rows first .. last - 1 of the base's weight, without an adapter, [last - first, in_features], in `dtype`."""
 
 
 # How a model applies a linear layer of any kind: (layer, x [T_total, in_features]) -> [T_total, out_features].
@@ -24,15 +24,15 @@ Product = Callable[[LinearLayer, Tensor], Tensor]
 
 
 def apply(layer: LinearLayer, x: Tensor) -> Tensor:
-    """The usual Product."""
+    """The default Product."""
     return layer(x)
 
 
 class Linear(nn.Module):
     """Bias-free y = x W^T with `weight` [out_features, in_features], whose dtype may differ from the activations'.
 
-    A frozen base sits in bfloat16, say, and a weight in training in float32; the product is in the activations' dtype.
-    The weight is created empty (on the meta device, if asked): whoever builds the model loads it.
+    A frozen base may be bfloat16, and a weight in training float32; the product is in the activations' dtype.
+    The weight is created empty (on the meta device, if asked); the code that builds the model loads it.
     """
 
     def __init__(self, in_features: int, out_features: int, device: torch.device | str | None = None,

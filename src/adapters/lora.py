@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): a frozen weight W plus a trained product of two thin matrices.
 
-y = W x + (alpha / r) B A dropout(x), with A [r, in] random and B [out, r] zero at the start, so that training begins at the base
-model exactly. What trains: `lora_A` and `lora_B`. Merged: W + (alpha / r) B A (equation 3 and section 4.1).
+y = W x + (alpha / r) B A dropout(x), with A [r, in] random and B [out, r] zero at the start, so that training starts exactly from
+the base model. What trains: `lora_A` and `lora_B`. Merged: W + (alpha / r) B A (equation 3 and section 4.1).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""merge.py's work: an adapter into the base that it was trained on, an ordinary checkpoint again."""
+"""merge.py's work: merge an adapter into the base that it was trained on, giving an ordinary checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ from src.settings import NEEDED, flag, input_files
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """What the flags of merge.py come to."""
+    """merge.py's flags, resolved."""
 
     base: str = flag(values.input_file, NEEDED, "the base checkpoint, .pth or .safetensors")
     adapter: str = flag(values.input_file, NEEDED, "adapter file of train.py")
     output: str = flag(values.output, NEEDED,
-                       "checkpoint to write, .pth or .safetensors by its ending; trained initial states go into a file beside "
+                       "checkpoint to write, .pth or .safetensors by its ending; trained initial states go into a file next to "
                        "it, NAME.state.pth")
 
 
 def merge(config: MergeConfig, notes: Sequence[str] = ()) -> None:
-    """Write `config.output`, and a file of trained initial states beside it where the adapter has some.
+    """Write `config.output`, and next to it a file of trained initial states if the adapter has some.
 
     Args:
-        notes: lines for stderr about the command, once nothing is wrong with it.
+        notes: lines about the command, printed on stderr once all checks have passed.
 
     Raises:
-        UserError: whatever the user can mend; nothing has been written then.
+        UserError: an error that the user can fix; nothing has been written then.
     """
     inputs = input_files(config)
     check_output(config.output, inputs)
@@ -52,4 +52,4 @@ def merge(config: MergeConfig, notes: Sequence[str] = ()) -> None:
     save_checkpoint(merged, config.output)
     say(f"{config.output}: {changed} of {len(base)} tensors changed")
     if written := save_states(states, config.output):
-        say(f"{written}: the trained initial states, which no weight can express; load it beside the model")
+        say(f"{written}: the trained initial states, which no weight can express; load it together with the model")

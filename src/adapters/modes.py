@@ -1,4 +1,4 @@
-"""The adapters of linear layers, by the word for them in a layer profile; nothing else names one."""
+"""The adapters of linear layers, by their mode in a layer profile; the only place that lists them."""
 
 from src.adapters.adapted import AdaptedLinear
 from src.adapters.bone import BoneLinear

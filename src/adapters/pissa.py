@@ -1,13 +1,13 @@
-"""PiSSA (Meng et al. 2024, arXiv:2404.02948): what trains starts as the weight's principal part, what is left stays frozen.
+"""PiSSA (Meng et al. 2024, arXiv:2404.02948): trains a weight's principal part; the residual stays frozen.
 
-W = U S V^T, of which the r largest singular values become B = U sqrt(S) [out, r] and A = sqrt(S) V^T [r, in], found by a fast
-randomized SVD (Halko et al. 2009, arXiv:0909.4061) that is the same at every call. With A0 and B0 these starts,
-y = (W - B0 A0) x + B A x, which is W x at the start. What trains: `lora_A` and `lora_B`. The file keeps `start_A` and `start_B`
-too, so that it merges into the base itself: W + B A - B0 A0.
+W = U S V^T. Its r largest singular values give B = U sqrt(S) [out, r] and A = sqrt(S) V^T [r, in], found by a fast randomized SVD
+(Halko et al. 2009, arXiv:0909.4061) that is the same at every call. With A0 and B0 these starts, y = (W - B0 A0) x + B A x, which
+is W x at the start. What trains: `lora_A` and `lora_B`. The file keeps `start_A` and `start_B` too, so that it merges into the
+base itself: W + B A - B0 A0.
 
-Over a plain weight the frozen part is computed as W x - B0 A0 x, which loses nothing to rounding where a residual held in
-bfloat16 would. Over a quantized one it is the residual that is quantized (the paper's QPiSSA), which leaves a smaller error than
-quantizing W; the model at the start is then another than the plainly quantized one, and references must come from it.
+Over a plain weight the frozen part is computed as W x - B0 A0 x, without the rounding that a residual stored in bfloat16 would
+have. Over a quantized weight the residual is quantized (the paper's QPiSSA), which gives a smaller error than quantizing W. The
+model at the start then differs from the plainly quantized one, and references must come from it.
 """
 
 import torch
@@ -18,18 +18,18 @@ from src.adapters.adapted import AdaptedLinear
 from src.adapters.linear import Linear
 from src.quantization.linear import QuantizedLinear, quantize_linear
 
-# Vectors beyond the rank and rounds of the randomized SVD. A 1024 x 1024 weight's 16 largest singular values come out right
-# within 3e-6 where they fall like 1/sqrt(i), and within 2e-2 for noise, whose spectrum is the flattest there is.
+# Vectors beyond the rank, and rounds of the randomized SVD. A 1024 x 1024 weight's 16 largest singular values are accurate
+# within 3e-6 where they fall like 1/sqrt(i), and within 2e-2 for noise, which has the flattest spectrum.
 OVERSAMPLING, ROUNDS = 16, 8
 
 
 class PiSSALinear(AdaptedLinear):
     """A linear layer with `lora_A` [rank, in] and `lora_B` [out, rank] and their frozen starts `start_A` and `start_B`.
 
-    Alpha and dropout have no say: the product is not scaled, and dropout would drop part of W itself.
+    Alpha and dropout are not used: the product is not scaled, and dropout would drop part of W itself.
 
     Raises:
-        ValueError: over a base that is quantized already; `quantized` makes that one.
+        ValueError: the base is already quantized; use `quantized` for that.
     """
 
     keeps = ("start_A", "start_B")
@@ -44,7 +44,7 @@ class PiSSALinear(AdaptedLinear):
 
     @classmethod
     def quantized(cls, weight: Tensor, scheme: str, rank: int) -> "PiSSALinear":
-        """The whole adapted layer, over the quantized residual; nothing of it trains yet."""
+        """The whole adapted layer, over the quantized residual; nothing trains yet."""
         start_A, start_B = principal_part(weight, rank)
         layer = cls.__new__(cls)
         layer._add(quantize_linear(weight.float() - start_B @ start_A, scheme), start_A, start_B)
@@ -80,21 +80,21 @@ class PiSSALinear(AdaptedLinear):
 
 @torch.no_grad()
 def principal_part(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A [rank, in] and B [out, rank] in float32 whose product is about the best of that rank: weight [out, in]."""
+    """A [rank, in] and B [out, rank] in float32; B A is nearly the best approximation of that rank to weight [out, in]."""
     tall = weight.float() if weight.shape[0] >= weight.shape[1] else weight.float().T
     basis = _range(tall, min(rank + OVERSAMPLING, *weight.shape))
     u, s, vh = torch.linalg.svd(basis.T @ tall, full_matrices=False)
     root = s[:rank].sqrt()
     long, short = (basis @ u[:, :rank]) * root, vh[:rank].T * root  # tall ~ long short^T
     up, down = (long, short) if tall.shape == weight.shape else (short, long)
-    # DeepSpeed sends parameters from process to process as they lie in memory.
+    # DeepSpeed sends parameters between processes in their memory layout.
     return down.T.contiguous(), up.contiguous()
 
 
 def _range(matrix: Tensor, columns: int) -> Tensor:
-    """So many orthonormal columns [out, columns] that span about what `matrix` [out, in] maps to (Halko et al., algorithm 4.4).
+    """Orthonormal columns [out, columns] that approximately span the range of `matrix` [out, in] (Halko et al., algorithm 4.4).
 
-    The random start is drawn on the CPU: references and training split a weight alike, on whichever devices they do.
+    The random start is drawn on the CPU, so that references and training split a weight alike on any device.
     """
     start = torch.randn(matrix.shape[1], columns, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     basis = torch.linalg.qr(matrix @ start.to(matrix.device)).Q

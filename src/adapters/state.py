@@ -1,11 +1,11 @@
-"""State tuning: the recurrence's state before the first token is what trains, one matrix a head, and nothing else.
+"""State tuning: trains only the recurrence's state before the first token, one matrix a head.
 
-S_0 [H, N, N] instead of zeros, zero at the start, so that training begins at the base model. What trains: `att.time_state`, the
-name it has in BlinkDL/RWKV-LM and RWKV-PEFT. It is laid out [head, value, key] in v6 and v7 alike, as RWKV-PEFT trains it and
-runtimes read it: the `rwkv` package transposes it for v6, whose state it holds as [key, value]; its v7 holds [value, key] itself.
+S_0 [H, N, N] replaces the zeros; it is zero at the start, so that training starts from the base model. What trains:
+`att.time_state`, as it is called in BlinkDL/RWKV-LM and RWKV-PEFT. It is laid out [head, value, key] in v6 and v7, as RWKV-PEFT
+trains it and runtimes read it: the `rwkv` package transposes it for v6, whose state is [key, value] there; v7's is [value, key].
 Token-shift states stay zero, as they do there.
 
-No weight can express a state, so nothing is merged: a file of the states alone is what runtimes take.
+No weight can express a state, so nothing is merged: runtimes load a file of only the states.
 """
 
 from collections.abc import Mapping

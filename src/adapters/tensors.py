@@ -1,9 +1,9 @@
-"""Which tensors a layer profile trains on a base, and with them an adapter file holds, told by names and shapes alone.
+"""Which tensors a layer profile trains on a base, and so an adapter file holds, determined only by names and shapes.
 
-In mode `full` they are those of the layer itself, block 0's ln0 and head's ln_out among them; in an adapter's mode the adapter of
+In mode `full` they are the layer's own, including block 0's ln0 and head's ln_out. In an adapter's mode they are the adapter of
 each linear weight of the layer (att.receptance, att.key, att.value, att.output and v6's att.gate; ffn.key, ffn.value and v6's
-ffn.receptance; or head), while its vectors, low-rank matrices and norms stay as they are; in mode `state` the block's initial
-state. In any mode the tensors that FullParts names are among them, and those that RejectParts names are not.
+ffn.receptance; or head), while its vectors, low-rank matrices and norms stay as they are. In mode `state` it is the block's
+initial state. In any mode FullParts adds the tensors that it names, and RejectParts takes out those that it names.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,14 +31,13 @@ def is_linear(name: str) -> bool:
 
 def settings_for(base_weights: Mapping[str, Tensor], layer_profile: str, mode: str, rank: int, alpha: float = 0.0,
                  rates: tuple[float, float] = (0.0, 0.0)) -> list[LayerSetting]:
-    """The settings of `--layer_profile` for a base: `auto_layer_profile` for "auto", else the file's, which the base can be
-    trained by.
+    """The settings of `--layer_profile` for a base: `auto_layer_profile` for "auto", else the file's, checked against the base.
 
     Args:
         mode, rank, alpha: of every block with "auto".
-        rates: lr_init and lr_final with "auto", and where the file has none.
+        rates: lr_init and lr_final with "auto", and if the file has none.
 
-    Raises UserError as `read_layer_profile` and `adapter_shapes` do, naming the file.
+    Raises UserError like `read_layer_profile` and `adapter_shapes`, naming the file.
     """
     n_layer = _n_layer(base_weights)
     if layer_profile == "auto":
@@ -49,21 +48,21 @@ def settings_for(base_weights: Mapping[str, Tensor], layer_profile: str, mode: s
 
 
 def adapter_shapes(settings: list[LayerSetting], base: Mapping[str, tuple[int, ...]], where: str = "layer profile") -> Shapes:
-    """Name and shape of every tensor that trains, and of those that adapters keep beside them, in the base's order.
+    """Name and shape of every trained tensor, and of those that adapters keep, in the base's order.
 
     Args:
         settings: the profile.
         base: name and shape of the base's tensors, as in its checkpoint.
-        where: the profile, in the words that messages begin with.
+        where: names the profile at the beginning of messages.
 
     Raises:
-        UserError: rows for another depth, a part that no tensor's name has, a rank above a weight's smaller side, or nothing to
+        UserError: rows for another depth, a part that is in no tensor's name, a rank above a weight's smaller side, or nothing to
             train.
     """
     base = {name: shape for name, shape in base.items() if name not in UNREAD}
     n_layer = _n_layer(base)
     if [setting.layer for setting in settings] != all_layers(n_layer):
-        raise UserError(f"{where}: has not just the rows emb, 0 to {n_layer - 1}, head, which a model of {n_layer} layers needs")
+        raise UserError(f"{where}: does not have exactly the rows emb, 0 to {n_layer - 1}, head of a model of {n_layer} layers")
     _check_parts(settings, base, where)
     found: Shapes = {}
     by_layer = {setting.layer: setting for setting in settings}
@@ -88,11 +87,11 @@ def adapter_shapes(settings: list[LayerSetting], base: Mapping[str, tuple[int, .
 
 def check_rank(name: str, adapter: type[AdaptedLinear], out_features: int, in_features: int, setting: LayerSetting,
                where: str = "layer profile") -> None:
-    """Raise UserError where a rank is too high for the adapter beside the linear layer `name`."""
+    """Raise UserError if a rank is too high for the adapter of the linear layer `name`."""
     largest = adapter.largest_rank(out_features, in_features)
     if setting.rank > largest:
         raise UserError(f"{where}, layer {setting.layer}: rank {setting.rank} is too high for mode {setting.mode} and {name} "
-                        f"({out_features} x {in_features}); choose one up to {largest}, by --lora_r or in the layer profile")
+                        f"({out_features} x {in_features}); choose one up to {largest}, with --lora_r or in the layer profile")
 
 
 def _n_layer(names: Iterable[str]) -> int:
@@ -100,7 +99,7 @@ def _n_layer(names: Iterable[str]) -> int:
 
 
 def _check_parts(settings: list[LayerSetting], base: Iterable[str], where: str) -> None:
-    """A part may miss in one layer (block 0 of v7 has no v0); one that is nowhere in the model is a slip of the pen."""
+    """A part may be absent from one layer (block 0 of v7 has no v0); a part that is nowhere in the model is a typo."""
     names = {layer_of(name)[1] for name in base}
     for setting in settings:
         trains = setting.mode != "freeze" or setting.full_parts

@@ -1,7 +1,7 @@
-"""What a file of `torch.save` holds, found out before PyTorch sees it: names, types, shapes, and whether the data are there.
+"""The content of a `torch.save` file, inspected before PyTorch sees it: names, types, shapes, and whether the data are there.
 
-Today's files are zip archives whose entries are stored as they are, one of them a pickle and one for each tensor's data; until
-PyTorch 1.6 they were pickles one behind another, and then the data. Of either only the directory and the pickle are read.
+Today's files are zip archives of uncompressed entries, one of them a pickle and one for each tensor's data; until PyTorch 1.6
+they were several pickles followed by the data. In both formats only the directory and the pickles are read.
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from src.checkpoint.pickled import BadPickle, Named, NamesCode, NotServed, Reader, Stored
+from src.checkpoint.pickled import BadPickle, Named, NamesCode, NotSupported, Reader, Stored
 
 ZIP = b"PK\x03\x04"
-# What a pickle calls an element's type: a storage's class, or since 8-bit floats the type itself.
+# A pickle names an element's type by a storage's class, or since 8-bit floats by the type itself.
 _STORAGES = {f"torch.{name}Storage": dtype for name, dtype in (
     ("Double", torch.float64), ("Float", torch.float32), ("Half", torch.float16), ("BFloat16", torch.bfloat16),
     ("Long", torch.int64), ("Int", torch.int32), ("Short", torch.int16), ("Char", torch.int8), ("Byte", torch.uint8),
@@ -27,46 +27,46 @@ _V2, _V3 = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _TYPED = "torch._tensor._rebuild_from_type_v2"
 _TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")
-# Tensors of other forms: sparse, quantized, without data, or of a class of their own.
+# Other kinds of tensors: sparse, quantized, without data, or of a class of their own.
 _OTHER_FORMS = {"torch.serialization._get_layout", "torch.device", "torch.Size",
                 *(f"torch._utils.{name}" for name in vars(torch._utils) if name.startswith("_rebuild_")),
                 *(f"torch.per_{kind}" for kind in ("tensor_affine", "channel_affine", "channel_affine_float_qparams"))}
 KNOWN = frozenset({"collections.OrderedDict", *_STORAGES, *_UNTYPED, *_DTYPES, *_PARAMETERS, *_TYPES, _V2, _V3, _TYPED,
                    *_OTHER_FORMS})
-_LATEST_PROTOCOL = 3  # that torch.load reads with weights_only
-# What many tensors may share, and each looks through.
+_LATEST_PROTOCOL = 3  # the latest that torch.load reads with weights_only
+# Limits on what many tensors may share in the pickle, since each tensor checks all of it.
 _MOST_AXES, _MOST_NAMES = 64, 64
-# Of the format before zip archives: the numbers that its first two pickles are.
+# The first two pickles of the format before zip archives are these numbers.
 _OLD_FORMAT = (0x1950a86a20f9469cfc6c, 1001)
 
 
 @dataclass(frozen=True)
 class Described:
-    """A tensor whose data are all in the file, or something else that PyTorch makes, whose `dtype` is None."""
+    """A tensor whose data are all in the file; or, with `dtype` None, anything else that PyTorch would build."""
 
     dtype: torch.dtype | None
     shape: tuple[int, ...]
 
 
 class Content(NamedTuple):
-    """What a file holds: lists, tables, texts and numbers as they are, tensors `Described`."""
+    """A file's content: lists, tables, texts and numbers as they are, tensors `Described`."""
 
     value: Any
     tensors: list[Described]
 
 
 def read_content(file: IO[bytes], data: Any, largest: int | None = None) -> Content:
-    """What is in a file of `torch.save`, none of whose data is looked at.
+    """The content of a `torch.save` file, without reading tensors' data.
 
     Args:
-        file: opened to read and to seek.
+        file: open for reading, seekable.
         data: its bytes, as any buffer.
-        largest: bytes that names, types and shapes may take at most.
+        largest: most bytes that names, types and shapes may take.
 
     Raises:
         NamesCode: it names anything but PyTorch's own tensors.
-        NotServed: it is whole, but has tensors as they are not read.
-        BadPickle: it is no such file, damaged, or says of itself what can't be.
+        NotSupported: it is intact, but has tensors of a kind that is not supported.
+        BadPickle: it is no such file, damaged, or contradicts itself.
     """
     if bytes(data[:4]) != ZIP:
         return _read_old(data)
@@ -79,7 +79,7 @@ def read_content(file: IO[bytes], data: Any, largest: int | None = None) -> Cont
         raise BadPickle(f"its names and shapes alone take {size} bytes, more than any model's")
     folder = f"{tables[0].removesuffix('data.pkl')}data/"
     tensors = _Tensors({name.removeprefix(folder): size for name, (_, size) in entries.items() if name.startswith(folder)})
-    # A copy: what a view of a mapped file refers to could not be closed.
+    # A copy, since a mapped file can't be closed while a view of it exists.
     reader = Reader(bytes(data[start:start + size]), KNOWN, tensors.describe)
     value = reader.read()
     return _content(value, tensors, reader)
@@ -87,34 +87,34 @@ def read_content(file: IO[bytes], data: Any, largest: int | None = None) -> Cont
 
 def _content(value: Any, tensors: "_Tensors", reader: Reader) -> Content:
     if tensors.all and reader.protocol > _LATEST_PROTOCOL:
-        raise NotServed(f"was saved with pickle protocol {reader.protocol}, which torch.load does not read safely; save it again "
-                        "with torch.save's default")
+        raise NotSupported(f"was saved with pickle protocol {reader.protocol}, which torch.load does not read safely; save it "
+                           "again with torch.save's default")
     return Content(value, tensors.all)
 
 
 def _entries(file: IO[bytes], length: int) -> dict[str, tuple[int, int]]:
-    """Where each entry's data begin, and how many bytes they are. They lie one behind another, each as it is."""
+    """Start and size of each entry's data, in bytes. Entries must not overlap and must be uncompressed."""
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, OverflowError, struct.error, UnicodeDecodeError):
-        raise BadPickle("it is no whole zip archive") from None
+        raise BadPickle("it is no complete zip archive") from None
     if any(info.filename.endswith("/constants.pkl") for info in infos):
         raise NamesCode("TorchScript")
     entries, end = {}, 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-            raise BadPickle(f"its entry {info.filename[:80]!r} is compressed or encrypted, as torch.save writes none")
+            raise BadPickle(f"its entry {info.filename[:80]!r} is compressed or encrypted, which torch.save never writes")
         if info.filename in entries:
             raise BadPickle(f"its entry {info.filename[:80]!r} is there twice")
         file.seek(info.header_offset)
         header = file.read(30)
         if len(header) < 30 or header[:4] != ZIP or info.header_offset < end:
-            raise BadPickle(f"its entry {info.filename[:80]!r} is not where the directory says, or lies within another")
+            raise BadPickle(f"its entry {info.filename[:80]!r} is not where the directory says, or is within another")
         start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         end = start + info.file_size
         if end > length:
-            raise BadPickle(f"its entry {info.filename[:80]!r} ends behind the file's end")
+            raise BadPickle(f"its entry {info.filename[:80]!r} ends after the file's end")
         entries[info.filename] = (start, info.file_size)
     return entries
 
@@ -124,7 +124,7 @@ def _read_old(data: Any) -> Content:
     reader = Reader(data, KNOWN, tensors.describe)
     if (reader.read(), reader.read()) != _OLD_FORMAT:
         raise BadPickle("it is no file of torch.save")
-    reader.read()  # of the machine that wrote it
+    reader.read()  # properties of the machine that wrote it
     value = reader.read()
     reader.read()  # the order of the data
     if sum(tensors.sizes.values()) > len(data) - reader.at:
@@ -133,10 +133,10 @@ def _read_old(data: Any) -> Content:
 
 
 class _Tensors:
-    """Makes a `Described` of each call in a pickle, and a list of all.
+    """Turns each call in a pickle into a `Described`, and lists them all.
 
     Args:
-        sizes: bytes of each tensor's data, by the keys of the pickle; None where the pickle itself says them.
+        sizes: bytes of each tensor's data, by the pickle's keys; None if the pickle itself gives them.
     """
 
     def __init__(self, sizes: dict[str, int] | None):
@@ -159,8 +159,8 @@ class _Tensors:
 
     def _plain(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = None,
                metadata: Any = None) -> Described | None:
-        """None for a tensor whose numbers are not to be read as they stand."""
-        if isinstance(dtype, dict):  # the older function has no type there
+        """None for a tensor whose stored numbers are not its values."""
+        if isinstance(dtype, dict):  # the older function has no type at this position
             dtype, metadata = None, dtype
         if metadata:
             return None
@@ -171,9 +171,9 @@ class _Tensors:
         count = math.prod(shape)
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else 0
         if count and any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True)):
-            raise NotServed("holds a tensor whose values stand for many each, as expand() makes them, which is not served; save "
-                            "it after .contiguous()")
-        # One value that stands for many would make a file of a few bytes fill any memory.
+            raise NotSupported("holds an expanded tensor, as expand() makes it, which is not supported; save it after "
+                               ".contiguous()")
+        # Otherwise a file of a few bytes could fill any memory.
         if max(count, last + 1) * found.itemsize > n_bytes and count:
             raise BadPickle(f"a tensor of {' x '.join(map(str, shape))[:60] or 1} values in it has {n_bytes} bytes of data")
         return Described(found, shape)
@@ -197,9 +197,9 @@ class _Tensors:
 
 
 def _harmless(state: tuple) -> bool:
-    """Whether a tensor stays what it is with these attributes: a table of them by name, or none.
+    """Whether these attributes, a table by name or none, leave a tensor as it is.
 
-    PyTorch would set any attribute, one that replaces the tensor's values too.
+    PyTorch would set any attribute, even one that replaces the tensor's values.
     """
     names = state[0] if state else None
     if not isinstance(names, dict):
@@ -208,6 +208,6 @@ def _harmless(state: tuple) -> bool:
 
 
 def _are_counts(values: Any) -> bool:
-    # No tensor has so many axes, and the product of many sizes is a number of many digits.
+    # No tensor has more axes, and the product of many sizes would be a huge number.
     return isinstance(values, tuple) and len(values) <= _MOST_AXES and all(
         type(value) is int and 0 <= value < 2**63 for value in values)

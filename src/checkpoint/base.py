@@ -1,4 +1,4 @@
-"""A base model as every script opens it: loaded, recognized, checked."""
+"""Opens a base model, for every script: loaded, recognized, checked."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def load_base(path: str | Path) -> tuple[dict[str, Tensor], Dimensions]:
 
     Raises:
         UserError: it can't be read, is of another architecture, or a tensor is missing or of the wrong shape.
-        NotFinite: a tensor has NaN or infinity in it, of which only more could come.
+        NotFinite: a tensor contains NaN or infinity, which would spread.
     """
     weights, dimensions = _load(path)
     if wrong := not_finite(weights):
@@ -23,7 +23,7 @@ def load_base(path: str | Path) -> tuple[dict[str, Tensor], Dimensions]:
 
 
 def load_base_and_fingerprint(path: str | Path) -> tuple[dict[str, Tensor], Dimensions, str]:
-    """`load_base`, and the fingerprint of the tensors from the same look at each. Raises as that does."""
+    """`load_base`, and the fingerprint of the tensors, from one pass over them. Raises the same errors."""
     weights, dimensions = _load(path)
     fingerprint, wrong = fingerprint_if_finite(weights)
     if fingerprint is None:

@@ -1,4 +1,4 @@
-"""Tell v6 from v7, and every dimension, from a checkpoint's own tensors; and say which tensors such a model has."""
+"""Determines version and dimensions from a checkpoint's own tensors, and which tensors such a model has."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.errors import UserError
 
-# What checkpoints of v7 may have and no model reads.
+# v7 checkpoints may have these, but no model reads them.
 UNREAD = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
 
 
@@ -49,11 +49,11 @@ def read_dimensions(weights: Mapping[str, Tensor], name: str) -> Dimensions:
     elif "blocks.0.att.time_maa_w1" in weights:
         version = "x060"
     elif any(".att.time_" in key or ".att.ln_x." in key for key in weights):
-        raise UserError(f"{name}: an RWKV checkpoint older than v6; this toolkit serves v6 (x060) and v7 (x070)")
+        raise UserError(f"{name}: an RWKV checkpoint older than v6; only v6 (x060) and v7 (x070) are supported")
     else:
         raise UserError(f"{name}: not an RWKV v6 or v7 checkpoint (neither att.time_maa_w1 nor att.r_k in block 0)")
     if "blocks.0.ffn.s_emb.weight" in weights:
-        raise UserError(f"{name}: an RWKV-7 variant with DeepEmbed (ffn.s_emb), which is not served")
+        raise UserError(f"{name}: an RWKV-7 variant with DeepEmbed (ffn.s_emb), which is not supported")
 
     layers = {int(number[1]) for key in weights if (number := re.match(r"blocks\.([0-9]{1,9})\.", key))}
     n_layer = len(layers)
@@ -64,7 +64,7 @@ def read_dimensions(weights: Mapping[str, Tensor], name: str) -> Dimensions:
     n_head, head_size = _shape(weights, head, 2, name)
     n_ffn, _ = _shape(weights, "blocks.0.ffn.key.weight", 2, name)
     if version == "x070":
-        # Block 0 needs no value residual, and some releases leave its v0, v1, v2 out.
+        # Block 0 needs no value residual, and some releases omit its v0, v1, v2.
         value_rank = _shape(weights, "blocks.1.att.v1", 2, name)[1] if n_layer > 1 else 0
         ranks = {key: _shape(weights, f"blocks.0.att.{key}1", 2, name)[1] for key in "wag"} | {"v": value_rank}
     else:
@@ -75,8 +75,8 @@ def read_dimensions(weights: Mapping[str, Tensor], name: str) -> Dimensions:
     if n_head * head_size != n_embd:
         raise UserError(f"{name}: {head} has shape {n_head} x {head_size}, which does not make n_embd {n_embd}")
     if head_size == 1:
-        raise UserError(f"{name}: {head} has shape {n_head} x 1, but a head of width 1, whose norm leaves nothing of it, is not "
-                        "served; pass a model as released")
+        raise UserError(f"{name}: {head} has shape {n_head} x 1, but heads of width 1, which their norm makes 0, are not "
+                        "supported; pass a model as released")
     return dimensions
 
 
@@ -133,13 +133,13 @@ def _block_shapes_x060(dimensions: Dimensions, layer: int) -> dict[str, tuple[in
 
 
 def check_weights(weights: Mapping[str, Tensor], dimensions: Dimensions, name: str) -> None:
-    """Make sure that `weights` is a whole model of `dimensions`, and nothing but one.
+    """Check that `weights` is a complete model of `dimensions` and nothing else.
 
-    A vector may come as [C] or [1, 1, C]. Block 0 of v7 may have the v0, v1, v2 that nothing reads. Any other
+    A vector may be [C] or [1, 1, C]. Block 0 of v7 may have v0, v1 and v2, which nothing reads. Any other
     tensor beyond `expected_shapes` would change what the model computes (a tuned state, say), so it is refused.
 
     Raises:
-        UserError: the first tensor that is missing, of another shape, not of floating point, or unknown; `name`
+        UserError: the first tensor that is missing, of another shape, not floating point, or unknown; `name`
             is the checkpoint's path.
     """
     expected = expected_shapes(dimensions)

@@ -1,8 +1,8 @@
-"""Read and write checkpoints safely: tensors only, no code is ever run, a file appears whole or not at all.
+"""Reads and writes checkpoints safely: only tensors, no code is ever run, a file appears whole or not at all.
 
 `.pth`, `.pt` and `.bin` are PyTorch's archives, `.safetensors` is the Hugging Face format. Both are mapped into
-memory where they can be, so that a checkpoint larger than the RAM opens at once. This module knows nothing of
-RWKV; `dimensions.py` tells what a checkpoint is.
+memory where possible, so that a checkpoint larger than the RAM opens at once. This module knows nothing about
+RWKV; `dimensions.py` recognizes models.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from src.checkpoint.archive import ZIP, Described, read_content
-from src.checkpoint.pickled import BadPickle, NamesCode, NotServed
+from src.checkpoint.pickled import BadPickle, NamesCode, NotSupported
 from src.errors import UserError, out_of_memory
 from src.files import atomic_write, existing_file
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
 SAFETENSORS_ENDING = ".safetensors"
-# What a checkpoint's tensors may be, whatever its format; the names are safetensors'.
+# Supported types of a checkpoint's tensors, in either format; the names are safetensors'.
 SAFETENSORS_TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
@@ -34,18 +34,18 @@ SAFETENSORS_TYPES = {
 }
 
 _DEEPSPEED = "_forward_module."
-_PIECE = 1 << 22  # values looked at together
+_PIECE = 1 << 22  # values checked at a time
 _LARGEST_TABLE = 32 << 20  # bytes of names and shapes; 100 layers have less than 2 MB
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Load the tensors of a checkpoint onto the CPU, mapped from the file where its format allows.
 
-    `path` may leave out `.pth`, as users of the `rwkv` package do. Changing a loaded tensor never changes the file. The prefix
-    `_forward_module.`, which DeepSpeed puts before every name in the checkpoints of this family's trainers, is taken off.
+    `path` may omit `.pth`, as users of the `rwkv` package do. Changing a loaded tensor never changes the file. The prefix
+    `_forward_module.`, which DeepSpeed puts before every name in checkpoints of RWKV trainers, is removed.
 
     Raises:
-        UserError: the file is missing, empty, cut short, of an unknown ending, holds code or objects, or is not a
+        UserError: the file is missing, empty, cut short, has an unknown ending, holds code or objects, is not a
             plain table of names and tensors, or has a tensor both with and without that prefix.
     """
     path = Path(path)
@@ -56,7 +56,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         return load_safetensors(path)[0]
     if path.suffix.lower() not in TORCH_ENDINGS:
         raise UserError(f"checkpoint: {path} ends in none of {', '.join((*TORCH_ENDINGS, SAFETENSORS_ENDING))}; "
-                        "rename it to what it is")
+                        "rename it to its format")
     weights: dict[str, Tensor] = {}
     for name, tensor in _load_torch(path).items():
         official = name.removeprefix(_DEEPSPEED)
@@ -68,9 +68,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Load a `.safetensors` file: its tensors, mapped, on the CPU, and its metadata ({} where it has none).
+    """Load a `.safetensors` file: its tensors, mapped, on the CPU, and its metadata ({} if it has none).
 
-    Raises UserError where the file is missing, damaged or not of this format.
+    Raises UserError if the file is missing, damaged or not of this format.
     """
     existing_file(path, "checkpoint")
     try:
@@ -97,7 +97,7 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 def save_checkpoint(weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Write `weights` as `.pth` or `.safetensors`, by the ending of `path`, whole or not at all.
 
-    Raises UserError for any other ending, and where the system refuses to write (full disk, no permission).
+    Raises UserError for any other ending, and if writing fails (full disk, no permission).
     """
     path = Path(path)
     if path.suffix.lower() == SAFETENSORS_ENDING:
@@ -109,7 +109,7 @@ def save_checkpoint(weights: Mapping[str, Tensor], path: str | Path) -> None:
     try:
         with atomic_write(path) as file:
             torch.save(weights, file)
-    except RuntimeError as error:  # what torch's archive writer raises when a write falls short
+    except RuntimeError as error:  # torch's archive writer raises it on a short write
         raise UserError(f"{path}: cannot be written; free the disk or choose another place") from error
 
 
@@ -119,7 +119,7 @@ def save_safetensors(weights: Mapping[str, Tensor], path: str | Path, metadata: 
     The format is a little-endian u64 length, a JSON header of that length, and the raw tensors end to end. The
     library itself would build the whole file in memory before `atomic_write` could write it.
 
-    Raises UserError where the system refuses to write.
+    Raises UserError if writing fails.
     """
     # Widest elements first, and a header padded to 8 bytes, keep every tensor aligned for readers that map the file.
     names = sorted(weights, key=lambda name: (-weights[name].element_size(), name))
@@ -149,7 +149,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint_if_finite(weights: Mapping[str, Tensor]) -> tuple[str | None, str | None]:
-    """`fingerprint` and None, or None and what `not_finite` says of a tensor; a mapped file is read once for both."""
+    """`fingerprint` and None, or None and the result of `not_finite`; a mapped file is read once for both."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         wrong = not_finite({name: weights[name]})
@@ -165,7 +165,7 @@ def _add_to(digest: Any, name: str, tensor: Tensor) -> None:
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """The first tensor with NaN or infinity in it, such as "head.weight (3 of 4096 values)"; None where all are finite."""
+    """The first tensor with NaN or infinity, such as "head.weight (3 of 4096 values)"; None if all are finite."""
     for name, tensor in weights.items():
         wrong = sum(map(_count_not_finite, tensor.detach().reshape(-1).split(_PIECE))) if tensor.numel() else 0
         if wrong:
@@ -175,7 +175,7 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
 
 @contextmanager
 def named_in_utf8(path: str | Path) -> Iterator[str]:
-    """A path to the same file for libraries that take UTF-8 alone, where Linux lets names be any bytes."""
+    """A path to the same file for libraries that take only UTF-8; on Linux a name may be any bytes."""
     try:
         name = str(path).encode().decode()
     except UnicodeEncodeError:
@@ -186,9 +186,9 @@ def named_in_utf8(path: str | Path) -> Iterator[str]:
 
 
 def _count_not_finite(values: Tensor) -> int:
-    # The types of one byte have no isfinite of their own; float16 represents all their values.
+    # One-byte types have no isfinite of their own; float16 represents all their values.
     values = values.half() if values.is_floating_point() and values.element_size() == 1 else values
-    # A sum is finite only where all values are, and is made at once.
+    # A sum is finite only if all values are, and it is fast.
     total = values.sum(dtype=torch.float32 if values.element_size() == 2 else None)
     return 0 if torch.isfinite(total) else values.numel() - int(torch.isfinite(values).sum())
 
@@ -209,9 +209,9 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
     except NamesCode as error:
         raise UserError(f"checkpoint: {path} holds code ({error.name}) rather than only tensors and is not loaded; "
                         "get a checkpoint that is a plain table of tensors") from None
-    except NotServed as error:
+    except NotSupported as error:
         raise UserError(f"checkpoint: {path} {error}") from None
-    except Exception as error:  # foreign bytes make the restricted unpickler fail in every way there is
+    except Exception as error:  # on foreign bytes the restricted unpickler raises nearly anything
         if out_of_memory(error):
             raise
         if isinstance(error, OSError) and error.errno is not None:
@@ -222,12 +222,12 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _unreadable(path: str | Path, error: OSError) -> UserError:
-    """What the system says of a file that may be whole: too many are open, the disk fails, ..."""
-    return UserError(f"checkpoint: {path} cannot be read ({error.strerror or error}); see to that and try again")
+    """The system's error for a file that may be intact: too many open files, a failing disk, ..."""
+    return UserError(f"checkpoint: {path} cannot be read ({error.strerror or error}); correct that and try again")
 
 
 def _check_table(loaded: object, path: Path) -> None:
-    """Raise UserError where a file's content, with its tensors `Described`, is not names and tensors of `SAFETENSORS_TYPES`."""
+    """Raise UserError if a file's content, with its tensors `Described`, is not names and tensors of `SAFETENSORS_TYPES`."""
     if not isinstance(loaded, dict):
         raise UserError(f"checkpoint: {path} holds a {_kind(loaded)}, not a table of names and tensors")
     if not loaded:
@@ -235,21 +235,21 @@ def _check_table(loaded: object, path: Path) -> None:
     for name, value in loaded.items():
         shown = repr(name)[:100]
         if isinstance(value, dict):
-            raise UserError(f"checkpoint: {path} keeps a table of its own under {shown}; save the model's table alone "
+            raise UserError(f"checkpoint: {path} has a nested table under {shown}; save the model's table "
                             "as a file of its own and pass that")
         if not isinstance(name, str) or not isinstance(value, Described):
             raise UserError(f"checkpoint: {path} holds a {_kind(value)} under {shown} where only tensors may be; "
                             "pass a plain checkpoint as released")
         if value.dtype is None:
             raise UserError(f"checkpoint: {path} holds {shown} in a form (sparse, quantized or without data) that is not "
-                            "served; pass a plain checkpoint as released")
+                            "supported; pass a plain checkpoint as released")
         _check_type(name, value.dtype, path)
 
 
 def _check_type(name: str, dtype: torch.dtype, path: str | Path) -> None:
     if dtype not in SAFETENSORS_TYPES:
-        raise UserError(f"checkpoint: {path} holds {name[:100]!r} as {str(dtype).removeprefix('torch.')}, which is not served; "
-                        "pass a plain checkpoint as released")
+        raise UserError(f"checkpoint: {path} holds {name[:100]!r} as {str(dtype).removeprefix('torch.')}, which is not "
+                        "supported; pass a plain checkpoint as released")
 
 
 def _kind(value: object) -> str:

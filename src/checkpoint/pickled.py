@@ -1,8 +1,8 @@
-"""Read a pickle as data: no name in it is looked up, nothing is called, no object is built.
+"""Reads a pickle as data: no name in it is looked up, nothing is called, no object is built.
 
-A pickle is a program for a small machine with a stack. This one runs the instructions that lists, tables, texts, numbers and
-PyTorch's tensors need, and keeps what would be looked up, called or read from elsewhere as a description of it. Memory and time
-grow as the data do, whatever they say. The instructions are those that the `pickletools` module documents.
+A pickle is a program for a small stack machine. This one runs the instructions that lists, tables, texts, numbers and PyTorch's
+tensors need, and replaces everything that would be looked up, called or read from elsewhere by a description. Memory and time
+are linear in the size of the data, even if hostile. The instructions are documented in the `pickletools` module.
 """
 
 import re
@@ -17,12 +17,12 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "]": list, "}": dict, ")": tuple, "N": lambda: None, "\x88": lambda: True, "\x89": lambda: False,
 }
 _TUPLES = {"t": None, "\x85": 1, "\x86": 2, "\x87": 3}
-# What says how many bytes of a value follow.
+# Instructions with a size field: that many bytes of a value follow.
 _SIZES = {"X": "<I", "\x8c": "<B", "U": "<B", "\x8a": "<B"}
 
 
 class BadPickle(ValueError):
-    """What is wrong, in words, without the file's name."""
+    """The message says what is wrong, without the file's name."""
 
 
 class NamesCode(BadPickle):
@@ -33,20 +33,20 @@ class NamesCode(BadPickle):
         self.name = name
 
 
-class NotServed(BadPickle):
-    """Nothing is wrong with it, but what it holds is not read; the words follow a file's name, and say what to do."""
+class NotSupported(BadPickle):
+    """The pickle is valid, but its content is not supported; the message follows a file's name and says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a module has under a name, such as `torch.FloatStorage`."""
+    """A name that pickle would import, such as `torch.FloatStorage`."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What stands outside of the pickle, by its description."""
+    """An object stored outside of the pickle, by its description."""
 
     description: Any
 
@@ -54,11 +54,11 @@ class Stored:
 class Reader:
     """Reads values one after another from `data`, any buffer of bytes; `at` is where the next one begins.
 
-    `protocol` is the highest version of the format that one read so far names.
+    `protocol` is the highest version of the format among the values read so far.
 
     Args:
-        known: names that may be in the data.
-        describe: what stands for a call of one of them, from the name and the arguments.
+        known: the names allowed in the data.
+        describe: returns the replacement for a call, from its name and arguments.
     """
 
     def __init__(self, data: Any, known: frozenset[str], describe: Callable[[str, tuple], Any]):
@@ -66,7 +66,7 @@ class Reader:
         self.protocol = 0
 
     def read(self) -> Any:
-        """The next value. Raises NamesCode for a name that is not among the known, BadPickle for anything else that is wrong."""
+        """The next value. Raises NamesCode for a name that is not known, BadPickle for anything else that is wrong."""
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -83,7 +83,7 @@ class Reader:
             raise BadPickle("it is cut short, or its instructions make no value") from None
 
     def _integers(self) -> None:
-        """Numbers up to 32 bits stand in long rows."""
+        """Read a run of integers up to 32 bits at once; token lists are long runs of them."""
         scanner, stack = _INTEGER.scanner(self.data, self.at), self._stack  # type: ignore[attr-defined]  # undocumented
         while found := scanner.match():
             group = found.lastindex
@@ -118,7 +118,7 @@ class Reader:
             self._call(code)
         elif code == "\x80":
             self.protocol = max(self.protocol, self._bytes(1)[0])
-        elif code == "\x95":  # where reading ahead may end
+        elif code == "\x95":  # a frame, a hint for reading ahead
             self._bytes(8)
         else:
             raise BadPickle(f"it has an instruction (0x{ord(code):02x}) that no table of tensors and no list of numbers needs")
@@ -140,7 +140,7 @@ class Reader:
         return data if code == "U" else data.decode("utf-8", "surrogatepass")
 
     def _items(self, count: int | None) -> list[Any]:
-        """The topmost `count` values, or all behind the last mark, which goes too."""
+        """Pop the topmost `count` values, or all above the last mark together with it."""
         lowest = self._marks[-1] if self._marks else 0
         at = self._marks.pop() if count is None else len(self._stack) - count
         if at < lowest:
@@ -156,7 +156,7 @@ class Reader:
 
     def _set(self, items: list[Any]) -> None:
         table = self._top(dict)
-        # Other keys could not be hashed without harm: tuples of tuples without end, large numbers that all have one hash.
+        # Other keys are a danger to hash: endlessly nested tuples, large numbers that all have the same hash.
         if len(items) % 2 or not all(type(key) is str or (type(key) is int and abs(key) < 2**31) for key in items[::2]):
             raise BadPickle("it has a table whose keys are no names")
         table.update(zip(items[::2], items[1::2], strict=True))
@@ -172,7 +172,7 @@ class Reader:
                 self.at = line.end()
         else:
             parts = self._items(2)
-            if not all(type(part) is str for part in parts):  # lists of lists could be texts without end
+            if not all(type(part) is str for part in parts):  # nested lists could have endless texts
                 raise BadPickle("it has a name that is no text")
         name = ".".join(parts).removeprefix("__builtin__.").removeprefix("builtins.")
         if name not in self.known:
@@ -184,11 +184,11 @@ class Reader:
             self._stack.append(Stored(self._items(1)[0]))
             return
         what, argument = self._items(2)
-        if code == "b":  # what an object holds besides, which a table's version numbers are
+        if code == "b":  # an object's further state, such as a table's version numbers
             if not isinstance(what, dict):
                 raise BadPickle("it fills an object")
             self._stack.append(what)
             return
         if not isinstance(what, Named) or not isinstance(argument, tuple):
-            raise BadPickle("it calls what is no name")
+            raise BadPickle("it calls something that is not a name")
         self._stack.append(self.describe(what.name, argument))

@@ -1,4 +1,4 @@
-"""docs/flags.md, made of the scripts' parsers: `make docs`."""
+"""Writes docs/flags.md from the scripts' parsers: `make docs`."""
 
 import sys
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ SCRIPTS = {"rlhf_generate_reject_csv.py": generate, "rlhf_dpo_generate_save.py":
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "flags.md"
 HEAD = """# Flags
 
-Made from the settings in src/ by `make docs`, as `--help` is. A flag whose default is **needed** has to be given; one without a
-default is off, or found out by itself. With `--resume 1`, flags marked *free* may differ from those of the run that is resumed.
+Generated from the settings in src/ by `make docs`, like `--help`. A flag whose default is **needed** is required; one without a
+default is off, or its value is determined automatically. Flags marked *free* may be changed when a run is resumed (`--resume 1`).
 """
 
 

@@ -14,7 +14,7 @@ def parser() -> Parser:
 
 
 def parse(arguments: Sequence[str]) -> tuple[EvaluateConfig, tuple[str, ...]]:
-    """The configuration, and lines on what the command says in vain.
+    """The configuration, and lines on flags that have no effect.
 
     Raises UserError for a flag that is unknown or out of its range.
     """

@@ -12,7 +12,7 @@ def parser() -> Parser:
 
 
 def parse(arguments: Sequence[str]) -> tuple[MergeConfig, tuple[str, ...]]:
-    """The configuration, and lines on what the command says in vain. Raises UserError for a wrong flag."""
+    """The configuration, and lines on flags that have no effect. Raises UserError for a wrong flag."""
     own = parser()
     flags = vars(own.parse_args(arguments))
     return build(MergeConfig, flags), notes(own.given(arguments), [])

@@ -1,4 +1,4 @@
-"""The parser of every script: wrong flags fail in one line, and flags that have no effect in a run are named in one."""
+"""The parser of every script: a wrong flag fails with one line, and one line names the flags that have no effect."""
 
 import argparse
 import re
@@ -12,7 +12,7 @@ from src.values import Reader
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells each flag's default, where there is one to tell."""
+    """Shows each flag's default, where it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, "") else super()._get_help_string(action)
@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, *settings: type, epilog: str | None = None):
         super().__init__(description=description, allow_abbrev=False, formatter_class=_Help, epilog=epilog)
-        # Which words are values, though they begin with a dash: argparse's own rule leaves out -1e-3 and -inf.
+        # Words that are values although they begin with a dash: argparse's own pattern misses -1e-3 and -inf.
         self._negative_number_matcher = re.compile(r"-(\.?[0-9]|inf|nan)")
         groups: dict[str | None, argparse._ActionsContainer] = {None: self}
         self.named = [named for one in settings for named in flags_of(one)]
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         return {flag for action in self._actions for flag in action.option_strings}
 
     def given(self, arguments: Sequence[str]) -> Counter[str]:
-        """The flags of a command that has been parsed, in its order, and how often each is there."""
+        """The flags of a parsed command, in its order, and how often each occurs."""
         own = self.flags()
         return Counter(flag for word in arguments if (flag := word.partition("=")[0]) in own)
 
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class NoEffect(NamedTuple):
-    """A rule of a script: where it holds, these flags change nothing in the run, whatever their values."""
+    """A rule of a script: where it holds, these flags change nothing in the run."""
 
     flags: str  # names without dashes, separated by spaces
     holds: bool
@@ -55,24 +55,24 @@ class NoEffect(NamedTuple):
 
 
 def notes(given: Counter[str], rules: Iterable[NoEffect], mentions: Counter[str] | None = None) -> tuple[str, ...]:
-    """Lines for stderr on what a command says in vain: flags without effect, and flags that it has more than once.
+    """Lines for stderr on flags without effect, and on flags that are given more than once.
 
     A flag that is given with its default counts too. The first rule that holds for a flag is its reason.
 
     Args:
-        mentions: how often the command has each flag, where it was more often than `given`, which was translated, tells.
+        mentions: how often each flag was in the command before translation; counts where it is more than in `given`.
     """
-    told: set[str] = set()
+    named: set[str] = set()
     reasons: dict[str, list[str]] = {}
     for rule in rules:
         for flag in map("--{}".format, rule.flags.split()):
-            if rule.holds and flag in given and flag not in told:
-                told.add(flag)
+            if rule.holds and flag in given and flag not in named:
+                named.add(flag)
                 reasons.setdefault(rule.reason, []).append(flag)
     lines = []
     if reasons:
         lines.append("note: no effect: " + "; ".join(f"{', '.join(flags)} ({reason})" for reason, flags in reasons.items()))
     repeated = [f"{flag} ({count} times)" for flag, count in (given | (mentions or Counter())).items() if count > 1]
     if repeated:
-        lines.append(f"note: given more than once, of which the last counts: {', '.join(repeated)}")
+        lines.append(f"note: given more than once, the last one counts: {', '.join(repeated)}")
     return tuple(lines)

@@ -16,9 +16,9 @@ def parser() -> Parser:
 
 
 def parse(arguments: Sequence[str]) -> tuple[PrepareConfig, tuple[str, ...]]:
-    """The configuration, and lines on what the command says in vain.
+    """The configuration, and lines on flags that have no effect.
 
-    Raises UserError for a flag that is unknown, lacking or out of its range.
+    Raises UserError for a flag that is unknown, missing or out of its range.
     """
     own = parser()
     known, unknown = own.parse_known_args(arguments)
@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str]) -> tuple[PrepareConfig, tuple[str, ...]]:
     held = "layer_profile peft lora_r"
     rules = [
         NoEffect(f"output_save target_pair_count strategy batch_tokens reference {held}", flags["check_data"],
-                 "--check_data 1 makes nothing"),
+                 "--check_data 1 writes nothing"),
         NoEffect(f"strategy batch_tokens {held}", not flags["reference"], "--reference 0 computes nothing"),
         NoEffect(held, not strategy.quantization, "no weight is quantized"),
         NoEffect("peft lora_r", flags["layer_profile"] != "auto", "the layer profile says what trains"),

@@ -1,6 +1,6 @@
-"""What every script does around its work: errors that exit with code 2, signals that stop it well.
+"""What every script does around its work: errors exit with code 2, signals stop it cleanly.
 
-Light to import, so that Ctrl-C in a script's first seconds, which its own imports take, finds this at work already.
+Light to import, so that it already handles Ctrl-C while the script's own imports run, which take seconds.
 """
 
 import errno
@@ -18,9 +18,9 @@ from typing import Any
 from src.console import say
 from src.errors import SIGNALS, Stopped, UserError, out_of_memory
 
-# Seconds after which a signal is raised that could not be before, or again where some code has swallowed it.
+# Seconds after which a signal is raised that could not be raised before, or is raised again where some code swallowed it.
 AGAIN_AFTER = 0.1
-# Seconds within which a second signal is the first one, passed on twice.
+# Seconds within which a second signal counts as a repeat of the first.
 SAME_WITHIN = 1.0
 # Variables that Lightning reads when it is imported.
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
@@ -29,9 +29,9 @@ IMPORT = "<frozen importlib._bootstrap>"
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a script's `main(arguments)`; what the user can mend becomes one line on stderr and exit code 2.
+    """Run a script's `main(arguments)`; an error that the user can fix becomes one line on stderr and exit code 2.
 
-    A signal becomes one line too, and exit code 128 + its number.
+    A signal becomes one line and exit code 128 + its number.
     """
     lost = _keep_streams()
     received = _catch_signals(main.__code__)
@@ -41,7 +41,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
     except BaseException as error:
         _release_signals()
-        if received:  # whatever its exception has become on the way
+        if received:  # code in between may have replaced its exception
             sys.exit(_fail(*_ended_by(received[0])))
         message = _message(error)
         if message is None:
@@ -50,31 +50,31 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     _release_signals()
     sys.stdout.flush()
     if lost:
-        sys.exit(_fail(f"what was to be printed is lost ({lost[0]}); send it elsewhere", 2))
+        sys.exit(_fail(f"the output on stdout could not be written ({lost[0]}); send it elsewhere", 2))
 
 
 def check_ranks() -> None:
-    """For scripts that import Lightning, which fails of such a variable. Raises UserError."""
+    """Raises UserError for a malformed rank variable, which makes the import of Lightning fail."""
     for name in RANKS:
         try:
             int(os.environ.get(name, 0))
         except ValueError:
-            raise UserError(f"the environment variable {name} is {os.environ[name][:80]!r}, where launchers put the number of a "
+            raise UserError(f"the environment variable {name} is {os.environ[name][:80]!r}, but has to be the number of a "
                             "process; unset it") from None
 
 
 def _prepare_surroundings() -> None:
-    """Raises UserError where the current folder was removed, without which torch is not even imported."""
+    """Raises UserError where the current folder was removed: torch can't be imported then."""
     try:
         os.getcwd()
     except FileNotFoundError:
         raise UserError("the current folder is gone; cd to another one") from None
-    # Whatever it says, every file is loaded with weights_only; but with the other one, which asks for that, torch loads nothing.
+    # Every file is loaded with weights_only anyway, and where TORCH_FORCE_WEIGHTS_ONLY_LOAD is set too torch refuses to load any.
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
 
 
 def _message(error: BaseException) -> str | None:
-    """What the user reads of an error that they can mend; None for any other."""
+    """The message for an error that the user can fix; None for any other."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if whose := out_of_memory(error):
@@ -95,12 +95,12 @@ def _ended_by(number: int) -> tuple[str, int]:
 
 
 def _catch_signals(main: CodeType) -> list[int]:
-    """Turn signals into `Stopped`, so that files are closed, temporaries removed and locks given back on the way out.
+    """Turn signals into `Stopped`, so that files are closed, temporaries removed and locks released on the way out.
 
-    One that is ignored stays so: nohup ignores SIGHUP, a shell SIGINT for what it runs in the background. A second one ends the
-    process at once; within a second it is the first once more, which a launcher passes on beside the terminal.
+    An ignored signal stays ignored: nohup ignores SIGHUP, a shell SIGINT for background jobs. A second signal ends the process at
+    once, unless it comes within a second: the terminal and a launcher may both deliver the same one.
 
-    Returns a list that gets the number of what was received.
+    Returns a list that gets the number of the signal received.
     """
     received: list[int] = []
     first = 0.0
@@ -120,7 +120,7 @@ def _catch_signals(main: CodeType) -> list[int]:
 
     def end(_: int, frame: FrameType | None) -> None:
         names = _callers(frame, main)
-        if names[-1:] == [IMPORT]:  # of the script's own, before any work; packages take an exception there for another, or abort
+        if names[-1:] == [IMPORT]:  # the script's own imports, before any work: packages swallow an exception there, or abort
             message, code = _ended_by(received[0])
             os.write(2, f"error: {message}\n".encode())
             os._exit(code)
@@ -134,7 +134,7 @@ def _catch_signals(main: CodeType) -> list[int]:
 
 
 def _release_signals() -> None:
-    """From here on there is nothing to clean, and a signal ends the process."""
+    """From here on there is nothing to clean up, and a signal ends the process."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in SIGNALS:
         if callable(signal.getsignal(number)):
@@ -142,7 +142,7 @@ def _release_signals() -> None:
 
 
 def _callers(frame: FrameType | None, main: CodeType) -> list[str]:
-    """The files of the code that is running, innermost first, without `main` and what has called it."""
+    """The files of the running code, innermost first, without `main` and its callers."""
     names = []
     while frame is not None and frame.f_code is not main:
         names.append(frame.f_code.co_filename)
@@ -151,16 +151,16 @@ def _callers(frame: FrameType | None, main: CodeType) -> list[str]:
 
 
 def _is_on_its_way(error: BaseException | None) -> bool:
-    """Whether what is being handled is, or came while handling, a `Stopped`."""
+    """Whether the error being handled is a `Stopped`, or was raised while one was handled."""
     while error is not None and not isinstance(error, Stopped):
         error = error.__context__
     return error is not None
 
 
 class _Kept(io.FileIO):
-    """A standard stream that goes nowhere once it can't be written: a closed pipe or a full disk under a log costs no work.
+    """A standard stream that discards its text once it can't be written: a closed pipe or a full disk ends no run.
 
-    `lost` gets the reason, but where nobody reads any more.
+    `lost` gets the reason, except for a closed pipe.
     """
 
     def __init__(self, number: int, lost: list[str]):
@@ -180,12 +180,12 @@ class _Kept(io.FileIO):
 
 
 def _keep_streams() -> list[str]:
-    """Standard streams that can always be written, in whatever encoding the terminal has.
+    """Standard streams that can always be written, in any terminal encoding.
 
-    A stream that is closed from the start (`2>&-`) becomes /dev/null: the next file opened would get its number, and what
-    libraries report would go into that file.
+    A stream that is closed from the start (`2>&-`) becomes /dev/null: otherwise the next file opened would get its number, and
+    libraries' messages would go into that file.
 
-    Returns a list that gets why what was printed on stdout, a script's result, could not be written.
+    Returns a list that gets the reason when a script's result could not be written to stdout.
     """
     lost: list[str] = []
     for number in (0, 1, 2):
@@ -195,7 +195,7 @@ def _keep_streams() -> list[str]:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
-        if stream is getattr(sys, f"__{name}__"):  # not one that a program which imports this has put there
+        if stream is getattr(sys, f"__{name}__"):  # a program that imports this may have put its own there
             raw = _Kept(number, lost if number == 1 else [])
             setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), encoding=stream.encoding if stream else "utf-8",
                                                 errors="backslashreplace", line_buffering=number == 2 or raw.isatty()))
@@ -203,7 +203,7 @@ def _keep_streams() -> list[str]:
 
 
 def _quiet() -> None:
-    """Silence what third-party packages say that users can't act on."""
+    """Silence messages of third-party packages that users can't act on."""
     packages = "pytorch_lightning|lightning_fabric|lightning_utilities|torchmetrics|deepspeed|bitsandbytes|wandb"
     warnings.filterwarnings("ignore", module=rf"({packages}).*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch.*")

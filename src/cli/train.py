@@ -1,4 +1,4 @@
-"""The flags of train.py: those of its settings, those that only the command line has, and how they are settled."""
+"""The flags of train.py: those of its settings, those that only the command line has, and how they are resolved."""
 
 import importlib.util
 import os
@@ -29,9 +29,9 @@ TAKEN_BY = {name: tuple(loss for loss in LOSSES if name in {setting.name for set
 
 @dataclass(frozen=True, kw_only=True)
 class ModelWords:
-    quant: bool = flag(zero_or_one, False, "1 holds the frozen blocks' linear weights quantized")
+    quant: bool = flag(zero_or_one, False, "1: quantize the linear weights of frozen blocks")
     quant_mode: str = flag(Reader(str, " or ".join(QUANT_MODES)), "nf4", f"with --quant 1: {' or '.join(QUANT_MODES)}")
-    n_layer: int | None = flag(positive, None, "checked against the checkpoint where given; so are the next three")
+    n_layer: int | None = flag(positive, None, "if given, checked against the checkpoint, like the next three")
     n_embd: int | None = flag(positive, None, "checked against the checkpoint")
     vocab_size: int | None = flag(positive, None, "checked against the checkpoint")
     my_testing: str | None = flag(("x060", "x070"), None, "RWKV version, checked against the checkpoint: x060 is v6, x070 is v7")
@@ -52,12 +52,12 @@ class ObjectiveWords:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineWords:
-    gpu_arch: str = flag(("cuda", "rocm"), "cuda", "kind of GPU that torch was built for; rocm was never tried")
+    gpu_arch: str = flag(("cuda", "rocm"), "cuda", "kind of GPU that torch was built for; rocm is untested")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """Flags that settle a setting, or are checked, and are gone then."""
+    """Flags that determine a setting or are only checked; the configuration does not hold them."""
 
     model: ModelWords = group("model")
     data: DataWords = group("data")
@@ -71,7 +71,7 @@ def parser() -> Parser:
 
 
 def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], tuple[str, ...]]:
-    """The run's configuration, what the flags say of the model's dimensions, and lines on what the command says in vain.
+    """The run's configuration, the model dimensions that the flags state, and lines on flags that have no effect.
 
     Raises:
         UserError: a flag that is unknown, not supported yet, or out of its range.
@@ -81,11 +81,11 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], tuple[
     flags = vars(own.parse_args(arguments))
     given = own.given(arguments)
     if flags["infctx"]:
-        raise UserError("--infctx 1: training on texts longer than the context in pieces (infctx) is not supported yet; "
+        raise UserError("--infctx 1: training in pieces on texts longer than the context (infctx) is not supported yet; "
                         "leave it at 0")
     for name, needed in (("train_data_file", flags["sft"]), ("rlhf_train_file", not flags["sft"])):
         if bool(flags[name]) != needed:
-            raise UserError(f"--{name} {'is needed with' if needed else 'has no use with'} --sft {flags['sft']:d} (see --help)")
+            raise UserError(f"--{name} {'is needed with' if needed else 'is not used with'} --sft {flags['sft']:d} (see --help)")
     _settle_loss(flags, given)
     _settle_machine(flags)
     _check_packages(flags)
@@ -95,15 +95,15 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], tuple[
     flags["quantization"] = flags["quant_mode"] if flags["quant"] else None
     limit = flags["rlhf_max_corpus_len"] = flags["rlhf_max_corpus_len"] or flags["ctx_len"]
     if limit > flags["ctx_len"]:
-        raise UserError(f"--rlhf_max_corpus_len {limit} is above --ctx_len {flags['ctx_len']}; raise the one or lower the other")
+        raise UserError(f"--rlhf_max_corpus_len {limit} is above --ctx_len {flags['ctx_len']}; lower it or raise --ctx_len")
     expected = {f"--{name}": flags[name] for name in ("n_layer", "n_embd", "vocab_size", "my_testing")}
     return build(TrainConfig, flags), expected, notes(given, rules, mentions)
 
 
 def _check_packages(flags: dict[str, Any]) -> None:
-    """What --compile, --tensorboard and --wandb need on this machine."""
+    """Raises UserError where this machine lacks what --compile, --tensorboard or --wandb needs."""
     if flags["compile"] and flags["grad_cp"]:
-        raise UserError("--compile 1 and --grad_cp 1 do not go together: checkpointing can't look into compiled blocks; drop one")
+        raise UserError("--compile 1 and --grad_cp 1 exclude each other: checkpointing can't see into compiled blocks; drop one")
     if flags["compile"] and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise UserError("--compile 1 needs a C++ compiler, and none was found; install g++, or leave it at 0")
     if flags["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
@@ -111,11 +111,11 @@ def _check_packages(flags: dict[str, Any]) -> None:
     if flags["wandb"] and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb: wandb is not installed; run pip install wandb, or leave the flag out")
     if (flags["tensorboard"] or flags["wandb"]) and not is_utf8(flags["proj_dir"]):
-        raise UserError("--wandb and --tensorboard write into no folder whose path is not UTF-8; choose another --proj_dir")
+        raise UserError("--wandb and --tensorboard can't write to a folder whose path is not UTF-8; choose another --proj_dir")
 
 
 def _without_effect(flags: dict[str, Any]) -> list[NoEffect]:
-    """Of flags that are settled but for those of quantization. What only the run can know, it says itself."""
+    """The rules, on resolved flags (those of quantization aside). What only the run can know, it reports itself."""
     sft, peft, auto = flags["sft"], flags["peft"], flags["layer_profile"] == "auto"
     flags_rule = auto or not has_rates(flags["layer_profile"])
     texts = [file for file in (flags["train_data_file"], flags["eval_file"]) if sft and file]
@@ -130,10 +130,10 @@ def _without_effect(flags: dict[str, Any]) -> list[NoEffect]:
         NoEffect("peft lora_r lora_alpha", not auto, "the layer profile says what trains"),
         NoEffect("lora_r", "Rank" not in NEEDED_BY_MODE[peft], f"--peft {peft} has no rank"),
         NoEffect("lora_alpha", "Alpha" not in NEEDED_BY_MODE[peft], f"--peft {peft} has no alpha"),
-        NoEffect("lr_init lr_final", flags["lr_advanced"] and not flags_rule, "the layer profile's rates rule"),
-        NoEffect("lr_advanced", flags_rule, "--lr_init and --lr_final rule without a layer profile that has rates"),
+        NoEffect("lr_init lr_final", flags["lr_advanced"] and not flags_rule, "the layer profile's rates are used"),
+        NoEffect("lr_advanced", flags_rule, "--lr_init and --lr_final are used without a layer profile that has rates"),
         NoEffect("sft_on_prompt", not sft and share is not None and flags[share.name] == 0,
-                 "the SFT loss has no share in what is trained"),
+                 "the SFT loss has weight 0"),
         NoEffect("micro_bsz", bool(flags["batch_tokens"]), "--batch_tokens says how much a micro-batch holds"),
         NoEffect("optim", flags["strategy"].endswith("_offload"), "DeepSpeed's offload has an AdamW of its own"),
         NoEffect("gpu_arch", flags["accelerator"] == "cpu", "the run is on the CPU"),
@@ -143,27 +143,27 @@ def _without_effect(flags: dict[str, Any]) -> list[NoEffect]:
 
 
 def _settle_loss(flags: dict[str, Any], given: Collection[str]) -> None:
-    """One loss, named by --loss or by its switch, and no flag that it does not take."""
+    """Resolve the one loss, named by --loss or by its switch; refuse flags that it does not take."""
     named = [name for name in SWITCHES if flags[name]]
     words = [f"--loss {flags['loss']}"] * ("--loss" in given) + [f"--{name} 1" for name in named]
     if flags["sft"]:
         if words:
             raise UserError(f"--sft 1 and {' and '.join(words)} contradict each other; a run has one objective")
-        return  # the loss stays at its default, of which nothing is computed
+        return  # the loss keeps its default, which is not used
     if len({*named, *([flags["loss"]] if "--loss" in given else [])}) > 1:
         raise UserError(f"{' and '.join(words)} contradict each other; a run has one objective")
     loss = flags["loss"] = flags["loss"] if "--loss" in given else (named or [flags["loss"]])[0]
     if flags.get(loss) is False:
-        raise UserError(f"--{loss} 0: no objective is left; name one by --loss {', '.join(LOSSES)}")
+        raise UserError(f"--{loss} 0: no objective is left; name one with --loss {', '.join(LOSSES)}")
     for name, losses in TAKEN_BY.items():
         if f"--{name}" in given and loss not in losses:
-            raise UserError(f"--{name} has no say in --loss {loss}, only in {', '.join(losses)}; leave it out")
+            raise UserError(f"--{name} is not used by --loss {loss}, only by {', '.join(losses)}; leave it out")
     if loss == "robust" and not flags["label_smoothing"]:
-        raise UserError("--loss robust needs --label_smoothing over 0, the chance that a pair's labels are swapped")
+        raise UserError("--loss robust needs --label_smoothing above 0, the chance that a pair's labels are swapped")
 
 
 def _settle_machine(flags: dict[str, Any]) -> None:
-    """Accelerator and precision, as this machine has them."""
+    """Resolve accelerator and precision for this machine, and check them."""
     has_gpu = torch.cuda.is_available()
     if flags["accelerator"] == "auto":
         flags["accelerator"] = "gpu" if has_gpu else "cpu"
@@ -180,6 +180,6 @@ def _settle_machine(flags: dict[str, Any]) -> None:
         if flags["devices"] > torch.cuda.device_count():
             raise UserError(f"--devices {flags['devices']}: this machine has {torch.cuda.device_count()}")
     elif flags["devices"] > (most := max(4, os.cpu_count() or 1)):
-        raise UserError(f"--devices {flags['devices']}: on this CPU take at most {most}, each of which is a process of its own")
+        raise UserError(f"--devices {flags['devices']}: on this CPU take at most {most}, each is a process of its own")
     elif flags["strategy"].startswith("deepspeed"):
         raise UserError(f"--strategy {flags['strategy']} needs --accelerator gpu; on the CPU use --strategy auto")

@@ -1,6 +1,6 @@
-"""Read Parquet and Arrow's IPC format (Feather, and the `.arrow` of Hugging Face's `datasets`), through pyarrow.
+"""Reads Parquet and Arrow's IPC format (Feather, and the `.arrow` of Hugging Face's `datasets`), through pyarrow.
 
-Lists and objects come out as Python's, what is missing is left out.
+Lists and objects become Python's; missing values are left out.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,20 +13,20 @@ from src.data.kinds import is_arrow
 from src.data.source import MOST_TIMES, MOST_WITHOUT_QUESTION, is_compressed, is_missing, read_data
 from src.errors import UserError
 
-# More would not fit into memory as Python's objects; a few bytes can claim any number of rows without values.
+# More would not fit in memory as Python's objects; a few bytes can claim any number of rows without values.
 MOST_ROWS = 10_000_000
-_INDEX = "__index_level_"  # begins the names of columns that pandas adds for row labels without a name
+_INDEX = "__index_level_"  # prefix of columns that pandas adds for unnamed row labels
 
 
 def read_parquet(path: Path) -> Table:
-    """Raises UserError where the file is damaged or of another kind, or pyarrow is not installed."""
+    """Raises UserError if the file is damaged or of another kind, or pyarrow is not installed."""
 
     def load(source: Any) -> Any:
         import pyarrow.parquet
 
         schema = pyarrow.parquet.ParquetFile(source).schema
         columns = [schema.column(number) for number in range(len(schema))]
-        # A text that many rows have stands once in the file, and is to stand once in memory until it is known how many do.
+        # A text that many rows share is stored once in the file, and has to stay so in memory until the full size is checked.
         texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
         file = pyarrow.parquet.ParquetFile(source, read_dictionary=texts)
         metadata = file.metadata
@@ -47,7 +47,7 @@ def read_arrow(path: Path) -> Table:
         begins = source.read(8)
         source.seek(0)
         if not is_arrow(begins):
-            raise ValueError("it does not begin as Arrow does")
+            raise ValueError("it does not begin like Arrow")
         if begins.startswith(b"ARROW1"):
             with pyarrow.ipc.open_file(source) as reader:
                 return _table(map(reader.get_batch, range(reader.num_record_batches)), reader.schema, path)
@@ -62,13 +62,14 @@ def _read(path: Path, kind: str, load: Callable[[Any], Any]) -> Table:
         import pyarrow
     except ImportError:
         raise UserError(f"{path}: {kind} needs pyarrow; pip install pyarrow, or write the file as JSONL") from None
-    # Of Arrow's messages the reader trusts the lengths, and asks for as much memory, unless all bytes are there already.
+    # Unless all bytes are in memory already, the reader allocates as much as Arrow's messages claim.
     data = read_data(path) if is_compressed(path) or kind == "Arrow" else None
     try:
         with pyarrow.OSFile(str(path)) if data is None else pyarrow.BufferReader(data) as source:
             table = load(source)
     except pyarrow.ArrowMemoryError as error:
-        raise UserError(f"{path}: asks for more memory than there is ({_reason(error)}); it is damaged, or split it") from None
+        raise UserError(f"{path}: needs more memory than there is ({_reason(error)}); split it, or get it again if it is "
+                        "damaged") from None
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path}: can't be read as {kind} ({_reason(error)}); it is damaged or of another kind") from None
     kept = [(name, column) for name, column in zip(table.column_names, table.columns, strict=True) if not name.startswith(_INDEX)]
@@ -86,10 +87,10 @@ def _table(batches: Iterable[Any], schema: Any, path: Path) -> Any:
     for batch in batches:
         rows += batch.num_rows
         _check_rows(rows, path)
-        # Batches may share a dictionary, which is gone through again for each of them.
+        # Batches may share a dictionary, which is validated again for each of them.
         looked_at += batch.get_total_buffer_size()
         _check_bytes(looked_at, path)
-        # The readers trust offsets and lengths, and the conversion would follow those of a damaged file anywhere.
+        # The readers do not check offsets and lengths, and in a damaged file the conversion would follow them anywhere.
         batch.validate(full=True)
         n_bytes += sum(map(unpacked, batch.columns))
         _check_bytes(n_bytes, path)
@@ -106,18 +107,18 @@ def _values(column: Any, name: str, path: Path) -> list[Any]:
     import pyarrow
 
     try:
-        # A dictionary's values are looked up one by one much slower.
+        # Looking up a dictionary's values one by one is much slower.
         decoded = column if not pyarrow.types.is_dictionary(column.type) else column.cast(column.type.value_type)
         return decoded.to_pylist()
-    except Exception as error:  # dates beyond Python's years, time zones that it does not know, ...
+    except Exception as error:  # dates beyond Python's range, unknown time zones, ...
         raise UserError(f"{path}: its column {name[:60]!r} of type {str(column.type)[:60]} has values that can't be read "
                         f"({_reason(error)}); remove it, or save it as text") from None
 
 
 def _check_bytes(count: int, path: Path) -> None:
     if count > max(MOST_WITHOUT_QUESTION, MOST_TIMES * path.stat().st_size):
-        raise UserError(f"{path}: would take over {MOST_TIMES} times its size to read, as no texts do; split it, or write it "
-                        "as JSONL")
+        raise UserError(f"{path}: would take over {MOST_TIMES} times its size in memory, which no texts do; split it, or write "
+                        "it as JSONL")
 
 
 def _reason(error: Exception) -> str:

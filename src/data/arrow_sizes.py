@@ -1,4 +1,4 @@
-"""How much memory Arrow's values would take as Python's: what many rows share there is an object for each of them here."""
+"""How much memory Arrow's values would take as Python's: a value that rows share in Arrow becomes an object for each row."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 def unpacked(array: Any) -> int:
-    """Bytes that the values of a valid array take at least, once each is an object of its own."""
+    """The fewest bytes that the values of a valid array take, once each is an object of its own."""
     return _sizes(array)[0]
 
 
 def _sizes(array: Any) -> tuple[int, int]:
-    """Bytes of all values together, and no fewer than those of the largest. Each counts 8 besides what it holds."""
+    """Bytes of all values together, and at least those of the largest. Each counts 8 besides its content."""
     import pyarrow
 
     kind, count, types = array.type, len(array), pyarrow.types
@@ -25,7 +25,7 @@ def _sizes(array: Any) -> tuple[int, int]:
     if types.is_run_end_encoded(kind):
         return _times(count, array.values)
     if types.is_list_view(kind) or types.is_large_list_view(kind):
-        # The lists may lie on one another.
+        # The lists may overlap.
         lengths = np.nan_to_num(array.drop_null().value_lengths().to_numpy(zero_copy_only=False))
         return _within(_times(int(lengths.sum()), array.values)[0], count)
     if types.is_struct(kind):
@@ -56,7 +56,7 @@ def _of(lengths: np.ndarray, count: int) -> tuple[int, int]:
 
 
 def _lengths(array: Any) -> np.ndarray | None:
-    """[n] int64: bytes of each text or byte string, 0 for null; None of other values."""
+    """[n] int64: bytes of each text or byte string, 0 for null; None for other types."""
     import pyarrow
     import pyarrow.compute
 

@@ -1,4 +1,4 @@
-"""Which pairs go together, and in what order. Knows nothing of texts or models."""
+"""Which pairs form a batch, and in what order. Knows nothing about texts or models."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -8,16 +8,16 @@ import numpy as np
 
 from src.data.packing import packed_length
 
-# Pairs among which like lengths are put together: enough for batches of like shapes, few enough that each pass mixes anew.
+# Pairs that are sorted by length together: enough for batches of similar lengths, few enough that each pass mixes them again.
 WINDOW = 512
 
 
 def batches_by_tokens(pairs: Sequence[tuple], batch_tokens: int, among: Iterable[int] | None = None) -> list[list[int]]:
     """Split the indices of `pairs`, or those `among` them, into groups of at most `batch_tokens` input tokens, longest first.
 
-    Pairs with one prompt come together, as they share it; otherwise lengths within a group are alike. A pair longer than
-    `batch_tokens` is a group of its own. Every index occurs exactly once; the longest come first, so that what does not fit
-    in memory fails at the start.
+    Pairs with the same prompt come together, since they share it; otherwise lengths within a group are similar. A pair longer
+    than `batch_tokens` is a group of its own. Every index occurs exactly once; the longest come first, so that a batch that
+    does not fit in memory fails at the start.
     """
     together: dict[tuple, list[int]] = {}
     for index in range(len(pairs)) if among is None else among:
@@ -40,9 +40,9 @@ def batches_by_tokens(pairs: Sequence[tuple], batch_tokens: int, among: Iterable
 def epoch_order(n_pairs: int, seed: int, start: int, count: int) -> list[int]:
     """Positions start .. start + count - 1 of an endless sequence of pair indices, pass after pass.
 
-    Each pass over the data is a permutation of its own, drawn from the seed and the pass's number alone, so
-    that each pair is seen once a pass and any part of the sequence can be had without what comes before it:
-    a run that resumes at a position goes on with the very pairs that an unbroken run would see.
+    Each pass over the data is a permutation of its own, drawn only from the seed and the pass's number. So each
+    pair is seen once a pass, and any part of the sequence can be made without what comes before it: a run that
+    resumes at a position continues with exactly the pairs that an uninterrupted run would see.
     """
     order: list[int] = []
     while len(order) < count:
@@ -52,7 +52,7 @@ def epoch_order(n_pairs: int, seed: int, start: int, count: int) -> list[int]:
 
 
 def pass_by_tokens(pairs: Sequence[tuple], seed: int, number: int, batch_tokens: int) -> list[list[int]]:
-    """Batches of at most `batch_tokens` input tokens that see every pair once, in an order of the seed and `number` alone.
+    """Batches of at most `batch_tokens` input tokens that see every pair once; the order depends only on seed and `number`.
 
     Pass `number` draws a permutation, sorts each window of it by length and cuts it into batches, and shuffles these.
     """
@@ -64,12 +64,12 @@ def pass_by_tokens(pairs: Sequence[tuple], seed: int, number: int, batch_tokens:
 
 
 def batches_from(pairs: Sequence[tuple], seed: int, batch_tokens: int, start: int) -> Iterator[list[int]]:
-    """The endless sequence of all passes' batches from its number `start` on."""
+    """The endless sequence of all passes' batches, from number `start` on."""
     passes = (pass_by_tokens(pairs, seed, number, batch_tokens) for number in count())
     return islice(chain.from_iterable(passes), start, None)
 
 
-@lru_cache(maxsize=2)  # of a long pass one asks for many short parts
+@lru_cache(maxsize=2)  # many short parts of a long pass are read one after another
 def _permutation(n_pairs: int, seed: int, number: int) -> np.ndarray:
     order = np.random.default_rng([seed, number]).permutation(n_pairs)
     order.setflags(write=False)

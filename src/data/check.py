@@ -1,4 +1,4 @@
-"""What a file of pairs holds, told before anything is made of it: counts, lengths in tokens, a histogram."""
+"""Reports what a file of pairs holds before anything is made of it: counts, lengths in tokens, a histogram."""
 
 import json
 import sys
@@ -19,15 +19,15 @@ from src.tokenizer.fidelity import Changes
 
 BINS = 12  # at most
 BEGINNING = 200  # characters
-# More than any text has tokens: nothing is cut.
+# More tokens than any text has: nothing is cut.
 ENDLESS = sys.maxsize
 
 
 def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int) -> dict[str, Any]:
-    """What preparing these rows once each would make of them.
+    """What preparing each of these rows once would give.
 
     Args:
-        reading: of rows with a reject in each.
+        reading: its rows all have a reject.
         max_len: `--rlhf_max_corpus_len`, tokens of prompt and longer answer together.
         seed: of the templates.
 
@@ -35,11 +35,11 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
         rows (those that can be used), conversations (of several turns, or with a system message), most_turns;
         bad_rows: "count", and under "rows" the numbers of those that can't be used, by kind; notes: what has no effect;
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
-        duplicate_rows (like one before them in all three texts), duplicate_prompts (in the prompt alone), equal_answers, cut,
-        dropped: counts, all of texts as the model gets them; under `..._at` the first rows of each kind, from 1, as in the file;
+        duplicate_rows (all three texts equal an earlier row's), duplicate_prompts (only the prompt does), equal_answers, cut,
+        dropped: counts, all of texts as the model reads them; under `..._at` the first rows of each kind, from 1, as in the file;
         changes: texts that do not come back from their tokens as written (`Changes`);
-        begins: of the first prompt and its chosen answer; histogram: of the pairs' lengths, `counts` of those from one of the
-        `edges` to below the next.
+        begins: the beginning of the first prompt and its chosen answer; histogram: of the pairs' lengths, with `counts` of those
+        from one of the `edges` to below the next.
     """
     rows, numbers = reading.rows, reading.numbers
     pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers)
@@ -68,10 +68,10 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
 
 
 def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str]) -> None:
-    """A table and a histogram on stderr, and the same as one line of JSON on stdout.
+    """Print a table and a histogram on stderr, and the same as one line of JSON on stdout.
 
     Args:
-        first_of_kind: what is wrong with the first of the bad rows of each kind.
+        first_of_kind: by kind, what is wrong with the first bad row of that kind.
     """
     table = Table("tokens", *(name for name in found["tokens"]["pair"]), title=printable(f"{path}: {found['rows']} rows"))
     for name, spread in found["tokens"].items():
@@ -80,7 +80,7 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
     words = {
         "conversations": f"of several turns or with a system message, up to {found['most_turns']} turns",
         "duplicate_rows": "repeat a row before them", "duplicate_prompts": "repeat a prompt",
-        "equal_answers": "have equal answers, which have no preference to learn",
+        "equal_answers": "have equal answers, so no preference to learn",
         "cut": f"longer than {found['max_len']} tokens: the prompt would lose its beginning",
         "dropped": f"have an answer alone longer than {found['max_len']} tokens: they would be dropped",
     }
@@ -100,13 +100,13 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
 
 
 def _repeated(values: Sequence[Hashable]) -> list[int]:
-    """Where a value stands that stood before."""
+    """The positions of values that occurred before."""
     first: dict[Hashable, int] = {}
     return [at for at, value in enumerate(values) if first.setdefault(value, at) != at]
 
 
 def _histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts and edges of bins of equally many whole numbers."""
+    """Counts and edges of bins of equal width, in whole numbers."""
     low, high = int(values.min()), int(values.max())
     width = -(-(high - low + 1) // BINS)
     return np.histogram(values, np.arange(low, high + width + 1, width))

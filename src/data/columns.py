@@ -1,7 +1,7 @@
-"""What a table's columns mean: the one place that knows the field's names for the parts of a prompt, and what is left unused.
+"""What a table's columns mean: the one place that knows the common names for the parts of a prompt, and reports unused columns.
 
-A prompt may have a column of its own, and others beside it that belong to it: what an instruction is about (Alpaca's `input`), a
-system message, the turns before it. Names are compared without regard to case.
+A prompt may have its own column, and further columns that belong to it: an instruction's input (Alpaca's `input`), a system
+message, the turns before it. Names are compared case-insensitively.
 """
 
 import re
@@ -17,13 +17,13 @@ from src.errors import UserError
 
 PROMPTS = ("prompt", "instruction", "question", "query")
 CONVERSATIONS = ("messages", "conversations", "conversation")
-ABOUT = ("input", "context")  # beside a prompt: what it is about; the prompt itself where there is no other
+ABOUT = ("input", "context")  # next to a prompt: its input; the prompt itself if there is no other
 SYSTEMS = ("system", "system_prompt", "system_message")
 HISTORIES = ("history",)
-# Columns that say whether a row is to be learned: thumbs of unpaired preferences, and weights.
+# Columns that say whether to train on a row: thumbs of unpaired preferences, and weights.
 THUMBS = ("label", "kto_tag")
 FLAGS = (*THUMBS, "weight", "loss_weight", "train")
-# A column whose name has one of these, or whose texts are as long as sentences, could be the prompt.
+# A column could be the prompt if its name has one of these words, or its texts are as long as sentences.
 _PROMPT_WORDS = re.compile("prompt|question|query|instruct|input|context|problem|request|message|convers|dialog|history|post|"
                            "task|text|title|trajectory|user|human", re.IGNORECASE)
 _ID_WORDS = re.compile(r"(?:^|[_\-. ])(?:id|ids|uuid|hash|sha|index|idx|len|length|tokens|count|type|lang|language|source|"
@@ -32,27 +32,27 @@ _SENTENCE = 5  # words
 
 
 class Table(NamedTuple):
-    """What a file holds before anything is known of its meaning."""
+    """A file's columns and rows, before they are interpreted."""
 
     path: Path
-    where: str  # what names the columns: "the header", or "the file" itself
+    where: str  # where the columns are named: "the header", or "the file" itself
     names: Sequence[str]  # of the columns
-    records: Sequence[dict[str, Any] | BadRow]  # by name, without what is missing; or why a row can't be read
+    records: Sequence[dict[str, Any] | BadRow]  # by name, without missing values; or why a row can't be read
 
     def place(self, number: int) -> str:
         return f"{self.path}: row {number}"
 
 
 class Usage:
-    """Which columns, and which keys of messages, some row made use of."""
+    """Which columns, and which keys of messages, any row uses."""
 
     def __init__(self) -> None:
         self.columns: set[str] = set()
         self.unused_keys: set[str] = set()
-        self.open_ended = 0  # conversations with a message of the user at their end, which nothing answers
+        self.open_ended = 0  # conversations that end in an unanswered message of the user
 
     def notes(self, table: Table, numbers: Sequence[int]) -> list[str]:
-        """What has a value in some of the rows of these numbers, which were read, and no effect anywhere, in words."""
+        """In words, what has a value in some of the rows read (of these numbers) but no effect anywhere."""
         records = (table.records[number - 1] for number in numbers)
         filled = {name for record in records if not isinstance(record, BadRow) for name, value in record.items()
                   if not _is_blank(value)} - self.columns
@@ -67,7 +67,7 @@ class Usage:
 
 
 class PromptColumns(NamedTuple):
-    """Names of the columns that a prompt is made of, None or empty where the table has none."""
+    """Names of the columns that a prompt is made of, None or empty if the table has none."""
 
     prompt: str | None
     about: list[str]
@@ -76,7 +76,7 @@ class PromptColumns(NamedTuple):
 
 
 def find_column(table: Table, names: Sequence[str]) -> str | None:
-    """The one column of these names that the table has, or None. Raises UserError where it has several."""
+    """The one column of these names that the table has, or None. Raises UserError if it has several."""
     counts = Counter(name for name in table.names if name.lower() in names)
     for name, count in counts.items():
         if count > 1:
@@ -88,7 +88,7 @@ def find_column(table: Table, names: Sequence[str]) -> str | None:
 
 
 def find_prompt_columns(table: Table) -> PromptColumns:
-    """Raises UserError where two columns could be one part."""
+    """Raises UserError if two columns could be the same part."""
     about = [column for name in ABOUT if (column := find_column(table, (name,)))]
     prompt = find_column(table, PROMPTS) or find_column(table, CONVERSATIONS)
     if prompt is None and about:
@@ -97,13 +97,13 @@ def find_prompt_columns(table: Table) -> PromptColumns:
 
 
 def require_rows(table: Table) -> None:
-    """Raise UserError where there is nothing under the columns."""
+    """Raise UserError if there are no rows."""
     if not table.records:
         raise UserError(f"{table.path}: there is no data row under {table.where}")
 
 
 def known_columns(table: Table) -> str:
-    """The columns' names for a message: one line, whatever the file holds."""
+    """The columns' names for a message, always on one line."""
     return " ".join(", ".join(table.names).split())[:200]
 
 
@@ -122,12 +122,12 @@ def prompt_candidate(table: Table, known: Sequence[str | None]) -> str | None:
 
 
 def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
-    """The columns of FLAGS that have nothing but truth values, such as `label` of thumbs, but not of classes.
+    """The columns of FLAGS that have only truth values, such as a `label` of thumbs, not of classes.
 
     Args:
-        numbers_are_thumbs: whether 0 and 1 are, in `label` and `kto_tag`; beside pairs they may be anything.
+        numbers_are_thumbs: whether 0 and 1 are truth values in `label` and `kto_tag`; next to pairs they may mean anything.
 
-    Raises UserError where one of them is there more than once.
+    Raises UserError if one of them is there more than once.
     """
     found = []
     for name in filter(None, (find_column(table, (flag,)) for flag in FLAGS)):
@@ -141,11 +141,11 @@ def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
 
 
 def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callable[[dict[str, Any], str], Any]) -> Reading:
-    """What `read(record, where)` makes of the table's rows, but for those that one of the `flags` marks as not to be learned.
+    """`read(record, where)` of the table's rows, except rows that one of the `flags` marks as not to be learned.
 
     Args:
-        flags: as `flag_columns` finds them.
-        usage: where `read` notes which columns it uses.
+        flags: from `flag_columns`.
+        usage: gets the columns that `read` uses.
     """
     usage.columns |= set(flags)
     flagged_out, flagged_by = 0, set()
@@ -169,9 +169,9 @@ def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callabl
 
 
 def read_cell(record: dict[str, Any], column: str | None, where: str, part: str, usage: Usage) -> str | list[Turn]:
-    """A cell's text just as it stands, "" where there is none; of messages, the turns.
+    """A cell's text unchanged, "" for none; for messages, the turns.
 
-    Raises BadRow for anything else, and for characters that no UTF-8 text has.
+    Raises BadRow for anything else, and for characters that can't occur in UTF-8 text.
     """
     if column is None:
         return ""
@@ -189,9 +189,9 @@ def read_cell(record: dict[str, Any], column: str | None, where: str, part: str,
 
 
 def read_prompt(record: dict[str, Any], columns: PromptColumns, where: str, usage: Usage) -> str:
-    """A prompt with all that belongs to it, as one text: just as it stands where nothing does, else as a transcript.
+    """A prompt with all its parts as one text: unchanged if there are no other parts, else as a transcript.
 
-    Raises BadRow for what is not as it should be; an empty prompt comes back as "".
+    Raises BadRow for a malformed part; an empty prompt is returned as "".
     """
     prompt = read_cell(record, columns.prompt, where, columns.prompt or "prompt", usage)
     if isinstance(prompt, str) and not (columns.about or columns.history or columns.system):
@@ -218,17 +218,17 @@ def read_prompt(record: dict[str, Any], columns: PromptColumns, where: str, usag
 
 
 def read_system(record: dict[str, Any], column: str | None, where: str, usage: Usage) -> str:
-    """The text of a system message, "" where there is none."""
+    """The text of a system message, "" for none."""
     value = read_cell(record, column, where, column or "", usage)
     if isinstance(value, list):
         if len(value) != 1 or value[0].speaker != SYSTEM:
-            raise BadRow("system message", f"{where}: its {column} has other messages than one of the system")
+            raise BadRow("system message", f"{where}: its {column} is not a single system message")
         value = value[0].text
     return value.strip()
 
 
 def with_system(turns: Sequence[Turn], system: str, where: str) -> list[Turn]:
-    """The turns with this system message first, which a conversation may have itself; "" is none."""
+    """The turns with this system message first, unless the conversation already has it; "" for none."""
     if system and turns and turns[0].speaker == SYSTEM:
         if clean(turns[0].text) != clean(system):
             raise BadRow("two system messages", f"{where} has a system message in a column and another one in its conversation; "
@@ -252,7 +252,7 @@ def read_history(record: dict[str, Any], column: str | None, where: str, usage: 
     turns = []
     for exchange in value:
         if not (isinstance(exchange, list | tuple) and len(exchange) == 2 and all(isinstance(text, str) for text in exchange)):
-            raise BadRow("history", f"{where}: its {column} has an entry that is no question with its answer")
+            raise BadRow("history", f"{where}: its {column} has an entry that is not a question with its answer")
         question, answer = (checked_text(text, f"{where}: its {column}") for text in exchange)
         if not question.strip() or not answer.strip():
             raise BadRow("history", f"{where}: its {column} has an empty question or answer; write it out or remove the row")
@@ -261,19 +261,19 @@ def read_history(record: dict[str, Any], column: str | None, where: str, usage: 
 
 
 def _exchanges(text: str) -> list[Turn] | None:
-    """The turns of a transcript that ends in an answer; what a prompt is about may begin with a speaker's name and be none."""
+    """The turns of a transcript that ends in an answer, else None: a prompt's input may just begin with a speaker's name."""
     turns = read_transcript(text)
     return turns if turns and len(turns) > 1 and turns[-1].speaker == ASSISTANT else None
 
 
 def _after(earlier: Sequence[Turn], turns: Sequence[Turn], where: str, column: str) -> list[Turn]:
-    """`turns` behind `earlier` ones; the system message comes first wherever it stood."""
+    """`turns` after `earlier` ones; a system message is moved to the beginning."""
     if not turns:
         return list(earlier)
     if earlier[-1].speaker == HUMAN and turns[0].speaker == HUMAN:
         if clean(earlier[-1].text) == clean(turns[0].text):
             return [*earlier[:-1], *turns]
-        raise BadRow("history", f"{where}: its {column} ends in a message of the user, and the prompt is another one")
+        raise BadRow("history", f"{where}: its {column} ends in a message of the user other than the prompt")
     if turns[0].speaker == SYSTEM:
         return [*with_system(earlier, turns[0].text, where), *turns[1:]]
     return [*earlier, *turns]

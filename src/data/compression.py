@@ -1,7 +1,7 @@
-"""Compressed files as streams of what is in them: gzip, bzip2, xz and Zstandard, told by the first bytes.
+"""Compressed files as streams of their content: gzip, bzip2, xz and Zstandard, recognized by the first bytes.
 
-A file may have several members, one after another, as `cat` and parallel compressors write them. Whatever follows a member and is
-no whole further one is damage: Python's bz2 and lzma modules take it for the file's end, and rows are lost in silence.
+A file may have several members, one after another, as `cat` and parallel compressors write them. Anything after a member that is
+not another whole member is damage. Python's bz2 and lzma modules take it for the end of the file, and would silently lose rows.
 """
 
 import bz2
@@ -16,11 +16,11 @@ from typing import IO, Any, NamedTuple
 
 from src.errors import UserError
 
-# What reading the streams raises where a file is damaged or cut off.
+# Errors of reading a stream that is damaged or cut off.
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
-# Bytes read at a time; what follows a member is copied for each member in them.
+# Bytes read at a time; small, since the rest after each member is copied.
 _READ = io.DEFAULT_BUFFER_SIZE
-_XZ_PADDING = 4  # zeros behind a stream come in groups of so many (The .xz File Format, 2.2)
+_XZ_PADDING = 4  # zeros after a stream come in groups of this size (The .xz File Format, 2.2)
 
 
 class Compression(NamedTuple):
@@ -30,11 +30,11 @@ class Compression(NamedTuple):
 
 
 class _Members(io.RawIOBase):
-    """What a file's members hold, one after another. Reading raises one of `DAMAGED`.
+    """The content of a file's members, concatenated. Reading raises one of `DAMAGED`.
 
     Args:
-        new: makes a decompressor of one member.
-        padding: in groups of how many bytes zeros may stand behind a member; 0 where none may.
+        new: makes a decompressor for one member.
+        padding: zeros after a member come in groups of this many bytes; 0 if there may be none.
     """
 
     def __init__(self, path: Path, new: Callable[[], Any], padding: int = 0):
@@ -63,14 +63,14 @@ class _Members(io.RawIOBase):
         super().close()
 
     def _next_member(self) -> bytes:
-        """Its beginning; nothing at the file's end."""
+        """The beginning of the next member; empty at the end of the file."""
         data, zeros = self._decompressor.unused_data or self._file.read(_READ), 0
         while self._padding and data.startswith(b"\0"):
             rest = data.lstrip(b"\0")
             zeros += len(data) - len(rest)
             data = rest or self._file.read(_READ)
         if self._padding and zeros % self._padding:
-            raise EOFError(f"padding of {zeros} where it comes in groups of {self._padding} bytes")
+            raise EOFError(f"padding of {zeros} bytes where it comes in groups of {self._padding}")
         self._decompressor, self._ended = self._new(), not data
         return data
 
@@ -91,7 +91,7 @@ def _open_zstd(path: Path) -> IO[bytes]:
     return pyarrow.input_stream(str(path), compression="zstd")
 
 
-# gzip and zstd refuse by themselves what is no further member.
+# Python's gzip and zstd readers refuse garbage after a member themselves.
 COMPRESSIONS = {
     ".gz": Compression("gzip", re.compile(rb"\x1f\x8b"), gzip.open),  # type: ignore[arg-type]  # typeshed's GzipFile is no IO
     ".bz2": Compression("bzip2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), _open_bz2),
@@ -101,7 +101,7 @@ COMPRESSIONS = {
 
 
 def compression_of(path: Path) -> Compression | None:
-    """By the first bytes, whatever the file is named. Raises UserError where it can't be read."""
+    """Determined by the first bytes, not by the file's name. Raises UserError if the file can't be read."""
     try:
         with path.open("rb") as file:
             head = file.read(16)

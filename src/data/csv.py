@@ -1,11 +1,11 @@
-"""Read the CSV of prompts, chosen and rejected answers.
+"""Reads the CSV of prompts, chosen and rejected answers.
 
 A CSV has a header with at least `prompt,chosen`, fields quoted where they hold separators, quotes or line breaks, and any of the
-three line endings. Fields may be separated by tabs, semicolons or vertical bars as well; the header tells by which. Data rows are
-counted from 1; the header and blank lines are not counted, and every message that names a row counts this way.
+three line endings. Fields may also be separated by tabs, semicolons or vertical bars, as found in the header. Every message that
+names a row counts data rows from 1, without the header and blank lines.
 
-The standard csv module reads here rather than pandas, which fills short rows up in silence, turns "NA" into a
-missing value unless told otherwise, and counts lines where a person counts rows.
+The standard csv module is used instead of pandas, which silently fills short rows, turns "NA" into a missing
+value by default, and counts lines where a person counts rows.
 """
 
 import csv
@@ -23,7 +23,7 @@ from src.errors import UserError
 
 HEADER = "prompt,chosen,reject\n"
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
-# The first line by which Excel is told the separator.
+# A first line that gives Excel the separator.
 _SEP_LINE = re.compile(r'"?sep=([,;|\t])"?[,;|\t ]*(?:\r\n?|\n)', re.IGNORECASE)
 
 
@@ -33,10 +33,10 @@ def read_csv(text: str, path: Path, tabs_first: bool = False) -> Table:
     Args:
         text: of the file.
         path: for messages.
-        tabs_first: whether the file's ending says that its separators are tabs, and not commas.
+        tabs_first: whether the file's ending indicates tabs rather than commas.
 
     Raises:
-        UserError: the file is empty, or a row has an unclosed quote, so that it can't be told where rows end.
+        UserError: the file is empty, or a row has an unclosed quote, so that the ends of rows are unknown.
     """
     text, separator = _separator(text, tabs_first)
     records = _records(text, separator, path)
@@ -59,16 +59,16 @@ def read_csv(text: str, path: Path, tabs_first: bool = False) -> Table:
 
 
 def has_known_header(text: str) -> bool:
-    """Whether a text begins with the names of columns, separated in any of the ways that are read."""
+    """Whether a text begins with known column names, by any of the supported separators."""
     text, separator = _separator(text, tabs_first=False)
     return _is_telling(_header(text, separator))
 
 
 def format_row(row: Row) -> str:
-    """One CSV record, line ending included, such that a file grows by appending it after `HEADER`.
+    """One CSV record with its line ending, to be appended to a file that begins with `HEADER`.
 
     Every field is quoted, so that no text is mistaken for structure. NUL characters, which a model can write
-    and most CSV readers refuse, become U+FFFD.
+    but most CSV readers refuse, become U+FFFD.
     """
     buffer = io.StringIO(newline="")
     csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(text.replace("\0", "\ufffd") for text in row)
@@ -78,8 +78,8 @@ def format_row(row: Row) -> str:
 def _separator(text: str, tabs_first: bool) -> tuple[str, str]:
     """The text without a first line that only names the separator, and the separator.
 
-    It is the first of the four that makes of the header a name which a column here may have, else the first that makes several
-    of it, else the first.
+    The separator is the first of the four that splits the header into names with a known one among them, else the first that
+    splits it into several names, else the first.
     """
     said = _SEP_LINE.match(text)
     if said:
@@ -107,13 +107,13 @@ def _records(text: str, separator: str, path: Path) -> list[list[str]]:
         _parse(_without_outer_spaces(text, separator), separator, records, strict=True)
     except csv.Error as error:
         reason = str(error).replace("\t", "tab")
-        raise UserError(f"{path}: {_place(len(records))}: a quoted field is not closed as it should be ({reason}); "
-                        "a double quote inside a quoted text is written twice") from None
+        raise UserError(f"{path}: {_place(len(records))}: a quoted field is not closed properly ({reason}); "
+                        "write a double quote inside a quoted text twice") from None
     return records
 
 
 def _parse(text: str, separator: str, records: list[list[str]], strict: bool) -> None:
-    """Append to `records`, which keeps what was complete when an error ends the parsing."""
+    """Append to `records`, which on an error keeps the complete records before it."""
     with _fields_of_any_length(text):
         for fields in csv.reader(_lines(text), delimiter=separator, strict=strict):
             if fields:
@@ -121,10 +121,10 @@ def _parse(text: str, separator: str, records: list[list[str]], strict: bool) ->
 
 
 def _without_outer_spaces(text: str, separator: str) -> str:
-    """The text without spaces between the quotes of a field and its separators, as in `"a", "b"`.
+    """The text without spaces between a field's quotes and its separators, as in `"a", "b"`.
 
-    The csv module would take such quotes for part of an unquoted text. Spaces around unquoted texts stay, as do those before a
-    quote that does not close where the field ends.
+    The csv module would read such quotes as part of an unquoted text. Spaces around unquoted texts stay, and so do those before
+    a quote that does not close where the field ends.
     """
     ends = rf"[{re.escape(separator)}\r\n]"
     if not re.search(rf'(?:{ends}|\A) +"|" +(?:{ends}|\Z)', text):
@@ -138,13 +138,13 @@ def _without_outer_spaces(text: str, separator: str) -> str:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines with their endings, one at a time: io.StringIO would hold a copy of four bytes a character."""
+    """Lines with their endings, one at a time; io.StringIO would keep a copy of four bytes a character."""
     return (line[0] for line in re.finditer(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+", text))
 
 
 @contextmanager
 def _fields_of_any_length(text: str) -> Iterator[None]:
-    # The limit of 131072 characters a field is the csv module's alone, and process-wide: lift it and put it back.
+    # The csv module's limit of 131072 characters a field is process-wide, so it is restored afterwards.
     limit = csv.field_size_limit(len(text) + 1)
     try:
         yield

@@ -1,7 +1,7 @@
-"""From a file of texts to what is trained on with `--sft 1`: sequences of tokens, and which of them have a loss.
+"""From a file of texts to the training data of `--sft 1`: sequences of tokens, and which of them have a loss.
 
-Three kinds of rows, told by the columns: a prompt and its answer, a conversation (a list of messages), or plain text. Answers
-have a loss, prompts have none; of plain text every token has one but the first, which nothing comes before.
+The columns distinguish three kinds of rows: a prompt with its answer, a conversation (a list of messages), and plain text.
+Answers have a loss, prompts have none. In plain text every token has a loss except the first, which nothing predicts.
 """
 
 import re
@@ -42,7 +42,7 @@ from src.tokenizer.fidelity import Changes, Encoder
 
 ANSWERS = ("chosen", "completion", "response", "output", "answer", "chosen_messages", "chosen_response")
 TEXT = "text"
-# What ends a document within a .txt: the character 0, or the word that many corpora have for it.
+# End of a document within a .txt: the character 0, or the word that many corpora use for it.
 _END = re.compile(r"\0|<\|endoftext\|>")
 
 
@@ -55,12 +55,12 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class TextCounts:
-    """What became of a file."""
+    """What a file was turned into."""
 
     rows: int  # conversations, or documents
     trained: int  # tokens that have a loss
     cut: int  # conversations that lost their beginning, or documents that were cut into pieces
-    dropped: int  # conversations left out since an answer alone is longer than the limit
+    dropped: int  # conversations left out, since an answer alone is longer than the limit
     changes: Changes  # texts that do not come back from their tokens as written
     skipped_rows: dict[str, Any]  # rows that can't be used: "count", and "rows" by kind
 
@@ -69,18 +69,18 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
                skip_bad_rows: bool = False) -> tuple[list[Text], TextCounts]:
     """Read a `.txt` of documents, or a table (see src/data/read.py) of documents, prompts with answers, or conversations.
 
-    A conversation over `max_len` tokens loses its beginning; one whose last answer is longer by itself is dropped. A document of
-    more is cut into pieces of `max_len` inputs, each of which begins with the last token of the piece before it, so that every
-    token of the document but the first is predicted once. A document ends with the end-of-text token.
+    A conversation over `max_len` tokens loses its beginning; one whose last answer alone is longer is dropped. A longer document
+    is cut into pieces of `max_len` inputs. Each piece begins with the last token of the piece before it, so that every token of
+    the document except the first is predicted once. A document ends with the end-of-text token.
 
     Args:
         max_len: tokens of a sequence.
-        seed: of the templates, which a single prompt with its answer is put in as for preferences.
+        seed: of the templates that are drawn for a single prompt with its answer, as for preferences.
         on_prompt: give prompts a loss too.
         skip_bad_rows: leave out rows that can't be used instead of refusing the file.
 
     Raises:
-        UserError: a file or row that is not as it should be, both named; nothing is left under the limit.
+        UserError: the file or a row of it is malformed, both named; no text is left under the limit.
     """
     path = data_file(path, "--train_data_file or --eval_file")
     if data_ending(path) == ".txt":
@@ -113,14 +113,14 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
 
 
 def read_examples(table: Table) -> Reading:
-    """A table's rows, conversations or documents as plain strings; those that can't be used; what has no effect.
+    """A table's rows, as conversations or plain strings; rows that can't be used; what has no effect.
 
-    Raises UserError where no column is one to train on, or two could be.
+    Raises UserError if no column can be trained on, or two could be.
     """
     messages, answer, text = (find_column(table, names) for names in (CONVERSATIONS, ANSWERS, (TEXT,)))
     if not (messages or answer or text):
-        raise UserError(f"{table.path}: {table.where} lacks what to train on (found: {known_columns(table)}); the columns must "
-                        "be prompt,completion or prompt,chosen or instruction,input,output, or messages, or text")
+        raise UserError(f"{table.path}: {table.where} has no column to train on (found: {known_columns(table)}); the columns "
+                        "must be prompt,completion or prompt,chosen or instruction,input,output, or messages, or text")
     require_rows(table)
     prompt, usage = find_prompt_columns(table), Usage()
     flags = flag_columns(table, numbers_are_thumbs=True) if messages or answer else []
@@ -139,7 +139,7 @@ def read_examples(table: Table) -> Reading:
 
 
 def _conversation(record: dict[str, Any], column: str, system: str | None, where: str, usage: Usage) -> Example:
-    """All of the assistant's turns have a loss but those of weight 0; what comes after the last of them has no use."""
+    """All of the assistant's turns have a loss except those of weight 0; turns after the last of them are dropped."""
     turns = read_cell(record, column, where, column, usage)
     if not turns or (isinstance(turns, str) and not turns.strip()):
         raise BadRow("no messages", f"{where} has no messages in {column}; fill it in or remove the row")
@@ -155,7 +155,7 @@ def _conversation(record: dict[str, Any], column: str, system: str | None, where
 
 
 def _answered(record: dict[str, Any], columns: PromptColumns, column: str, where: str, usage: Usage) -> Example:
-    """The last answer has a loss; one that is a conversation with its prompt before it needs no other prompt."""
+    """The last answer has a loss; an answer that is a conversation with its own prompt needs no prompt column."""
     answer = read_cell(record, column, where, column, usage)
     has_prompt = columns.prompt is not None or columns.history is not None
     turns = answer if isinstance(answer, list) else None if has_prompt else read_transcript(answer)
@@ -178,7 +178,7 @@ def _answered(record: dict[str, Any], columns: PromptColumns, column: str, where
 
 
 def _tokenized(example: Example, row: int, encoder: Encoder, template: int, on_prompt: bool) -> tuple[Text, int]:
-    """Tokens with their losses, and how many the last answer has. Prompts and answers are tokenized apart, as in pairs."""
+    """Tokens with their losses, and the length of the last answer. Prompts and answers are tokenized apart, as in pairs."""
     tokens: list[int] = []
     trained: list[bool] = []
     piece: list[int] = []

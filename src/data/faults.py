@@ -1,8 +1,8 @@
-"""Rows that can't be used: each is found, none hides the others, and leaving them out is the user's decision.
+"""Rows that can't be used: all of them are found, and leaving them out is the user's decision.
 
-Whatever reads a row raises `BadRow`, or puts one in the row's place in the table. `read_rows` collects them all, and `usable`
-refuses the file or leaves them out; `report_reading` tells what was left out and what the reading did not use. Rows are counted
-from 1, as a person counts them.
+Code that reads a row raises `BadRow`, or puts one in the row's place in the table. `read_rows` collects them all, `usable`
+refuses the file or leaves them out, and `report_reading` reports what was left out and what was not used. Rows are counted
+from 1.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,14 +14,14 @@ from src.errors import UserError
 
 Record = TypeVar("Record")
 RowType = TypeVar("RowType")
-# What --skip_bad_rows does, for help.
-SKIP_BAD_ROWS = "1: leave out rows that can't be used, with a count and a list beside the output, instead of refusing the file"
-# Rows named of each kind in a message; a sidecar names them all.
+# The help of --skip_bad_rows.
+SKIP_BAD_ROWS = "1: leave out rows that can't be used, and record their count and list, instead of refusing the file"
+# Most rows of each kind that a message names; a sidecar names all.
 NAMED = 20
 
 
 class BadRow(UserError):
-    """A row that can't be used. `kind` is what such rows have in common, in a few words: "empty prompt", "not JSON"."""
+    """A row that can't be used. `kind` is the kind of fault in a few words: "empty prompt", "not JSON"."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -29,7 +29,7 @@ class BadRow(UserError):
 
 
 class Fault(NamedTuple):
-    """A row that can't be used, with the whole message about it, which names the file and the row."""
+    """A row that can't be used, with the full message, which names the file and the row."""
 
     row: int
     kind: str
@@ -37,14 +37,14 @@ class Fault(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What was read of a file."""
+    """The rows read from a file, and those that can't be used."""
 
     path: Path
     rows: list[Any]
     numbers: list[int]  # of each of `rows` in the file, from 1
     faults: list[Fault]
-    notes: list[str]  # what of the file has no effect
-    left_out: str = ""  # rows that the file itself marks as not to be learned, in words: how many, and by which column
+    notes: list[str]  # parts of the file that have no effect
+    left_out: str = ""  # in words, how many rows the file itself marks as not to be learned, and by which column
 
 
 def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], RowType | None]
@@ -72,12 +72,12 @@ def usable(reading: Reading, skip_bad_rows: bool) -> list[Any]:
     """The rows.
 
     Raises:
-        UserError: a row can't be used and `skip_bad_rows` is False, or none can; one line that has them all by kind.
+        UserError: a row can't be used and `skip_bad_rows` is False, or none can; its one line lists all by kind.
     """
     if reading.faults and not skip_bad_rows:
         raise UserError(refusal(reading))
     if not reading.rows and not reading.faults:
-        raise UserError(f"{reading.path}: none of its rows is to be learned: it has nothing but {reading.left_out}; correct "
+        raise UserError(f"{reading.path}: none of its rows is to be learned: it has only {reading.left_out}; correct "
                         "that column, or remove it")
     if not reading.rows:
         besides = f" besides {reading.left_out}" if reading.left_out else ""
@@ -87,9 +87,9 @@ def usable(reading: Reading, skip_bad_rows: bool) -> list[Any]:
 
 
 def report_reading(reading: Reading) -> None:
-    """Lines on stderr about what of the file has no effect, and which of its rows were left out, where there are any.
+    """Report on stderr which parts of the file have no effect, and which rows were left out.
 
-    For when nothing is wrong with the file: an error stands alone.
+    Call it after all checks of the file: an error is printed alone.
     """
     report_notes(reading)
     if reading.faults:
@@ -98,13 +98,13 @@ def report_reading(reading: Reading) -> None:
 
 
 def report_notes(reading: Reading) -> None:
-    """One line on stderr about what of the file has no effect, where there is something."""
+    """Report on stderr, in one line, which parts of the file have no effect."""
     if reading.notes:
         say(f"note: {reading.path}: {'; '.join(reading.notes)}")
 
 
 def refusal(reading: Reading) -> str:
-    """Why a run refuses the file: all faults by kind, and the first of them in full."""
+    """Why a run refuses the file: all faults by kind, and the first one in full."""
     first, total = reading.faults[0], len(reading.rows) + len(reading.faults)
     if len(reading.faults) == 1:
         return f"{first.message}; --skip_bad_rows 1 leaves the row out"
@@ -131,6 +131,6 @@ def in_words(faults: Iterable[Fault]) -> str:
 
 
 def name_rows(rows: Sequence[int]) -> str:
-    """`row 2`, `rows 2, 4`; of many the first."""
+    """`row 2`, `rows 2, 4`; of many only the first."""
     more = ", ..." if len(rows) > NAMED else ""
     return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:NAMED]))}{more}"

@@ -1,7 +1,7 @@
-"""Read JSON: an object a line (JSONL), objects one after another, a list of objects, or one object that holds such a table.
+"""Reads JSON: an object a line (JSONL), objects one after another, a list of objects, or one object that holds such a table.
 
-The standard json module reads here rather than pandas, which drops half characters in silence, refuses whole numbers beyond 64
-bits in columns that nobody asked for, and can't say in which row a file is broken. Rows are counted from 1, blank lines are not.
+The standard json module is used instead of pandas, which silently drops half characters, refuses whole numbers beyond 64 bits
+even in unused columns, and can't say which row is broken. Rows are counted from 1, without blank lines.
 """
 
 import json
@@ -16,21 +16,21 @@ from src.data.faults import BadRow
 from src.data.source import TELLING_NAMES, is_missing, stray_byte
 from src.errors import UserError
 
-_SPEAKERS = {"role", "from", "speaker", "author"}  # keys of a message, whatever of these is read
+_SPEAKERS = {"role", "from", "speaker", "author"}  # keys that identify a message, even those that are not supported
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BEGINNING = re.compile(r"\s*(?:\{\s*[\"'}]|\[\s*[\[{\"'\]])")
 
 
 def looks_like_json(text: str) -> bool:
-    """Whether a text begins as an object or a list does, and no header of a CSV."""
+    """Whether a text begins like an object or a list, unlike a CSV's header."""
     return _BEGINNING.match(text) is not None
 
 
 def read_json(text: str, path: Path) -> Table:
-    """The objects of a file, what is null or NaN left out; in the place of a row that is none stands what is wrong with it.
+    """The objects of a file, without null and NaN; a row that is not an object is a `BadRow`.
 
     Raises:
-        UserError: the file is empty, none of its rows is an object, or it can't be told where its rows end.
+        UserError: the file is empty, none of its rows is an object, or the ends of rows are unknown.
     """
     values = list(_values(text, path))
     if len(values) == 1 and isinstance(values[0], dict) and not _is_list(text):
@@ -52,7 +52,7 @@ def read_json(text: str, path: Path) -> Table:
 
 
 def _values(text: str, path: Path) -> Iterator[Any]:
-    """What stands in each row, or a BadRow."""
+    """The value of each row, or a BadRow."""
     if not _has_row_a_line(text):
         yield from _values_between(text, path)
         return
@@ -66,7 +66,7 @@ def _values(text: str, path: Path) -> Iterator[Any]:
 
 
 def _values_between(text: str, path: Path) -> Iterator[Any]:
-    """The items of a list, or values one after another; the last of either may have a comma behind it."""
+    """The items of a list, or values one after another; a trailing comma is accepted."""
     is_list = _is_list(text)
     at, number = _skip_space(text, _skip_space(text, 0) + is_list), 0
     while at < len(text) and not (is_list and text[at] == "]"):
@@ -77,11 +77,11 @@ def _values_between(text: str, path: Path) -> Iterator[Any]:
         at = _skip_space(text, at)
         comma = text.startswith(",", at)
         if is_list and not comma and text[at:at + 1] not in ("]", ""):
-            raise UserError(f"{path}: row {number} is not JSON (a comma is expected behind it in {_line(text, at)}); put a comma "
+            raise UserError(f"{path}: row {number} is not JSON (a comma is expected after it in {_line(text, at)}); put a comma "
                             "between the objects of a list")
         at = _skip_space(text, at + comma)
     if is_list and at == len(text):
-        raise UserError(f"{path}: the list does not end behind row {number} (] is expected); the file seems to be cut off")
+        raise UserError(f"{path}: the list does not end after row {number} (] is expected); the file seems to be cut off")
     rest = _skip_space(text, at + is_list)
     if rest < len(text):
         raise UserError(f"{path}: something follows the list of rows in {_line(text, rest)}; keep one list in the file")
@@ -97,12 +97,12 @@ def _decode(decode: Callable[..., Any], text: str, where: str, *at: int) -> Any:
                                  "object a line") from None
     except _RepeatedKey as error:
         raise BadRow("repeated key", f"{where} has the key {error} more than once; keep one of them") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists within lists
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deeply nested lists
         raise BadRow("not JSON", f"{where} can't be read as JSON ({type(error).__name__}); simplify it") from None
 
 
 class _RepeatedKey(ValueError):
-    """Of the values of one key the json module would keep the last, in silence."""
+    """The json module would silently keep the last value of a repeated key."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,7 +117,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _has_row_a_line(text: str) -> bool:
-    """Whether a line is a whole object, as in JSONL: not just the first, which may be the one that is broken."""
+    """Whether any line is a whole object, as in JSONL; not just the first, since that may be broken."""
     if _is_list(text):
         return False
     for line in re.finditer(r"^\{.*\S", text, re.MULTILINE):
@@ -135,7 +135,7 @@ def _is_list(text: str) -> bool:
 
 def _skip_space(text: str, at: int) -> int:
     found = _SPACE.match(text, at)
-    assert found is not None  # no space at all matches too
+    assert found is not None  # the pattern matches no space too
     return found.end()
 
 
@@ -144,7 +144,7 @@ def _line(text: str, at: int) -> str:
 
 
 def _rows_in(whole: dict[str, Any], path: Path) -> list[Any]:
-    """The rows of a file that is one object: a row itself, a list of rows under a key, or columns; pandas' forms among them."""
+    """The rows of a file that is one object: a single row, a list of rows under a key, or columns, including pandas' forms."""
     values = list(whole.values())
     if any(_are_messages(value) or (isinstance(value, str) and name.lower() in TELLING_NAMES) for name, value in whole.items()):
         return [whole]
@@ -160,7 +160,7 @@ def _rows_in(whole: dict[str, Any], path: Path) -> list[Any]:
     if any(values) and all(isinstance(value, list) for value in values):
         if len({len(value) for value in values}) > 1:
             counts = ", ".join(f"{len(value)} of {' '.join(name.split())}" for name, value in whole.items())[:200]
-            raise UserError(f"{path}: its columns are not of one length ({counts}); write an object for each row")
+            raise UserError(f"{path}: its columns differ in length ({counts}); write an object for each row")
         return [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
     if values and all(isinstance(value, dict) for value in values):
         if TELLING_NAMES & {name.lower() for name in whole}:  # orient="columns": by row label
@@ -176,7 +176,7 @@ def _rows_in(whole: dict[str, Any], path: Path) -> list[Any]:
 
 def _by_name(names: list[Any], row: list[Any], where: str) -> dict[str, Any]:
     if len(row) != len(names):
-        raise UserError(f"{where} has {len(row)} values where there are {len(names)} columns; make them as many")
+        raise UserError(f"{where} has {len(row)} values for {len(names)} columns; make the numbers equal")
     return dict(zip(map(str, names), row, strict=True))
 
 

@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, whatever its ending says: Parquet and Arrow are readable, many others are told by name.
+"""Recognizes a file's kind by its first bytes: Parquet and Arrow are readable, many other kinds are named in the refusal.
 
-Nothing is unpickled, and of archives only the names of their members are read.
+Nothing is unpickled, and of archives only the members' names are read.
 """
 
 import re
@@ -12,17 +12,17 @@ from typing import IO
 from src.data.source import data_ending
 from src.errors import UserError
 
-_HEAD = 600  # bytes that tell
+_HEAD = 600  # bytes that suffice
 _TABLE = "save it as CSV (UTF-8), JSONL or Parquet"
 _TEXTS = "give the texts themselves, as CSV, JSONL or Parquet"
 _UNPACK = "unpack it and give a file in it"
-_SAVE = ("is a .save file, which is prepared already",
+_SAVE = ("is a .save file, which is already prepared",
          "give it to train.py --rlhf_train_file or evaluate.py --pairs, and here the CSV, JSONL or Parquet that it was made from")
 _TORCH = ("is a file of PyTorch, such as a checkpoint or a .save under another name",
-          "give a .save its ending, and texts as CSV, JSONL or Parquet")
+          "rename a .save to its ending, and give texts as CSV, JSONL or Parquet")
 _PICKLE = ("is a Python pickle, which is never loaded, since loading can run any code", _TABLE)
 
-# (what a file begins with, what it is, what to do); text that could begin a CSV's header must match none.
+# (a file's beginning, what it is, what to do); must not match anything that a CSV's header could begin with.
 _KINDS = (
     (rb"\x89HDF\r\n\x1a\n", "is an HDF5 file", _TABLE),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an old Excel workbook or other Office document", "save it as CSV (UTF-8)"),
@@ -38,7 +38,7 @@ _KINDS = (
     (rb".{3}\0{5}\{", "is a safetensors file, which holds tensors", _TEXTS),
     (rb"%PDF-", "is a PDF", "save its text as CSV or JSONL"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a", "is a picture", _TEXTS),
-    (rb"version https://git-lfs\.github\.com/", "is a pointer of Git LFS instead of the file itself", "fetch it (git lfs pull)"),
+    (rb"version https://git-lfs\.github\.com/", "is a Git LFS pointer instead of the file itself", "fetch it (git lfs pull)"),
     (rb".{100}[0-7 \0]{8}.{149}ustar", "is a tar archive", _UNPACK),
     (rb"7z\xbc\xaf\x27\x1c", "is a 7z archive", _UNPACK),
     (rb"Rar!\x1a\x07", "is a RAR archive", _UNPACK),
@@ -51,16 +51,16 @@ _MARKUP = (
     (rb"\s*<\?xml\b", "is XML", _TABLE),
     (rb"\{\\rtf", "is a document in RTF", "save it as CSV (UTF-8)"),
 )
-# What has no such beginning, or can do without.
+# Kinds without such a beginning, or with files that lack it.
 _ENDINGS = {".save": _SAVE, ".pkl": _PICKLE, ".pickle": _PICKLE, ".orc": ("is an ORC file", _TABLE), ".yaml": ("is YAML", _TABLE),
             ".yml": ("is YAML", _TABLE)}
 
 
 def check_kind(stream: IO[bytes], path: Path, as_table: bool = True) -> bytes:
-    """The first bytes of `stream`. Raises UserError saying what the file is where it is nothing that can be read.
+    """The first bytes of `stream`. Raises UserError, with the file's kind, if that kind can't be read.
 
     Args:
-        as_table: False where any text will do, marked up or not.
+        as_table: False if any text is accepted, including markup.
     """
     head = stream.read(_HEAD)
     if is_parquet(head) or is_arrow(head):
@@ -84,7 +84,7 @@ def is_arrow(head: bytes) -> bool:
 
 
 def _zip_kind(stream: IO[bytes], ending: str) -> tuple[str, str]:
-    """What an archive is by its members' names; by its ending where they can't be read."""
+    """An archive's kind by its members' names, or by its ending if they can't be read."""
     try:
         stream.seek(0)
         with zipfile.ZipFile(stream) as archive:

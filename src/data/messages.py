@@ -1,8 +1,8 @@
-"""The field's messages, as turns: lists of objects with a role and a content, as JSON or as the text that a CSV has of them.
+"""Chat messages as turns: lists of objects with a role and a content, as JSON or as text in a CSV's cell.
 
-Read are TRL's and OpenAI's `{"role", "content"}` and ShareGPT's `{"from", "value"}`, with a text or a list of parts as the
-content, one message or a list of them. A cell of text is a list of messages where all of it is one: as JSON, or as pandas,
-numpy or `datasets` print it into a CSV.
+Supported are TRL's and OpenAI's `{"role", "content"}` and ShareGPT's `{"from", "value"}`, with a text or a list of parts as
+content, one message or a list. A text cell is a list of messages if the whole cell is one: as JSON, or as pandas, numpy or
+`datasets` print it into a CSV.
 """
 
 import ast
@@ -20,26 +20,26 @@ SPEAKERS = {"user": HUMAN, "human": HUMAN, "prompter": HUMAN, "assistant": ASSIS
 # Roles that no template has.
 UNSUPPORTED = ("tool", "function", "observation", "function_call", "tool_call", "ipython", "environment")
 ROLE, CONTENT = ("role", "from"), ("content", "value")
-# Whether a message has a loss: OpenAI's and Mistral's weight, axolotl's train, ms-swift's loss.
+# Keys that say whether a message has a loss: OpenAI's and Mistral's weight, axolotl's train, ms-swift's loss.
 LOSS = ("weight", "loss_weight", "train", "loss")
-# No part of a text is looked at twice, or a million blank lines take hours.
+# Possessive, so that no part of a text is scanned twice: otherwise a million blank lines take hours.
 _BEGINS = re.compile(r"\s*+(?:array\()?\[?\s*+\{")
 _A_ROLE = re.compile(rf"""(['"])(?:role|from)\1\s*:\s*(['"])(?:{'|'.join((*SPEAKERS, *UNSUPPORTED))})\2""", re.IGNORECASE)
-# In numpy's print: a string; or what is not Python outside of strings, the comma that lacks between two objects and `array(...)`.
+# In numpy's print: a string; or what is not valid Python outside of strings, a missing comma between objects and `array(...)`.
 _NUMPY = re.compile(r"""('(?:[^'\\]|\\.|\\\Z)*+(?:'|\Z)|"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z))"""
                     r"""|(\}\s+(?=\{))|\barray\(|,\s*dtype=object\)|(?<=\])\)""", re.DOTALL)
 
 
 def message_turns(messages: Sequence[Any], where: str, unused: set[str] | None = None) -> list[Turn]:
-    """Turns from messages; those of one speaker in a row are one.
+    """Turns from messages; consecutive ones of one speaker are joined.
 
     Args:
         where: the row and its key, for messages.
         unused: gets the keys of the messages that have no effect.
 
     Raises:
-        BadRow: beginning with `where`; no messages, something else than one, a role that no template has (tool), a system
-            message behind others, no text, or a weight between 0 and 1.
+        BadRow: its message begins with `where`; there are no messages, one is malformed, has a role that no template has (tool),
+            is a system message after others, or has no text or a weight between 0 and 1.
     """
     turns: list[Turn] = []
     for number, message in enumerate(messages, start=1):
@@ -50,11 +50,11 @@ def message_turns(messages: Sequence[Any], where: str, unused: set[str] | None =
         speaker = _speaker(message, place)
         text = _text(message, place, last=number == len(messages) and speaker == ASSISTANT)
         if speaker == SYSTEM and turns and turns[-1].speaker != SYSTEM:
-            raise BadRow("misplaced system message", f"{place} is a system message behind others; it must come first")
+            raise BadRow("misplaced system message", f"{place} is a system message after others; it must come first")
         trained = _has_loss(message, place)
         if turns and turns[-1].speaker == speaker == ASSISTANT and turns[-1].trained != trained:
-            raise BadRow("mixed weights", f"{place} has another weight than the assistant's message before it, with which it is "
-                                          "one turn; join the two or remove one")
+            raise BadRow("mixed weights", f"{place} has another weight than the assistant's message before it, but both are one "
+                                          "turn; join the two or remove one")
         turns.append(Turn(speaker, text, trained or speaker != ASSISTANT))
         if unused is not None:
             unused |= _without_effect(message, speaker)
@@ -64,9 +64,9 @@ def message_turns(messages: Sequence[Any], where: str, unused: set[str] | None =
 
 
 def messages_in(value: Any, where: str) -> list[Any] | None:
-    """The messages that a cell is, or None for anything else.
+    """The messages in a cell, or None if it is anything else.
 
-    Raises BadRow, beginning with `where`, for a text that begins as a list of messages does and can't be read as one.
+    Raises BadRow, beginning with `where`, for a text that begins like a list of messages but can't be read as one.
     """
     if isinstance(value, list):
         return value
@@ -83,9 +83,9 @@ def messages_in(value: Any, where: str) -> list[Any] | None:
 
 
 def parse(text: str) -> Any | None:
-    """The value of a text that is JSON, or that Python or numpy printed; None where it is neither.
+    """The value of a text that is JSON, or that Python or numpy printed; None for any other text.
 
-    Of what Python prints, tuples and single values that JSON lacks are read too, but no sets and no objects with other keys than
+    Of Python's literals, tuples and single values that JSON lacks are read too, but no sets, and no objects whose keys are not
     texts.
     """
     try:
@@ -95,7 +95,7 @@ def parse(text: str) -> Any | None:
     for source in (text, _NUMPY.sub(lambda match: match[1] or ("}, " if match[2] else ""), text)):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of escapes that Python does not know, which are data here
+                warnings.simplefilter("ignore")  # unknown escapes are data here
                 return _literal(ast.parse(source.strip(), mode="eval").body)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
@@ -103,7 +103,7 @@ def parse(text: str) -> Any | None:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a parsed literal. Raises ValueError where it is none, or one that JSON has nothing like."""
+    """The value of a parsed literal. Raises ValueError for anything else, and for kinds that JSON has no counterpart of."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.List | ast.Tuple):
@@ -121,7 +121,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def checked_text(text: str, where: str) -> str:
-    """The text itself. Raises BadRow, beginning with `where`, for characters that no UTF-8 text has."""
+    """The text itself. Raises BadRow, beginning with `where`, for characters that can't occur in UTF-8 text."""
     bad = re.search("[\0\ud800-\udfff]", text)
     if bad:
         what = "a NUL character" if bad[0] == "\0" else "half of a character (a lone surrogate)"
@@ -130,7 +130,7 @@ def checked_text(text: str, where: str) -> str:
 
 
 def as_flag(value: Any) -> bool | None:
-    """True or False of 1, 0, and their words; None for anything else."""
+    """True or False for 1, 0 and their words; None for anything else."""
     if isinstance(value, str):
         return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(value.strip().lower())
     return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
@@ -170,7 +170,7 @@ def _text(message: dict[str, Any], place: str, last: bool) -> str:
 
 
 def _part(part: Any, place: str) -> str:
-    """One of the parts of a content: `{"type": "text", "text": ...}`, or a text."""
+    """One part of a content: `{"type": "text", "text": ...}`, or a text."""
     if isinstance(part, dict) and part.get("type", "text") == "text":
         part = part.get("text")
     if not isinstance(part, str):
@@ -180,10 +180,10 @@ def _part(part: Any, place: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Any value of a file, for a message."""
+    """Any value from a file, for a message."""
     try:
         return repr(value)[:80]
-    except (ValueError, RecursionError):  # a whole number of thousands of digits, lists within lists
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, deeply nested lists
         return f"of type {type(value).__name__}"
 
 
@@ -199,7 +199,7 @@ def _has_loss(message: dict[str, Any], place: str) -> bool:
 
 
 def _without_effect(message: dict[str, Any], speaker: str) -> set[str]:
-    """Keys that say something and change nothing; only the assistant's turns can have a loss or lack it."""
+    """Keys that have a value but no effect; only for the assistant's turns do weights have one."""
     known = {*ROLE, *CONTENT}
     known |= set(LOSS) if speaker == ASSISTANT else {key for key in LOSS if not as_flag(message.get(key))}
     return {key for key, value in message.items() if key not in known and value not in (None, "", [], {})}

@@ -1,7 +1,7 @@
-"""How pairs and texts lie in memory: packed end to end, without padding, each prompt once however many answers go on from it.
+"""The memory layout of pairs and texts: packed end to end, without padding, each prompt once for all of its answers.
 
-A recurrent model reads a sequence from whatever state it is given, so sequences of any lengths can stand one after the
-other in a single row of tokens, and several can go on from where one ended. Knows nothing of texts or models.
+A recurrent model can read a sequence from any given state, so sequences of any lengths can follow one another in a
+single row of tokens, and several can continue from the end of another. Knows nothing about texts or models.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Movable:
-    """A batch whose tensors go to a device together, but for `cu_seqlens`."""
+    """A batch whose tensors move to a device together, except `cu_seqlens`."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same batch with everything but `cu_seqlens` on `device`."""
+        """The same batch with everything except `cu_seqlens` on `device`."""
         moved = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if name != "cu_seqlens"}
         return replace(self, **moved)
 
     def pin_memory(self) -> Self:
-        """The same batch in memory from which `to` copies to a GPU while the host goes on."""
+        """The same batch in pinned memory: `to` copies it to a GPU asynchronously."""
         return replace(self, **{name: x.pin_memory() for name, x in vars(self).items()})
 
 
@@ -37,15 +37,15 @@ class PackedBatch(Movable):
 
     tokens: Tensor  # [T_total] int64, inputs
     cu_seqlens: Tensor  # [R + 2 B + 1] int32, always on the CPU: start of each sequence, then T_total
-    parents: Tensor  # [2 B] int64: the prompt that each answer goes on from
-    answer_positions: Tensor  # [A] int64: for each token of an answer, where it is predicted
+    parents: Tensor  # [2 B] int64: the prompt of each answer
+    answer_positions: Tensor  # [A] int64: for each token of an answer, the position that predicts it
     answer_targets: Tensor  # [A] int64: that token
     answer_of: Tensor  # [A] int64: the answer, 0 .. 2 B - 1, that it belongs to
-    prompt_positions: Tensor  # [P] int64: likewise for the prompts' tokens, but for the first of each
+    prompt_positions: Tensor  # [P] int64: likewise for the prompts' tokens, except the first of each
     prompt_targets: Tensor  # [P] int64
     prompt_of: Tensor  # [P] int64, 0 .. R - 1
-    answer_tokens: Tensor  # [2 B] int64: how many tokens of each answer are predicted, which is all of them
-    prompt_tokens: Tensor  # [2 B] int64: of the prompt that each goes on from, all but the first
+    answer_tokens: Tensor  # [2 B] int64: number of predicted tokens of each answer, which is all of them
+    prompt_tokens: Tensor  # [2 B] int64: the same for the answer's prompt, all but the first
 
     @property
     def n_prompts(self) -> int:
@@ -56,7 +56,7 @@ class Text(NamedTuple):
     """A sequence to be predicted token by token."""
 
     tokens: list[int]
-    trained: list[bool]  # for each token, whether its prediction has a loss; nothing predicts the first
+    trained: list[bool]  # for each token, whether its prediction has a loss; the first is not predicted
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class TextBatch(Movable):
 
     tokens: Tensor  # [T_total] int64, inputs
     cu_seqlens: Tensor  # [S + 1] int32, always on the CPU: start of each text, then T_total
-    positions: Tensor  # [A] int64: for each token that has a loss, where it is predicted
+    positions: Tensor  # [A] int64: for each token that has a loss, the position that predicts it
     targets: Tensor  # [A] int64: that token
 
 
@@ -82,11 +82,11 @@ def pack_texts(texts: Sequence[Text]) -> TextBatch:
 def pack_pairs(pairs: Sequence[tuple], share_prompts: bool = True) -> PackedBatch:
     """Pack pairs whose first three entries are prompt, chosen and reject tokens; answers must not be empty.
 
-    Where a prompt is empty, end-of-text (0) stands in its place, as before any document's first token, so that all tokens
-    of the answer are predicted; nothing predicts the first token of a prompt.
+    An empty prompt is replaced by end-of-text (0), as it precedes any document's first token, so that all tokens of the answer
+    are predicted. The first token of a prompt is not predicted.
 
     Args:
-        share_prompts: False gives each answer a prompt of its own, for comparison: the numbers are the same.
+        share_prompts: False gives each answer its own copy of the prompt, for comparison: the numbers are the same.
     """
     numbers: dict[tuple, int] = {}
     parents, answers = [], []
@@ -103,7 +103,7 @@ def pack_pairs(pairs: Sequence[tuple], share_prompts: bool = True) -> PackedBatc
     of_prompts = np.fromiter(chain.from_iterable(prompts), np.int64, count=n_prompt.sum())
     of_answers = np.fromiter(chain.from_iterable(answers), np.int64, count=n_answer.sum())
 
-    # An answer's first token is predicted where its prompt ends, each other one where the token before it stands.
+    # An answer's first token is predicted at the end of its prompt, each other one at the token before it.
     answer_of = np.repeat(np.arange(len(answers)), n_answer)
     place = np.arange(len(of_answers)) - np.repeat(np.cumsum(n_answer) - n_answer, n_answer)
     starts, ends = cu_seqlens[len(prompts):-1], cu_seqlens[1:len(prompts) + 1] - 1
@@ -127,7 +127,7 @@ def pack_pairs(pairs: Sequence[tuple], share_prompts: bool = True) -> PackedBatc
 
 
 def packed_length(pair: tuple, shared: bool = False) -> int:
-    """How many input tokens a pair takes in a batch; with `shared`, in one that has its prompt already. A text shares nothing."""
+    """Input tokens of a pair in a batch; with `shared`, in a batch that already has its prompt. A text shares nothing."""
     if isinstance(pair, Text):
         return len(pair.tokens) - 1
     prompt, chosen, reject, *_ = pair

@@ -1,4 +1,4 @@
-"""One reader for every format that pairs come in: told by the first bytes where they tell, else by the file's ending."""
+"""One reader for every format of pairs: recognized by the first bytes where possible, else by the file's ending."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ _TAB_ENDINGS = (".tsv", ".tab")
 
 
 def read_table(path: str | Path) -> Table:
-    """The file's columns and rows, of which nothing is understood yet.
+    """The file's columns and rows, not yet interpreted.
 
-    Parquet, Arrow and JSON are read as what they are, however the file is named; a text with another ending than JSON's is CSV.
+    Parquet, Arrow and JSON are recognized under any name; any other text is CSV, unless its ending is JSON's.
 
     Raises:
-        UserError: the file is missing, damaged, in no encoding of Unicode, of a kind that can't be read, or not as its format
-            demands; the message names the file, and the row where there is one.
+        UserError: the file is missing, damaged, not in Unicode, of a kind that can't be read, or malformed; the message names the
+            file, and the row if there is one.
     """
     path = data_file(path, "data file")
     ending = data_ending(path)
@@ -41,10 +41,10 @@ def read_pairs(path: str | Path, require_reject: bool) -> Reading:
     """All rows of a file of preferences, and those that can't be used.
 
     Args:
-        require_reject: True where every row must have a rejected answer; False where it may be empty or absent.
+        require_reject: True if every row must have a rejected answer; False if it may be empty or absent.
 
     Raises:
-        UserError: the file as a whole is not as it should be.
+        UserError: the file as a whole can't be used.
     """
     return to_pairs(read_table(path), require_reject)
 

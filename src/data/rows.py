@@ -1,6 +1,6 @@
-"""From a table's columns to rows of prompt, chosen and reject, whatever the file was.
+"""From a table's columns to rows of prompt, chosen and reject, for every file format.
 
-A prompt may stand in columns of its own (src/data/columns.py) or be what chosen and reject begin with; texts may be plain,
+A prompt may have columns of its own (src/data/columns.py) or be the common beginning of chosen and reject; texts may be plain,
 transcripts, or messages (TRL's dataset formats: standard and conversational, explicit and implicit prompt). Rows are counted
 from 1.
 """
@@ -47,7 +47,7 @@ _NAME = re.compile(rf"\s*{ASSISTANT}:")
 
 
 class Row(NamedTuple):
-    """One data row, its texts just as they stand in the file where they are texts; `reject` is "" where the file has none.
+    """One data row; plain texts are unchanged from the file, and `reject` is "" if the file has none.
 
     A prompt of several turns is a transcript, which `src/data/conversation.py` reads and writes.
     """
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 class PairColumns(NamedTuple):
-    """Names of the columns that a pair is read from, None where the table has none."""
+    """Names of the columns that a pair is read from, None if the table has none."""
 
     prompt: PromptColumns
     chosen: str
@@ -69,11 +69,11 @@ def to_pairs(table: Table, require_reject: bool) -> Reading:
     """The table's rows, those that can't be used, and what has no effect.
 
     Args:
-        require_reject: True where every row must have a rejected answer; False where it may be empty or absent, as it is before
-            reject generation.
+        require_reject: True if every row must have a rejected answer; False if it may be empty or absent, as before reject
+            generation.
 
     Raises:
-        UserError: a column is missing, or it is not clear which one is the prompt.
+        UserError: a column is missing, or it is unclear which one is the prompt.
     """
     columns = _columns(table, require_reject)
     require_rows(table)
@@ -90,7 +90,7 @@ def to_pairs(table: Table, require_reject: bool) -> Reading:
 def _columns(table: Table, require_reject: bool) -> PairColumns:
     prompt, chosen, reject = find_prompt_columns(table), find_column(table, CHOSEN), find_column(table, REJECT)
     if chosen is None and reject and prompt.prompt and prompt.prompt.lower() in CONVERSATIONS:
-        # The whole conversation stands for the good answer, as ms-swift has it.
+        # The whole conversation is the chosen one, as in ms-swift.
         prompt, chosen = prompt._replace(prompt=None), prompt.prompt
     if chosen is None:
         missing = "chosen" if prompt.prompt else "prompt and chosen"
@@ -150,10 +150,10 @@ def _is_whole(answer: str | list[Turn]) -> TypeGuard[list[Turn]]:
 
 
 def _whole_turns(answer: str | list[Turn], implicit: bool) -> list[Turn] | None:
-    """The turns of an answer that has its prompt before it; of a text only where there is no prompt column."""
+    """The turns of an answer that includes its prompt; for a text only if there is no prompt column."""
     if isinstance(answer, str):
         turns = read_transcript(answer) if implicit else None
-        # An answer that is blank is the row's fault, not that its transcript ends too early.
+        # The fault to report is then an empty answer, not a transcript without one.
         if turns and turns[-1].speaker == HUMAN and ends_in_empty_answer(answer):
             turns.append(Turn(ASSISTANT, ""))
         return turns
@@ -162,20 +162,19 @@ def _whole_turns(answer: str | list[Turn], implicit: bool) -> list[Turn] | None:
 
 def _from_conversations(whole_chosen: list[Turn] | None, whole_reject: list[Turn] | None, reject: str | list[Turn],
                         record: dict[str, Any], columns: PairColumns, where: str, usage: Usage) -> Row:
-    """Of two conversations that are one up to their last answers."""
+    """A row from two conversations that are equal up to their last answers."""
     if not (whole_chosen and (whole_reject or not reject)):
         raise BadRow("no common form", f"{where}: one of chosen and reject is a conversation with its prompt and the other is "
                                        "not")
     turns, answer = split_answer(whole_chosen, f"{where}: its chosen")
     other, other_answer = split_answer(whole_reject, f"{where}: its reject") if whole_reject else (turns, "")
     if _cleaned(other) != _cleaned(turns):
-        raise BadRow("two prompts", f"{where}: chosen and reject are not one conversation up to their last answers")
+        raise BadRow("two prompts", f"{where}: chosen and reject are not the same conversation up to their last answers")
     if turns[-1].speaker != HUMAN:
-        raise BadRow("prompt without a question", f"{where}: nothing of the user stands before its answers")
+        raise BadRow("prompt without a question", f"{where}: there is no message of the user before its answers")
     if columns.prompt.prompt is not None:
         if turns[0].speaker == ASSISTANT:
-            raise BadRow("several answers", f"{where}: its answers go on for several turns; move all but the last into the "
-                                            "prompt")
+            raise BadRow("several answers", f"{where}: its answers have several turns; move all but the last into the prompt")
         if columns.prompt.prompt.lower() not in ABOUT:
             _check_prompt_within(record, columns.prompt.prompt, turns, where, usage)
     if system := read_system(record, columns.prompt.system, where, usage):
@@ -184,7 +183,7 @@ def _from_conversations(whole_chosen: list[Turn] | None, whole_reject: list[Turn
 
 
 def _check_prompt_within(record: dict[str, Any], column: str, turns: list[Turn], where: str, usage: Usage) -> None:
-    """A prompt beside a conversation that has it must be a message of it."""
+    """A prompt next to a conversation that includes its prompt must be one of its messages."""
     cell = read_cell(record, column, where, column, usage)
     asked = {clean(turn.text) for turn in (prompt_turns(cell) if isinstance(cell, str) else cell) if turn.speaker == HUMAN}
     if not asked - {""} <= {clean(turn.text) for turn in turns if turn.speaker == HUMAN}:
@@ -193,7 +192,7 @@ def _check_prompt_within(record: dict[str, Any], column: str, turns: list[Turn],
 
 def without_prompt(chosen: str | list[Turn], reject: str | list[Turn],
                    prompt: str) -> tuple[str | list[Turn], str | list[Turn]]:
-    """Answers without what the prompt says already: itself, as a transcript, or where it is one the speaker's name."""
+    """Answers without the prompt repeated before them; without the speaker's name if the prompt is a transcript."""
     if not isinstance(chosen, str) or not isinstance(reject, str):
         return chosen, reject
     answers = [chosen, *([reject] if reject.strip() else [])]
@@ -211,20 +210,19 @@ def _cleaned(turns: Sequence[Turn]) -> list[tuple[str, str]]:
 
 
 def split_answer(turns: list[Turn], where: str) -> tuple[list[Turn], str]:
-    """A conversation's turns before its last answer, and that answer. Raises BadRow where it does not end in one."""
+    """A conversation's turns before its last answer, and that answer. Raises BadRow if it does not end in one."""
     if len(turns) < 2 or turns[-1].speaker != ASSISTANT:
         raise BadRow("no answer", f"{where} is a conversation that does not end in the assistant's answer to a prompt")
     return list(turns[:-1]), turns[-1].text
 
 
 def _shared_beginning(chosen: str, reject: str, table: Table, where: str, candidate: str | None) -> Row:
-    """The prompt is what plain answers begin with alike, in whole words; only where nothing else could be the prompt."""
+    """Take the common beginning of two plain answers, in whole words, as the prompt, if no column could be the prompt."""
     if candidate is not None:
         raise UserError(f"{table.path}: {table.where} has no prompt column, and {candidate!r} could be it (found: "
-                        f"{known_columns(table)}); rename it to prompt, or remove it where the answers begin with their prompt")
+                        f"{known_columns(table)}); rename it to prompt, or remove it if the answers begin with their prompt")
     alike = next((at for at, (one, other) in enumerate(zip(chosen, reject, strict=False)) if one != other), 0)
     shared = re.match(r"(?s).*\s", chosen[:alike])
     if not (shared and shared[0].strip()):
-        raise BadRow("no prompt", f"{where}: there is no prompt column, and chosen and reject begin with no prompt that they "
-                                  "share")
+        raise BadRow("no prompt", f"{where}: there is no prompt column, and chosen and reject do not begin with a common prompt")
     return Row(shared[0], chosen[shared.end():], reject[shared.end():])

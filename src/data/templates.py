@@ -1,10 +1,10 @@
 """The turn templates that texts are put in before they become tokens.
 
-A blank line ends a turn, for the base models as for the sampler that stops there, so a text must not hold
-one itself: `clean` sees to it, and both format functions clean what they are given.
+A blank line ends a turn, for the base models and for the sampler, which stops there. So a text must not contain
+one: `clean` removes them, and both format functions clean their texts.
 
-A prompt of one question is put in one of three templates. A conversation of several turns, or one with a system message, has the
-first of them whatever was drawn: `System: ...`, `User: ...`, `Assistant: ...`, as RWKV's chat models are prompted.
+A prompt of one question is put in one of three templates. A conversation of several turns, or one with a system message, always
+has the first: `System: ...`, `User: ...`, `Assistant: ...`, as RWKV's chat models are prompted.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Piece(NamedTuple):
 
     text: str
     is_answer: bool
-    may_train: bool = True  # False for an answer that the data say has no loss, whatever else has
+    may_train: bool = True  # False for an answer that has no loss according to the data
 
 
 def format_prompt(template_index: int, prompt: str) -> str:
@@ -37,10 +37,10 @@ def format_prompt(template_index: int, prompt: str) -> str:
 
 
 def format_conversation(turns: Sequence[Turn], first: int, template_index: int) -> list[Piece]:
-    """Whole turns as pieces end to end: what comes before an answer, the answer, and so on.
+    """Whole turns as consecutive pieces: the text before an answer, the answer, and so on.
 
-    Answers are the assistant's turns from number `first` on; one before counts as part of the prompt. The template drawn is for a
-    single question with its answer, as in `format_prompt`.
+    Answers are the assistant's turns from number `first` on; earlier ones count as part of the prompt. The template drawn applies
+    only to a single question with its answer, as in `format_prompt`.
     """
     asker, answerer = _PREFIXES[template_index if [turn.speaker for turn in turns] == [HUMAN, ASSISTANT] else 0]
     names = {HUMAN: asker, ASSISTANT: answerer, SYSTEM: "System"}

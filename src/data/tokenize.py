@@ -1,9 +1,9 @@
 """From CSV rows to token pairs: templates, tokenization, and the one rule for pairs that are too long.
 
-Prompt and answer are tokenized apart, the answer as what continues the prompt, and their tokens joined. Tokenized as one text,
-the token at the border could swallow the first letters of an answer, and the two answers of a pair would then follow different
-prompts; apart, both follow the very same tokens, and the prompt's state can be computed once for both. Where no token reaches
-across the border, both ways give the same.
+Prompt and answer are tokenized apart, the answer as a continuation of the prompt, and their tokens joined. Tokenized as one text,
+the token at the border could include the first letters of an answer, and the two answers of a pair would follow different
+prompts. Apart, both follow the same tokens, and the prompt's state can be computed once for both. Where no token crosses the
+border, both ways give the same tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,18 +24,18 @@ TokenPair = tuple[list[int], list[int], list[int]]
 
 @dataclass(frozen=True)
 class PairCounts:
-    """What became of the rows. All counts are of pairs, so that a row walked twice counts twice."""
+    """What the rows were turned into. All counts are of pairs, so a row that is used twice counts twice."""
 
     templates: dict[str, int]  # by the names "user", "question", "input"; of the pairs kept
     cut: int  # pairs kept whose prompt lost its beginning
-    dropped: int  # pairs left out since an answer alone is longer than the limit
+    dropped: int  # pairs left out, since an answer alone is longer than the limit
     equal: int  # pairs kept whose two answers are the same once cleaned
     longest: int  # tokens of the longest prompt + longer answer among the pairs kept
     changes: Changes  # texts, of prompts and answers, that do not come back from their tokens as written
 
 
 def walk_rows(n_rows: int, target_pair_count: int | None) -> Iterator[int]:
-    """Row indices for each pair: round and round until the target is reached; None means every row once."""
+    """Row indices for each pair: all rows again and again until the target is reached; None means every row once."""
     count = n_rows if target_pair_count is None else target_pair_count
     return (position % n_rows for position in range(count))
 
@@ -44,23 +44,23 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
                    seed: int, numbers: Sequence[int] | None = None) -> tuple[list[TokenPair], PairCounts]:
     """Walk the rows, draw a template for each pair, and turn prompt, chosen and reject into tokens.
 
-    A prompt of several turns has the template "user" whatever is drawn for it, so that other rows' templates don't depend on it.
+    A prompt of several turns always has the template "user"; one is drawn all the same, so that other rows' don't depend on it.
 
-    Where prompt and longer answer together exceed `max_len` tokens, the prompt loses its beginning until they
-    don't, down to an empty prompt; where an answer alone exceeds it, the pair is dropped, so that fewer pairs
-    than the target come back. A pair whose answers are equal once cleaned is kept: its margin is always 0,
-    its preference gradient vanishes, and only its share of SFT loss trains; it is counted, since a margin of
-    0 is no pair won.
+    If prompt and longer answer together exceed `max_len` tokens, the prompt loses as much of its beginning as
+    needed, down to an empty prompt. If an answer alone exceeds it, the pair is dropped, so that fewer pairs than
+    the target are returned. A pair whose answers are equal once cleaned is kept: its margin is always 0, its
+    preference gradient vanishes, and only its share of SFT loss trains. It is counted, since a margin of 0 is
+    not a win.
 
-    Pairs of the same row and template share their token lists: treat them as read-only. A `.save` of many
-    rounds stays small by it.
+    Pairs of the same row and template share their token lists: treat them as read-only. It keeps a `.save` with
+    many repetitions small.
 
     Args:
         rows: with a reject in each.
-        target_pair_count: how many pairs to walk; None for each row once.
-        max_len: tokens of prompt and longer answer together, at most.
+        target_pair_count: number of pairs to make; None for each row once.
+        max_len: most tokens of prompt and longer answer together.
         seed: of the generator that draws templates; the same seed gives the same pairs.
-        numbers: of the rows in their file, for messages; counted from 1 where not given.
+        numbers: of the rows in their file, for messages; None counts from 1.
 
     Returns:
         (prompt_tokens, chosen_tokens, reject_tokens) for each pair kept, and the counts.
@@ -80,7 +80,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
 
     @cache
     def prompt_of(index: int, template: int) -> tuple[list[int], bool]:
-        """Its last tokens that have room beside the longer answer, and whether that is not all of them."""
+        """The prompt's last tokens that fit with the longer answer, and whether the prompt was cut."""
         tokens = encoder.encode(format_prompt(template, rows[index].prompt), numbers[index], "prompt")
         room = max_len - max(map(len, answers(index)))
         return tokens[max(0, len(tokens) - room):], len(tokens) > room

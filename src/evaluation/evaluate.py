@@ -1,4 +1,4 @@
-"""evaluate.py's work: what a model, or a model with an adapter, prefers on a file of pairs."""
+"""evaluate.py's work: measure what a model, with or without an adapter, prefers on a file of pairs."""
 
 import json
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ from src.tokenizer import load_tokenizer
 
 
 def evaluate(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
-    """Print the table, and write the same numbers to `config.output_json` where it is given.
+    """Print the tables, and write the same numbers to `config.output_json` if given.
 
     Args:
-        notes: lines for stderr about the command, told once nothing is wrong with it.
+        notes: lines about the command, printed on stderr once all checks have passed.
 
     Raises:
-        UserError: whatever the user can mend; nothing has been written then.
+        UserError: an error that the user can fix; nothing has been written then.
     """
     if config.output_json:
         check_output(config.output_json, input_files(config))
@@ -85,7 +85,7 @@ def evaluate(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
 
 
 def tables(numbers: dict[str, Any], beta: float, references: str | None) -> list[Table]:
-    """The numbers of `preference_measures` as people read them."""
+    """The numbers of `preference_measures` as tables to print."""
     main = Table("", f"{numbers['pairs']} pairs")
     for name, words, form in (
             ("accuracy", "preference accuracy (margin > 0)", "{:.1%}"), ("margin", f"mean margin, beta {beta:g}", "{:+.4f}"),
@@ -118,7 +118,7 @@ def _shown(value: float | None, form: str) -> str:
 
 def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
            made_with: dict[str, Any]) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
-    """The pairs, their cached references where the file has them, and what is to be told of both."""
+    """The pairs, their cached references if the file has them, and facts on both for the report."""
     path = config.pairs
     if not path.lower().endswith(".save"):
         reading = read_pairs(path, require_reject=True)
@@ -136,11 +136,11 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
         return pairs, None, facts
     if config.reference_model:
         raise UserError(f"--reference_model: {path} has references of its own; leave the flag out, or give the CSV")
-    # A merged model on its base's references is what one asks for; other differences disturb the margins.
+    # A merged model on its base's references is the purpose; other differences disturb the margins.
     if sidecar is None:
-        say(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked what its references come from")
+        say(f"warning: {path} has no {Path(path).name}.json next to it, so the origin of its references can't be checked")
     for difference in check_sidecar(sidecar, made_with) if sidecar is not None else []:
-        say(f"warning: {path}: {difference}; margins have its rounding")
+        say(f"warning: {path}: {difference}; margins include the rounding difference")
     name = sidecar.get("base_model", "unnamed") if sidecar is not None else "unknown"
     facts["references"] = f"cached, of {name}"
     facts["references_of_this_model"] = None if sidecar is None else sidecar.get("base_fingerprint") == base
@@ -156,17 +156,17 @@ def _reference_model(config: EvaluateConfig, path: str, dimensions: Dimensions) 
 
 
 def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, what: str, source: str) -> np.ndarray:
-    """[n, 2]: sums over the chosen and the rejected answers, nats; raises NotFinite, naming `source`, where one is not finite."""
+    """[n, 2]: sums over the chosen and the rejected answers, nats; raises NotFinite, naming `source`, if one is not finite."""
     with progress_bar(what, len(pairs)) as advance:
         return np.array([pair[3:] for pair in with_references(model, pairs, config.batch_tokens, advance, source)])
 
 
 def _beta_of(adapter: Adapter | None) -> float:
-    """What the adapter was trained with; UserError where the file has something else there."""
+    """The beta that the adapter was trained with; UserError if the file has something else there."""
     if adapter is None or (beta := adapter.extra.get("dpo_beta")) is None:
         return DEFAULT_BETA
-    least, most = STRENGTH  # as --dpo_beta
+    least, most = STRENGTH  # the range of --dpo_beta
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not least <= beta <= most:
         raise UserError(f"{adapter.path}: its dpo_beta is {json.dumps(beta)[:60]}, not a number from {least:g} to {most:g}; "
-                        "say it with --dpo_beta")
+                        "give it with --dpo_beta")
     return float(beta)

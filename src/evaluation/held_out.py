@@ -1,4 +1,4 @@
-"""Held-out numbers of a model on pairs or texts, by the objective that it trains on."""
+"""Held-out numbers of a model on pairs or texts, by its training objective."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def evaluate_pairs(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> 
     """Means over the pairs; the model's training mode is left as it was.
 
     Returns:
-        loss, dpo_loss (preference_loss for another than DPO), sft_loss, reward_chosen, reward_rejected, margin: means.
+        loss, dpo_loss (preference_loss if the loss is not DPO), sft_loss, reward_chosen, reward_rejected, margin: means.
         accuracy: share of pairs with margin > 0. A tie up to rounding counts one half, so that the untrained policy,
             which is the reference and ties on every pair, has 0.5.
         policy_accuracy: share of pairs whose chosen answer the policy itself finds likelier than the rejected one.
@@ -33,7 +33,7 @@ def evaluate_pairs(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> 
     for batch in batches_by_tokens(pairs, BATCH_TOKENS):
         chosen_pairs = [pairs[at] for at in batch]
         losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), [pair[3:] for pair in chosen_pairs], objective)
-        # Two means over tokens differ by rounding as one token does, two sums as all of them do.
+        # Rounding makes two means over tokens differ as much as one token, two sums as much as all tokens.
         tokens = 2 if takes(objective.loss, "chosen_tokens") else losses["answer_tokens"]
         losses["accuracy"] = won(losses["margin"] / objective.beta, TIE * tokens)
         losses["policy_accuracy"] = (losses["log_prob_chosen"] > losses["log_prob_reject"]).float()

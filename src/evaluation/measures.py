@@ -1,20 +1,20 @@
-"""What a model prefers among pairs, and how far the length of the answers explains it: numbers from vectors, no model."""
+"""What a model prefers among pairs, and how far the length of the answers explains it: functions of vectors, without a model."""
 
 from typing import Any
 
 import numpy as np
 
-# Differences closer than this, in nats a token, are rounding: references are held to the same accuracy.
+# Differences below this, in nats a token, are rounding: references have the same accuracy.
 TIE = 1e-4
 Vector = Any  # numpy's or torch's
 
 
 def preference_measures(log_probs: np.ndarray, references: np.ndarray | None, tokens: np.ndarray, beta: float) -> dict:
-    """Accuracies, margins and length bias over n pairs; what can't be told is None.
+    """Accuracies, margins and length bias over n pairs; a measure that does not exist is None.
 
     Args:
         log_probs: [n, 2], the summed log-probabilities of the chosen and the rejected answer under the model, in nats.
-        references: [n, 2], the same under the reference model; None where there is none, and then no margins.
+        references: [n, 2], the same under the reference model; None for none, and then there are no margins.
         tokens: [n, 2], lengths of the two answers.
         beta: of the margin, `beta ((log pi(c) - log pi(r)) - (log ref(c) - log ref(r)))` (arXiv:2305.18290, equation 7).
 
@@ -22,14 +22,14 @@ def preference_measures(log_probs: np.ndarray, references: np.ndarray | None, to
         pairs: n.
         accuracy: share of pairs with margin > 0.
         margin, margin_std, margin_median, reward_chosen, reward_rejected: over the pairs; a reward is beta (log pi - log ref).
-        policy_accuracy: share of pairs whose chosen answer the model itself finds likelier, and policy_accuracy_per_token, where
-            its mean log-probability of a token is the higher one.
+        policy_accuracy: share of pairs whose chosen answer the model itself finds likelier; policy_accuracy_per_token: share of
+            pairs whose chosen answer has the higher mean log-probability of a token.
         log_prob_chosen, log_prob_reject: means of the sums, nats.
         nats_per_token_chosen, nats_per_token_reject: means over pairs of an answer's negative log-likelihood of a token.
         tokens_chosen, tokens_reject: mean lengths.
-        by_length: under chosen_longer, chosen_shorter and same_length how many pairs, and the three accuracies among them.
+        by_length: under chosen_longer, chosen_shorter and same_length the number of pairs and their three accuracies.
         length_correlation: of margin, log_prob_difference and log_prob_difference_per_token with the difference in length
-            (Pearson); a model that has learned to prefer length has the margin's near 1.
+            (Pearson); the margin's is near 1 for a model that has learned to prefer length.
 
         Accuracies count a tie up to rounding as one half.
     """
@@ -73,7 +73,7 @@ def preference_measures(log_probs: np.ndarray, references: np.ndarray | None, to
 
 
 def won(difference: Vector, tie: Vector | float) -> Vector:
-    """1 where a difference is over 0, 0 where it is below, and one half where it is a tie up to rounding; arrays or tensors."""
+    """1 where a difference is above 0, 0 where it is below, one half where it is a tie up to rounding; arrays or tensors."""
     return (difference > tie) + 0.5 * (abs(difference) <= tie)
 
 
@@ -82,7 +82,7 @@ def _mean(values: np.ndarray | None) -> float | None:
 
 
 def _correlation(values: np.ndarray | None, lengths: np.ndarray) -> float | None:
-    """Pearson's; None where either does not vary."""
+    """Pearson's; None if either does not vary."""
     if values is None or not values.std() or not lengths.std():
         return None
     return float(np.corrcoef(values, lengths)[0, 1])

@@ -1,4 +1,4 @@
-"""The curves of a run over its optimizer steps, as one PNG and as SVGs for its report."""
+"""A run's curves over its optimizer steps, as one PNG and as SVGs for its report."""
 
 import io
 import math
@@ -9,10 +9,10 @@ from typing import Any
 from src.files import atomic_write
 from src.run_files import read_lines
 
-# Numbers by name, one a line of their file.
+# Numbers by name, one value for each line of the file.
 Columns = dict[str, list[float]]
 
-# Each picture: its title, then what is drawn in it where the run has it: column, label, colour, dots for held-out pairs.
+# Each panel: its title, then its curves (column, label, colour, dots for held-out pairs), drawn if the run has the column.
 PANELS = (
     ("preferred: share of pairs with margin > 0",
      ("pref_accuracy", "each step", "#a5c8e4", False), ("pref_percentage", "pref-percentage", "tab:blue", False),
@@ -29,10 +29,10 @@ PANELS = (
     ("gradient norm, before clipping", ("grad_norm", "gradient norm", "tab:brown", False)),
     ("speed", ("tokens_per_s", "tokens a second", "tab:gray", False)),
 )
-CURVES = 3  # of them are in the PNG
-# More points than a screen has columns are drawn as the means of so many groups.
+CURVES = 3  # the PNG has the first of them
+# More points than this, about a screen's columns, are drawn as means of groups.
 MOST_POINTS = 1000
-# What is beyond, matplotlib finds no scale for; no run has it, but a file may.
+# matplotlib finds no scale for larger values; no run has them, but a file may.
 LARGEST = 1e100
 
 
@@ -43,7 +43,7 @@ def draw_curves(steps: Columns, held_out: Columns, output: Path) -> None:
         steps: metrics.jsonl by column, one value a line.
         held_out: eval.jsonl likewise.
     """
-    # Takes a second to import, and the scripts that never draw need not wait for it.
+    # Takes a second to import, which scripts that never draw should not pay.
     from matplotlib.figure import Figure
 
     panels = [panel for panel in PANELS[:CURVES] if _drawn(panel, steps, held_out)]
@@ -57,7 +57,7 @@ def draw_curves(steps: Columns, held_out: Columns, output: Path) -> None:
 
 
 def curve_svgs(steps: Columns, held_out: Columns) -> list[str]:
-    """The same curves and a few more, each an `<svg>` element that stands in HTML without naming anything outside of it."""
+    """The same curves and a few more, each an `<svg>` element for HTML that refers to nothing outside of it."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -66,7 +66,7 @@ def curve_svgs(steps: Columns, held_out: Columns) -> list[str]:
     for number, panel in enumerate(PANELS):
         if not _drawn(panel, steps, held_out):
             continue
-        # Text stays text; a salt of its own keeps the ids of one drawing apart from another's and every report the same.
+        # Text stays text. A fixed salt for each drawing keeps ids distinct within a page and the same in every report.
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": str(number), "svg.id": f"curve-{number}"}):
             figure = Figure(figsize=(5, 3.3), layout="constrained")
             _draw(figure.subplots(), panel, steps, held_out)
@@ -97,18 +97,18 @@ def _draw(axes: Any, panel: tuple, steps: Columns, held_out: Columns) -> None:
 
 
 def thinned(values: list[float]) -> list[float]:
-    """At most MOST_POINTS means of neighbours. NaN, where there is no value, and what is beyond LARGEST has no part in them."""
+    """At most MOST_POINTS means of neighbours, without NaN, which stands for a missing value, and values beyond LARGEST."""
     size = -(-len(values) // MOST_POINTS)
     groups = [[value for value in values[start:start + size] if abs(value) <= LARGEST] for start in range(0, len(values), size)]
     return [sum(group) / len(group) if group else math.nan for group in groups]
 
 
 def read_columns(path: Path) -> Columns:
-    """Those of a .jsonl of numbers; none where there is no file. Raises UserError where it is damaged."""
+    """The columns of a .jsonl of numbers; empty if there is no file. Raises UserError if it is damaged."""
     return columns(read_lines(path))
 
 
 def columns(rows: list[dict[str, float]]) -> Columns:
-    """Lines of numbers by name, NaN where a line lacks one; nothing where there is no line."""
+    """Lines of numbers as columns by name, NaN where a line lacks one."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [float(row.get(name, math.nan)) for row in rows] for name in names}

@@ -1,6 +1,6 @@
-"""A run's folder on one page, report.html: made from the files of the folder alone, so it can be made again at any time.
+"""A run's folder on one page, report.html: made only from the files of the folder, so it can be made again at any time.
 
-The page stands for itself: no script, no font, no picture or address outside of it. Its template escapes every text.
+The page is self-contained: no script, and no font, picture or address outside of it. Its template escapes every text.
 """
 
 import math
@@ -26,15 +26,15 @@ from src.run_files import (
     read_lines,
 )
 
-# What the page takes from config.json but for words; what else is there is shown as it is.
+# The fields of config.json that the page computes with; others are shown as they are.
 _CONFIG = {"load_model": str, "base_fingerprint": object, "precision": object, "layer_profile_rows?": [{"layer": str}],
            "base?": {str: object}, "train_data?": (dict, None), "eval_data?": (dict, None), "trained_parameters?": int,
            "total_steps?": (int, None)}
-# What config.json has beside the run's settings.
+# The fields of config.json besides the run's settings.
 FACTS = ("base_fingerprint", "rlhf_train_sha256", "eval_sha256", "tokenizer_sha256", "layer_profile_rows", "base",
          "trained_parameters", "total_steps", "train_data", "eval_data")
 TEMPLATE = Path(__file__).with_name("report.template.html")
-# Held-out measures in words, in the table's order; one that is not here comes last and goes by its own name.
+# Held-out measures in words, in the table's order; any other comes last under its own name.
 MEASURES = {
     "accuracy": "preference accuracy (margin > 0; ties count half)", "margin": "mean margin",
     "policy_accuracy": "the model itself finds the good answer likelier", "sft_loss": "nats a token of the good answers",
@@ -43,7 +43,7 @@ MEASURES = {
 }
 UNMEASURED = ("step", "pairs", "tokens", "texts")
 FILES = {
-    CONFIG_FILE: "everything the run was told, and the base's fingerprint", METRICS_FILE: "a line for each optimizer step",
+    CONFIG_FILE: "the run's settings, and the base's fingerprint", METRICS_FILE: "a line for each optimizer step",
     EVAL_FILE: "held-out numbers before the first step and after each epoch",
     SAMPLES_FILE: "answers before the first step and after each epoch", CURVES_FILE: "the curves as a picture",
     FINAL_FILE: "the adapter at the end", RESUME_FILE: "what --resume 1 needs", "wandb": "wandb's files",
@@ -55,9 +55,9 @@ def write_report(folder: Path) -> None:
     """Write report.html from a run's config.json, metrics.jsonl and, where they exist, eval.jsonl and samples.jsonl.
 
     Raises:
-        UserError: one of them is missing or damaged, or the disk refuses.
+        UserError: one of them is missing or damaged, or writing fails.
     """
-    # Known to torch and so always there; a moment to import, which other scripts need not wait for.
+    # Always installed, since torch needs it; slow to import, which other scripts should not pay.
     from jinja2 import Environment, StrictUndefined, TemplateError
     from markupsafe import Markup
 
@@ -91,7 +91,7 @@ def write_report(folder: Path) -> None:
 
 
 def facts(config: dict[str, Any], metrics: dict[str, list[float]], held_out: list[dict[str, float]]) -> list[tuple[str, str]]:
-    """The figures at the head of the page, as name and value."""
+    """The figures at the top of the page, as name and value."""
     shown = []
     for name, words in (("accuracy", "held-out accuracy"), ("margin", "held-out margin")):
         if held_out and name in held_out[0] and name in held_out[-1]:
@@ -114,7 +114,7 @@ def facts(config: dict[str, Any], metrics: dict[str, list[float]], held_out: lis
 
 
 def measures(held_out: list[dict[str, float]]) -> dict[str, str]:
-    """What was measured each time, by name and in words."""
+    """The measures that every evaluation has, by name, in words."""
     everywhere = [name for name in (held_out or [{}])[0] if name not in UNMEASURED and all(name in row for row in held_out)]
     order = list(MEASURES)
     return {name: MEASURES.get(name, name.replace("_", " "))
@@ -133,7 +133,7 @@ def paired(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def profile_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Layers one after another with equal settings as one row; columns that no layer uses left out."""
+    """Consecutive layers with equal settings as one row; without columns that no layer uses."""
     used = [name for name in (rows or [{}])[0] if name == "layer" or any(row[name] for row in rows)]
     merged = []
     for same, group in groupby(rows, lambda row: {name: row[name] for name in used if name != "layer"}):
@@ -143,14 +143,14 @@ def profile_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def list_files(folder: Path) -> list[tuple[str, str]]:
-    """The run's files, with what they are; those of an epoch's adapter by their kind."""
+    """The run's files, each with a description."""
     present = [(name, what) for name, what in FILES.items() if (folder / name).exists()]
     adapters = sorted(path.name for path in folder.glob("rwkv-*.safetensors") if path.name != FINAL_FILE)
     return present + [(name, "the adapter after that epoch") for name in adapters]
 
 
 def measure(value: float, name: str) -> str:
-    """A held-out number as one reads it."""
+    """A held-out number as text."""
     text = f"{value:.1%}" if "accuracy" in name else f"{value:.4f}" if "loss" in name else f"{value:+.4f}"
     return text.replace("-", "−")
 
@@ -160,7 +160,7 @@ def change(value: float, name: str) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting as one would write it behind its flag."""
+    """A setting as written on a command line."""
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""What the model answers to a few of the pairs' prompts, before the first step and after each epoch."""
+"""The model's answers to some of the pairs' prompts, before the first step and after each epoch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ from src.model import RWKV
 from src.preference.pairs import Pair
 from src.tokenizer import Tokenizer, load_tokenizer
 
-# (model, tokenizer, prompts' tokens, most tokens of an answer) -> each answer's text, and whether it came to its end.
+# (model, tokenizer, prompts' tokens, most tokens of an answer) -> each answer's text, and whether it is complete.
 Answer = Callable[[RWKV, Tokenizer, Sequence[list[int]], int], list[tuple[str, bool]]]
 
 
 class Questions(NamedTuple):
-    """Prompts to be answered, as tokens and with their own and the chosen answers' texts."""
+    """Prompts to answer, as tokens, with the texts of the prompts and the chosen answers."""
 
     tokenizer: Tokenizer
     tokens: list[list[int]]
@@ -22,9 +22,9 @@ class Questions(NamedTuple):
 
 
 def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | None, vocab_size: int) -> Questions | None:
-    """The first `count` pairs whose prompts differ, by the tokenizer that the sidecar names, or else the vocabulary's.
+    """The first `count` different prompts, with the tokenizer that the sidecar names, or else the vocabulary's.
 
-    None, and a line that says so, where that tokenizer is not to be had or is not that of the pairs.
+    None, with a line on stderr, if that tokenizer can't be loaded or is not the pairs'.
     """
     first: dict[tuple[int, ...], Pair] = {}
     for pair in pairs:
@@ -36,6 +36,6 @@ def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | 
         texts = [{"prompt": tokenizer.decode(pair[0]).strip(), "chosen": tokenizer.decode(pair[1]).strip()}
                  for pair in first.values()]
     except UserError as error:
-        say(f"warning: no samples in the report, for want of the pairs' tokenizer: {error}")
+        say(f"warning: no samples in the report, since the pairs' tokenizer can't be used: {error}")
         return None
     return Questions(tokenizer, [pair[0] for pair in first.values()], texts)

@@ -1,8 +1,8 @@
-"""Where an answer ends and what it may not go on with, as a finite automaton over tokens: one look-up a row and step.
+"""Where an answer ends and which tokens it must not draw, as a finite automaton over tokens: one look-up per row and step.
 
 A state knows how much of the stop the text ends with, as in the string search of Knuth, Morris and Pratt (1977), so that a stop
-is found across the borders of tokens; and whether the text before that is blank, with the bytes of a character that is not whole
-yet, since an answer never ends blank.
+is found across token borders. It also knows whether the text before that is blank, with the bytes of an incomplete character,
+since an answer never ends blank.
 """
 
 import codecs
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# In the table of states: the token ends the answer by the stop, or by the end of text; or it must not be drawn.
+# Entries of the table of states: the token completes the stop, must not be drawn, or is the end of text.
 STOPS, NEVER, ENDS = -1, -2, -3
 
-_BLANKS = [chr(code).encode() for code in range(0x3001) if chr(code).isspace()]  # Unicode has none behind these
-# First bytes whose second byte has a range of its own (RFC 3629, section 4).
+_BLANKS = [chr(code).encode() for code in range(0x3001) if chr(code).isspace()]  # Unicode has none after these
+# First bytes with a narrower range for the second byte (RFC 3629, section 4).
 _NARROW = (b"\xe0", b"\xed", b"\xf0", b"\xf4")
 
 
@@ -29,13 +29,13 @@ class Automaton(NamedTuple):
 
 
 def build_automaton(pieces: Sequence[bytes], banned: Tensor, end_of_text: int, stop: bytes) -> Automaton:
-    """For tokens with these bytes [V], of which `banned` [V] (bool) are never drawn."""
+    """The automaton for tokens with these bytes [V]; those in `banned` [V] (bool) are never drawn."""
     moves = _by_bytes(stop)
-    # The empty text, which is found first, stays in front.
+    # A stable sort: the empty text is found first and stays first.
     states = sorted(moves, key=lambda state: not _is_blank(state, stop))
     n_blank = sum(_is_blank(state, stop) for state in states)
     numbers = {state: number for number, state in enumerate(states)} | {STOPS: STOPS, NEVER: NEVER}
-    # The two last rows are what STOPS and NEVER index, and lead to themselves.
+    # STOPS and NEVER index the two last rows, which lead to themselves.
     table = np.array([[numbers[after] for after in moves[state]] for state in states] + [[NEVER] * 256, [STOPS] * 256], np.int16)
 
     order = np.argsort([-len(piece) for piece in pieces], kind="stable")
@@ -52,14 +52,14 @@ def build_automaton(pieces: Sequence[bytes], banned: Tensor, end_of_text: int, s
     return Automaton(torch.from_numpy(result), n_blank)
 
 
-# A state is what the text is before the part that matches the stop (None: not blank; else the bytes of a character that a blank
-# text ends with, `_like` them), and how many bytes of the stop are matched.
+# A state is the text before the part that matches the stop (None: not blank; else the bytes of an incomplete character at the end
+# of a blank text, made equal by `_like`), and how many bytes of the stop are matched.
 _State = tuple[bytes | None, int]
 
 
 def _by_bytes(stop: bytes) -> dict[_State, list[_State | int]]:
-    """All states that can be reached from an empty text, with what follows on each of the 256 bytes."""
-    borders = [0, 0]  # of each beginning of the stop, the longest other beginning that it ends with
+    """All states that can be reached from an empty text, each with the states after the 256 bytes."""
+    borders = [0, 0]  # for each prefix of the stop, the longest shorter prefix that it ends with
     for matched in range(1, len(stop)):
         border = borders[matched]
         while border and stop[matched] != stop[border]:
@@ -69,12 +69,12 @@ def _by_bytes(stop: bytes) -> dict[_State, list[_State | int]]:
     def after(text: bytes | None, matched: int, byte: int) -> _State | int:
         while True:
             if stop and byte == stop[matched]:
-                # The stop begins with a whole character, which breaks off one that is not.
+                # The stop begins with a whole character, so an incomplete one before it is cut off.
                 before = None if matched == 0 and text else text
                 return (before, matched + 1) if matched + 1 < len(stop) else STOPS if before is None else NEVER
             if matched == 0:
-                return _go_on(text, bytes([byte])), 0
-            text, matched = _go_on(text, stop[:matched - borders[matched]]), borders[matched]
+                return _extended(text, bytes([byte])), 0
+            text, matched = _extended(text, stop[:matched - borders[matched]]), borders[matched]
 
     found: dict[_State, list[_State | int]] = {}
     todo: list[_State] = [(b"", 0)]
@@ -88,10 +88,10 @@ def _by_bytes(stop: bytes) -> dict[_State, list[_State | int]]:
 
 def _is_blank(state: _State, stop: bytes) -> bool:
     text, matched = state
-    return _go_on(text, stop[:matched]) is not None
+    return _extended(text, stop[:matched]) is not None
 
 
-def _go_on(text: bytes | None, more: bytes) -> bytes | None:
+def _extended(text: bytes | None, more: bytes) -> bytes | None:
     if text is None:
         return None
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -99,7 +99,7 @@ def _go_on(text: bytes | None, more: bytes) -> bytes | None:
 
 
 def _like(unfinished: bytes) -> bytes:
-    """Of all unfinished characters that go on alike, one."""
+    """One representative for all incomplete characters that allow the same continuations."""
     if any(blank.startswith(unfinished) for blank in _BLANKS) or unfinished in _NARROW:
         return unfinished
     whole = 2 + (unfinished[0] >= 0xe0) + (unfinished[0] >= 0xf0)

@@ -1,14 +1,14 @@
-"""Write answers to many prompts at once: prompts are read packed, rows are drawn together, and a row that ends makes room.
+"""Writes answers to many prompts at once: prompts are read packed, rows are drawn together, and a finished row is replaced.
 
-The batch stays full as long as prompts wait, whatever the answers' lengths; a row costs a constant-size state, which lies in a
-slot of the batch and changes in place. What all prompts begin with is read once, and so is a prompt that many rows have.
-Each row draws from a random stream of its own, keyed by the seed, its number, which of its prompt's rejects it is and how often
-that was drawn anew, so that its text does not depend on the rows beside it, on the batch's size or on a restart. By the CPU's
+The batch stays full as long as prompts wait, even if answers differ in length. A row costs a constant-size state, kept in a slot
+of the batch and updated in place. A common beginning of all prompts is read once, and so is a prompt that several rows share.
+Each row draws from its own random stream, keyed by the seed, its row number, its number among the prompt's rejects and the number
+of redraws. So its text does not depend on the other rows of the batch, on the batch's size or on a restart. With the CPU's
 kernels (src/model/decode.py) that holds to the last bit, at every precision. Elsewhere matrix products of another shape differ in
-their last bits, and where two outcomes lie that close the text goes another way: rarely in float32, often in bf16 and fp16.
+their last bits, and a text diverges where two outcomes are that close: rarely in float32, often in bf16 and fp16.
 
-On a GPU some steps always wait in its queue: what a step drew is looked at while later ones run, so a row that has ended holds
-its slot for these few steps more, drawing nothing.
+On a GPU some steps are always queued: the result of a step is read while later ones run, so a finished row keeps its slot for
+these few steps, drawing nothing.
 
 An answer is never empty: a token that would end a row whose text is still blank is never drawn.
 """
@@ -34,9 +34,9 @@ from src.model import RWKV, State
 from src.model.decode import Forward, Kernels
 from src.tokenizer import Tokenizer
 
-# Tokens of prompts a forward pass reads at most, which bounds its memory; longer prompts go on where they were cut.
+# Most prompt tokens in a forward pass, which bounds its memory; a longer prompt continues in the next pass.
 PREFILL_TOKENS = 2048
-# How often a reject is drawn before it may stand although it is refused.
+# Draws of a reject before it is kept although it is refused.
 ATTEMPTS = 20
 
 MAX_TOKENS = "max_tokens"
@@ -44,7 +44,7 @@ REASONS = {BY_STOP: "stop", BY_END_OF_TEXT: "end_of_text", BY_MAX_TOKENS: MAX_TO
 
 
 class Request(NamedTuple):
-    """One answer to write: the row's number, its prompt's tokens (at least one), and which of the row's answers it is."""
+    """One answer to write: the row's number, its prompt's tokens (at least one), and its number among the row's answers."""
 
     row: int
     prompt: tuple[int, ...]
@@ -53,8 +53,8 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A finished row: whose it is, all tokens drawn (those of the stop included), its clean text, why it ended; and whether it
-    stands although it was refused `ATTEMPTS` times."""
+    """A finished row: its request, all tokens drawn (including those of the stop), its clean text, why it ended; and whether it
+    is kept although it was refused `ATTEMPTS` times."""
 
     row: int
     sample: int
@@ -71,14 +71,14 @@ class _Row:
 
 
 class _Queued(NamedTuple):
-    """A step that the device may not have done yet: the rows of slots 0 .. n - 1 then, and what it draws [2, n or more]."""
+    """A step that the device may not have finished: the rows in slots 0 .. n - 1 at that time, and its draws [2, n or more]."""
 
     rows: list[_Row]
     drawn: Tensor
     done: torch.cuda.Event | None
 
     def read(self) -> tuple[list[int], np.ndarray]:
-        """Tokens and endings, when they are there."""
+        """Tokens and endings; waits for them."""
         if self.done:
             self.done.synchronize()
         tokens, ended = self.drawn[:, :len(self.rows)].numpy()
@@ -88,12 +88,12 @@ class _Queued(NamedTuple):
 def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: Iterable[Request], sampling: Sampling, seed: int,
              batch_size: int, on_tokens: Callable[[int], None] = lambda drawn: None,
              refuse: Callable[[Answer], bool] = lambda answer: False) -> Iterator[Answer]:
-    """Answer every request; answers come as they finish, which is not the requests' order.
+    """Answer every request; answers are yielded as they finish, not in the requests' order.
 
     Args:
-        model: as `src.model.decode.serve` gives it; a plain model goes by its own forward.
+        model: from `src.model.decode.decoder_for`; a plain model runs by its own forward.
         seed: with row, sample and attempt, the key of the row's random stream.
-        batch_size: rows drawn together, at most; halved, and told, where memory runs out.
+        batch_size: most rows drawn together; halved, with a line on stderr, if memory runs out.
         on_tokens: called after every step with the number of tokens drawn in it.
         refuse: whether an answer must be drawn again.
 
@@ -115,11 +115,11 @@ def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: It
                 raise
             batch_size //= 2
             waiting.extendleft(row.request for row in reversed(batch.rows if batch else []) if row.request)
-            say(f"memory ran out; going on with {batch_size} rows at a time")
+            say(f"memory ran out; continuing with {batch_size} rows at a time")
 
 
 class _Batch:
-    """Rows in slots 0 .. n - 1, the `waiting` ones, and all that is between two tokens."""
+    """Rows in slots 0 .. n - 1, the `waiting` requests, and the work between two tokens."""
 
     def __init__(self, engine: Forward | Kernels, tokenizer: Tokenizer, automaton: Automaton, weight: Tensor, sampling: Sampling,
                  seed: int, size: int, waiting: deque[Request]):
@@ -134,8 +134,8 @@ class _Batch:
         self._step = Graphs(self._slots.step, size, engine.device) if engine.captures else self._slots.step
 
     def _read_prefix(self) -> tuple[int, State | None]:
-        """What all waiting prompts begin with, but for one token at least: its length and the state after it."""
-        # What the first and the last in order share, all share.
+        """The common beginning of all waiting prompts, shorter than each of them: its length and the state after it."""
+        # A beginning that the first and the last in order share is shared by all.
         first, last = min(self._left), max(self._left)
         differing = (i for i, (x, y) in enumerate(zip(first[:-1], last[:-1], strict=False)) if x != y)
         prefix = first[:next(differing, min(len(first), len(last)) - 1)] if first != last else ()
@@ -154,18 +154,18 @@ class _Batch:
                     raise
             if not self.rows:
                 return
-            queue.append(self._go_on())
+            queue.append(self._queue_step())
             if len(queue) > self._engine.ahead:
                 yield from self._settle(queue.popleft(), on_tokens, refuse)
 
-    def _go_on(self) -> _Queued:
+    def _queue_step(self) -> _Queued:
         drawn, done, device = self._step(len(self.rows)).to("cpu", non_blocking=True), None, self._engine.device
         if device.type == "cuda":
             done = torch.cuda.current_stream(device).record_event()
         return _Queued(self.rows.copy(), drawn, done)
 
     def _settle(self, queued: _Queued, on_tokens: Callable[[int], None], refuse: Callable[[Answer], bool]) -> Iterator[Answer]:
-        """Give the rows of a step what it drew for them, and let those go that it ended."""
+        """Append a step's tokens to its rows, and yield the answers that it finished."""
         tokens, ended = queued.read()
         drawing = [(row, token) for row, token in zip(queued.rows, tokens, strict=True) if row.request]
         for row, token in drawing:
@@ -174,7 +174,7 @@ class _Batch:
         for slot in ended.nonzero()[0]:
             row = queued.rows[slot]
             if not row.request:
-                continue  # it had ended before
+                continue  # it ended in an earlier step
             if ended[slot] == NOT_FINITE:
                 raise NotFinite(f"the model's logits at row {row.request.row + 1}, token {len(row.tokens)} of its answer "
                                 "are not finite; take bf16 or fp32 where --strategy says fp16, and check the checkpoint "
@@ -192,8 +192,8 @@ class _Batch:
             self._leave()
 
     def _join(self, requests: list[Request]) -> None:
-        """Give each request a slot behind the last, its prompt read."""
-        fresh: dict[tuple[int, ...], int] = {}  # prompts to be read now, with their slots
+        """Give each request a slot after the last one, and read its prompt."""
+        fresh: dict[tuple[int, ...], int] = {}  # prompts to read now, with their slots
         start = len(self.rows)
         lead: list[Request] = []
         rest: list[Request] = []
@@ -214,7 +214,7 @@ class _Batch:
             if not self._left[request.prompt]:
                 self._forks.pop(request.prompt, None)
         for prompt, slot in fresh.items():
-            if self._left[prompt]:  # more rows with it wait
+            if self._left[prompt]:  # more rows with it are waiting
                 self._forks[prompt] = self._slots.take(slot)
         while len(self._forks) > max(1, self._size // 4):
             self._forks.popitem(last=False)
@@ -225,8 +225,8 @@ class _Batch:
         self.rows += [_Row(request) for request in requests]
 
     def _leave(self) -> None:
-        """Free the slots of rows that are answered, filling each by the last row."""
-        kept = list(range(len(self.rows)))  # where each slot's row was before
+        """Free the slots of answered rows, filling each with the last row."""
+        kept = list(range(len(self.rows)))  # the slot that each row was in before
         for slot in reversed([slot for slot, row in enumerate(self.rows) if not row.request]):
             self.rows[slot], kept[slot] = self.rows[-1], kept[-1]
             self.rows.pop()
@@ -242,8 +242,8 @@ def prefill(engine: Forward | Kernels, prompts: Sequence[Sequence[int]], state: 
     """Read prompts of at least one token each, packed, `budget` tokens a forward pass.
 
     Args:
-        state: where the S states go; new ones where None.
-        start: one state that all prompts go on from; that before any token where None.
+        state: gets the S states; None for new ones.
+        start: the state that all prompts continue from; None for the state before any token.
 
     Returns:
         The hidden vectors after each prompt's last token [S, n_embd], and the S states there.
@@ -257,14 +257,14 @@ def prefill(engine: Forward | Kernels, prompts: Sequence[Sequence[int]], state: 
         tokens = tokens.to(engine.device, non_blocking=True)
         borders = torch.tensor([0] + [end - first for _, first, end in piece]).cumsum(0).to(torch.int32)
         first, last = piece[0][0], piece[-1][0]
-        # A prompt that goes on in the next piece gets its vector there.
+        # A prompt that continues in the next piece gets its vector there.
         vectors = engine.advance(tokens, borders, state.rows(first, last + 1)).split(1)
         hidden.update(zip(range(first, last + 1), vectors, strict=True))
     return torch.cat(list(hidden.values())), state
 
 
 def _pieces(lengths: list[int], budget: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Cut prompts laid end to end every `budget` tokens: (prompt, start, end) for each part in a piece."""
+    """Cut the concatenated prompts every `budget` tokens: (prompt, start, end) for each part in a piece."""
     piece, room = [], budget
     for prompt, length in enumerate(lengths):
         start = 0

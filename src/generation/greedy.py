@@ -1,4 +1,4 @@
-"""The likeliest answers of a model to a few prompts: what a run shows of itself before and after."""
+"""A model's likeliest answers to a few prompts, as a run's report shows them before and after training."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from src.tokenizer import Tokenizer
 
 def likeliest_answers(model: RWKV, tokenizer: Tokenizer, prompts: Sequence[list[int]],
                       max_tokens: int) -> list[tuple[str, bool]]:
-    """Answer each prompt by the likeliest token at each place, all of them together; the model's training mode is left as it was.
+    """Answer all prompts together, taking the likeliest token at each place; the model's training mode is left as it was.
 
-    No random number is drawn, so a run that asks for it goes on as one that does not.
+    No random number is drawn, so this does not change a run that calls it.
 
     Args:
-        prompts: tokens; where there is none, end-of-text stands in their place, as in training.
+        prompts: tokens; an empty prompt is replaced by end-of-text, as in training.
 
     Returns:
-        for each prompt the answer's text, and whether it came to its end within `max_tokens`.
+        for each prompt the answer's text, and whether it is complete within `max_tokens`.
 
     Raises:
         NotFinite: the model's logits are not finite.

@@ -1,4 +1,4 @@
-"""How many rows memory has room for."""
+"""How many rows fit in memory."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ import torch
 from src.checkpoint.dimensions import Dimensions
 from src.generation.config import Sampling
 
-# More rows at once make a step no cheaper by the row.
+# With more rows a step gets no cheaper per row.
 MOST = {"cpu": 128, "cuda": 512}
-# Of the memory that is free once the weights are there: the rest is for prompts and for others.
+# Share of the memory that is free after loading the weights; the rest is for prompts and other programs.
 SHARE = 0.5
 
 
 def rows_that_fit(dimensions: Dimensions, sampling: Sampling, device: torch.device) -> int:
-    """The rows that `--batch_size auto` takes, at least one: each has a state, logits in a few copies, and the tokens drawn."""
+    """The rows of `--batch_size auto`, at least one: each has a state, a few copies of logits, and the tokens drawn."""
     state = dimensions.n_layer * dimensions.n_embd * (dimensions.head_size + 2) * 4
     row = state + 4 * 4 * dimensions.vocab_size + 16 * sampling.max_tokens
     return max(1, min(MOST.get(device.type, 128), int(SHARE * free_bytes(device)) // row))

@@ -1,9 +1,9 @@
 """The growing output CSV: complete records only, in the input's order, each on disk before the next begins.
 
-A record is compared byte for byte with what this module would write for the input's row, which tells at once
-where a write was torn off, and whether the file belongs to another input. Beside it `OUTPUT.csv.json` keeps
-the settings, so that one file never mixes answers of two models or two ways of sampling, and, once the file
-is complete, the summary of the run that finished it.
+A record is compared byte for byte with what this module would write for the input's row. That shows where a
+write was cut short, and whether the file belongs to another input. `OUTPUT.csv.json` keeps the settings, so that
+one file never mixes answers of two models or two ways of sampling, and, once the file is complete, the summary
+of the run that finished it.
 """
 
 import re
@@ -19,9 +19,9 @@ from src.errors import UserError
 from src.files import append_whole, atomic_write, cut_back, json_text, open_alone, regular_file, remedy
 
 _ANOTHER = "choose another --output_csv, or remove this one"
-# Some that every sidecar has, and other files don't.
+# Fields that every sidecar has, and other files don't.
 _SETTINGS = {"seed": int, "stop": str}
-# At the place where a reject begins: the field with the line's end, and what is left of it when a write is torn off.
+# From where a reject begins: the field with the line's end, and the part of it that is left when a write is cut short.
 _REJECT = re.compile(rb'"[^"]*(?:""[^"]*)*"\n')
 _TORN = re.compile(rb'(?:"[^"]*(?:""[^"]*)*"?)?')
 
@@ -34,34 +34,34 @@ class Output:
         self._descriptor = descriptor
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Write the next rows at once and wait until they are on disk. Raises UserError where the disk refuses."""
+        """Write the next rows at once and wait until they are on disk. Raises UserError if that fails."""
         self.write("".join(map(format_row, rows)))
         self.done += len(rows)
 
     def write(self, text: str) -> None:
-        """Write whole records; where the disk refuses, the file stays as it was."""
+        """Write whole records; if that fails, the file stays as it was."""
         try:
             append_whole(self._descriptor, text.encode())
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); the rows finished before are saved, and the "
-                            f"same command continues from there; {remedy(error)} first") from error
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); the finished rows are saved: {remedy(error)}, "
+                            "then the same command continues from there") from error
 
 
 @contextmanager
 def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row], kept: Sequence[bool],
                 sources: Sequence[int] | None = None) -> Iterator[Output]:
-    """Begin the output, or go on with one that an earlier run left; one without a row is begun anew.
+    """Start the output, or continue that of an earlier run; an output without a row is started again.
 
-    Where the block ends with an error before a row is there, nothing stays that another choice of flags would stumble over.
+    If the block ends with an error before the first row, both files are removed, so that other flags can be used next.
 
     Args:
-        settings: everything that answers depend on; it must be equal to that of the earlier run.
+        settings: everything that answers depend on; must equal that of the earlier run.
         rows: all rows of the input, each as often as the output has it.
-        kept: for each of them, whether its reject is to stand in the output as it is.
-        sources: for each of them, its number in the input, from 0, for messages; where None, they are the input's one to one.
+        kept: for each row, whether its reject is copied to the output as it is.
+        sources: for each row, its number in the input, from 0, for messages; None if the rows are the input's one to one.
 
     Raises:
-        UserError: `path` holds something else than the beginning of this output, or another run is writing it.
+        UserError: `path` does not hold the beginning of this output, or another run is writing it.
     """
     path = Path(path)
     if not path.exists() and _sidecar_path(path).exists():
@@ -83,7 +83,7 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
         except BaseException:
             if not output.done:
                 for made in (_sidecar_path(path), path):
-                    regular_file(made).unlink(missing_ok=True)  # of a link, what it leads to
+                    regular_file(made).unlink(missing_ok=True)  # for a link, its target
             raise
 
 
@@ -94,31 +94,31 @@ def write_summary(path: str | Path, settings: dict[str, Any], summary: dict[str,
 
 def read_progress(data: bytes, rows: Sequence[Row], kept: Sequence[bool], path: Path,
                   sources: Sequence[int] | None = None) -> tuple[int, int]:
-    """How many rows an output holds, and how many bytes these take with the header; what follows them was torn off.
+    """The number of complete rows in an output, and their size in bytes with the header; a cut-off record may follow.
 
-    Raises UserError where `data` is not the beginning of the output for these rows.
+    Raises UserError if `data` is not the beginning of the output for these rows.
     """
     header = HEADER.encode()
     if not data.startswith(header):
         if header.startswith(data):
             return 0, 0
-        raise UserError(f"{path}: does not begin with {HEADER.strip()}, so this script did not write it; {_ANOTHER}")
+        raise UserError(f"{path}: does not begin with {HEADER.strip()}, so it was not written by this script; {_ANOTHER}")
     size = len(header)
     for number, (row, keep) in enumerate(zip(rows, kept, strict=True)):
         expected = format_row(row if keep else row._replace(reject="")).encode()
         if not keep:
-            expected = expected.removesuffix(b'""\n')  # the reject is in the output alone
+            expected = expected.removesuffix(b'""\n')  # only the output has the reject
         if not data.startswith(expected, size):
             if expected.startswith(data[size:]):
                 return number, size
-            raise _stranger(path, number, sources)
+            raise _mismatch(path, number, sources)
         end = size + len(expected)
         if not keep:
             reject = _REJECT.match(data, end)
             if not reject and _TORN.fullmatch(data, end):
                 return number, size
             if not reject or reject[0] == b'""\n':
-                raise _stranger(path, number, sources)
+                raise _mismatch(path, number, sources)
             end = reject.end()
         size = end
     if len(data) > size:
@@ -126,7 +126,7 @@ def read_progress(data: bytes, rows: Sequence[Row], kept: Sequence[bool], path: 
     return len(rows), size
 
 
-def _stranger(path: Path, number: int, sources: Sequence[int] | None) -> UserError:
+def _mismatch(path: Path, number: int, sources: Sequence[int] | None) -> UserError:
     source = (sources[number] if sources else number) + 1
     return UserError(f"{path}: its row {number + 1} was not made from row {source} of --input_csv as it is now; {_ANOTHER}")
 
@@ -136,13 +136,13 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     try:
         found = parse_json(sidecar.read_bytes(), _SETTINGS)
     except FileNotFoundError:
-        raise UserError(f"{path}: exists, without the {sidecar.name} that would tell how it was made; {_ANOTHER}") from None
+        raise UserError(f"{path}: exists without the {sidecar.name} that says how it was made; {_ANOTHER}") from None
     except BadJson as error:
         raise UserError(f"{sidecar}: is damaged, or not of {path.name} ({error}); {_ANOTHER}") from None
     differing = [f"{name} {reprlib.repr(found.get(name))} (now {reprlib.repr(value)})" for name, value in settings.items()
                  if name not in found or found[name] != value]
     if differing:
-        raise UserError(f"{path}: was begun with {', '.join(differing)}; give the same to go on, or {_ANOTHER}")
+        raise UserError(f"{path}: was started with {', '.join(differing)}; give the same to continue, or {_ANOTHER}")
 
 
 def _write_sidecar(path: Path, content: dict[str, Any]) -> None:

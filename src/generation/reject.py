@@ -1,4 +1,4 @@
-"""The job of rlhf_generate_reject_csv.py: the base model itself answers each prompt, and its answers become the rejects."""
+"""The job of rlhf_generate_reject_csv.py: the base model answers each prompt, and its answers become the rejects."""
 
 import time
 from collections import Counter
@@ -18,7 +18,7 @@ from src.generation.config import GenerateConfig
 from src.generation.memory import rows_that_fit
 from src.generation.output import Output, open_output, write_summary
 from src.model import build_model
-from src.model.decode import Forward, Kernels, serve
+from src.model.decode import Forward, Kernels, decoder_for
 from src.progress import progress_bar
 from src.settings import input_files
 from src.tokenizer import Tokenizer, load_tokenizer
@@ -26,13 +26,13 @@ from src.tokenizer.fidelity import Encoder
 
 
 def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
-    """Write `config.output_csv`, going on where an earlier run stopped; what was done is told on stderr and in the sidecar.
+    """Write `config.output_csv`, continuing where an earlier run stopped; a summary is on stderr and in the sidecar.
 
     Args:
-        notes: lines for stderr about the command, told once nothing is wrong with it.
+        notes: lines about the command, printed on stderr once all checks have passed.
 
     Raises:
-        UserError: whatever the user can mend; the rows finished until then are saved.
+        UserError: an error that the user can fix; the rows finished before it are saved.
     """
     for path in (config.output_csv, f"{config.output_csv}.json"):
         check_output(path, input_files(config))
@@ -48,12 +48,12 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
         **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),
     }
     kept = [bool(row.reject.strip()) and not config.overwrite for row in rows]
-    # The output's rows: which of the input's, and which of its rejects.
+    # For each row of the output: the input's row, and the number among its rejects.
     places = [(number, sample) for number in range(len(rows)) for sample in range(1 if kept[number] else config.num_rejects)]
     sources = [number for number, _ in places]
-    repeated, stands = [rows[number] for number in sources], [kept[number] for number in sources]
+    repeated, keeps = [rows[number] for number in sources], [kept[number] for number in sources]
     in_the_file = [reading.numbers[number] - 1 for number in sources]
-    with open_output(config.output_csv, settings, repeated, stands, in_the_file) as output:
+    with open_output(config.output_csv, settings, repeated, keeps, in_the_file) as output:
         report_reading(reading)
         for note in notes:
             say(note)
@@ -61,15 +61,15 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
             say(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do")
             return
         if output.done:
-            say(f"{config.output_csv}: continues behind row {output.done} of {len(places)}")
+            say(f"{config.output_csv}: continuing after row {output.done} of {len(places)}")
         if all(kept):
-            say("note: every row has a reject already, so nothing is drawn, and no flag of sampling has an effect; --overwrite 1 "
+            say("note: every row has a reject already, so nothing is drawn and no sampling flag has an effect; --overwrite 1 "
                 "draws new ones")
         requests = _requests(config, tokenizer, reading, kept, places[output.done:])
         model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
                             quantize_head=config.strategy.quantization == "int8")
         del weights
-        summary = _write_rows(config, serve(model), tokenizer, rows, kept, places, requests, output)
+        summary = _write_rows(config, decoder_for(model), tokenizer, rows, kept, places, requests, output)
         write_summary(config.output_csv, settings, summary)
     stops = ", ".join(f"{count} by {reason}" for reason, count in summary["stop_reasons"].items())
     equal = f"; {summary['equal_to_chosen']} equal the chosen answer" if summary["equal_to_chosen"] else ""
@@ -81,7 +81,7 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
 
 def _requests(config: GenerateConfig, tokenizer: Tokenizer, reading: Reading, kept: list[bool],
               places: list[tuple[int, int]]) -> list[Request]:
-    """What there is to write; prompts over `ctx_len` tokens, and those that the tokenizer changes, are reported."""
+    """The answers to write; reports prompts over `ctx_len` tokens, and those that the tokenizer changes."""
     prompts: dict[int, tuple[int, ...]] = {}
     encoder = Encoder(tokenizer)
     for number, _ in places:
@@ -99,7 +99,7 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, reading: Reading, ke
 
 def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: Tokenizer, rows: list[Row], kept: list[bool],
                 places: list[tuple[int, int]], requests: list[Request], output: Output) -> dict[str, Any]:
-    """Answer what `output` lacks and append it in the rows' order, each row as soon as those before it are done."""
+    """Write the answers that `output` lacks, in the rows' order, each as soon as those before it are done."""
     started, first, tokens, equal = time.monotonic(), output.done, 0, 0
     lengths: list[int] = []
     reasons: Counter[str] = Counter()
@@ -111,13 +111,13 @@ def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: To
 
     with progress_bar("rows", len(places), first) as advance:
 
-        def tell(written: int) -> None:
+        def show(written: int) -> None:
             advance(written, f"({tokens / (time.monotonic() - started):.0f} tokens/s)")
 
         def on_tokens(drawn: int) -> None:
             nonlocal tokens
             tokens += drawn
-            tell(0)
+            show(0)
 
         def flush() -> None:
             ready: list[Row] = []
@@ -125,7 +125,7 @@ def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: To
                 ready.append(rows[places[at][0]]._replace(reject=finished.pop(places[at])))
             if ready:
                 output.append(ready)
-                tell(len(ready))
+                show(len(ready))
 
         flush()
         for answer in generate(engine, tokenizer, requests, config.sampling, config.seed, batch_size, on_tokens, refuse):

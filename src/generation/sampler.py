@@ -1,12 +1,12 @@
-"""Drawing tokens from logits, all rows at once, and following each row to its end; knows nothing of models.
+"""Draws tokens from logits, all rows at once, and follows each row to its end; knows nothing about models.
 
-A sampler has a slot for each row, in which it remembers the row's own uniform numbers, what it has drawn, where the automaton of
-automaton.py stands and how the row ended. The kernels of cuda/ draw in a few passes over a row's logits; where they can't be
-built PyTorch does, by the pure functions here, which are also what the kernels are tested against. Neither waits for a GPU.
+A sampler has a slot for each row, with the row's own uniform numbers, the tokens drawn, the state of its automaton
+(automaton.py) and how the row ended. The kernels of cuda/ draw in a few passes over a row's logits. Where they can't be built,
+PyTorch draws by the pure functions here, which the kernels are tested against too. Neither waits for a GPU.
 
-The maths is that of `PIPELINE` in the `rwkv` package, so that its settings mean here what they mean there:
+The maths is that of `PIPELINE` in the `rwkv` package, so that its settings have the same meaning here:
 penalties are subtracted from the logits, the nucleus is cut at temperature 1, and the temperature reshapes
-what is left. Two differences, where the package's result hangs on rounding: top_p 1 keeps every token (the
+the rest. Two differences, where the package's result depends on rounding: top_p 1 keeps every token (the
 package turns greedy where its float32 sum stays below 1), and ties at the top_k border are all kept.
 """
 
@@ -17,10 +17,10 @@ from src import kernels
 from src.generation.automaton import ENDS, NEVER, STOPS, Automaton
 from src.generation.config import Sampling
 
-# A nucleus seldom has more tokens; where it has, more are looked at. To select these few takes a twentieth of a sort's time.
+# A nucleus seldom has more tokens; if it has, more are searched. Selecting this few takes a twentieth of a sort's time.
 CANDIDATES = 256
 
-# How a row has ended; as in kernels/sample.h.
+# How a row has ended; the same numbers as in kernels/sample.h.
 GOES_ON, BY_STOP, BY_END_OF_TEXT, BY_MAX_TOKENS, NOT_FINITE = range(5)
 
 
@@ -28,38 +28,38 @@ class KernelSampler:
     """By the kernels, on the CPU or a GPU."""
 
     def __init__(self, size: int, automaton: Automaton, weight: Tensor, sampling: Sampling, device: torch.device):
-        """weight: float32 [V], what drawing a token adds to its count."""
+        """weight: float32 [V], added to a token's count when it is drawn."""
         self._rules = automaton.next.to(device), automaton.n_blank, weight.to(device)
         self._sampling, shape = sampling, (size, sampling.max_tokens)
         uniforms = torch.zeros(shape, dtype=torch.float64, device=device)
         tokens, counts = torch.zeros(shape, dtype=torch.int32, device=device), torch.zeros(shape, device=device)
-        # Of each row: distinct tokens, tokens drawn, the automaton's state, how it ended.
+        # For each row: distinct tokens, tokens drawn, the automaton's state, how it ended.
         rows = torch.tensor([0, 0, 0, BY_MAX_TOKENS], dtype=torch.int32).repeat(size, 1).to(device)
         self._tables = uniforms, tokens, counts, rows
 
     def enter(self, first: int, uniforms: Tensor) -> None:
-        """New rows in slots first .. first + n - 1: uniforms float64 [n, max_tokens] in [0, 1), for each token one."""
+        """Start rows in slots first .. first + n - 1: uniforms float64 [n, max_tokens] in [0, 1), one for each token."""
         slots = slice(first, first + len(uniforms))
         self._tables[0][slots].copy_(uniforms, non_blocking=True)
         self._tables[3][slots] = 0
 
     def draw(self, logits: Tensor) -> Tensor:
-        """Draw for slots 0 .. n - 1: logits [n, V], which are used up -> int32 [2, n], the tokens and how each row has ended.
+        """Draw for slots 0 .. n - 1: logits [n, V], overwritten -> int32 [2, n], the tokens and how each row has ended.
 
-        A row that had ended draws nothing more; its token is 0.
+        A row that has ended draws nothing more; its token is 0.
         """
         how = self._sampling
         return torch.ops.rwkv_wkv.decode_sample(logits, *self._rules, *self._tables, how.presence, how.frequency,
                                                 how.penalty_decay, how.temperature, how.top_p, how.top_k)
 
     def move(self, to: Tensor, source: Tensor) -> None:
-        """Into slots `to` [M] the rows from slots `source` [M]."""
+        """Copy the rows from slots `source` [M] into slots `to` [M]."""
         for table in self._tables:
             table[to] = table[source]
 
 
 class TorchSampler:
-    """The same by PyTorch, with tables of the whole vocabulary."""
+    """The same in PyTorch, with tables of the whole vocabulary."""
 
     def __init__(self, size: int, automaton: Automaton, weight: Tensor, sampling: Sampling, device: torch.device):
         self._next, self._n_blank, self._weight = automaton.next.to(device), automaton.n_blank, weight.to(device)
@@ -69,7 +69,7 @@ class TorchSampler:
         self._seen = torch.zeros_like(self._occurrence, dtype=torch.bool)
         self._drawn, self._state = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
         self._ended = torch.full_like(self._drawn, BY_MAX_TOKENS)
-        # To look at all at once takes longer, but to look whether more are needed would wait for the device.
+        # Searching all at once takes longer, but checking whether more are needed would wait for the device.
         self._candidates = CANDIDATES if device.type == "cpu" else len(weight)
 
     def enter(self, first: int, uniforms: Tensor) -> None:
@@ -107,7 +107,7 @@ class TorchSampler:
 
 def choose_sampler(size: int, automaton: Automaton, weight: Tensor, sampling: Sampling,
                    device: torch.device) -> KernelSampler | TorchSampler:
-    """For `size` slots."""
+    """The kernels' sampler where they can be built, else PyTorch's, with `size` slots."""
     by_kernel = device.type in ("cpu", "cuda") and kernels.missing(device.type) is None
     return (KernelSampler if by_kernel else TorchSampler)(size, automaton, weight, sampling, device)
 
@@ -122,7 +122,7 @@ def penalize(logits: Tensor, occurrence: Tensor, seen: Tensor, presence: float, 
 
 
 def count(occurrence: Tensor, seen: Tensor, tokens: Tensor, weight: Tensor, decay: float) -> None:
-    """Enter the tokens just drawn, in place: occurrence and seen [B, V], tokens [B], weight [V] (1 for a token that counts)."""
+    """Count the tokens just drawn, in place: occurrence and seen [B, V], tokens [B], weight [V] (1 for a token that counts)."""
     column = tokens.unsqueeze(-1)
     occurrence.mul_(decay).scatter_add_(-1, column, weight[column].to(occurrence.dtype))
     seen.scatter_(-1, column, True)
@@ -130,16 +130,16 @@ def count(occurrence: Tensor, seen: Tensor, tokens: Tensor, weight: Tensor, deca
 
 def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int = 0,
            candidates: int = CANDIDATES) -> Tensor:
-    """Draw one token a row: logits [B, V], uniforms [B] in [0, 1) -> tokens [B]. A row's token depends on that row alone."""
+    """Draw one token a row: logits [B, V], uniforms [B] in [0, 1) -> tokens [B]. A row's token depends only on that row."""
     if temperature == 0:
         return logits.argmax(-1)
     return draw(probabilities(logits, temperature, top_p, top_k, candidates), uniforms)
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int = 0, candidates: int = CANDIDATES) -> Tensor:
-    """What `sample` draws from: logits [B, V] -> [B, V], rows that sum to 1. The temperature is above 0.
+    """The distribution of `sample`: logits [B, V] -> [B, V], rows that sum to 1. The temperature is above 0.
 
-    Tokens stay if they are as likely as the one at which the sorted sum reaches top_p; among them those as
+    Tokens stay if they are at least as likely as the one at which the sorted sum reaches top_p, and at least as
     likely as the top_k-th; their probabilities are raised to 1 / temperature.
     """
     probs = logits.softmax(-1)
@@ -148,7 +148,7 @@ def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int =
         cutoff = cutoff.maximum(probs.topk(top_k, dim=-1).values[:, -1:])
     probs = probs.masked_fill(probs < cutoff, 0)
     if temperature != 1:
-        # Against the largest, so that a low temperature can't turn all of them to zero.
+        # Relative to the largest, so that a low temperature can't make all of them zero.
         probs = (probs / probs.amax(-1, keepdim=True)) ** (1 / temperature)
     return probs / probs.sum(-1, keepdim=True)
 
@@ -157,7 +157,7 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Invert the cumulative distribution, tokens in the order of their ids: probs [B, V], uniforms [B] -> tokens [B]."""
     cumulative = probs.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    # Strictly below the total even where the product rounds up to it; strictly above is then never a token of probability 0.
+    # Strictly below the total even where the product rounds up to it; so a token of probability 0 is never drawn.
     target = (uniforms.unsqueeze(-1) * total).minimum(total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
@@ -165,10 +165,10 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
 def _nucleus(probs: Tensor, top_p: float, candidates: int) -> Tensor:
     """The probability [B, 1] of the token at which the sum from the likeliest down reaches top_p."""
     largest = probs.topk(candidates, dim=-1).values
-    # Of their own sum, which is 1 but for float32's rounding, as the sums are that it is compared with.
+    # Relative to their own sum, which float32's rounding keeps from being exactly 1, like the sums that it is compared with.
     share = top_p * probs.sum(-1, keepdim=True, dtype=torch.float64)
     reached = largest.cumsum(-1, dtype=torch.float64) >= share
-    # Where even the sum of all rounds to less than the share, all stay.
+    # If even the sum of all rounds to less than the share, all stay.
     cutoff = largest.gather(-1, reached.int().argmax(-1, keepdim=True)).masked_fill(~reached[:, -1:], 0)
     if candidates < probs.shape[-1] and len(short := (~reached[:, -1]).nonzero().squeeze(-1)):
         cutoff[short] = _nucleus(probs[short], top_p, min(16 * candidates, probs.shape[-1]))

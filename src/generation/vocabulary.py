@@ -1,4 +1,4 @@
-"""What generation must know of a tokenizer: each token's bytes, which tokens are never drawn, and an answer's text."""
+"""What generation needs from a tokenizer: each token's bytes, which tokens are never drawn, and an answer's text."""
 
 import codecs
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from src.data.templates import clean
 from src.tokenizer import Tokenizer
 
-# Tokens made of these characters alone repeat in any table or sum; the rwkv package does not count them either.
+# Tokens of only these characters repeat in any table or sum; the rwkv package does not count them either.
 UNCOUNTED = b" \t0123456789"
 _PADDING = (b"", "\N{REPLACEMENT CHARACTER}".encode())
 
@@ -18,16 +18,16 @@ _PADDING = (b"", "\N{REPLACEMENT CHARACTER}".encode())
 class Vocabulary(NamedTuple):
     """The V rows of a model's head as text."""
 
-    pieces: list[bytes]  # what each token adds to an answer
+    pieces: list[bytes]  # the bytes that each token adds to an answer
     banned: Tensor  # [V] bool, never drawn
     weight: Tensor  # [V] float32, 1 where a drawn token counts for the frequency penalty, else 0
 
 
 def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, ban_end_of_text: bool) -> Vocabulary:
-    """Look at every token of a model with `vocab_size` rows.
+    """The vocabulary of a model with `vocab_size` rows.
 
-    Banned are the end of text (if asked), tokens that add nothing to a text, and the rows that fill a
-    checkpoint up behind the tokenizer's last entry, which no text has and no training has seen.
+    Banned are the end of text (if asked), tokens that add nothing to a text, and the padding rows of a
+    checkpoint after the tokenizer's last entry, which no training has seen.
     """
     known = min(vocab_size, tokenizer.vocab_size)
     pieces = [tokenizer.decode_bytes([token]) for token in range(known)]
@@ -41,7 +41,7 @@ def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, ban_end_of_text: bool
 
 
 def answer_text(tokenizer: Tokenizer, tokens: Sequence[int], stop: str) -> str:
-    """The text of a whole answer: up to `stop`, without a character whose last bytes were not drawn any more, cleaned."""
+    """The text of a whole answer: up to `stop`, without an incomplete character at the end, cleaned."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     text = decoder.decode(tokenizer.decode_bytes(tokens))
     return clean(text.partition(stop)[0] if stop else text)

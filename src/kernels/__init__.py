@@ -1,7 +1,7 @@
-"""The compiled kernels (kernels/ for the CPU, cuda/ for the card): whether they are here, and what of the processor they use.
+"""The compiled kernels (kernels/ for the CPU, cuda/ for the GPU): whether they are available, and which instructions they use.
 
-They are torch operators, `torch.ops.rwkv_wkv`. Where they can't be built one line says why, and PyTorch's own operators run in
-their place.
+They are torch operators, `torch.ops.rwkv_wkv`. If they can't be built, one line says why, and PyTorch's own operators run
+instead.
 """
 
 from functools import cache
@@ -13,13 +13,13 @@ from src.errors import UserError
 from src.kernels.library import load_library
 from src.kernels.operators import register
 
-# Sets of instructions that the CPU's kernels are built for, the highest first; as in kernels/instructions.cpp.
+# Instruction sets that the CPU's kernels are built for, the highest first; the same as in kernels/instructions.cpp.
 INSTRUCTIONS = ("avx512bf16", "avx512", "avx2", "default")
 
 
 @cache
 def missing(device: str) -> str | None:
-    """None where the kernels for "cpu" or "cuda" are ready; else the reason, told once on stderr."""
+    """None if the kernels for "cpu" or "cuda" are ready; else the reason, printed once on stderr."""
     if device == "cuda" and (reason := missing("cpu")) is not None:
         return reason
     try:
@@ -27,7 +27,7 @@ def missing(device: str) -> str | None:
     except (RuntimeError, OSError, ImportError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
     if reason is not None:
-        say(f"The WKV kernels for {device} are not used: {reason}. The recurrence runs in PyTorch meanwhile, several times "
+        say(f"The WKV kernels for {device} are not used: {reason}. The recurrence runs in PyTorch instead, several times "
             "slower.")
     elif device == "cpu":
         register()
@@ -35,9 +35,9 @@ def missing(device: str) -> str | None:
 
 
 def recycle_memory() -> None:
-    """From here on large CPU tensors take the memory of freed ones of like size (kernels/cpu_memory.cpp).
+    """From now on large CPU tensors reuse the memory of freed ones of similar size (kernels/cpu_memory.cpp).
 
-    A training step then peaks a quarter lower than with glibc, whose heap it fills with holes. Does nothing where the kernels
+    The peak of a training step is then a quarter lower than with glibc, whose heap it fragments. Does nothing if the kernels
     can't be built.
     """
     if missing("cpu") is None:
@@ -45,10 +45,10 @@ def recycle_memory() -> None:
 
 
 def use_instructions(name: str) -> None:
-    """From here on the CPU's kernels use this set of instructions, one of INSTRUCTIONS; before, the highest that torch uses here.
+    """From now on the CPU's kernels use this instruction set, one of INSTRUCTIONS; by default, the highest that torch uses here.
 
     Raises:
-        UserError: the set is unknown, this processor has not got it, or the kernels can't be built.
+        UserError: the set is unknown, this processor lacks it, or the kernels can't be built.
     """
     if name not in INSTRUCTIONS:
         raise UserError(f"instructions {name!r} are unknown; choose one of {', '.join(INSTRUCTIONS)}")

@@ -1,7 +1,7 @@
-"""The kernels' compiled library: built once by torch's extension builder, kept in its cache, and whole or built again.
+"""The kernels' compiled library: built once by torch's extension builder, kept in its cache, and rebuilt if damaged.
 
-A library's name ends in the digest of its content. One that a full disk or a crash has cut off would end the process at the first
-touch of a missing page (SIGBUS), which no program can catch; by its name it is recognized before it is loaded.
+A library's name ends in the digest of its content. Loading a library that a full disk or a crash has cut off would kill the
+process at the first access to a missing page (SIGBUS). The digest reveals the damage before that.
 """
 
 import hashlib
@@ -25,23 +25,23 @@ SOURCES = {"cpu": _ROOT / "kernels", "cuda": _ROOT / "cuda"}
 CPU_SOURCES = ("bindings_cpu.cpp", "bindings_decode.cpp", "bindings_sample.cpp", "cpu_memory.cpp", "instructions.cpp",
                "cpu_avx512bf16.cpp", "cpu_avx512.cpp", "cpu_avx2.cpp", "cpu_plain.cpp")
 FLAGS = ("-std=c++20", "-O3")
-# Without it torch's parallel loops run on one thread; Apple's compiler has none.
+# Without it torch's parallel loops run on one thread; Apple's compiler lacks it.
 OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
 CPU_FLAGS = (*FLAGS, *OPENMP, "-ffp-contract=fast", "-Wno-psabi")
 
 
 def load_library(device: str) -> str | None:
-    """Load the kernels for "cpu" or "cuda" as torch's operators, built first where need be; returns why that can't be done.
+    """Load the kernels for "cpu" or "cuda" as torch's operators, building them if needed; returns the reason if it can't.
 
-    Raises whatever the system and the builder raise: OSError, RuntimeError, ImportError.
+    Raises the errors of the system and the builder: OSError, RuntimeError, ImportError.
     """
     name = f"rwkv_wkv_{device}"
     built_with: tuple[str, ...] = ()
     if device == "cuda":
         if torch.version.hip is not None:
-            return "they have never been tried on ROCm"
+            return "they are untested on ROCm"
         if torch.version.cuda is None:
-            return "this torch is built for the CPU alone"
+            return "this torch is built for the CPU only"
         toolkit = use_toolkit()
         if isinstance(toolkit, str):
             return toolkit
@@ -58,7 +58,7 @@ def load_library(device: str) -> str | None:
 
 
 def folder_of(name: str, built_with: tuple[str, ...]) -> Path:
-    """One for each state of the sources, the flags, torch, Python and what else it is built with, in the builder's cache."""
+    """A folder in the builder's cache for each combination of sources, flags, torch, Python and `built_with`."""
     from torch.utils.cpp_extension import get_default_build_root
 
     digest = hashlib.sha256(repr((torch.__version__, sys.version, CPU_FLAGS, *built_with)).encode())
@@ -69,7 +69,7 @@ def folder_of(name: str, built_with: tuple[str, ...]) -> Path:
 
 
 def keep(built: Path, folder: Path) -> Path:
-    """Move a library that was just built to where it is looked for, on disk and under a name that has its digest."""
+    """Sync a newly built library and move it to its place, under a name with its digest."""
     with built.open("rb") as file:
         os.fsync(file.fileno())
     kept = folder / f"{built.stem}-{sha256(built)[:32]}.so"
@@ -79,14 +79,14 @@ def keep(built: Path, folder: Path) -> Path:
 
 @contextmanager
 def _only_builder(folder: Path, device: str) -> Iterator[None]:
-    from filelock import FileLock, Timeout  # torch brings it
+    from filelock import FileLock, Timeout  # a dependency of torch
 
-    # The builder's own lock outlives a killed process; this one does not.
+    # Unlike the builder's own lock, this one does not outlive a killed process.
     lock = FileLock(folder / "one_builder")
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        say(f"Waiting for another process that builds the WKV kernels for {device} ...")
+        say(f"Waiting for another process to build the WKV kernels for {device} ...")
         lock.acquire()
     try:
         yield
@@ -95,18 +95,18 @@ def _only_builder(folder: Path, device: str) -> Iterator[None]:
 
 
 def _load_kept(folder: Path, name: str) -> bool:
-    """Load a library that was kept, if there is one; a damaged one is removed. Raises OSError for one that can't be loaded."""
+    """Load the cached library, if there is one; a damaged one is removed. Raises OSError for one that can't be loaded."""
     for path in folder.glob(f"{name}-*.so"):
         if path.stem == f"{name}-{sha256(path)[:32]}":
             torch.ops.load_library(str(path))
             return True
-        say(f"{path}: removed, and built again, since it is damaged")
+        say(f"{path}: removed and built again, since it is damaged")
         path.unlink(missing_ok=True)
     return False
 
 
 def _build(name: str, device: str, folder: Path) -> str | None:
-    """Build in a folder of its own and move the library into place, so that none is ever found half-written."""
+    """Build in a separate folder and move the library into place, so that it is never found half-written."""
     import ninja
     from torch.utils import cpp_extension
 
@@ -117,11 +117,11 @@ def _build(name: str, device: str, folder: Path) -> str | None:
     work.mkdir()
     say(f"Building the WKV kernels for {device}, once (a minute or two) ...")
     path = os.environ.get("PATH")
-    # There, but on no PATH, where the environment is not activated.
+    # Without an activated environment ninja is installed, but not on the PATH.
     os.environ["PATH"] = os.pathsep.join((ninja.BIN_DIR, path or os.defpath))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler's version and the architectures, which users can't act on
+            warnings.simplefilter("ignore")  # about the compiler's version and the architectures, which users can't act on
             cpp_extension.load(name, list(map(str, sources)), build_directory=str(work),
                                extra_cflags=list(CPU_FLAGS), extra_cuda_cflags=list(FLAGS), extra_ldflags=list(OPENMP),
                                with_cuda=device == "cuda", is_python_module=False)

@@ -1,4 +1,4 @@
-"""What tracing needs (shapes without values) and what autograd needs of the kernels' operators, for all devices."""
+"""Registers the kernels' operators for tracing (shapes without values) and autograd, on all devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def register() -> None:
-    """Once, after the CPU's library has been loaded, which declares the operators."""
+    """Call once, after loading the CPU's library, which declares the operators."""
     for version, names in (("wkv6", ("r", "log_w", "k", "v", "u")), ("wkv7", ("r", "log_w", "k", "v", "kappa", "a"))):
         torch.library.register_fake(f"rwkv_wkv::{version}_forward", _fake_forward)
         torch.library.register_fake(f"rwkv_wkv::{version}_step", lambda r, *_: torch.empty_like(r))

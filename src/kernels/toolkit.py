@@ -1,4 +1,4 @@
-"""The CUDA toolkit that extensions are built with: found by its headers, since not every `nvcc` on the PATH lies beside them."""
+"""The CUDA toolkit that extensions are built with: found by its headers, since an `nvcc` on the PATH may be elsewhere."""
 
 import os
 import re
@@ -19,26 +19,26 @@ class Toolkit(NamedTuple):
 def find_toolkit() -> Toolkit | str:
     """The first complete toolkit among CUDA_HOME, CUDA_PATH, nvcc's own folder and /usr/local/cuda; else what is missing.
 
-    Distributions and containers put a script or a link called nvcc on the PATH, whose parent folder has no headers; so nvcc
-    itself is asked where it lies.
+    Distributions and containers put a script or a link called nvcc on the PATH, whose parent folder has no headers; so nvcc's
+    own dry run is asked for its folder.
     """
     looked = []
     for home in _candidates():
         if (home / "bin" / "nvcc").is_file() and (home / "include" / "cuda_runtime.h").is_file():
             version = _version(home / "bin" / "nvcc")
             if version.split(".")[0] != (torch.version.cuda or "").split(".")[0]:
-                return (f"nvcc in {home} is of CUDA {version} and torch of {torch.version.cuda}; install the toolkit of torch's "
+                return (f"nvcc in {home} is of CUDA {version}, but torch of {torch.version.cuda}; install the toolkit of torch's "
                         "version, or set CUDA_HOME to it")
             return Toolkit(home, version)
         looked.append(str(home))
-    return (f"no CUDA toolkit with bin/nvcc and include/cuda_runtime.h was found (looked in {', '.join(looked)}); install that "
-            "of torch's CUDA version, or set CUDA_HOME to it")
+    return (f"no CUDA toolkit with bin/nvcc and include/cuda_runtime.h was found (looked in {', '.join(looked)}); install the "
+            "one of torch's CUDA version, or set CUDA_HOME to it")
 
 
 def use_toolkit() -> Toolkit | str:
-    """`find_toolkit`, and from here on torch's extension builder takes what it found, where it found one; DeepSpeed's does too.
+    """`find_toolkit`; from now on the extension builders of torch and DeepSpeed use the toolkit that it found, if any.
 
-    The builder's own search ends at any nvcc's parent.
+    The builder's own search stops at the parent of any nvcc.
     """
     toolkit = find_toolkit()
     if isinstance(toolkit, Toolkit):
@@ -49,7 +49,7 @@ def use_toolkit() -> Toolkit | str:
 
 
 def architectures() -> str:
-    """What extensions are built for, as torch's builder decides: TORCH_CUDA_ARCH_LIST, or the GPUs that are visible."""
+    """The architectures that torch's builder builds extensions for: TORCH_CUDA_ARCH_LIST, or those of the visible GPUs."""
     visible = {torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())}
     return os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(f"{major}.{minor}" for major, minor in sorted(visible))
 

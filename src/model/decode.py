@@ -1,9 +1,9 @@
-"""A model that only goes forward, token after token, its state changed in place: what writing text needs.
+"""Decoding: a model that only runs forward, token after token, updating its state in place.
 
-`serve` chooses how, here and nowhere else. On the CPU, where a compiler is found, kernels of our own (kernels/product_cpu.h,
-kernels/decode_cpu.h) compute in float32 from weights held at the model's precision, and every number of a sequence in an order
-that does not depend on the sequences beside it, nor on where its tokens were cut: so a sequence's logits are the same to the last
-bit in every batch. Elsewhere the model's own forward serves, in whose products another batch's shape changes the last bits.
+Only `decoder_for` chooses how. On the CPU, if a compiler is found, our own kernels (kernels/product_cpu.h, kernels/decode_cpu.h)
+compute in float32 from weights at the model's precision. They compute every number of a sequence in an order that depends neither
+on the other sequences nor on where its tokens are cut, so a sequence's logits are the same to the last bit in every batch.
+Elsewhere the model's own forward runs, and there the batch's shape changes the last bits of products.
 """
 
 import torch
@@ -20,21 +20,21 @@ from src.wkv import native
 
 
 class Forward:
-    """The model's own forward, made to change its state in place; where no kernels serve, and on a GPU."""
+    """The model's own forward with the state updated in place; used on a GPU, and where there are no kernels."""
 
     def __init__(self, model: RWKV, captures: bool = False):
         """captures: whether steps may be captured as CUDA graphs."""
         self.model, self.dimensions, self.device, self.captures = model, model.dimensions, model.device, captures
-        # Steps that wait in the device's queue while the host looks at an earlier one.
+        # Steps in the device's queue while the host reads the result of an earlier one.
         self.ahead = 2 if self.device.type == "cuda" else 0
 
     @torch.no_grad()
     def fresh(self, n_sequences: int) -> State:
-        """The states of so many sequences before any token, each in memory of its own."""
+        """The states of `n_sequences` sequences before any token, each in its own memory."""
         return self.model.initial_state(n_sequences).clone()
 
     def advance(self, tokens: Tensor, cu_seqlens: Tensor, state: State) -> Tensor:
-        """Read tokens [T_total] of S packed sequences, none of them empty, each from its state on, which moves on in place.
+        """Read tokens [T_total] of S packed sequences, none of them empty, from their states, which are updated in place.
 
         Returns the hidden vectors after each sequence's last token, [S, n_embd].
         """
@@ -43,7 +43,7 @@ class Forward:
         return hidden[(cu_seqlens[1:].to(torch.int64) - 1).to(hidden.device, non_blocking=True)]
 
     def advance_each(self, tokens: Tensor, state: State) -> Tensor:
-        """`advance` by one token [S] a sequence, without looking at a value on the host."""
+        """`advance` by one token [S] a sequence, without reading a value on the host."""
         hidden, after = self.model.forward_packed(tokens, ONE_EACH, state)
         state.copy_(after)
         return hidden
@@ -54,7 +54,7 @@ class Forward:
 
 
 class Kernels:
-    """The same by the CPU's kernels, for a base model as it is built: its weights are laid out anew, and it is taken apart."""
+    """The same by the CPU's kernels, for a base model without adapters. It is taken apart: its weights move to another layout."""
 
     ahead, captures = 0, False  # as in Forward
 
@@ -86,7 +86,7 @@ class Kernels:
         return State.zeros(self.dimensions, n_sequences, torch.float32)
 
     def advance(self, tokens: Tensor, cu_seqlens: Tensor, state: State) -> Tensor:
-        """As `Forward.advance`; hidden is float32."""
+        """Like `Forward.advance`; hidden is float32."""
         x = self._layer_norm(F.embedding(tokens, self._embedding).float(), self._norm_in)
         self._advance(x, state.att_shift, state.wkv, state.ffn_shift, cu_seqlens)
         last = x if len(cu_seqlens) == len(x) + 1 else x[cu_seqlens[1:].long() - 1]
@@ -103,11 +103,11 @@ class Kernels:
         return F.layer_norm(x, x.shape[-1:], *norm)
 
 
-def serve(model: RWKV) -> Forward | Kernels:
-    """How to write text with this model here; a model given to kernels is taken apart."""
+def decoder_for(model: RWKV) -> Forward | Kernels:
+    """The decoder for this model on its device; a model that kernels run is taken apart."""
     if model.device.type == "cuda":
         return Forward(model, captures=True)
-    by_kernels = (model.device.type == "cpu" and model.dtype != torch.float64 and native.serves(torch.empty(
+    by_kernels = (model.device.type == "cpu" and model.dtype != torch.float64 and native.supports(torch.empty(
         0, model.dimensions.n_head, model.dimensions.head_size)))
     return Kernels(model) if by_kernels else Forward(model)
 
@@ -117,7 +117,7 @@ _Laid = tuple[list[Products], list[Tensor], list[Tensor]]
 
 
 def _block7(block: rwkv7.Block, dtype: torch.dtype) -> _Laid:
-    """As `block7` of kernels/bindings_decode.cpp takes them."""
+    """The arguments of `block7` in kernels/bindings_decode.cpp."""
     att, ffn = block.att, block.ffn
     mixes_values = hasattr(att, "v0")
     pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if mixes_values else [])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Borders(NamedTuple):
-    """int32, of sequences packed end to end: 0 first, then where each ends."""
+    """int32, of sequences packed end to end: 0 first, then the end of each."""
 
     cu_seqlens: Tensor  # on the CPU
     bounds: Tensor  # the same on the model's device, for all layers and both directions
@@ -18,19 +18,19 @@ class Borders(NamedTuple):
 class Packing(NamedTuple):
     """Borders of S sequences packed end to end in [T_total, ...]; empty ones keep their state.
 
-    The first of them, the roots, go on from the state that the model is given; the others, if any, from a root's end.
+    The first of them, the roots, continue from the model's given state; the others, if any, from a root's end.
     """
 
     roots: Borders
-    others: Borders | None  # counted from where the roots end; None where there are no others
-    parents: Tensor | None  # int64 [S - R], the root that each of the others goes on from
+    others: Borders | None  # counted from the end of the roots; None if there are no others
+    parents: Tensor | None  # int64 [S - R], the root that each of the others continues from
     rows: Tensor  # int64, the sequences that have a token
     first: Tensor  # int64, where each of them starts
     last: Tensor  # int64, its last token
     root_rows: Tensor  # int64, the roots among `rows`
 
 
-# In a Packing's place: one token of each sequence, without gradients; the recurrence's states move on in place.
+# In place of a Packing: one token of each sequence, without gradients; the recurrence's states are updated in place.
 ONE_EACH = None
 
 
@@ -47,7 +47,7 @@ def read_packing(cu_seqlens: Tensor, parents: Tensor | None, device: torch.devic
 
 
 def _together(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Vectors of one dtype on the CPU, moved to the device by one copy for which the host does not wait."""
+    """Vectors of one dtype on the CPU, moved to the device by one asynchronous copy."""
     if device.type == "cpu":
         return tensors
     joined = torch.cat(list(tensors))
@@ -55,7 +55,7 @@ def _together(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tenso
 
 
 def token_shift(x: Tensor, before: Tensor, packing: Packing | None) -> tuple[Tensor, Tensor]:
-    """Each token's predecessor in its own sequence, and what the next call needs.
+    """Each token's predecessor in its own sequence, and the last tokens for the next call.
 
     x [T_total, D], before [R, D] (the token before each root's first) -> previous [T_total, D], last tokens [S, D].
     """
@@ -69,12 +69,12 @@ def token_shift(x: Tensor, before: Tensor, packing: Packing | None) -> tuple[Ten
 
 
 def mix_tokens(x: Tensor, previous: Tensor, mixes: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """x + (previous - x) * mix for each mix [D] or [T_total, D]: x, previous [T_total, D] -> as many of the same shape."""
+    """x + (previous - x) * mix for each mix [D] or [T_total, D]: x, previous [T_total, D] -> one of their shape for each mix."""
     return _Mix.apply(x, previous, *(like(mix, x) for mix in mixes))
 
 
 class _Mix(torch.autograd.Function):
-    """One pass over memory for each mix and direction, and nothing kept for the backward where the mixes are frozen."""
+    """One pass over memory for each mix and direction, and nothing kept for the backward if the mixes are frozen."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, previous: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
@@ -100,7 +100,7 @@ def relu_square(x: Tensor) -> Tensor:
 
 
 class _ReluSquare(torch.autograd.Function):
-    """2 max(x, 0) is the derivative, and the root of the result, which an adapter on the next product keeps anyway."""
+    """The derivative is 2 max(x, 0), twice the root of the result, which an adapter on the next product keeps anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class _ReluSquare(torch.autograd.Function):
 @torch.compiler.disable
 def recur(wkv: Callable[..., tuple[Tensor, Tensor]], step: Callable[..., Tensor], by_token: Sequence[Tensor], state: Tensor,
           packing: Packing | None) -> tuple[Tensor, Tensor]:
-    """A recurrence over roots, then over what goes on from them; or by a step.
+    """A recurrence over the roots, then over the sequences that continue them; or a single step.
 
     wkv(*by_token, state=, cu_seqlens=, bounds=), step(*by_token, state=); by_token [T_total, H, N], state [R, H, N, N]
     -> y [T_total, H, N], state [S, H, N, N].
@@ -136,7 +136,7 @@ def recur(wkv: Callable[..., tuple[Tensor, Tensor]], step: Callable[..., Tensor]
 def like(parameter: Tensor, x: Tensor) -> Tensor:
     """A vector or low-rank matrix at x's precision; official vectors are stored as [1, 1, D].
 
-    Frozen parameters already have it; trained ones are kept in float32 so that small steps are not rounded away.
+    Frozen parameters already have it; trained ones are float32, so that small steps are not rounded away.
     """
     return (parameter.flatten() if parameter.dim() == 3 else parameter).to(x.dtype)
 

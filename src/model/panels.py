@@ -1,8 +1,8 @@
-"""Weights laid out for products on the CPU that read each of them once, in order (the layouts: kernels/decode_kernels.h).
+"""Weights laid out for CPU products that read each of them once, in order (the layouts: kernels/decode_kernels.h).
 
-The weights are those of the training's forward to the last bit, save quantized ones in a bfloat16 model, which the forward rounds
-to it once scaled. Here codes are summed as they are and sums are scaled: int8's codes are exact in bfloat16, and NF4's 16 values
-are rounded where the processor multiplies two at once, which errs by 0.11 % where rounding the scaled weights errs by 0.17 %.
+The weights are those of the training's forward to the last bit, except quantized ones in a bfloat16 model: the forward scales
+them and rounds to bfloat16. Here codes are summed unscaled and the sums are scaled. int8's codes are exact in bfloat16; NF4's 16
+values are rounded where the processor multiplies two at once, an error of 0.11 %, against 0.17 % for rounding scaled weights.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Panels(NamedTuple):
     """One weight [out, in]."""
 
     data: Tensor
-    scales: Tensor  # empty where there are none
+    scales: Tensor  # empty if there are none
     into: int
     out: int
     kind: int
@@ -37,7 +37,7 @@ class Panels(NamedTuple):
 
 
 class Products:
-    """Products of as many inputs with a weight each, in one call: `activation(x W^T)` for each of them, float32."""
+    """Products of several inputs, each with its own weight, in one call: `activation(x W^T)` for each, float32."""
 
     def __init__(self, weights: Sequence[Panels], activations: Sequence[int] = ()):
         self.nbytes = sum(weight.nbytes for weight in weights)
@@ -45,7 +45,7 @@ class Products:
         self.prepared = torch.classes.rwkv_wkv.Weights(*columns, list(activations) or [IDENTITY] * len(weights))
 
     def __call__(self, *x: Tensor) -> list[Tensor]:
-        """x, each [T, in] -> as many [T, out]."""
+        """x, each [T, in] -> [T, out] for each."""
         return self.prepared.multiply(x, None, None)
 
 
@@ -76,7 +76,7 @@ def _lay(weight: Tensor) -> Tensor:
 
 
 def _lay_nf4(weight: QuantizedLinear) -> Tensor:
-    """Codes as bitsandbytes has them, the earlier of two in the high half -> [panels, in / 8, 64, 4]."""
+    """Codes in bitsandbytes' order, the earlier of two in the high half -> [panels, in / 8, 64, 4]."""
     codes = torch.stack((weight.codes >> 4, weight.codes & 15), dim=-1).view(weight.out_features, weight.in_features)
     i0, i1, i2, i3, i4, i5, i6, i7 = _lay(codes).unflatten(1, (-1, 8)).unbind(2)
     return torch.stack((i0 | i2 << 4, i4 | i6 << 4, i1 | i3 << 4, i5 | i7 << 4), dim=-1)

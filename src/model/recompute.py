@@ -1,8 +1,9 @@
-"""Gradient checkpointing of a block that keeps what is dear to compute and cheap to hold: products narrower than their inputs.
+"""Gradient checkpointing of a block that keeps what is expensive to compute and cheap to store: products no wider than their
+inputs.
 
-A product's cost for each number that it makes is the width of its input. Of the linear layers' weights, the square products
-(r, k, v, output) and those that narrow (the FFN's value) are kept; those that widen (the FFN's key) are made again, like the
-adapters' parts, low-rank pairs, everything element by element and the recurrence.
+A product costs the width of its input for each number of its result. So the square products of linear layers (r, k, v, output)
+and the narrowing ones (the FFN's value) are kept. The widening ones (the FFN's key) are recomputed, like the adapters' parts,
+low-rank pairs, element-wise operations and the recurrence.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,18 +18,18 @@ from src.adapters.adapted import AdaptedLinear
 from src.adapters.linear import LinearLayer, Product
 from src.model.layers import Packing
 
-N_ARGUMENTS = 5  # of a block, that are tensors
+N_ARGUMENTS = 5  # a block's tensor arguments
 
 
 def recomputed(block: nn.Module, x: Tensor, v_first: Tensor | None, att_shift: Tensor, wkv: Tensor, ffn_shift: Tensor,
                packing: Packing | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """What the block makes of its arguments; the backward makes most of it again."""
+    """The block's results; the backward recomputes most of the intermediate ones."""
     arguments = (x, v_first, att_shift, wkv, ffn_shift)
     parameters = list(block.parameters())
     if not torch.is_grad_enabled():
         return block(*arguments, packing, dtype)
     if any(parameter.numel() == 0 for parameter in parameters):
-        # DeepSpeed's stage 3 lends each parameter to its own layer while that runs, so it can be no operator's input here.
+        # DeepSpeed's stage 3 gathers a parameter only while its own layer runs, so it can't be an operator's input here.
         return checkpoint(block, *arguments, packing, dtype, use_reentrant=False)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     x, own_v, *states = _Recomputed.apply(block, packing, dtype, *arguments, *trained)
@@ -36,7 +37,7 @@ def recomputed(block: nn.Module, x: Tensor, v_first: Tensor | None, att_shift: T
 
 
 class _Recomputed(torch.autograd.Function):
-    """A block as one operator of its arguments and the parameters that train, which so get their gradients like any other's."""
+    """A block as one operator of its arguments and its trained parameters, so that these get their gradients as usual."""
 
     @staticmethod
     def forward(ctx: Any, block: nn.Module, packing: Packing | None, dtype: torch.dtype, x: Tensor,
@@ -68,7 +69,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _keeping(kept: list[Tensor]) -> Product:
-    """How a block's linear layers are applied so that `kept` gets the products worth it, in the order they are made."""
+    """A Product that appends the results worth keeping to `kept`, in the order they are computed."""
 
     def base_product(layer: LinearLayer, x: Tensor) -> Tensor:
         y = _computed(layer, x)
@@ -80,20 +81,20 @@ def _keeping(kept: list[Tensor]) -> Product:
 
 
 def _from_kept(kept: Sequence[Tensor]) -> Product:
-    """The same, with these products taken instead of computed."""
+    """A Product that takes these results instead of computing them."""
     products = iter(kept)
 
     def base_product(layer: LinearLayer, x: Tensor) -> Tensor:
         if layer.out_features > layer.in_features:
             return _computed(layer, x)
-        weight = getattr(layer, "weight", None)  # which a quantized layer has not, nor an adapter over one
+        weight = getattr(layer, "weight", None)  # absent in a quantized layer and in an adapter over one
         return _Kept.apply(x, weight if weight is not None and weight.requires_grad else None, next(products).detach(), layer)
 
     return _through(base_product)
 
 
 def _through(base_product: Product) -> Product:
-    """Apply linear layers with base_product in the place of their weights' own products."""
+    """Apply linear layers with base_product instead of their weights' own products."""
     return lambda layer, x: layer(x, base_product) if isinstance(layer, AdaptedLinear) else base_product(layer, x)
 
 
@@ -102,7 +103,7 @@ def _computed(layer: LinearLayer, x: Tensor) -> Tensor:
 
 
 class _Kept(torch.autograd.Function):
-    """x W^T by its result: x [T_total, in_features], W [out_features, in_features] or None where it is frozen."""
+    """x W^T from its kept result: x [T_total, in_features], W [out_features, in_features], or None if it is frozen."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, product: Tensor,
@@ -120,13 +121,13 @@ class _Kept(torch.autograd.Function):
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
-    """Of the generators that dropout may draw from."""
+    """The states of the generators that dropout may draw from."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 @contextmanager
 def _drawing_again(states: list[Tensor] | None, device: torch.device) -> Iterator[None]:
-    """Random numbers from these states on, the generators' own being left as they are; None where nothing is drawn."""
+    """Draw random numbers from these states, and restore the generators' own afterwards; None if nothing is drawn."""
     if states is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The whole model around the blocks of rwkv6.py or rwkv7.py, and how it is built from a checkpoint's tensors."""
+"""The whole model around the blocks of rwkv6.py or rwkv7.py, and its construction from a checkpoint's tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
@@ -27,11 +27,11 @@ class RWKV(nn.Module):
     def __init__(self, dimensions: Dimensions, dtype: torch.dtype):
         super().__init__()
         self.dimensions, self.dtype = dimensions, dtype
-        # fp16 ends at 65504, which the residual stream of deep models passes; the sublayers' own values do not.
+        # fp16 ends at 65504, which the residual stream of deep models exceeds, unlike the sublayers' own values.
         self.residual_dtype = torch.float32 if dtype == torch.float16 else dtype
         self.emb = nn.Embedding(dimensions.vocab_size, dimensions.n_embd)
         blocks = nn.ModuleList(BLOCKS[dimensions.version](dimensions, layer) for layer in range(dimensions.n_layer))
-        self.blocks = cast(Sequence[Block], blocks)  # a ModuleList's type does not say of what
+        self.blocks = cast(Sequence[Block], blocks)  # a ModuleList's type does not name its elements'
         self.ln_out = nn.LayerNorm(dimensions.n_embd)
         self.head = Linear(dimensions.n_embd, dimensions.vocab_size)
 
@@ -45,10 +45,10 @@ class RWKV(nn.Module):
 
         Args:
             tokens: int64 [T_total], sequences packed end to end, no padding.
-            cu_seqlens: int32 [S + 1] on the CPU, their borders; one sequence where None.
-            state: of the sequences before their first tokens; `initial_state` where None. It is not changed.
-            parents: int64 [F], for the last F sequences: which of those before them, the R roots, each goes on from, its
-                gradient flowing back into it. `state` is that of the roots alone then.
+            cu_seqlens: int32 [S + 1] on the CPU, their borders; None for one sequence.
+            state: of the sequences before their first tokens; None for `initial_state`. It is not changed.
+            parents: int64 [F]: each of the last F sequences continues from this one of the R roots before them, and its
+                gradient flows back into the root. `state` is then that of the roots only.
             grad_cp: recompute most of each block in the backward instead of keeping it.
 
         Returns:
@@ -63,7 +63,7 @@ class RWKV(nn.Module):
 
     def forward_packed(self, tokens: Tensor, packing: Packing | None, state: State,
                        grad_cp: bool = False) -> tuple[Tensor, State]:
-        """`forward` with its borders read: nothing here looks at a value on the host."""
+        """`forward` with its borders already read: reads no value on the host."""
         x = F.embedding(tokens, self.emb.weight).to(self.residual_dtype)
         x = layer_norm(x, self.blocks[0].ln0, self.residual_dtype)
         v_first: Tensor | None = None
@@ -75,7 +75,7 @@ class RWKV(nn.Module):
         return layer_norm(x, self.ln_out, self.dtype), State(*map(list, zip(*layers, strict=True)))
 
     def initial_state(self, n_sequences: int) -> State:
-        """The state before any token: zeros, or where a block has a trained `att.time_state` [H, value, key], that."""
+        """The state before any token: a block's trained `att.time_state` [H, value, key] if it has one, else zeros."""
         state = State.zeros(self.dimensions, n_sequences, self.dtype, self.device)
         for layer, block in enumerate(self.blocks):
             if block.att.time_state is not None:
@@ -96,13 +96,13 @@ def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: to
 
     Args:
         weights: parameter name -> tensor, checked against `dimensions` beforehand (`check_weights`).
-        dtype: precision of the computation and of the weights held.
-        quantize: "nf4" or "int8" to hold the blocks' linear weights quantized, straight from the checkpoint's values.
-            The embedding never is.
-        hold: then makes the layer that holds the weight of a name, or None to leave it plain; just quantized where not given.
-        quantize_head: the head too, which generation does in int8, as the rwkv package; training never does.
+        dtype: precision of the computation and of the weights.
+        quantize: "nf4" or "int8" quantizes the blocks' linear weights, directly from the checkpoint's values. The embedding
+            never is.
+        hold: with `quantize`, makes the layer for a name and its weight, or returns None to leave it plain; default: quantize.
+        quantize_head: quantize the head too, as generation does in int8, like the rwkv package; training never does.
 
-    Raises NotFinite where `dtype` can't hold a weight.
+    Raises NotFinite if `dtype` can't represent a weight.
     """
     with torch.device("meta"):
         model = RWKV(dimensions, dtype)
@@ -121,9 +121,9 @@ def build_model(weights: Mapping[str, Tensor], dimensions: Dimensions, dtype: to
 
 def _cast(weight: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     cast = weight.to(dtype)
-    # Kernels take infinity in 16 bits for a number.
+    # Kernels treat a 16-bit infinity as a number.
     wrong = not_finite({name: cast}) if cast.dtype != weight.dtype and cast.element_size() == 2 else None
     if wrong:
         held = str(dtype).removeprefix("torch.")
-        raise NotFinite(f"the checkpoint's {wrong} are beyond the numbers of {held}; use a --strategy or --precision with fp32")
+        raise NotFinite(f"the checkpoint's {wrong} are beyond the range of {held}; use a --strategy or --precision with fp32")
     return cast

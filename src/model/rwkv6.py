@@ -3,8 +3,8 @@
     y_t = r_t^T (S_{t-1} + (u * k_t) v_t^T),   S_t = diag(w_t) S_{t-1} + k_t v_t^T,   w_t = exp(-exp(d_t))
     x = x + time_mixing(ln1(x));   x = x + channel_mixing(ln2(x))
 
-Purely token ids in, hidden vectors out: knows nothing of text, of preferences, or of which layers train.
-Sequences are packed end to end; rwkv7.py is the same page for v7.
+Purely token ids in, hidden vectors out: knows nothing about text, preferences, or which layers train.
+Sequences are packed end to end; rwkv7.py has the same structure for v7.
 """
 
 from functools import partial
@@ -37,11 +37,11 @@ class TimeMixing(nn.Module):
         self.time_faaaa = matrix(n_head, dimensions.head_size)
         self.receptance, self.key, self.value, self.output, self.gate = (Linear(width, width) for _ in range(5))
         self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
-        self.register_parameter("time_state", None)  # the state before the first token, where state tuning adds one
+        self.register_parameter("time_state", None)  # the state before the first token, if state tuning adds one
 
     def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, packing: Packing | None,
                 product: Product) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T_total, D], shift [R, D], wkv [R, H, N, N] -> the same three, moved on."""
+        """x [T_total, D], shift [R, D], wkv [R, H, N, N] -> the same three, advanced."""
         previous, shift = token_shift(x, shift, packing)
         (x_x,) = mix_tokens(x, previous, (self.time_maa_x,))
         mixed = torch.tanh(x_x @ like(self.time_maa_w1, x)).unflatten(-1, (5, -1)).transpose(0, 1)
@@ -70,7 +70,7 @@ class ChannelMixing(nn.Module):
         self.value = Linear(dimensions.n_ffn, dimensions.n_embd)
 
     def forward(self, x: Tensor, shift: Tensor, packing: Packing | None, product: Product) -> tuple[Tensor, Tensor]:
-        """x [T_total, D], shift [R, D] -> the same two, moved on."""
+        """x [T_total, D], shift [R, D] -> the same two, advanced."""
         previous, shift = token_shift(x, shift, packing)
         x_k, x_r = mix_tokens(x, previous, (self.time_maa_k, self.time_maa_r))
         return torch.sigmoid(product(self.receptance, x_r)) * product(self.value, relu_square(product(self.key, x_k))), shift

@@ -3,8 +3,8 @@
     S_t = S_{t-1} diag(w_t) - (S_{t-1} kappa_t)(kappa_t * a_t)^T + v_t k_t^T,   y_t = S_t r_t
     x = x + time_mixing(ln1(x));   x = x + channel_mixing(ln2(x))
 
-Purely token ids in, hidden vectors out: knows nothing of text, of preferences, or of which layers train.
-Sequences are packed end to end; rwkv6.py is the same page for v6.
+Purely token ids in, hidden vectors out: knows nothing about text, preferences, or which layers train.
+Sequences are packed end to end; rwkv6.py has the same structure for v6.
 """
 
 import math
@@ -38,11 +38,11 @@ class TimeMixing(nn.Module):
         self.k_k, self.k_a, self.r_k = vector(width), vector(width), matrix(n_head, dimensions.head_size)
         self.receptance, self.key, self.value, self.output = (Linear(width, width) for _ in range(4))
         self.ln_x = nn.GroupNorm(n_head, width, eps=HEAD_NORM_EPS)
-        self.register_parameter("time_state", None)  # the state before the first token, where state tuning adds one
+        self.register_parameter("time_state", None)  # the state before the first token, if state tuning adds one
 
     def forward(self, x: Tensor, shift: Tensor, wkv: Tensor, v_first: Tensor | None, packing: Packing | None,
                 product: Product) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x [T_total, D], shift [R, D], wkv [R, H, N, N], v_first [T_total, D] of block 0 -> the same four, moved on."""
+        """x [T_total, D], shift [R, D], wkv [R, H, N, N], v_first [T_total, D] of block 0 -> the same four, advanced."""
         previous, shift = token_shift(x, shift, packing)
         mixes = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
         x_r, x_w, x_k, x_v, x_a, x_g = mix_tokens(x, previous, mixes)
@@ -76,7 +76,7 @@ class ChannelMixing(nn.Module):
         self.value = Linear(dimensions.n_ffn, dimensions.n_embd)
 
     def forward(self, x: Tensor, shift: Tensor, packing: Packing | None, product: Product) -> tuple[Tensor, Tensor]:
-        """x [T_total, D], shift [R, D] -> the same two, moved on."""
+        """x [T_total, D], shift [R, D] -> the same two, advanced."""
         previous, shift = token_shift(x, shift, packing)
         (x_k,) = mix_tokens(x, previous, (self.x_k,))
         return product(self.value, relu_square(product(self.key, x_k))), shift

@@ -10,7 +10,7 @@ from src.checkpoint.dimensions import Dimensions
 
 @dataclass
 class State:
-    """What a model remembers of S sequences; each list has one tensor a layer.
+    """A model's state after S sequences; each list has one tensor a layer.
 
     att_shift, ffn_shift: the last token's normed input of time mixing and channel mixing, [S, n_embd].
     wkv: the recurrence's matrix, [S, n_head, head_size, head_size] in float32; v6 [key, value], v7 [value, key].
@@ -40,7 +40,7 @@ class State:
         return State(*([x.clone() for x in part] for part in (self.att_shift, self.wkv, self.ffn_shift)))
 
     def copy_(self, other: "State") -> None:
-        """Take over the states of as many sequences, or of one for all."""
+        """Copy the states of the same number of sequences, or one state for all."""
         own = [*self.att_shift, *self.wkv, *self.ffn_shift]
         for to, source in zip(own, [*other.att_shift, *other.wkv, *other.ffn_shift], strict=True):
             if to is not source:

@@ -1,4 +1,4 @@
-"""`--strategy` in the words of the `rwkv` package: device, precision, and how weights are held."""
+"""`--strategy` in the syntax of the `rwkv` package: device, precision, and quantization."""
 
 import re
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from src.values import Reader, shown
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUANTIZATIONS = {suffix: scheme for scheme, suffix in STRATEGY_SUFFIXES.items()}
 STRATEGY = Reader(str, "device and precision, such as 'cuda bf16'")
-HELP = ("device and precision in the words of the rwkv package: 'cuda fp16', 'cuda bf16', 'cpu fp32', "
-        "'cuda fp16i8' (int8 weights), 'cuda bf16nf4' (NF4 weights), 'cuda:1 bf16'; the best the machine has where not given")
+HELP = ("device and precision in the syntax of the rwkv package: 'cuda fp16', 'cuda bf16', 'cpu fp32', "
+        "'cuda fp16i8' (int8 weights), 'cuda bf16nf4' (NF4 weights), 'cuda:1 bf16'; if not given, the machine's best")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Strategy:
 
 
 def parse_strategy(text: str | None) -> Strategy:
-    """Read `--strategy`; None means bf16 on a GPU that has it, else fp16 there, else fp32 on the CPU.
+    """Read `--strategy`; None means bf16 on a GPU that supports it, fp16 on another GPU, fp32 on the CPU.
 
     Raises:
-        UserError: words outside this vocabulary, models split over devices (`->`, `*n`), or a device the machine lacks.
+        UserError: an unknown strategy, a model split over devices (`->`, `*n`), or a device that the machine lacks.
     """
     if text is None:
         if not torch.cuda.is_available():

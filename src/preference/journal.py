@@ -1,6 +1,6 @@
-"""What a long computation has finished, line by line beside its output, so that an interrupted one goes on.
+"""The journal of a long computation: its finished batches, in a file next to its output, so that it can be resumed.
 
-The first line tells by a digest which computation it is; each other one holds a batch's number, its results and
+The first line identifies the computation by a digest; each other line holds a batch's number, its results and
 their checksum.
 """
 
@@ -26,36 +26,36 @@ _TORN_HEADER = re.compile(rb'"?[0-9a-f]{0,64}"?')
 
 
 class Journal:
-    """An open journal; `done` has the results of the batches that are finished. Made by `open_journal`."""
+    """An open journal; `done` has the results of the finished batches. Made by `open_journal`."""
 
     def __init__(self, path: Path, descriptor: int, done: dict[int, Values]):
         self.path, self.done, self._descriptor = path, done, descriptor
 
     def append(self, number: int, values: Values) -> None:
-        """Write a batch's results and wait until they are on disk. Raises UserError where the disk refuses."""
+        """Write a batch's results and wait until they are on disk. Raises UserError if that fails."""
         line = json.dumps([number, values])
         _append(self.path, self._descriptor, f"{line} {_checksum(line.encode())}")
         self.done[number] = values
 
     def check(self, sizes: Sequence[int]) -> None:
-        """Raise UserError where a finished batch is none of these, which have so many pairs each."""
+        """Raise UserError if a finished batch does not have its number of pairs in `sizes`."""
         for number, values in self.done.items():
             if number >= len(sizes) or len(values) != sizes[number]:
-                raise UserError(f"{self.path}: is damaged (batch {number} has {len(values)} pairs, as this run has none); "
-                                "remove it to begin again")
+                raise UserError(f"{self.path}: is damaged (batch {number} has {len(values)} pairs, unlike in this run); "
+                                "remove it to start over")
 
 
 @contextmanager
 def hold_journal(path: Path) -> Iterator[int]:
-    """A descriptor of the journal's file, which no other run gets meanwhile; where nothing is in it afterwards, it is removed,
-    and folders that were made for it.
+    """A descriptor of the journal's file, locked against other runs. If the file is empty at the end, it is removed, with the
+    folders that were made for it.
 
-    Raises UserError where it can't be written, or another run has it.
+    Raises UserError if it can't be written, or another run holds it.
     """
     missing = [parent for parent in path.absolute().parents if not parent.exists()]
     while True:
         with open_alone(path, "--output_save") as descriptor:
-            # Who held it before may have removed it, and one that was opened just before that locks nobody out.
+            # The holder before may have removed the file after it was opened here; a lock on that excludes nobody.
             if not is_open_as(descriptor, path):
                 continue
             try:
@@ -63,7 +63,7 @@ def hold_journal(path: Path) -> Iterator[int]:
             finally:
                 if os.fstat(descriptor).st_size == 0:
                     path.unlink(missing_ok=True)
-                    with suppress(OSError):  # one that is not empty
+                    with suppress(OSError):  # a folder that is not empty
                         for made in missing:
                             made.rmdir()
             return
@@ -71,27 +71,27 @@ def hold_journal(path: Path) -> Iterator[int]:
 
 @contextmanager
 def open_journal(path: Path, descriptor: int, digest: str) -> Iterator[Journal]:
-    """Begin the journal, or go on with the one that a broken-off run left; `descriptor` is that of `hold_journal`.
+    """Start the journal, or continue that of an interrupted run; `descriptor` is from `hold_journal`.
 
-    It is removed when the block ends without an error, and when it ends in one with nothing finished, or one that would come
-    again (NotFinite): only work worth keeping stays. One of another computation in which nothing is finished is begun anew.
+    It is removed when the block ends without an error, and also on an error if nothing is finished or the error would recur
+    (NotFinite): only work worth keeping stays. A journal of another computation is overwritten if nothing in it is finished.
 
     Raises:
         UserError: it belongs to another computation, is damaged, or can't be written.
     """
     data = path.read_bytes()
-    whole = data[:data.rfind(b"\n") + 1]  # a last line without its end was torn off
+    whole = data[:data.rfind(b"\n") + 1]  # without a last line that was cut short
     header, *lines = whole.splitlines() or [data]
     if not (_HEADER if whole else _TORN_HEADER).fullmatch(header):
-        raise UserError(f"{path}: is damaged, or no file of this script's; remove it to begin again")
+        raise UserError(f"{path}: is damaged, or no file of this script's; remove it to start over")
     batches = [_read_batch(line, f"{path}: is damaged (line {number}") for number, line in enumerate(lines, start=2)]
     done = dict(batches)
     if len(done) < len(batches):
-        raise UserError(f"{path}: is damaged (a batch is there twice); remove it to begin again")
+        raise UserError(f"{path}: is damaged (a batch is there twice); remove it to start over")
     ours = json.dumps(digest).encode()
     if header != ours and done:
         raise UserError(f"{path}: was left by an interrupted run with another model, input or other flags; give the same "
-                        "again to go on, or remove it to begin anew")
+                        "again to continue, or remove it to start over")
     cut_back(descriptor, len(whole) if header == ours else 0, path)
     if not whole or header != ours:
         _append(path, descriptor, json.dumps(digest))
@@ -108,15 +108,15 @@ def open_journal(path: Path, descriptor: int, digest: str) -> Iterator[Journal]:
 def _read_batch(line: bytes, where: str) -> tuple[int, Values]:
     line, _, checksum = line.rpartition(b" ")
     if checksum != _checksum(line).encode():
-        raise UserError(f"{where} has another checksum than it should); remove it to begin again")
+        raise UserError(f"{where} has a wrong checksum); remove it to start over")
     try:
         number, values = parse_json(line, [(int, [[float]])])
     except (BadJson, ValueError) as error:
-        raise UserError(f"{where}: {error}); remove it to begin again") from None
+        raise UserError(f"{where}: {error}); remove it to start over") from None
     if not (isinstance(number, int) and number >= 0 and isinstance(values, list)):
-        raise UserError(f"{where} is no batch's number and its results); remove it to begin again")
+        raise UserError(f"{where} is not a batch's number and its results); remove it to start over")
     if not all(len(pair) == 2 and all(map(is_log_prob, pair)) for pair in values):
-        raise UserError(f"{where} has what no answers' log-probabilities are); remove it to begin again")
+        raise UserError(f"{where} has numbers that can't be log-probabilities of answers); remove it to start over")
     return number, values
 
 
@@ -128,5 +128,5 @@ def _append(path: Path, descriptor: int, line: str) -> None:
     try:
         append_whole(descriptor, line.encode() + b"\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); what was finished before is saved, and the same command "
-                        f"continues from there; {remedy(error)} first") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}); what was finished is saved: {remedy(error)}, then the "
+                        "same command continues from there") from error

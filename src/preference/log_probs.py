@@ -1,4 +1,4 @@
-"""Log-probabilities of answers under a model: the one piece of code behind references, training and evaluation."""
+"""Log-probabilities of answers under a model: the one implementation for references, training and evaluation."""
 
 from typing import NamedTuple
 
@@ -11,16 +11,16 @@ from src.preference.target_log_probs import target_log_probs
 
 
 class AnswerLogProbs(NamedTuple):
-    """Sums over each of the 2 B answers of a batch, in nats, and how many tokens were summed."""
+    """Sums over each of the 2 B answers of a batch, in nats, and the number of tokens in each sum."""
 
     answer: Tensor  # [2 B] float32
     answer_tokens: Tensor  # [2 B] int64
-    prompt: Tensor  # [2 B] float32, of the prompt that each goes on from; zeros unless asked for
+    prompt: Tensor  # [2 B] float32, of each answer's prompt; zeros without `with_prompt`
     prompt_tokens: Tensor  # [2 B] int64
 
 
 def answer_log_probs(model: RWKV, batch: PackedBatch, with_prompt: bool = False, grad_cp: bool = False) -> AnswerLogProbs:
-    """Sum log pi(token | all before it) over each answer, in float32 whatever the model's precision.
+    """Sum log pi(token | all before it) over each answer, in float32 at every precision of the model.
 
     Args:
         batch: packed pairs, on the model's device.

@@ -3,18 +3,18 @@
 Log-probabilities are in nats, one number an answer: the sum over its tokens. Half-precision inputs are
 raised to float32; float64 stays float64.
 
-Every loss takes what it needs, by these names, and gives back the same four vectors:
+Every loss takes what it needs of these, by name, and returns the same four vectors:
 
     policy_chosen, policy_reject        [B], log-probability of each answer under the model in training
-    reference_chosen, reference_reject  [B], the same under the frozen base model; no gradient is asked of them
-    chosen_tokens, reject_tokens        [B], how many tokens each sum is over
+    reference_chosen, reference_reject  [B], the same under the frozen base model; they need no gradient
+    chosen_tokens, reject_tokens        [B], number of tokens in each sum
     beta, gamma, label_smoothing        numbers
 
     -> losses [B], reward_chosen [B], reward_rejected [B], margin [B]
 
-The margin is the first reward minus the second, and what the loss compares before a target is taken off it. A reward is beta
-times the log-probability of the answer, relative to the reference where the loss has one, and a mean over its tokens where the
-loss divides by length. `LOSSES` has them all, each with its settings: a new loss is a function and an entry there.
+The margin is the first reward minus the second, before a target is subtracted from it. A reward is beta times the
+log-probability of the answer, relative to the reference if the loss has one, and a mean over its tokens if the loss divides by
+length. `LOSSES` has them all, each with its settings: a new loss is a function and an entry there.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def dpo_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Ten
 
     Args:
         policy_chosen ... reference_reject: [B], see above.
-        beta: strength of the pull towards the reference, over 0.
+        beta: strength of the pull towards the reference, above 0.
         label_smoothing: from 0 up to, not including, 0.5.
 
     Returns:
@@ -56,7 +56,7 @@ def robust_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: 
                 label_smoothing: float) -> Losses:
     """Provably robust DPO (Chowdhury et al. 2024, arXiv:2403.00409, rDPO): unbiased where labels are swapped at this rate.
 
-    `((1 - e) * -log sigmoid(margin) - e * -log sigmoid(-margin)) / (1 - 2 e)`, e being label_smoothing, over 0 and below 0.5.
+    `((1 - e) * -log sigmoid(margin) - e * -log sigmoid(-margin)) / (1 - 2 e)`, e being label_smoothing, above 0 and below 0.5.
     Shapes and margin as in `dpo_loss`.
     """
     rewards = _rewards(policy_chosen, policy_reject, reference_chosen, reference_reject, beta)
@@ -80,8 +80,8 @@ def ipo_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Ten
              chosen_tokens: Tensor, reject_tokens: Tensor, beta: float) -> Losses:
     """Identity preference optimization (Azar et al. 2023, arXiv:2310.12036, equation 17): `(h - 1 / (2 beta))^2`.
 
-    beta is the paper's tau. h is the difference of the two answers' log-ratios, each a mean over the answer's tokens, as TRL has
-    it on its authors' word, so that the target does not depend on length. The margin is `beta h`, and its target 0.5.
+    beta is the paper's tau. h is the difference of the two answers' log-ratios, each a mean over the answer's tokens, so that the
+    target does not depend on length; TRL does the same on the authors' advice. The margin is `beta h`, and its target 0.5.
     """
     chosen, reject = (_full(policy) - _full(reference) for policy, reference in
                       ((policy_chosen, reference_chosen), (policy_reject, reference_reject)))
@@ -93,8 +93,8 @@ def simpo_loss(policy_chosen: Tensor, policy_reject: Tensor, chosen_tokens: Tens
                gamma: float, label_smoothing: float = 0.0) -> Losses:
     """SimPO (Meng et al. 2024, arXiv:2405.14734, equation 6): `-log sigmoid(margin - gamma)`, without a reference.
 
-    Rewards are beta times an answer's mean log-probability of a token. gamma, 0 or above, is the margin to be reached; the margin
-    returned is before it is taken off. Label smoothing as in `dpo_loss`.
+    Rewards are beta times an answer's mean log-probability of a token. gamma, 0 or above, is the margin to be reached; it is not
+    subtracted from the margin returned. Label smoothing as in `dpo_loss`.
     """
     reward_chosen = beta * _full(policy_chosen) / chosen_tokens
     reward_rejected = beta * _full(policy_reject) / reject_tokens
@@ -127,14 +127,14 @@ def orpo_loss(policy_chosen: Tensor, policy_reject: Tensor, chosen_tokens: Tenso
 
 
 class Setting(NamedTuple):
-    """A number that a loss takes: the name of its flag, without dashes, and what there is to say about it."""
+    """A number that a loss takes: the name of its flag, without dashes, and the flag's description."""
 
     name: str
     flag: Flag
 
 
 class Loss(NamedTuple):
-    """A loss: its function, the settings of its parameters, and the share of the SFT loss beside it; None: all of it."""
+    """A loss: its function, the settings of its parameters, and its share of the SFT loss; None: all of it."""
 
     function: Callable[..., Losses]
     settings: dict[str, Setting]  # by parameter
@@ -158,7 +158,7 @@ LOSSES: dict[str, Loss] = {
     "orpo": Loss(
         orpo_loss,
         {"beta": Setting("orpo_alpha", Flag(
-            values.strength, 0.1, "weight of the odds ratio beside the SFT loss, the paper's lambda"))}, None),
+            values.strength, 0.1, "weight of the odds ratio relative to the SFT loss, the paper's lambda"))}, None),
     "cpo": Loss(
         cpo_loss,
         {"beta": Setting("cpo_beta", Flag(values.strength, 0.1, "scale of the answers' log-probabilities")),
@@ -168,12 +168,12 @@ LOSSES: dict[str, Loss] = {
 
 
 def settings_of(loss: str) -> list[Setting]:
-    """All that the loss of this name takes, its share of the SFT loss last."""
+    """All settings of the loss of this name, its share of the SFT loss last."""
     return [*LOSSES[loss].settings.values(), *filter(None, (LOSSES[loss].sft_share,))]
 
 
 def loss_flags() -> dict[str, Flag]:
-    """The flags of all losses, whose help names the losses that take each."""
+    """The flags of all losses; each one's help names the losses that take it."""
     takers: dict[Setting, list[str]] = {}
     for loss in LOSSES:
         for setting in settings_of(loss):
@@ -191,17 +191,17 @@ def needs_reference(loss: str) -> bool:
 
 
 def without_reference() -> list[str]:
-    """The losses that need none."""
+    """The losses that need no reference."""
     return [loss for loss in LOSSES if not needs_reference(loss)]
 
 
 def preference_loss(loss: str, **given: Tensor | float) -> Losses:
-    """The loss of this name on those of `given` that it takes, which are named as in the module's docstring."""
+    """The loss of this name on those of `given` that it takes, named as in the module's docstring."""
     return LOSSES[loss].function(**{name: value for name, value in given.items() if takes(loss, name)})
 
 
 def sft_loss(chosen_log_prob: Tensor, chosen_token_count: Tensor) -> Tensor:
-    """Mean negative log-likelihood of a token, [B], from sums [B] and the numbers of tokens summed over [B].
+    """Mean negative log-likelihood of a token, [B], from sums [B] and their numbers of tokens [B].
 
     With a loss on the prompt too, both the sums and the counts include the prompt's tokens.
     """
@@ -209,13 +209,13 @@ def sft_loss(chosen_log_prob: Tensor, chosen_token_count: Tensor) -> Tensor:
 
 
 def pref_percentage(previous: float, accuracy: float) -> float:
-    """The running share of pairs whose margin is over 0: an exponential average, starting from 0.5."""
+    """The running share of pairs with a margin above 0: an exponential average, starting from 0.5."""
     return 0.9 * previous + 0.1 * accuracy
 
 
 def _rewards(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Tensor, reference_reject: Tensor,
              beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    # Policy minus reference comes first: the two are close, so that the difference of these large sums is exact.
+    # Policy minus reference first: the two are close, so the difference of these large sums is exact.
     reward_chosen = beta * (_full(policy_chosen) - _full(reference_chosen))
     reward_rejected = beta * (_full(policy_reject) - _full(reference_reject))
     return reward_chosen, reward_rejected, reward_chosen - reward_rejected
@@ -228,7 +228,7 @@ def _smoothed(margin: Tensor, label_smoothing: float) -> Tensor:
 
 
 def _log1mexp(log_p: Tensor) -> Tensor:
-    """log(1 - p). An answer known by heart has log p = 0 in float32, where this and its gradient would be infinite."""
+    """log(1 - p). A memorized answer has log p = 0 in float32, where this and its gradient would be infinite."""
     return torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
 
 

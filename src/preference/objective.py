@@ -1,4 +1,4 @@
-"""The losses of one packed batch, for training and evaluation alike: a preference loss with a share of SFT over pairs, next-token
+"""The losses of one packed batch, for training and evaluation: a preference loss with a share of SFT over pairs, next-token
 prediction over texts."""
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from src.preference.target_log_probs import target_log_probs
 class Objective:
     """preference loss + alpha * NLL(chosen), the mean over pairs; for DPO the first is -log sigmoid(margin)."""
 
-    beta: float  # strength of the pull towards the reference; what else each loss takes it for, src/preference/loss.py tells
+    beta: float  # DPO's strength of the pull towards the reference; for other losses see src/preference/loss.py
     alpha: float  # share of the SFT loss
     sft_on_prompt: bool = False  # the NLL's mean is over prompt and answer, not the answer alone
     loss: str = "dpo"  # one of src.preference.loss.LOSSES
@@ -27,24 +27,24 @@ class Objective:
 
     @property
     def loss_name(self) -> str:
-        """What the preference loss is called among the numbers of a step."""
+        """The name of the preference loss among the numbers of a step."""
         return "dpo_loss" if self.loss == "dpo" else "preference_loss"
 
 
 def pair_losses(model: RWKV, batch: PackedBatch, references: Tensor | Sequence[tuple[float, float]],
                 objective: Objective, grad_cp: bool = False) -> dict[str, Tensor]:
-    """Everything that is known of each of B pairs.
+    """The losses, rewards and log-probabilities of each of B pairs.
 
     Args:
         batch: the pairs, packed, on the model's device.
-        references: cached log ref(chosen | prompt) and log ref(reject | prompt) of each pair, in nats; any numbers where the loss
-            has no reference. As a tensor [B, 2] on the model's device nothing waits for them.
+        references: cached log ref(chosen | prompt) and log ref(reject | prompt) of each pair, in nats; any numbers if the loss
+            has no reference. A tensor [B, 2] on the model's device avoids waiting for a copy.
 
     Returns:
-        [B] float32 each: loss, dpo_loss (preference_loss for another than DPO), sft_loss, reward_chosen, reward_rejected,
+        [B] float32 each: loss, dpo_loss (preference_loss if the loss is not DPO), sft_loss, reward_chosen, reward_rejected,
         margin, and log_prob_chosen, log_prob_reject (nats), answer_tokens (of both answers).
     """
-    # Before the forward, since numbers that have to go to a GPU wait there for all that is queued.
+    # Before the forward, since a copy to a GPU waits for all work queued there.
     references = torch.as_tensor(references, dtype=torch.float64, device=model.device)
     sums = answer_log_probs(model, batch, with_prompt=objective.sft_on_prompt, grad_cp=grad_cp)
     chosen, reject = sums.answer.view(-1, 2).unbind(1)
@@ -67,7 +67,7 @@ def text_losses(model: RWKV, batch: TextBatch, grad_cp: bool = False) -> dict[st
         batch: on the model's device.
 
     Returns:
-        [A] float32 each, whatever the model's precision. Their mean is over tokens, not over texts.
+        [A] float32 each, at every precision of the model. Their mean is over tokens, not over texts.
     """
     hidden, _ = model(batch.tokens, batch.cu_seqlens, grad_cp=grad_cp)
     losses = -target_log_probs(model.head, hidden[batch.positions], batch.targets)

@@ -1,9 +1,8 @@
-"""The `.save` file: token pairs with their cached reference log-probabilities, and the sidecar beside it.
+"""The `.save` file: token pairs with their cached reference log-probabilities, and its sidecar.
 
 `NAME.save` is `torch.save` of a list of `Pair`. `NAME.save.json` says how the references were made, how many
 pairs there are, and the sha256 of the `.save` that it belongs to, so that the two can't be mixed up. Files
-written by older tools of this family have no sidecar and are read all the same. Pairs are counted from 1 in
-messages.
+written by RWKV-LM-RLHF have no sidecar and are read all the same. Messages count pairs from 1.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from src.checked_json import BadJson, parse_json
 from src.checkpoint.archive import Described, read_content
-from src.checkpoint.pickled import BadPickle, NamesCode, NotServed
+from src.checkpoint.pickled import BadPickle, NamesCode, NotSupported
 from src.console import short
 from src.errors import UserError, out_of_memory
 from src.files import atomic_write, existing_file, json_text
@@ -28,15 +27,15 @@ from src.files import atomic_write, existing_file, json_text
 Pair = tuple[list[int], list[int], list[int], float, float]
 
 _PARTS = ("prompt", "chosen", "reject", "chosen_base_prob", "reject_base_prob")
-# A sidecar's fields, those of older versions too; others are let through.
+# A sidecar's fields, including those of older versions; other fields are accepted.
 _SIDECAR = {
     "sha256": str, "count?": int, "base_model?": str, "base_fingerprint?": str, "version?": str, "tokenizer?": str,
     "templates?": {str: int}, "seed?": int, "max_len?": int, "cut?": int, "dropped?": int, "changed_texts?": int,
     "skipped_rows?": {"count": int, "rows": {str: [int]}}, "references?": bool, "precision?": str, "quantization?": (str, None),
     "unquantized_blocks?": [int], "quantized_otherwise?": {str: str},
 }
-# What a sum of log-probabilities can be, in nats: 0 at most, up to rounding, and so far below that float32, which losses are
-# computed in, tells one nat from the next.
+# The range of a sum of log-probabilities, in nats: at most 0, up to rounding, and above the point where float32, which losses
+# are computed in, no longer resolves one nat.
 _OVER_ZERO, _LOWEST = 1e-3, -2.0 ** 24
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -45,10 +44,10 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
     """Write `path` and `path` + ".json", the sidecar with `count` and `sha256` added.
 
     The same pairs give the same bytes. Both files are written in full before either takes its name, so that a
-    full disk leaves the old two untouched; a crash between the two renames leaves a sidecar whose sha256 is not
-    its neighbour's, which `load_pairs` refuses.
+    full disk leaves the old two untouched. A crash between the two renames leaves a sidecar whose sha256 does not
+    match, which `load_pairs` refuses.
 
-    Raises UserError where the disk refuses.
+    Raises UserError if writing fails.
     """
     # Through memory: torch's own file writer turns a full disk into a RuntimeError that names no file.
     buffer = io.BytesIO()
@@ -62,33 +61,33 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
 
 
 def check_sidecar_place(path: str | Path) -> None:
-    """Raise UserError where a file that is no sidecar has the name of that of a `.save` that isn't there yet."""
+    """Raise UserError if the sidecar of a new `.save` would overwrite a file that is no sidecar."""
     sidecar = _sidecar_path(path)
     if sidecar.exists() and not Path(path).exists():
         try:
             parse_json(sidecar.read_bytes(), _SIDECAR)
         except (OSError, BadJson):
-            raise UserError(f"{sidecar}: is of no .save and would be overwritten; choose another --output_save, or remove "
+            raise UserError(f"{sidecar}: is no sidecar and would be overwritten; choose another --output_save, or remove "
                             "it") from None
 
 
 def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pair], dict[str, Any] | None, dict[str, int]]:
     """Read and check a `.save`; nothing in it is ever executed.
 
-    Tokens may be lists, tuples or 1-D integer tensors, references numbers or tensors of one element; lists of int and
-    Python floats come back. Equal token lists may be one object: treat them as read-only. References must be such as answers
-    can have, unless none in the file is below 0, as where there are none (see `has_references`).
+    Tokens may be lists, tuples or 1-D integer tensors, references numbers or tensors of one element; they are returned as lists
+    of int and as floats. Equal token lists may be one object: treat them as read-only. References must be possible
+    log-probabilities, unless none in the file is below 0, as in a file without references (see `has_references`).
 
     A pair with prompt + longer answer over `max_len` is left out, never cut, since its references were
-    computed on the whole of it; so is a pair with an empty answer, which has nothing to learn from.
+    computed on the whole pair. So is a pair with an empty answer, which teaches nothing.
 
     Returns:
         the pairs; the sidecar, None where there is none; the number of pairs left out by reason, under
         "too_long" and "empty_answer".
 
     Raises:
-        UserError: the file is missing, damaged, holds anything but lists, numbers and tensors, or a pair is not
-            as it should be; the sidecar is damaged or belongs to another file; no pair is left.
+        UserError: the file is missing, damaged, holds anything but lists, numbers and tensors, or has a malformed
+            pair; the sidecar is damaged or belongs to another file; no pair is left.
     """
     path = existing_file(path, "pairs file")
     data = path.read_bytes()
@@ -107,8 +106,8 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
         if not isinstance(entry, (list, tuple)) or len(entry) != len(_PARTS):
             what = f"{len(entry)} entries" if isinstance(entry, (list, tuple)) else f"a {type(entry).__name__}"
             raise UserError(f"{path}: pair {number} is {what} where {len(_PARTS)} are expected: {', '.join(_PARTS)}")
-        # Many rounds over few rows share their lists, each of which needs one look only; `content` keeps them
-        # alive, so that an id stands for one list.
+        # Pairs made from the same row share their lists, and each list needs only one check; `content` keeps them
+        # alive, so that an id identifies one list.
         for at, tokens in enumerate(entry[:3]):
             if id(tokens) not in checked:
                 checked[id(tokens)] = _checked_tokens(tokens, at, vocab_size, number, path)
@@ -125,8 +124,8 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
         else:
             pairs.append((prompt, chosen, reject, references[0], references[1]))
     if unlikely and not is_free:
-        raise UserError(f"{path}: {unlikely}, as no answer's log-probability is (0 at most, and above {_LOWEST:.0f}); make the "
-                        "file again with rlhf_dpo_generate_save.py")
+        raise UserError(f"{path}: {unlikely}, which no answer's log-probability can be (at most 0, and above {_LOWEST:.0f}); "
+                        "make the file again with rlhf_dpo_generate_save.py")
     if not pairs:
         raise UserError(f"{path}: none of its {len(content)} pairs can be used: {left_out['too_long']} are longer than {max_len} "
                         f"tokens, {left_out['empty_answer']} have an empty answer; see --rlhf_max_corpus_len")
@@ -134,15 +133,15 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
 
 
 def check_sidecar(sidecar: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Say what differs between how the references were made and how the run that uses them is set up.
+    """The differences between how the references were made and how the run that uses them is set up.
 
     Args:
-        sidecar: as `load_pairs` returns it where there is one.
-        expected: what the run has, in JSON's types and under the sidecar's names, such as base_fingerprint, tokenizer, precision,
-            quantization, max_len, version. Ask for the fatal ones and for the others apart.
+        sidecar: from `load_pairs`.
+        expected: the run's values, in JSON's types and under the sidecar's names, such as base_fingerprint, tokenizer, precision,
+            quantization, max_len, version. Call it separately for fatal differences and for others.
 
     Returns:
-        one line for each difference, beginning with its name; an empty list where all agree.
+        one line for each difference, starting with its name; an empty list if all agree.
     """
     lines = []
     for name, value in expected.items():
@@ -156,8 +155,8 @@ def check_sidecar(sidecar: dict[str, Any], expected: dict[str, Any]) -> list[str
 def has_references(pairs: Sequence[Pair], sidecar: dict[str, Any] | None) -> bool:
     """Whether the references were computed at all.
 
-    They were not by `rlhf_dpo_generate_save.py --reference 0`, which stores 0.0 and says so in the sidecar, nor by tools of this
-    family that prepare for reference-free losses, which store 0.5: where they were, some answer is less than certain.
+    `rlhf_dpo_generate_save.py --reference 0` computes none, stores 0.0 and says so in the sidecar. RWKV-LM-RLHF stores 0.5 for
+    losses without a reference. Real references have some answer below 0.
     """
     if sidecar is not None and not sidecar.get("references", True):
         return False
@@ -165,7 +164,7 @@ def has_references(pairs: Sequence[Pair], sidecar: dict[str, Any] | None) -> boo
 
 
 def is_log_prob(value: float) -> bool:
-    """Whether an answer can have this sum of log-probabilities, in nats."""
+    """Whether this can be an answer's summed log-probability, in nats."""
     return _LOWEST < value <= _OVER_ZERO
 
 
@@ -181,24 +180,24 @@ def _read_sidecar(path: Path, data: bytes) -> dict[str, Any] | None:
     sidecar_path = _sidecar_path(path)
     if not sidecar_path.exists():
         return None
-    again = "run rlhf_dpo_generate_save.py again, or remove it to do without"
+    again = "run rlhf_dpo_generate_save.py again, or remove the sidecar to do without it"
     try:
         sidecar = parse_json(existing_file(sidecar_path, "sidecar").read_bytes(), _SIDECAR)
     except BadJson as error:
         raise UserError(f"{sidecar_path}: {error}; {again}") from None
     if sidecar["sha256"] != hashlib.sha256(data).hexdigest():
-        raise UserError(f"{sidecar_path}: belongs to another {path.name} than the one beside it (the sha256 differs); {again}")
-    # Files from before there were adapters that split weights had none held otherwise.
+        raise UserError(f"{sidecar_path}: belongs to another {path.name} than the one next to it (the sha256 differs); {again}")
+    # Older sidecars lack it: they are from before there were adapters that split weights.
     return {"quantized_otherwise": {}} | sidecar
 
 
 def _content(data: bytes, path: Path) -> Any:
-    """What the file holds, its tensors loaded."""
+    """The file's content with its tensors loaded."""
     try:
         content = read_content(io.BytesIO(data), data)
         if any(tensor.dtype is None for tensor in content.tensors):
             raise UserError(f"{path}: {_place_of_other_form(content.value)} is a tensor in a form (sparse, quantized or without "
-                            "data) that is not served; a .save holds lists, numbers and plain tensors")
+                            "data) that is not supported; a .save holds lists, numbers and plain tensors")
         if not content.tensors:
             return content.value
         with warnings.catch_warnings():
@@ -209,7 +208,7 @@ def _content(data: bytes, path: Path) -> Any:
     except NamesCode as error:
         raise UserError(f"{path}: refused, since it names {error.name}; a .save holds only lists, numbers and tensors, "
                         "no numpy values and no code") from None
-    except NotServed as error:
+    except NotSupported as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # torch raises nearly anything on damaged bytes: KeyError, struct.error, RuntimeError, ...
         if out_of_memory(error):
@@ -264,7 +263,7 @@ def _where(path: Path, at: int, number: int) -> str:
 
 
 def _short(token: int) -> str:
-    """Python would refuse to write numbers of thousands of digits."""
+    """Python refuses to print numbers of thousands of digits."""
     return str(token) if abs(token) < 2 ** 63 else f"of {token.bit_length()} bits"
 
 

@@ -1,4 +1,4 @@
-"""From a file of preferences to a `.save` file: tokenize, compute the references (unless told not to), write."""
+"""From a file of preferences to a `.save` file: tokenize, compute the references (unless --reference 0), write."""
 
 import hashlib
 import json
@@ -31,15 +31,15 @@ from src.tokenizer import load_tokenizer
 
 
 def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:
-    """Write `config.output_save` and its sidecar; what was made is told on stderr. With `check_data` only tell what would be.
+    """Write `config.output_save` and its sidecar, and summarize them on stderr. With `check_data` only report on the input.
 
-    What is finished stands in a `.partial` file beside it meanwhile, from which an interrupted run goes on.
+    Meanwhile finished batches are in a `.partial` file next to it, from which an interrupted run resumes.
 
     Args:
-        notes: lines for stderr about the command, told once nothing is wrong with it.
+        notes: lines about the command, printed on stderr once all checks have passed.
 
     Raises:
-        UserError: whatever the user can mend; the output has not been written then.
+        UserError: an error that the user can fix; the output has not been written then.
     """
     if config.check_data:
         _check(config, notes)
@@ -78,21 +78,21 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     started = time.monotonic()
     journal_path = Path(f"{config.output_save}.partial")
     if not config.reference:
-        # Nothing is finished in it, but one that a broken-off run left is kept, or goes, as ever.
+        # The journal stays empty, but that of an interrupted run has to be kept or removed by the same rules.
         with open_journal(journal_path, held_file, _digest(["no references"], pairs)):
             say_notes()
             save_pairs(config.output_save, [(*pair, 0.0, 0.0) for pair in pairs], sidecar)
     else:
         if config.strategy.device.type == "cpu":
             recycle_memory()
-        # What training adds to this starts as the identity, and leaves the references as they are.
+        # The adapters of the later training start as the identity, so they don't change the references.
         model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
                             hold=quantized_linears(settings, config.strategy.quantization))
         digest = _digest([base, config.strategy.precision, held, config.batch_tokens], pairs)
         with open_journal(journal_path, held_file, digest) as journal:
             say_notes()
             if journal.done:
-                say(f"{journal.path}: going on after {len(journal.done)} finished batches")
+                say(f"{journal.path}: resuming after {len(journal.done)} finished batches")
             with progress_bar("pairs", len(pairs)) as advance:
                 source = f"the checkpoint {config.load_model}"
                 scored = with_references(model, pairs, config.batch_tokens, advance, source, journal)
@@ -101,7 +101,7 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
 
 
 def _digest(settings: list[Any], pairs: Sequence[TokenPair]) -> str:
-    """SHA-256 of the JSON of `[*settings, pairs]`, of which each list of tokens is written once, however many pairs share it."""
+    """SHA-256 of the JSON of `[*settings, pairs]`; a list of tokens that several pairs share is converted only once."""
     written: dict[int, str] = {}
     for pair in pairs:
         for tokens in pair:
@@ -123,11 +123,11 @@ def _say_what_was_made(config: PrepareConfig, n_rows: int, n_pairs: int, counts:
 
 
 def _check(config: PrepareConfig, notes: Sequence[str]) -> None:
-    """Report what preparing would make of the file; UserError at the end where it would refuse it."""
+    """Report what preparing would make of the file; UserError at the end if it would refuse it."""
     reading = read_pairs(config.input_csv, require_reject=True)
     if not reading.rows:
         usable(reading, skip_bad_rows=True)
-    # The shapes alone: the values are not read.
+    # Reads only the shapes, not the values.
     vocab_size = read_dimensions(load_checkpoint(config.load_model), config.load_model).vocab_size if config.load_model else None
     tokenizer = load_tokenizer(config.tokenizer, vocab_size)
     report_notes(reading)

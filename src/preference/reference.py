@@ -1,4 +1,4 @@
-"""The cached half of DPO: log-probabilities of every pair's answers under the base model, by the training model's own code."""
+"""The cached half of DPO: log-probabilities of every pair's answers under the base model, by the same code as in training."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,18 +17,18 @@ from src.preference.pairs import Pair, is_log_prob
 @torch.no_grad()
 def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, advance: Callable[[int], None], source: str,
                     journal: Journal | None = None) -> list[Pair]:
-    """Append log ref(chosen | prompt) and log ref(reject | prompt), in nats, to each pair; the order stays.
+    """Append log ref(chosen | prompt) and log ref(reject | prompt), in nats, to each pair, in the same order.
 
     Args:
         pairs: (prompt, chosen, reject) tokens, already cut to their final length. Equal pairs are computed once.
-        batch_tokens: most tokens in one forward pass; a longer pair goes alone.
-        advance: told how many pairs are done after each pass.
-        source: what the model is and its file, for the message of an error, such as "the checkpoint x.pth".
-        journal: has what an interrupted run finished, and gets what this one does; without it all is computed.
+        batch_tokens: most tokens in one forward pass; a longer pair has a pass of its own.
+        advance: called after each pass with the number of pairs done in it.
+        source: names the model and its file in error messages, such as "the checkpoint x.pth".
+        journal: has the batches that an interrupted run finished, and gets those of this run; None computes all.
 
     Raises:
-        NotFinite: a log-probability that is not finite, or that no answer can have; the precision is too low for the model, or
-            one of its files is bad.
+        NotFinite: a log-probability is not finite, or impossible; the precision is too low for the model, or one of its files is
+            bad.
     """
     model.eval()
     members: dict[tuple, list[int]] = {}
@@ -61,5 +61,5 @@ def _references(model: RWKV, pairs: Sequence[TokenPair], source: str) -> list[li
     values = sums.view(-1, 2).tolist()
     unlikely = [value for pair in values for value in pair if not is_log_prob(value)]
     if unlikely:
-        raise NotFinite(f"{source} gives an answer the log-probability {unlikely[0]:g}, as no sound model does; replace it")
+        raise NotFinite(f"{source} gives an answer the impossible log-probability {unlikely[0]:g}; replace it")
     return values

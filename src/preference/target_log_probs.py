@@ -1,8 +1,8 @@
-"""log softmax(hidden W^T) at one target a row, without ever holding the logits.
+"""log softmax(hidden W^T) at one target a row, without ever storing all logits.
 
-The head's product is made in tiles of some rows by some of the vocabulary, whose maxima and sums are carried along (the
-online softmax of Milakov and Gimelshein 2018, arXiv:1805.02867). Where the head is frozen its gradient is made on the way:
-d log p(t) / d hidden = W_t - sum_v p_v W_v, and the backward only scales it, so that a step costs two products, not three.
+The head's product is computed in tiles of some rows by some of the vocabulary, with running maxima and sums (the online softmax
+of Milakov and Gimelshein 2018, arXiv:1805.02867). If the head is frozen, the forward also computes the gradient,
+d log p(t) / d hidden = W_t - sum_v p_v W_v, and the backward only scales it: a step costs two products, not three.
 """
 
 import math
@@ -17,10 +17,10 @@ from src.adapters.linear import Linear, LinearLayer
 from src.quantization.linear import QuantizedLinear
 
 ROWS = 1024
-# Elements of a tile: of its three copies at most (product, float32, back in the products' dtype) 12 and 48 MB; of two more with a
-# factor 20 and 80.
+# Elements of a tile. Its three copies at most (product, float32, back in the products' dtype) take 12 and 48 MB; with a factor
+# there are two more, 20 and 80 MB.
 TILE_ON_CPU, TILE_ON_GPU = 1 << 20, 1 << 22
-# Quantized weights come in blocks of so many elements, which a border between tiles must not cut.
+# Quantized weights come in blocks of this many elements, and a tile must not cut a block.
 ALIGNED = 64
 
 
@@ -32,7 +32,7 @@ def target_log_probs(head: Linear | QuantizedLinear | AdaptedLinear, hidden: Ten
         hidden: [A, n_embd]. targets: int64 [A].
 
     Returns:
-        [A] in float32 (float64 for float64 inputs), differentiable in hidden and in whatever of the head trains.
+        [A] in float32 (float64 for float64 inputs), differentiable in hidden and in the head's trained parameters.
     """
     down = up = factor = None
     if isinstance(head, AdaptedLinear):
@@ -132,7 +132,7 @@ def _columns(head: LinearLayer, n_rows: int, device: torch.device) -> list[tuple
 
 
 def _products(x: Tensor, z: Tensor | None, w: Tensor, up: Tensor | None, first: int, last: int) -> Tensor:
-    """The logits but for their factor."""
+    """The logits without their factor."""
     products = F.linear(x, w)
     return products if z is None or up is None else products + F.linear(z, up[first:last].to(z.dtype))
 

@@ -1,4 +1,4 @@
-"""The package bitsandbytes, imported when it is first needed: that takes seconds, and who needs none of it need not have it."""
+"""The package bitsandbytes, imported on first use: the import takes seconds, and the package is optional."""
 
 import functools
 import logging
@@ -9,8 +9,8 @@ from src.errors import UserError
 
 @functools.cache
 def load_bitsandbytes(what: str, instead: str) -> ModuleType:
-    """The package. Raises UserError, naming `what` needs it and what does without, where it is missing or cannot be loaded."""
-    # On some CPUs the import warns that an optional package with a faster 4-bit product is missing, which is not used here.
+    """The package. Raises UserError, naming `what` needs it and an alternative (`instead`), if it can't be loaded."""
+    # On some CPUs the import warns that an optional package is missing, whose faster 4-bit product is not used here.
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -18,7 +18,7 @@ def load_bitsandbytes(what: str, instead: str) -> ModuleType:
         import bitsandbytes
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(f"{what} needs the package bitsandbytes, which cannot be loaded ({error}); "
-                        f"install requirements.txt, or take {instead}, which does without") from error
+                        f"install requirements.txt, or take {instead}, which does not need it") from error
     finally:
         logger.setLevel(level)
     return bitsandbytes

@@ -1,7 +1,7 @@
 """int8, one byte a weight: symmetric, one float32 scale for each output row.
 
-On a GPU kernels of our own (cuda/int8_product.cu) multiply few rows by the codes themselves, and write the weight in one pass
-for many; elsewhere, and where they can't be built, plain PyTorch runs.
+On a GPU our own kernels (cuda/int8_product.cu) multiply a few rows directly by the codes, and for many rows dequantize the weight
+in one pass. Elsewhere, and where they can't be built, plain PyTorch runs.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src import kernels
 
-# Up to so many rows the kernel reads codes as they lie, one byte each, 8 rows at a time; beyond, a bfloat16 weight costs 5 bytes.
+# Up to this many rows the kernel reads codes directly, one byte each, 8 rows at a time; beyond, a bfloat16 weight costs 5 bytes.
 FEW_ROWS = 16
 PIECE = 16  # codes that the kernel reads at once
 
@@ -36,7 +36,7 @@ def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: tor
     """Undo `quantize`: the weight [out, in] in `dtype`; each float32 product is rounded to it once."""
     if _compiled(codes, dtype):
         return torch.ops.rwkv_wkv.int8_dequantize(codes, scales, dtype)
-    # Told where to write, PyTorch rounds in the same pass on a GPU.
+    # With `out`, PyTorch rounds in the same pass on a GPU.
     return torch.mul(codes, scales, out=torch.empty(shape, dtype=dtype, device=codes.device))
 
 
@@ -46,12 +46,12 @@ def product(x: Tensor, codes: Tensor, scales: Tensor, out_features: int) -> Tens
 
 
 def fused(x: Tensor) -> bool:
-    """Whether the kernel multiplies x [..., in] by codes as they lie."""
+    """Whether the kernel multiplies x [..., in] directly by codes."""
     width = x.shape[-1]
     return 0 < x.numel() <= FEW_ROWS * width and width % PIECE == 0 and _compiled(x, x.dtype)
 
 
 def _compiled(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether kernels serve on x's device for such activations."""
+    """Whether kernels support such activations on x's device."""
     return (x.device.type == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16)
             and kernels.missing("cuda") is None)

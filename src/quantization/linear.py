@@ -1,8 +1,8 @@
-"""One linear layer over every kind of quantized weight; the weight itself is frozen, gradients only pass through.
+"""One linear layer for every kind of quantized weight; the weight is frozen, gradients only pass through.
 
 A scheme is a module with `quantize(weight) -> (codes, scales)`, `dequantize(codes, scales, shape, dtype) -> weight`, and `rows`,
-which takes of codes and scales what some rows of the weight need. `fused(x)` says, by shape, device and dtype, whether
-`product(x, codes, scales, out_features) -> y` multiplies by the codes as they lie.
+which selects the codes and scales of some rows of the weight. `fused(x)` says, by shape, device and dtype, whether
+`product(x, codes, scales, out_features) -> y` multiplies directly by the codes.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from src.errors import UserError
 from src.quantization import int8, nf4
 
 SCHEMES = {"nf4": nf4, "int8": int8}
-# What a `--strategy` appends to the precision for each scheme: the rwkv package's word where it has one.
+# The suffix of a `--strategy`'s precision for each scheme, as in the rwkv package where it has one.
 STRATEGY_SUFFIXES = {None: "", "nf4": "nf4", "int8": "i8"}
 
 
 class QuantizedLinear(nn.Module):
-    """Bias-free y = x W^T, W [out_features, in_features] held quantized as the buffers `codes` and `scales`."""
+    """Bias-free y = x W^T, W [out_features, in_features] stored quantized as the buffers `codes` and `scales`."""
 
     codes: Tensor
     scales: Tensor
@@ -34,7 +34,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("scales", scales)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out_features, in_features] in `dtype`, computed anew at every call."""
+        """The weight [out_features, in_features] in `dtype`, recomputed at every call."""
         return SCHEMES[self.mode].dequantize(self.codes, self.scales, (self.out_features, self.in_features), dtype)
 
     def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
@@ -51,7 +51,7 @@ class QuantizedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.mode}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        # `module.bfloat16()`, which training frameworks call, would round the scales and so change the weight.
+        # `module.bfloat16()`, called by training frameworks, would round the scales and so change the weight.
         scales = self.scales
         super()._apply(fn, recurse)
         if self.scales.dtype != scales.dtype:
@@ -61,7 +61,7 @@ class QuantizedLinear(nn.Module):
 
 @torch.library.custom_op("rwkv::quantized_product", mutates_args=())
 def _quantized_product(x: Tensor, codes: Tensor, scales: Tensor, out_features: int, mode: str) -> Tensor:
-    """x W^T. One operator to torch, so that no full-size copy of W lives on, and checkpointing may keep what it returns."""
+    """x W^T. One operator for torch, so that no full-size copy of W stays alive, and checkpointing may keep the result."""
     scheme = SCHEMES[mode]
     if scheme.fused(x):
         return scheme.product(x, codes, scales, out_features)
@@ -90,7 +90,7 @@ quantized_product = torch.ops.rwkv.quantized_product.default
 
 
 def quantize_linear(weight: Tensor, mode: str) -> QuantizedLinear:
-    """Quantize `weight` [out, in] from the precision it comes in, on the device it is on.
+    """Quantize `weight` [out, in] from its own precision, on its own device.
 
     Args:
         mode: "nf4" or "int8".
@@ -99,7 +99,7 @@ def quantize_linear(weight: Tensor, mode: str) -> QuantizedLinear:
         UserError: another mode.
     """
     if mode not in SCHEMES:
-        raise UserError(f"quantization mode {mode!r} is not served; choose one of {', '.join(SCHEMES)}")
+        raise UserError(f"quantization mode {mode!r} is not supported; choose one of {', '.join(SCHEMES)}")
     with torch.no_grad():
         codes, scales = SCHEMES[mode].quantize(weight)
     return QuantizedLinear(codes, scales, in_features=weight.shape[1], out_features=weight.shape[0], mode=mode)

@@ -1,8 +1,8 @@
-"""NF4, four bits a weight, through bitsandbytes, on the CPU as on the GPU.
+"""NF4, four bits a weight, through bitsandbytes, on CPU and GPU.
 
 NormalFloat of Dettmers et al. 2023 (QLoRA, section 3): every block of 64 weights is divided by its largest magnitude, and each
-quotient becomes the nearest of 16 fixed values, the quantiles of a normal distribution. A weight costs half a byte, and its share
-of the block's float32 scale a sixteenth of a byte more.
+quotient becomes the nearest of 16 fixed values, the quantiles of a normal distribution. A weight costs half a byte, plus a
+sixteenth of a byte for its share of the block's float32 scale.
 """
 
 import torch
@@ -32,7 +32,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rows(codes: Tensor, scales: Tensor, first: int, last: int, in_features: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales of the weight's rows first .. last - 1; `first` is a multiple of 64, so that a block starts there."""
+    """Codes and scales of the weight's rows first .. last - 1; `first` must be a multiple of 64, so that a block starts there."""
     start, end = first * in_features, last * in_features
     return codes[start // 2:-(-end // 2)], scales[start // BLOCK_SIZE:-(-end // BLOCK_SIZE)]
 
@@ -42,7 +42,7 @@ def dequantize(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: tor
     library = load_bitsandbytes("nf4", "int8").functional
     kernel_dtype = dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
     state = library.QuantState(absmax=scales, shape=torch.Size(shape), dtype=kernel_dtype, blocksize=BLOCK_SIZE, quant_type="nf4")
-    # bitsandbytes takes codes with a first side of 1 for a transposed weight; a column of codes of a tiny weight has that too.
+    # bitsandbytes takes codes of shape [1, n] for a transposed weight; a column of a tiny weight's codes has that shape too.
     return library.dequantize_4bit(codes[:, None], state).reshape(shape).to(dtype)
 
 
@@ -52,10 +52,10 @@ def product(x: Tensor, codes: Tensor, scales: Tensor, out_features: int) -> Tens
 
 
 def fused(x: Tensor) -> bool:
-    """Whether bitsandbytes multiplies x [..., in] by codes as they lie, which 0.50 brought.
+    """Whether bitsandbytes multiplies x [..., in] directly by codes, which it can since 0.50.
 
-    Its operator reads codes once for up to 4 rows, and decides beyond by card, shape and dtype, up to 1536 rows, whether that is
-    faster than to dequantize. It looks at no value on the host, so that a CUDA graph may hold it.
+    Its operator reads codes once for up to 4 rows. Beyond that, up to 1536 rows, it decides by card, shape and dtype whether
+    this is faster than dequantizing. It reads no value on the host, so a CUDA graph can capture it.
     """
     if x.device.type != "cuda" or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False

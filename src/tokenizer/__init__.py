@@ -6,25 +6,25 @@ from src.tokenizer.byte import ByteTokenizer
 from src.tokenizer.huggingface import HuggingFaceTokenizer
 from src.tokenizer.world import WORLD_ROWS, WorldTokenizer
 
-# The World vocabulary's last id is 65529; checkpoints round the number of rows up to 65536, and a few older ones round it down.
+# The World vocabulary's last id is 65529; checkpoints round the number of rows up to 65536, a few older ones down.
 WORLD_SIZES = range(65529, WORLD_ROWS + 1)
 
 
 def load_tokenizer(name: str | None, vocab_size: int | None = None) -> Tokenizer:
-    """Load the tokenizer called `name`, or the one that belongs to a checkpoint's vocabulary size.
+    """Load the tokenizer called `name`, or the one of a checkpoint's vocabulary size.
 
     Args:
-        name: "world", "bytes", the path of a Hugging Face `tokenizer.json`, or None to go by `vocab_size`.
-        vocab_size: rows of the checkpoint's embedding, where a checkpoint is at hand.
+        name: "world", "bytes", the path of a Hugging Face `tokenizer.json`, or None to determine it by `vocab_size`.
+        vocab_size: rows of the checkpoint's embedding, if there is a checkpoint.
 
     Raises:
-        UserError: an unknown name, no name and a vocabulary that tells nothing, a broken tokenizer file,
+        UserError: an unknown name, no name and an ambiguous vocabulary size, a broken tokenizer file,
             or a tokenizer with more ids than the checkpoint has rows.
     """
     if name is None:
         name = "bytes" if vocab_size == 256 else "world" if vocab_size in WORLD_SIZES else None
     if name is None:
-        raise UserError(f"a vocabulary of {vocab_size} tells no tokenizer; pass --tokenizer world, bytes, or a tokenizer.json")
+        raise UserError(f"no tokenizer is known for a vocabulary of {vocab_size}; give --tokenizer world, bytes or FILE.json")
     tokenizer: Tokenizer
     if name == "world":
         tokenizer = WorldTokenizer(vocab_size if vocab_size is not None and vocab_size in WORLD_SIZES else WORLD_ROWS)

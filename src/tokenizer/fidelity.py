@@ -1,6 +1,6 @@
-"""Which texts do not come back from their tokens as they were written, so that no letter is lost without a word.
+"""Finds texts that do not come back from their tokens as written, so that no letter is lost silently.
 
-A vocabulary may lack letters, and a tokenizer may throw away case, accents or white space; World and bytes keep everything.
+A vocabulary may lack letters, and a tokenizer may discard case, accents or white space; World and bytes keep everything.
 """
 
 from collections import Counter
@@ -17,13 +17,13 @@ class Changes:
     """What a tokenizer changes in a file's texts."""
 
     looked_at: int = 0
-    texts: int = 0  # of these, those that come back otherwise than they were written
-    rows: tuple[int, ...] = ()  # that have such a text, the first NAMED_ROWS
+    texts: int = 0  # how many of these come back changed
+    rows: tuple[int, ...] = ()  # the first NAMED_ROWS rows with such a text
     lost: str = ""  # characters that do not come back, those missing in the most texts first
-    example: str = ""  # the first such text and what happens to it
+    example: str = ""  # the first such text and its change
 
     def report(self, path: str, tokenizer: str) -> None:
-        """One line on stderr, where there is something to say."""
+        """One line on stderr, if any text is changed."""
         if self.texts:
             lost = f"; lost in all: {_quoted(self.lost)}" if self.texts > 1 and self.lost else ""
             say(f"warning: {path}: {self.texts} of {self.looked_at} texts do not come back from the tokens of {tokenizer} as "
@@ -31,7 +31,7 @@ class Changes:
 
 
 class Encoder:
-    """Encodes a file's texts, and remembers which of them their tokens do not give back."""
+    """Encodes a file's texts, and records which of them do not come back from their tokens."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -44,14 +44,14 @@ class Encoder:
 
         Args:
             row: counted from 1.
-            part: which of the row's texts it is; a text that is encoded in several forms counts once.
+            part: names the text among the row's texts; a text that is encoded in several forms counts once.
         """
         tokens = self._tokenizer.encode(text, continues)
         if self._tokenizer.lossless:
             return tokens
         self._seen.add((row, part))
         back = self._tokenizer.decode_bytes(tokens).decode("utf-8", errors="replace")
-        # A space before a whole text is the tokenizer's own.
+        # The tokenizer itself may prepend a space to a whole text.
         if back != text and (continues or text not in (back.removeprefix(" "), self._tokenizer.decode(tokens))):
             lost = Counter(text) - Counter(back)
             if (row, part) not in self._changed:
@@ -60,7 +60,7 @@ class Encoder:
         return tokens
 
     def changes(self) -> Changes:
-        """Of all texts until now."""
+        """The changes of all texts so far."""
         rows = sorted({row for row, _ in self._changed})[:NAMED_ROWS]
         first = min(self._changed, default=None)
         example = f"row {first[0]}'s {first[1]}, {self._changed[first]}" if first else ""

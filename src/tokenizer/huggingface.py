@@ -17,13 +17,13 @@ from src.tokenizer.tokenizer_json import parts_of, read_tokenizer_json
 class HuggingFaceTokenizer:
     """The file's own ids, without the special tokens its post-processor would add; control words in a text are text.
 
-    End of text is `<|endoftext|>` where the file names it and 0, RWKV's convention, where it does not.
+    End of text is `<|endoftext|>` if the file has it, else 0, RWKV's convention.
     """
 
     lossless = False
 
     def __init__(self, path: str) -> None:
-        """Raises UserError where `path` is missing or not a tokenizer file."""
+        """Raises UserError if `path` is missing or not a tokenizer file."""
         checked = existing_file(path, "--tokenizer")
         with _as_user_error(f"--tokenizer {path}: not a Hugging Face tokenizer.json"):
             file = read_tokenizer_json(checked)
@@ -47,10 +47,10 @@ class HuggingFaceTokenizer:
         tokens = self._ids(tokenizer, text)
         if self._control.isdisjoint(tokens):
             return tokens
-        # A vocabulary may hold a control word as an ordinary entry too, which no text can be if it is read in two pieces.
+        # The vocabulary may also have the control word as an ordinary entry; reading it in two pieces avoids that.
         cuts = [0, *(word.start() + 1 for word in self._control_words.finditer(text)), len(text)]
         if len(cuts) == 2:
-            return tokens  # it stands for unknown letters
+            return tokens  # the control token is the one for unknown letters
         pieces = [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
         return [token for number, piece in enumerate(pieces)
                 for token in self._ids(self._continuing if number else tokenizer, piece)]
@@ -71,7 +71,7 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def _pieces(self) -> list[bytes]:
-        """What each token adds to a text that it stands within, where no decoder takes a space off its beginning."""
+        """What each token adds within a text, where no decoder strips a space from the beginning."""
         with _as_user_error(f"--tokenizer {self.name}: can't decode its tokens"):
             return self._decoded_pieces()
 
@@ -94,7 +94,7 @@ class HuggingFaceTokenizer:
         return pieces
 
     def _anchor(self, names: Sequence[str | None]) -> tuple[list[int], int, int]:
-        """A token to put before and behind another, and how many characters it is in either place."""
+        """A token to put before and after another, and its number of characters in each place."""
         suffix = next((part["suffix"] for part in parts_of(self._decoder) if part["type"] == "BPEDecoder"), None)
         for token, name in enumerate(names):
             if name and name.isascii() and name.isalnum() and not (suffix and name.endswith(suffix)):
@@ -106,10 +106,10 @@ class HuggingFaceTokenizer:
 
 @contextmanager
 def _as_user_error(what: str) -> Iterator[None]:
-    """Raises UserError, beginning with `what`, for whatever the library raises within the block.
+    """Raises UserError, beginning with `what`, for any error of the library within the block.
 
-    That is a bare Exception, or where its Rust code gives up (at a regular expression that takes too long, say) an exception that
-    is none, with a report of its own on stderr, which goes nowhere here.
+    The library raises a bare Exception. If its Rust code panics (on a regular expression that takes too long, say), it raises
+    one that is no Exception and prints a report on stderr, which is discarded here.
     """
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -126,7 +126,7 @@ def _as_user_error(what: str) -> Iterator[None]:
         os.close(nowhere)
 
 
-# The characters that byte-level vocabularies have for bytes: what is visible in Latin-1 for itself, the rest from U+0100 on.
+# The characters of byte-level vocabularies for bytes: visible Latin-1 characters for themselves, the rest from U+0100 on.
 _VISIBLE = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
 _BYTES = {chr(byte): byte for byte in _VISIBLE} | {
     chr(0x100 + number): byte for number, byte in enumerate(byte for byte in range(0x100) if byte not in _VISIBLE)}

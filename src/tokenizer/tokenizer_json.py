@@ -1,8 +1,7 @@
-"""What of a Hugging Face `tokenizer.json` is taken, and what is left out so that every text is read as text and as a whole.
+"""Loads a Hugging Face `tokenizer.json`, adjusted so that every text is read completely and as text.
 
-Truncation and padding, which a file keeps from the last call it was used for, are switched off, and so is BPE's dropout, which
-draws another split at each call. Control words are marked as special, whatever the file says of them, which makes the library
-read them as text.
+Truncation and padding, which a file keeps from its last use, are switched off, and so is BPE's dropout, which draws another split
+at each call. Control words are always marked as special, whatever the file says, since the library then reads them as text.
 """
 
 import json
@@ -14,33 +13,33 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-# How control words are spelled. An added token that a file does not call special and that looks otherwise is text with a token
-# of its own: GPT-NeoX's runs of spaces, Gemma's HTML tags.
+# The spelling of control words. Any other added token that a file does not call special is text with a token of its own:
+# GPT-NeoX's runs of spaces, Gemma's HTML tags.
 _CONTROL = re.compile(
     r"<[|｜].*[|｜]>|</?s>|<(?:pad|unk|bos|eos|sep|cls|mask|eot|eod|(?:start|begin|end)_of_\w+)>|\[(?:PAD|UNK|BOS|EOS|SEP|CLS|MASK)]",
     re.DOTALL | re.IGNORECASE)
 
 MOST_IDS = 1 << 24  # the largest vocabularies have a million
-MOST_GROWTH = 1000  # of a text by replacements
+MOST_GROWTH = 1000  # factor on a text's length by replacements
 
 
 class TokenizerFile(NamedTuple):
-    """The library's tokenizers as a file describes them, and what it says of its tokens."""
+    """The library's tokenizers as described in a file, and facts about its tokens."""
 
-    whole: Tokenizer  # of a whole text, or its beginning
-    continuing: Tokenizer | None  # of a text that continues another; None where `whole` reads that alike
-    control: frozenset[str]  # words that must not become the tokens named so
-    segments: re.Pattern[str] | None  # the other added tokens, behind which a file's own rules begin anew; None: none matters
+    whole: Tokenizer  # for a whole text, or its beginning
+    continuing: Tokenizer | None  # for a text that continues another; None if `whole` reads it the same way
+    control: frozenset[str]  # words that must not become the tokens of this name
+    segments: re.Pattern[str] | None  # the other added tokens, after which the file's rules start again; None: none matters
     decoder: dict[str, Any] | None  # its description
 
 
 def read_tokenizer_json(path: Path) -> TokenizerFile:
-    """Raises whatever the library raises for a file that is no tokenizer, and ValueError for one that blows texts up."""
+    """Raises the library's errors for a file that is no tokenizer, and ValueError for one that inflates texts."""
     tokenizer = Tokenizer.from_file(str(path))
     _check_ids(tokenizer.get_vocab(with_added_tokens=True))
     described = json.loads(tokenizer.to_str())
     for part in ("normalizer", "decoder"):
-        # A row of replacements by two letters doubles a text each time.
+        # Each replacement by two letters may double a text.
         replacements = (inner["content"] for inner in parts_of(described[part]) if inner["type"] == "Replace")
         if math.prod(max(1, len(content)) for content in replacements) > MOST_GROWTH:
             raise ValueError(f"its {part} makes texts over {MOST_GROWTH} times as long")
@@ -57,14 +56,14 @@ def read_tokenizer_json(path: Path) -> TokenizerFile:
     if within == described:
         return TokenizerFile(_build(described), None, frozenset(control), None, described["decoder"])
     if any(part["type"] == "Prepend" for part in parts_of(described["normalizer"])):
-        # The library looks for these words with what is prepended, which only the beginning of a text would have.
+        # The library searches for these words with the prepended text, which only the beginning of a text has.
         within["added_tokens"] = [word | {"special": word["special"] or word["normalized"]} for word in within["added_tokens"]]
     return TokenizerFile(_build(described), _build(within), frozenset(control), _segments(within["added_tokens"]),
                          described["decoder"])
 
 
 def _check_ids(vocabulary: dict[str, int]) -> None:
-    """Raise ValueError for ids beyond `MOST_IDS`, over which the library would walk one by one, and for two words of one id."""
+    """Raise ValueError for ids beyond `MOST_IDS`, which the library would iterate over, and for two words with the same id."""
     highest = max(vocabulary.values(), default=0)
     if highest >= MOST_IDS:
         raise ValueError(f"it has the token id {highest}, beyond {MOST_IDS}")
@@ -75,7 +74,7 @@ def _check_ids(vocabulary: dict[str, int]) -> None:
 
 
 def parts_of(described: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """A normalizer's, pre-tokenizer's or decoder's parts, those of sequences one by one."""
+    """The parts of a normalizer, pre-tokenizer or decoder, with sequences flattened."""
     if described is not None and described["type"] != "Sequence":
         yield described
     elif described is not None:
@@ -90,7 +89,7 @@ def _build(described: dict[str, Any]) -> Tokenizer:
 
 
 def _named_for_control(described: dict[str, Any]) -> Iterator[str]:
-    """The tokens that the file itself uses for unknown letters, padding, and a text's ends."""
+    """The tokens that the file itself uses for unknown letters, padding, and the ends of a text."""
     model, padding, ends = described["model"], described["padding"] or {}, described["post_processor"] or {}
     yield from filter(None, (model.get("unk_token"), padding.get("pad_token")))
     if model.get("type") == "Unigram" and model.get("unk_id") is not None:
@@ -101,7 +100,7 @@ def _named_for_control(described: dict[str, Any]) -> Iterator[str]:
 
 
 def _missing_decoder(described: dict[str, Any]) -> dict[str, Any] | None:
-    """Without a decoder the library puts a space between all tokens, which is right for whole words alone."""
+    """A decoder for a file without one. The library would put a space between all tokens, which is right only for whole words."""
     parts = [*parts_of(described["normalizer"]), *parts_of(described["pre_tokenizer"])]
     for part in parts:
         if part["type"] == "ByteLevel":
@@ -112,7 +111,7 @@ def _missing_decoder(described: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _within_text(part: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A normalizer or pre-tokenizer without what it does at a text's beginning."""
+    """A normalizer or pre-tokenizer without its rules for a text's beginning."""
     if part is None or part["type"] == "Prepend":
         return None
     for name in ("normalizers", "pretokenizers"):
@@ -128,7 +127,7 @@ def _within_text(part: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _segments(added_tokens: list[dict[str, Any]]) -> re.Pattern[str] | None:
-    """Finds the first added token that is text: what is put before a text is put before what stands behind one, too."""
+    """Finds the first added token that is text; the text after it also gets what is prepended to a text."""
     forms = []
     for word in sorted(added_tokens, key=lambda word: -len(word["content"])):
         form = rf"\b{re.escape(word['content'])}\b" if word["single_word"] else re.escape(word["content"])

@@ -3,8 +3,8 @@
 The vocabulary is the text file inside the `rwkv` package (one line an entry: id, Python literal, length in
 bytes), and the ids are those of the package's own `TRIE_TOKENIZER`, byte for byte.
 
-The search needs no tree: one dictionary holds every beginning of every entry, with the longest entry that this
-beginning starts with. A beginning is looked up at four bytes at once and grown while it is one.
+The search needs no tree: one dictionary maps every prefix of every entry to the longest entry that the prefix starts
+with. A look-up starts with four bytes, and the prefix grows as long as it is found.
 """
 
 import ast
@@ -24,9 +24,9 @@ class WorldTokenizer:
     """0 ends the text and decodes to nothing; 65530 and up pad the checkpoint and decode to U+FFFD.
 
     Args:
-        rows: of the checkpoint, at most 65536. Entries beyond them are not used; they are made of shorter ones.
+        rows: of the checkpoint, at most 65536. Entries beyond them are not used; shorter ones replace them.
 
-    Raises UserError where the `rwkv` package, or its vocabulary, is missing or damaged.
+    Raises UserError if the `rwkv` package, or its vocabulary, is missing or damaged.
     """
 
     name = "world"
@@ -55,7 +55,7 @@ class WorldTokenizer:
             end = start + FIRST_LOOK
             token = longest(data[start:end])
             if token is None:
-                while token is None:  # ends at one byte at the latest: every byte is an entry
+                while token is None:  # ends at one byte at the latest, since every byte is an entry
                     end -= 1
                     token = longest(data[start:end])
             else:
@@ -78,7 +78,7 @@ class WorldTokenizer:
 
 
 def _longest_entry_of_beginnings(ids: dict[bytes, int]) -> dict[bytes, int]:
-    """Map each beginning of each entry to the id of the longest entry that the beginning itself starts with."""
+    """Map each prefix of each entry to the id of the longest entry that the prefix itself starts with."""
     longest: dict[bytes, int] = {}
     for entry, token in sorted(ids.items(), key=lambda item: len(item[0])):
         known = len(entry) - 1

@@ -1,8 +1,8 @@
-"""last.ckpt, what `--resume 1` goes on from: written whole, and with digests by which damage is found before anything is done.
+"""last.ckpt, the checkpoint that `--resume 1` continues from: written whole, with digests that reveal damage before any work.
 
-One file, PyTorch's archive with 38 bytes behind it, `sha256` and the digest of all before them; an archive may have something
-behind it, so `torch.load` takes the file as it is. Under DeepSpeed, whose engine writes on its own from all processes, a folder,
-in which manifest.json has the digest of every other file.
+It is one file: PyTorch's archive, then 38 bytes, `sha256` and the digest of everything before them. A zip archive may have bytes
+appended, so `torch.load` reads the file as it is. Under DeepSpeed, whose engine writes from all processes, it is a folder, and
+its manifest.json holds the digest of every other file.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ MARK = b"sha256"
 DIGEST_SIZE = 32
 DAMAGED = "is damaged or no file of this run"
 UNSEALED = "has no checksum and was written by an earlier version or for another run"
-# How a zip archive ends that nothing stands behind.
+# The end of a zip archive with nothing appended.
 END_MARK, END_SIZE = b"PK\5\6", 22
-# What says how far a checkpoint is: optimizer steps, and the steps of the lines that growing files have, by file.
+# A checkpoint's progress: optimizer steps, and for each growing file the steps of its lines.
 RECORD_SHAPE = {"step": int, "lines": {str: [int]}}
 
 
 class SealedFile(CheckpointIO):
-    """Lightning's way to and from the one file, without its copies in memory and in the system's temporary folder."""
+    """Lightning's reader and writer of the one file, without its copies in memory and in the system's temporary folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         try:
@@ -49,7 +49,7 @@ class SealedFile(CheckpointIO):
                 file.seek(0)
                 digest = hashlib.file_digest(cast(io.BufferedRandom, file), "sha256").digest()
                 file.write(MARK + digest)
-        except RuntimeError as error:  # what torch's archive writer raises when a write falls short
+        except RuntimeError as error:  # torch's archive writer raises it on a short write
             if out_of_memory(error):
                 raise
             raise UserError(f"{path}: cannot be written; free the disk, then continue with --resume 1") from error
@@ -62,7 +62,7 @@ class SealedFile(CheckpointIO):
 
 
 def save_checkpoint(trainer: pl.Trainer, folder: Path, record: dict[str, Any]) -> None:
-    """Write last.ckpt in a run's folder, from all processes; raises UserError where the disk refuses."""
+    """Write last.ckpt in a run's folder, from all processes; raises UserError if that fails."""
     final = folder / RESUME_FILE
     if not isinstance(trainer.strategy, pl.strategies.DeepSpeedStrategy):
         trainer.save_checkpoint(final)
@@ -84,14 +84,14 @@ def save_checkpoint(trainer: pl.Trainer, folder: Path, record: dict[str, Any]) -
 
 
 def will_be_there(folder: Path) -> bool:
-    """Whether `tidy` leaves a checkpoint; right also while another process is just at it."""
+    """Whether `tidy` leaves a checkpoint; correct even while another process is tidying."""
     final = folder / RESUME_FILE
-    # In this order: what was renamed since the look for it is found under its new name.
+    # In this order, a folder that is renamed between two checks is found under its new name.
     return (_beside(final, "tmp") / MANIFEST_FILE).exists() or _beside(final, "old").is_dir() or final.exists()
 
 
 def tidy(folder: Path) -> None:
-    """Finish or undo what a kill left of DeepSpeed's folder taking the place of the one before, so that one is there."""
+    """Finish or undo a replacement of DeepSpeed's folder that a kill interrupted, so that one checkpoint is there."""
     final = folder / RESUME_FILE
     written, before = _beside(final, "tmp"), _beside(final, "old")
     if not final.exists():
@@ -108,29 +108,29 @@ def tidy(folder: Path) -> None:
 
 def check_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], deepspeed: bool,
                      good: Callable[[], str | None]) -> dict[str, Any]:
-    """The record of a checkpoint that is whole, holds these tensors, and was written under this kind of strategy.
+    """The record of a checkpoint that is intact, holds these tensors, and was written under this kind of strategy.
 
     Args:
-        shapes: of what trains, by name. DeepSpeed keeps its tensors in pieces, which are not looked into.
-        good: finds an adapter that a new run could start from instead; asked only where the checkpoint is refused.
+        shapes: of the trained tensors, by name. DeepSpeed keeps its tensors in pieces, which are not checked.
+        good: finds an adapter that a new run could start from instead; called only if the checkpoint is refused.
 
-    Raises UserError where it is not.
+    Raises UserError for any other checkpoint.
     """
     if path.is_dir() != deepspeed:
-        writer, strategy = ("a DeepSpeed", "its --strategy") if path.is_dir() else ("another than a DeepSpeed", "--strategy auto")
-        raise UserError(f"{path}: was written under {writer} strategy; --resume 1 goes on with {strategy}")
+        writer, strategy = ("a DeepSpeed", "its --strategy") if path.is_dir() else ("a non-DeepSpeed", "--strategy auto")
+        raise UserError(f"{path}: was written under {writer} strategy; resume with {strategy}")
     try:
         record = _read_folder(path) if deepspeed else _read_file(path, shapes)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if isinstance(record, str):
-        elsewhere = f", where --load_adapter {adapter} goes on from that adapter" if (adapter := good()) else ""
-        raise UserError(f"{path}: {record}, so --resume 1 can't go on with it; choose another --proj_dir{elsewhere}")
+        elsewhere = f" and continue from the last good adapter with --load_adapter {adapter}" if (adapter := good()) else ""
+        raise UserError(f"{path}: {record}, so --resume 1 can't continue from it; choose another --proj_dir{elsewhere}")
     return record
 
 
 def _read_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | str:
-    """What is wrong where the file is not as it was written, or holds other tensors."""
+    """The record; or what is wrong, if the file has changed since it was written or holds other tensors."""
     size = path.stat().st_size - len(MARK) - DIGEST_SIZE
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -152,7 +152,7 @@ def _read_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]
 
 
 def _read_folder(path: Path) -> dict[str, Any] | str:
-    """What is wrong where one of the files is missing or not as it was written."""
+    """The record; or what is wrong, if a file is missing or has changed since it was written."""
     try:
         manifest = parse_json((path / MANIFEST_FILE).read_bytes(), {"files": {str: str}, RECORD: RECORD_SHAPE})
     except (FileNotFoundError, BadJson):
@@ -161,7 +161,7 @@ def _read_folder(path: Path) -> dict[str, Any] | str:
 
 
 def seal_folder(path: Path, record: dict[str, Any]) -> None:
-    """Write the manifest of a folder, whose other files are all there, and see to it that all of them outlive a power cut."""
+    """Sync all files of a folder, so that they survive a power cut, and write its manifest last."""
     for part in (path, *path.rglob("*")):
         if part.name != MANIFEST_FILE:
             _sync(part)
@@ -176,9 +176,9 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def _exchange(final: Path) -> None:
-    """Put what was written in the place of what was there, which a rename does not do with folders."""
+    """Replace the old folder by the new one; a single rename does not replace a folder that is not empty."""
     before = _beside(final, "old")
-    _sync(final.parent)  # the new one's name is on disk before the old one's goes
+    _sync(final.parent)  # the new name reaches the disk before the old one goes
     if final.exists():
         final.rename(before)
     _beside(final, "tmp").rename(final)
@@ -187,7 +187,7 @@ def _exchange(final: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Write a file or a folder's names to the disk."""
+    """fsync a file, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,5 @@
-"""The training pairs, or texts, as micro-batches that know what they weigh in their optimizer step, in a stateless order: any
-epoch can be had without those before it."""
+"""The training pairs, or texts, as micro-batches that know their weight in their optimizer step. The order is stateless: any
+epoch can be made without those before it."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from src.errors import UserError
 from src.preference.pairs import Pair
 from src.progress import progress_bar
 
-# Micro-batches that may have to be made to find where an epoch begins: some minutes.
+# Most micro-batches to make to find where an epoch begins: some minutes.
 MOST_BEFORE = 10**7
 
 
@@ -26,7 +26,7 @@ class MicroBatch(NamedTuple):
     """What one process computes at a time."""
 
     indices: list[int]  # of the pairs, or texts
-    # What the loss of each pair (of each token, in texts) weighs: 1 / how many of them the whole optimizer step has, over all its
+    # Weight of each pair's loss (each token's, in texts): 1 / how many of them the whole optimizer step has, over all its
     # micro-batches and processes. 0 in a batch that only keeps a process busy while the others finish the epoch.
     share: float
 
@@ -34,13 +34,13 @@ class MicroBatch(NamedTuple):
 class PairBatches:
     """The micro-batches of every epoch, for every process.
 
-    Epochs take up the endless sequence of passes, each of which sees every pair once in a seeded order, where the epoch before
+    A pass sees every pair once, in a seeded order. Each epoch continues the endless sequence of passes where the epoch before
     left off. With several processes, each takes every world_size-th micro-batch.
 
     Args:
         epoch_steps: micro-batches an epoch, for each process; 0 makes each epoch one pass.
         micro_bsz: pairs in a micro-batch.
-        batch_tokens: where not 0, a micro-batch has as many pairs as these input tokens hold, of like lengths, instead.
+        batch_tokens: if not 0, a micro-batch instead has as many pairs, of similar length, as fit in so many input tokens.
         accumulate: micro-batches an optimizer step, for each process; the last step of an epoch has those that are left.
         first_epoch: number of epochs done before.
     """
@@ -53,14 +53,14 @@ class PairBatches:
             _ByNumber(pairs, epoch_steps * world_size, micro_bsz, seed, first_epoch)
 
     def epoch(self, number: int, rank: int) -> "Epoch":
-        """The micro-batches of process `rank` in the run's epoch `number`, 0 being its first. All processes have as many."""
+        """The micro-batches of process `rank` in the run's epoch `number`, from 0. All processes have the same number."""
         return Epoch(self, number, rank)
 
     def total_steps(self, epochs: int) -> int:
         """Optimizer steps of so many epochs."""
         if isinstance(self.draw, _ByNumber) or self.epoch_steps:
             return epochs * -(-self.draw.length(0) // self.together)
-        with _told_if_long("counting the steps of epochs", epochs, epochs * len(self.pairs)) as advance:
+        with _bar_if_long("counting the steps of epochs", epochs, epochs * len(self.pairs)) as advance:
             steps = 0
             for number in range(epochs):
                 steps += -(-self.draw.length(number) // self.together)
@@ -69,7 +69,7 @@ class PairBatches:
 
 
 class Epoch(Sequence[MicroBatch]):
-    """One process's micro-batches in one epoch. There may be any number: each is made when it is asked for, in turn at best."""
+    """One process's micro-batches in one epoch. There may be very many, so each is made on access, fastest in order."""
 
     def __init__(self, batches: PairBatches, number: int, rank: int):
         self._batches, self._number, self._rank = batches, number, rank
@@ -100,13 +100,13 @@ class Epoch(Sequence[MicroBatch]):
         step = place // together
         if step != self._step:
             first, end = step * together, min((step + 1) * together, self._all)
-            # Texts of a single token have none.
+            # Texts of a single token have no loss.
             self._step, self._share = step, 1 / max(draw.losses(self._number, first, end), 1)
         return MicroBatch(draw.batch(self._number, place), self._share)
 
 
 class _Losses:
-    """How many losses a step's mean gets from each: one from a pair, as many as it has trained tokens from a text."""
+    """How many losses each contributes to a step's mean: a pair one, a text one for each trained token."""
 
     def __init__(self, pairs: Sequence[Pair | Text]):
         self._of = [sum(pair.trained[1:]) if isinstance(pair, Text) else 1 for pair in pairs]
@@ -117,7 +117,7 @@ class _Losses:
 
 
 class _ByNumber:
-    """Batches of equally many pairs, the last one of an epoch aside. `count` batches make an epoch; 0: one pass."""
+    """Batches of equally many pairs, except the last of an epoch. `count` batches make an epoch; 0: one pass."""
 
     def __init__(self, pairs: Sequence[Pair | Text], count: int, size: int, seed: int, first_epoch: int):
         self._pairs, self._size, self._seed, self._first_epoch = len(pairs), size, seed, first_epoch
@@ -131,7 +131,7 @@ class _ByNumber:
         return epoch_order(self._pairs, self._seed, self._start(epoch) + start, min(self._size, self._in_epoch - start))
 
     def losses(self, epoch: int, first: int, end: int) -> int:
-        """Of batches first .. end - 1: whole passes have all, so that only what is left of two is looked at."""
+        """Of batches first .. end - 1. Whole passes count as known; only the partial pass at each end is summed."""
         start, count = self._start(epoch) + first * self._size, min(end * self._size, self._in_epoch) - first * self._size
         before = min(-start % self._pairs, count)
         passes, after = divmod(count - before, self._pairs)
@@ -148,12 +148,12 @@ class _ByTokens:
     def __init__(self, pairs: Sequence[Pair | Text], count: int, batch_tokens: int, seed: int, first_epoch: int):
         if first_epoch * count > MOST_BEFORE:
             raise UserError(f"--epoch_begin {first_epoch}: with --batch_tokens all {first_epoch * count:,} micro-batches before "
-                            f"it have to be made to find it, and at most {MOST_BEFORE:,} are; lower it or --epoch_steps")
+                            f"it would have to be made, more than {MOST_BEFORE:,}; lower it or --epoch_steps")
         self._pairs, self._count, self._batch_tokens, self._seed = pairs, count, batch_tokens, seed
         self._first_epoch, self._losses = first_epoch, _Losses(pairs)
-        self._pass: tuple[int, list[list[int]]] = (-1, [])  # the last one asked for, by its number
+        self._pass: tuple[int, list[list[int]]] = (-1, [])  # the last one used, with its number
         self._endless, self._next = batches_from(pairs, seed, batch_tokens, 0), 0
-        self._held: tuple[int, list[list[int]]] = (0, [])  # batches of the endless sequence, and where they begin
+        self._held: tuple[int, list[list[int]]] = (0, [])  # batches of the endless sequence, with their start
 
     def length(self, epoch: int) -> int:
         return self._count or len(self._whole_pass(epoch))
@@ -181,10 +181,10 @@ class _ByTokens:
         return self._pass[1]
 
     def _take(self, start: int, count: int) -> list[list[int]]:
-        """A part of the endless sequence, all that comes before which has to be made, as passes differ in length."""
+        """A part of the endless sequence. All batches before it have to be made, since passes differ in length."""
         if start < self._next:
             self._endless, self._next = batches_from(self._pairs, self._seed, self._batch_tokens, 0), 0
-        with _told_if_long("finding where the epoch begins, batch", start - self._next, start - self._next) as advance:
+        with _bar_if_long("finding where the epoch begins, batch", start - self._next, start - self._next) as advance:
             while self._next < start:
                 step = min(1000, start - self._next)
                 deque(islice(self._endless, step), maxlen=0)
@@ -194,16 +194,16 @@ class _ByTokens:
         return list(islice(self._endless, count))
 
 
-def _told_if_long(what: str, total: int, work: int) -> AbstractContextManager[Callable[[int], None]]:
-    """A progress bar where there is work for more than a few seconds."""
+def _bar_if_long(what: str, total: int, work: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A progress bar for work of more than a few seconds."""
     return progress_bar(what, total) if work > 10**5 else nullcontext(lambda count: None)
 
 
 class TrainingData(pl.LightningDataModule):
     """The loader of each epoch, for a trainer that reloads it every epoch.
 
-    Lightning asks a loader for its length before it announces the epoch, and passes by tokens differ in length; so each epoch
-    has a loader of its own.
+    Lightning reads a loader's length before it announces the epoch, and passes by tokens differ in length; so each epoch has a
+    loader of its own.
     """
 
     def __init__(self, batches: PairBatches):
@@ -211,10 +211,10 @@ class TrainingData(pl.LightningDataModule):
         self.batches = batches
 
     def train_dataloader(self) -> DataLoader:
-        """Micro-batches of this process: what `collate` makes of each one's pairs or texts, and their share."""
-        assert self.trainer is not None  # which asks for it
+        """Micro-batches of this process: each one's pairs or texts, collated, and their share."""
+        assert self.trainer is not None  # the trainer calls this
         micro_batches = cast(Dataset[MicroBatch], self.batches.epoch(self.trainer.current_epoch, self.trainer.global_rank))
-        # A generator of its own, since a loader draws a seed at each epoch's start, which must not shift dropout's numbers.
+        # A generator of its own: a loader draws a seed at each epoch's start, which must not shift dropout's numbers.
         return DataLoader(micro_batches, batch_size=None, collate_fn=self._packed, generator=torch.Generator(),
                           pin_memory=self.trainer.strategy.root_device.type == "cuda")
 
@@ -223,7 +223,7 @@ class TrainingData(pl.LightningDataModule):
 
 
 def collate(items: Sequence[Pair | Text]) -> tuple[PackedBatch | TextBatch, Tensor | None]:
-    """A PackedBatch and each pair's cached references (chosen, reject) in nats, float64 [B, 2]; or a TextBatch and nothing."""
+    """A PackedBatch and each pair's cached references (chosen, reject) in nats, float64 [B, 2]; or a TextBatch and None."""
     texts = [item for item in items if isinstance(item, Text)]
     if texts:
         return pack_texts(texts), None

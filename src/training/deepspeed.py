@@ -1,4 +1,4 @@
-"""DeepSpeed under Lightning, with optimizer steps where every other strategy has them, and nothing scaled or cast on the way."""
+"""DeepSpeed under Lightning: optimizer steps where every other strategy has them, and nothing scaled or cast."""
 
 import os
 import time
@@ -17,7 +17,7 @@ from torch.utils.cpp_extension import get_default_build_root
 from src.console import say
 from src.kernels.toolkit import use_toolkit
 
-# Extensions that DeepSpeed builds for the strategies in use.
+# Extensions that DeepSpeed builds for the supported strategies.
 DEEPSPEED_BUILDS = ("cpu_adam", "fused_adam", "utils")
 LONGEST_BUILD = 600  # seconds
 
@@ -25,14 +25,14 @@ LONGEST_BUILD = 600  # seconds
 class SteppingDeepSpeed(DeepSpeedStrategy):
     """Lightning's loop, not DeepSpeed's engine, decides which micro-batch ends an optimizer step.
 
-    The engine counts micro-batches across epochs' ends, so that the step with those left over would not take place there, and
-    all steps after it would come late.
+    The engine counts micro-batches across the ends of epochs: it would skip the step with those left over, and take all later
+    steps late.
     """
 
     def __init__(self, **settings: Any):
         super().__init__(precision_plugin=AsItIs("32-true"), **settings)
         remove_dead_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
-        # DeepSpeed builds its optimizers with what torch's builder found.
+        # DeepSpeed builds its optimizers with the toolkit that torch's builder found.
         if torch.version.cuda is not None:
             use_toolkit()
 
@@ -46,15 +46,15 @@ class SteppingDeepSpeed(DeepSpeedStrategy):
         self.deepspeed_engine.set_gradient_accumulation_boundary(not accumulates)
 
     def block_backward_sync(self) -> AbstractContextManager[None]:
-        return nullcontext()  # the boundary says it, and the engine refuses to be told otherwise from stage 2 on
+        return nullcontext()  # the boundary decides, and from stage 2 on the engine refuses to skip the exchange
 
 
 def remove_dead_locks(builds: Path) -> None:
-    """Remove the locks that killed processes left when they built DeepSpeed's extensions; it would wait for them for ever.
+    """Remove locks of killed processes that were building DeepSpeed's extensions; DeepSpeed would wait for them forever.
 
-    Torch's builder makes a file and holds it open while it builds. Its process may be another user's, in another container, or on
-    another machine that shares the folder, and is not seen then: a lock goes only once it is older than a build takes as well.
-    Where /proc is missing nothing is removed.
+    Torch's builder keeps its lock file open while it builds. That can't be seen for another user's process, or one in another
+    container or on another machine that shares the folder, so a lock also has to be older than any build takes. Without /proc
+    nothing is removed.
 
     Args:
         builds: folder of torch's extension builds.
@@ -64,17 +64,17 @@ def remove_dead_locks(builds: Path) -> None:
         return
     held = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):  # another user's, or gone meanwhile
+        with suppress(OSError):  # another user's, or closed in the meantime
             held.add(os.readlink(link))
     for lock in locks:
-        with suppress(FileNotFoundError):  # given back meanwhile
+        with suppress(FileNotFoundError):  # released in the meantime
             if str(lock.resolve()) not in held and time.time() - lock.stat().st_mtime > LONGEST_BUILD:
                 lock.unlink()
-                say(f"{lock}: removed, since it is over {LONGEST_BUILD // 60} minutes old and no process is seen to build there")
+                say(f"{lock}: removed, since it is over {LONGEST_BUILD // 60} minutes old and no process holds it")
 
 
 class AsItIs(DeepSpeedPrecision):
-    """Batches and weights keep their precision: whatever trains is in float32 already."""
+    """Batches and weights keep their precision: trained weights are float32 already."""
 
     def convert_input(self, data: Any) -> Any:
         return data
@@ -83,5 +83,5 @@ class AsItIs(DeepSpeedPrecision):
         return module
 
     def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        # By default the engine divides by the number of micro-batches that are accumulated, which Lightning has done by then.
+        # By default the engine divides by the number of accumulated micro-batches, which Lightning has already done.
         super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)

@@ -1,4 +1,4 @@
-"""What a run takes from its process's environment: who started its processes and which of them this one is, and nothing else."""
+"""What a run takes from its environment variables: who started its processes, and which one this is. Nothing else."""
 
 import os
 import socket
@@ -18,12 +18,12 @@ from src.errors import UserError
 from src.training.config import TrainConfig
 from src.training.following import is_follower
 
-# What Lightning takes for arguments that it is not given, which would make another run of the same flags.
+# Variables that Lightning uses in place of missing arguments; they would change a run behind its flags.
 SETTINGS = ("PL_TRAINER_", "PL_DEEPSPEED_CONFIG_PATH")
 
 
 class First(LightningEnvironment):
-    """Of the first process, alone or with others that it starts itself; no variable says otherwise."""
+    """That of the first process, alone or with others that it starts itself; no variable changes it."""
 
     main_address = "127.0.0.1"
 
@@ -33,7 +33,7 @@ class First(LightningEnvironment):
 
     @property
     def main_port(self) -> int:
-        """One that was free when it was asked for first."""
+        """A port that was free at the first access."""
         if self._main_port == -1:
             with socket.socket() as listener:
                 listener.bind((self.main_address, 0))
@@ -48,9 +48,9 @@ class First(LightningEnvironment):
 
 
 def environment_of(config: TrainConfig) -> ClusterEnvironment:
-    """Where this process stands among those of its run; for Lightning, which would look for that by itself.
+    """This process's place among those of its run; given to Lightning, which would otherwise guess it.
 
-    Raises UserError where a launcher started another number of processes than `--devices` says, or its variables are not whole.
+    Raises UserError if a launcher started another number of processes than `--devices`, or its variables are incomplete.
     """
     launcher, kind = _launcher(config.machine.devices)
     try:
@@ -66,32 +66,32 @@ def environment_of(config: TrainConfig) -> ClusterEnvironment:
         raise UserError(f"--devices {config.machine.devices}: {launcher} should have started a process for each device, but "
                         f"{reason}; correct that, or unset its variables") from None
     found.set_global_rank(rank)
-    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # which most of them leave as Lightning guessed it
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # most environments leave Lightning's guess there
     return found
 
 
 def _launcher(devices: int) -> tuple[str, Callable[[], ClusterEnvironment]]:
-    """Who started this process as one of several, in words and as Lightning has it."""
+    """Who started this process as one of several: in words, and as Lightning's class."""
     if is_follower():
         return "the first process", LightningEnvironment
     if TorchElasticEnvironment.detect():
         return "torchrun", TorchElasticEnvironment
     if devices > 1:
-        # A batch script has SLURM's variables, too, but only srun starts a step, and a step of one task is one process.
+        # A batch script has SLURM's variables too, but only srun starts a step, and a step of one task is one process.
         if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_NTASKS") != "1" and SLURMEnvironment.detect():
             return "srun", SLURMEnvironment
         if LSFEnvironment.detect():
             return "jsrun", LSFEnvironment
         if MPIEnvironment.detect():
             return "MPI", MPIEnvironment
-        if {"LOCAL_RANK", "MASTER_PORT"} <= os.environ.keys():  # without a port that all know they would never meet
-            return "who set LOCAL_RANK", LightningEnvironment
+        if {"LOCAL_RANK", "MASTER_PORT"} <= os.environ.keys():  # without a common port the processes would never meet
+            return "whatever set LOCAL_RANK", LightningEnvironment
     return "nobody", First
 
 
 def ignore_settings() -> tuple[str, ...]:
-    """Take Lightning's settings out of the environment; a line that names them, where there were some."""
+    """Remove Lightning's settings from the environment; returns a line that names them, if there were any."""
     names = sorted(name for name in os.environ if name.startswith(SETTINGS))
     for name in names:
         del os.environ[name]
-    return (f"note: no effect: {', '.join(names)} (flags alone say what a run does)",) if names else ()
+    return (f"note: no effect: {', '.join(names)} (only flags configure a run)",) if names else ()

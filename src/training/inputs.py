@@ -1,4 +1,4 @@
-"""What a run starts from: the base, its layers' settings, and what is trained on or held out, read and checked."""
+"""What a run starts from: the base, its layers' settings, training and held-out data, read and checked."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +30,7 @@ class Data:
 
     path: str
     items: Sequence[Pair] | Sequence[Text]
-    facts: dict[str, Any]  # what config.json and the report say of them
+    facts: dict[str, Any]  # what config.json and the report say about them
 
     @property
     def pairs(self) -> Sequence[Pair]:
@@ -45,13 +45,13 @@ class Data:
         return self.facts.get("sidecar")
 
     def sha256(self) -> str:
-        """Of the file, in hexadecimal; as its sidecar has it, which was compared when the file was read."""
+        """Of the file, in hexadecimal; the sidecar's was checked when the file was read."""
         return self.sidecar["sha256"] if self.sidecar else sha256(self.path)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads before it begins. `weights` are the base's, and empty once the model has been built of them."""
+    """What a run reads before it starts. `weights` are the base's, and empty once the model has been built from them."""
 
     weights: dict[str, Tensor]
     dimensions: Dimensions
@@ -59,16 +59,16 @@ class Inputs:
     settings: list[LayerSetting]
     train: Data
     held_out: Data | None
-    lines: list[str] = field(default_factory=list)  # for stderr, once nothing is wrong with the run, since an error stands alone
+    lines: list[str] = field(default_factory=list)  # for stderr once all checks have passed, since an error is printed alone
 
 
 def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:
-    """Read all that the flags name.
+    """Read all files that the flags name.
 
     Args:
         expected: dimensions that the flags state, by flag, to be compared with the checkpoint's.
 
-    Raises UserError where something is missing or damaged, or does not fit the rest.
+    Raises UserError if a file is missing or damaged, or does not fit the others.
     """
     weights, dimensions, base = load_base_and_fingerprint(config.model.load_model)
     check_flags(dimensions, expected, config.model.load_model)
@@ -82,13 +82,13 @@ def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:
         return training_pairs(path, config, dimensions, base, held, lines)
 
     train_file = config.data.train_data_file if config.objective.sft else config.data.rlhf_train_file
-    assert train_file is not None  # which of the two is needed, the flags were checked for
+    assert train_file is not None  # the flags were checked for the one that is needed
     train, eval_file = read(train_file), config.data.eval_file
     return Inputs(weights, dimensions, base, settings, train, read(eval_file) if eval_file else None, lines)
 
 
 def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> None:
-    """Refuse flags that contradict the checkpoint; the message has both values."""
+    """Refuse flags that contradict the checkpoint; the message gives both values."""
     found = {"--n_layer": dimensions.n_layer, "--n_embd": dimensions.n_embd, "--vocab_size": dimensions.vocab_size,
              "--my_testing": dimensions.version}
     for flag, value in expected.items():
@@ -97,7 +97,7 @@ def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> 
 
 
 def layer_settings(model: ModelSettings, steps: StepSettings, weights: dict[str, Tensor]) -> list[LayerSetting]:
-    """The layer profile's rows, or those of `auto`, with the rates that rule."""
+    """The layer profile's rows, or those of `auto`, with the rates in force."""
     rates = steps.lr_init, steps.lr_final
     settings = settings_for(weights, model.layer_profile, model.peft, model.lora_r, model.lora_alpha, rates)
     return settings if steps.lr_advanced or model.layer_profile == "auto" else with_rates(settings, *rates)
@@ -110,8 +110,8 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     For a loss without a reference they are neither used nor checked.
 
     Args:
-        held: how the model holds its weights, as `how_quantized` says.
-        lines: gets what is to be said on stderr.
+        held: how the model stores its weights, as from `how_quantized`.
+        lines: gets the lines for stderr.
     """
     max_len, loss = config.data.rlhf_max_corpus_len, config.objective.loss
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, max_len)
@@ -124,9 +124,9 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     if not has_references(pairs, sidecar):
         *first, last = without_reference()
         raise UserError(f"{path}: it was made without references, which --loss {loss} needs; run rlhf_dpo_generate_save.py with "
-                        f"--reference 1, or take a loss without one: --loss {', '.join(first)} or {last}")
+                        f"--reference 1, or take a loss without a reference: --loss {', '.join(first)} or {last}")
     if sidecar is None:
-        lines.append(f"warning: {path} has no {Path(path).name}.json beside it, so it can't be checked that its references come "
+        lines.append(f"warning: {path} has no {Path(path).name}.json next to it, so it can't be checked that its references come "
                      f"from {config.model.load_model} at {config.machine.precision}")
         return data
     if check_sidecar(sidecar, {"base_fingerprint": base}):
@@ -141,7 +141,7 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
 
 
 def _preparation(config: TrainConfig, held: dict[str, Any]) -> str:
-    """The flags with which references fit the run."""
+    """The flags of a preparation whose references fit the run."""
     model, device = config.model, "cuda" if config.machine.accelerator == "gpu" else "cpu"
     auto = f" --peft {model.peft} --lora_r {model.lora_r}" if model.layer_profile == "auto" else ""
     needed = held["unquantized_blocks"] or held["quantized_otherwise"]
@@ -150,12 +150,12 @@ def _preparation(config: TrainConfig, held: dict[str, Any]) -> str:
 
 
 def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> Data:
-    """Read what `--sft 1` trains on or is evaluated on, and say on stderr what it is."""
+    """Read the texts that `--sft 1` trains or is evaluated on, and summarize them on stderr."""
     max_len = config.data.rlhf_max_corpus_len
     tokenizer = load_tokenizer(config.data.tokenizer, dimensions.vocab_size)
     texts, counts = read_texts(path, tokenizer, max_len, config.run.seed, config.objective.sft_on_prompt,
                                config.data.skip_bad_rows)
-    say(f"{path}: {counts.rows} rows make {len(texts)} texts, {counts.trained} tokens of them with a loss; {counts.cut} cut "
+    say(f"{path}: {counts.rows} rows make {len(texts)} texts, with a loss on {counts.trained} tokens; {counts.cut} cut "
         f"and {counts.dropped} dropped at {max_len} tokens")
     counts.changes.report(path, tokenizer.name)
     return Data(path, texts, {"texts": len(texts), **asdict(counts), "tokenizer": tokenizer.name})

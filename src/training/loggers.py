@@ -1,7 +1,7 @@
-"""Where a run's numbers go beside its own files: wandb, online or offline, and TensorBoard.
+"""Where a run's numbers go besides its own files: wandb, online or offline, and TensorBoard.
 
-Neither ever stops a training. Without network, or where the server refuses, wandb logs the run offline; where one of the two
-does not work at all, the run continues without it. Each of these is one line on stderr, which takes the place of their own.
+Neither ever stops a run. Without network, or if the server refuses, wandb logs offline; if one of the two does not work at all,
+the run continues without it. Each of these is reported in one line on stderr, in place of the package's own messages.
 """
 
 import io
@@ -28,20 +28,20 @@ from src.training.config import TrainConfig
 
 # Holds the id of the run on wandb, which a resumed run continues.
 WANDB_ID_FILE = "wandb-run-id"
-# Seconds that the server has to accept the user's credentials, to start the run, and at its end to take what is not uploaded yet.
+# Seconds that the server has to accept the user's credentials, to start the run, and to take the remaining uploads at its end.
 LOGIN_TIMEOUT, INIT_TIMEOUT, FINISH_TIMEOUT = 8.0, 20.0, 30.0
-# Seconds of waiting after which a line says what for.
+# Seconds of waiting after which a line says what it waits for.
 SLOW = 2.0
 
 
 def make_loggers(config: TrainConfig) -> list[Logger]:
-    """What `--wandb` and `--tensorboard` ask for; for the first process only, since the others log nothing."""
+    """The loggers of `--wandb` and `--tensorboard`; for the first process only, since the others log nothing."""
     wanted = [(config.run.wandb, _wandb_logger), (config.run.tensorboard, _tensorboard_logger)]
     return [logger for asked, make in wanted if asked and (logger := make(config)) is not None]
 
 
 class GuardedLogger(Logger):
-    """One whose failure is a line on stderr, after which nothing is logged there any more."""
+    """A logger whose first failure is one line on stderr; after that it logs nothing."""
 
     def __init__(self, label: str):
         super().__init__()
@@ -63,7 +63,7 @@ class GuardedLogger(Logger):
             return
         try:
             call()
-        except Exception as error:  # of whatever kind, it must not end a training
+        except Exception as error:  # no failure to log may end a run
             say(f"{self._label}: failed ({_short(error)}); {what_now}")
             self._works = False
 
@@ -101,7 +101,7 @@ class TensorBoardLogger(GuardedLogger):
         super().__init__("TensorBoard")
         self._Event, self._Summary, self._RecordWriter = Event, Summary, RecordWriter
         folder.mkdir(parents=True, exist_ok=True)
-        # The form of the name is what TensorBoard looks for, and sorts a run's files by.
+        # TensorBoard finds files by this form of name, and sorts a run's files by it.
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / name).open("ab", buffering=0)
         self._append(file_version="brain.Event:2")
@@ -122,7 +122,7 @@ class TensorBoardLogger(GuardedLogger):
 def _tensorboard_logger(config: TrainConfig) -> Logger | None:
     try:
         return TensorBoardLogger(Path(config.run.proj_dir, "tensorboard"))
-    except Exception as error:  # its folder can't be written, another version of it has other modules, ...
+    except Exception as error:  # its folder can't be written, another version has other modules, ...
         _not_used("TensorBoard", error, config)
         return None
 
@@ -137,26 +137,26 @@ def _wandb_logger(config: TrainConfig) -> Logger | None:
         return None
     import wandb
 
-    # Carries wandb's own telemetry, whose failures it would report at the end of the run.
+    # wandb's telemetry would report its failures at the end of the run.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     try:
         try:
             mode = _set_up(wandb).mode
-        except wandb.errors.UsageError as error:  # a key with white space around it, which it refuses even offline
+        except wandb.errors.UsageError as error:  # a key with white space around it, refused even offline
             if os.environ.pop("WANDB_API_KEY", None) is None:
                 raise
             return _begin(wandb, config, _short(error))
         if mode == "disabled":
             _say("off, since its mode is set to disabled")
             return None
-        return _begin(wandb, config, "its mode is set so" if mode in ("offline", "dryrun") else None)
+        return _begin(wandb, config, "its mode is set to offline" if mode in ("offline", "dryrun") else None)
     except Exception as error:  # an invalid setting, a folder that can't be written, its service, ...
         _not_used("wandb", error, config)
         return None
 
 
 def _set_up(wandb: Any) -> Any:
-    """wandb's settings from the user's environment and files, read once a process, with its own lines off."""
+    """wandb's settings from the user's environment and files, read once a process, with its own messages off."""
     return wandb.setup(settings=wandb.Settings(silent=True)).settings
 
 
@@ -167,16 +167,16 @@ def _why_offline(wandb: Any) -> str | None:
         if not wandb.login(prompt=False, verify=False):
             return "nobody is logged in"
         started = time.monotonic()
-        wandb.Api(timeout=LOGIN_TIMEOUT)  # asks the server whose credentials they are
+        wandb.Api(timeout=LOGIN_TIMEOUT)  # queries the server for the owner of the credentials
     except wandb.Error as error:
-        # The same error for a refusal, which has a reason and comes early, and for no answer.
+        # The same error comes for a refusal, early and with a reason, and for no answer.
         in_time = time.monotonic() - started < 0.9 * LOGIN_TIMEOUT
         return _short(error) if in_time else f"{_set_up(wandb).base_url} does not answer"
     return None
 
 
 def _begin(wandb: Any, config: TrainConfig, why_offline: str | None) -> Logger:
-    """Start the run, or continue it; offline with `why_offline`, else online where that works."""
+    """Start the run, or continue it: offline if `why_offline` is given, else online where that works."""
     folder = Path(config.run.proj_dir)
     run_id = _set_up(wandb).run_id or _run_id(folder / WANDB_ID_FILE, config.run.resume)
     before = set(folder.glob("wandb/*"))
@@ -193,12 +193,12 @@ def _begin(wandb: Any, config: TrainConfig, why_offline: str | None) -> Logger:
             why_offline = _why_offline(wandb)
             try:
                 run = init("online") if why_offline is None else None
-            except Exception as error:  # a project that is another's, a server that broke down meanwhile, ...
+            except Exception as error:  # somebody else's project, a server that has broken down since, ...
                 why_offline = _short(error)
-                wandb.teardown()  # or its service holds the id for the attempt that failed
+                wandb.teardown()  # or its service keeps the id for the failed attempt
                 _set_up(wandb)
                 for path in set(folder.glob(f"wandb/run-*-{run_id}*")) - before:
-                    shutil.rmtree(path, ignore_errors=True)  # what was begun there holds nothing
+                    shutil.rmtree(path, ignore_errors=True)  # the failed attempt left it empty
     run = run or init("offline")
     sync = f"wandb sync {_pieces(Path(run.dir).parent, run_id)}"
     _say(run.url if why_offline is None else f"offline, since {why_offline}; upload the run later with: {sync}")
@@ -206,21 +206,21 @@ def _begin(wandb: Any, config: TrainConfig, why_offline: str | None) -> Logger:
 
 
 def _pieces(piece: Path, run_id: str) -> str:
-    """The folder of what this process logs, or with what was logged before a resume the pattern of all."""
+    """The folder that this process logs to, or a pattern for all of them if the run was resumed."""
     kind = piece.name.partition("run-")[0] + "run-"
     several = len(list(piece.parent.glob(f"{kind}*-{run_id}*"))) > 1
     return f"{shlex.quote(str(piece.parent))}/{kind}*-{run_id}*" if several else shlex.quote(str(piece))
 
 
 def _run_id(path: Path, resume: bool) -> str:
-    """The id in `path` where the run is resumed; else a new one, which is written there."""
-    regular_file(path)  # or a pipe would be waited for
+    """The id in `path` if the run is resumed; else a new one, which is written there."""
+    regular_file(path)  # opening a pipe would block
     if resume and path.exists():
         found = path.read_text(encoding="utf-8", errors="replace").strip()
         if re.fullmatch(r"[\w-]+", found):
             return found
         _say(f"{path} holds no run id, so this is another run on wandb")
-    # Not of the generators that --seed sets, which would give the same id to every run.
+    # The generators that --seed sets would give every run the same id.
     new = secrets.token_hex(8)
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.write(new + "\n")
@@ -243,6 +243,6 @@ def _say(line: str) -> None:
 
 
 def _short(error: Exception) -> str:
-    """An error's message on one line, without what pydantic and Python's numbers add for programmers."""
+    """An error's message on one line, without the additions of pydantic and errno that are for programmers."""
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return short(" ".join(message.partition(" [type=")[0].split()).rstrip(".") or type(error).__name__, 200)

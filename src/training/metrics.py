@@ -20,16 +20,16 @@ AVERAGED = ("sft_loss", "reward_chosen", "reward_rejected", "margin", "pref_accu
 
 
 class StepMetrics(pl.Callback):
-    """One line in metrics.jsonl for each optimizer step, the same to the loggers.
+    """One line in metrics.jsonl for each optimizer step, sent to the loggers too.
 
-    Means are over the step's pairs (tokens, with texts) and rates count them, both in all processes.
+    Means are over the step's pairs (tokens, with texts) and rates count them, in all processes.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / METRICS_FILE
         self.pref_percentage = 0.5
         self.before, self.grad_norm, self.lr = 0.0, 0.0, 0.0
-        # Of the micro-batches since the last step, where they were computed, and of the step's in all processes, on the host.
+        # Sums over this process's micro-batches since the last step, on its device; then totals over all processes, on the host.
         self.sums: Tensor | None = None
         self.tokens, self.pairs = 0, 0
         self.totals: dict[str, float] = {}
@@ -46,7 +46,7 @@ class StepMetrics(pl.Callback):
         self.step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        self.step_started = time.monotonic()  # what was evaluated and saved meanwhile is no part of a step
+        self.step_started = time.monotonic()  # evaluating and saving are no part of a step
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: PreferenceModule, loss: Tensor) -> None:
         losses, share = pl_module.last_losses, pl_module.last_share
@@ -64,10 +64,10 @@ class StepMetrics(pl.Callback):
         self.lr = max(group["lr"] for group in optimizer.param_groups)
         assert self.sums is not None  # a backward came before
         sums = torch.cat([self.sums, *(self.sums.new_full((1,), count) for count in (self.tokens, self.pairs))])
-        # DeepSpeed keeps gradients to itself; its norm is asked for after the step.
+        # DeepSpeed hides gradients; it gives their norm after the step.
         gradients = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).to(sums.dtype) if gradients else sums.new_zeros(())
-        # The one look of a step at the device's numbers, when all but the optimizer's own work is queued there.
+        # A step's only synchronization with the device, when all its work but the optimizer's is queued.
         *totals, self.grad_norm = torch.cat([trainer.strategy.reduce(sums, reduce_op="sum"), norm[None]]).tolist()
         self.totals = dict(zip((*self.names, "tokens", "pairs"), totals, strict=True))
         self.sums, self.tokens, self.pairs = None, 0, 0
@@ -85,7 +85,7 @@ class StepMetrics(pl.Callback):
         now = time.monotonic()
         means, preferences = self.totals, {}
         tokens, pairs = means.pop("tokens"), means.pop("pairs")
-        if "margin" in means:  # which texts have not
+        if "margin" in means:  # texts have none
             accuracy = means.pop("pref_accuracy")
             self.pref_percentage = pref_percentage(self.pref_percentage, accuracy)
             preferences = {"pref_percentage": self.pref_percentage, "pref_accuracy": accuracy,
@@ -106,7 +106,7 @@ class StepMetrics(pl.Callback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak so far: of the GPU's allocator, or of the process where there is none."""
+    """Peak memory so far in bytes: of the GPU's allocator, or of the process without a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     kilobytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -114,6 +114,6 @@ def peak_memory(device: torch.device) -> int:
 
 
 def not_finite_numbers(numbers: dict[str, float]) -> str | None:
-    """The names of those that are not, with their verb, such as "loss, margin are"; None where all are finite."""
+    """The names of the numbers that are not finite, with their verb, such as "loss, margin are"; None if all are finite."""
     names = [name for name, value in numbers.items() if not math.isfinite(value)]
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}" if names else None

@@ -1,4 +1,4 @@
-"""The Lightning module: one micro-batch's loss, the optimizer with its rates by layer, and what a resume needs."""
+"""The Lightning module: one micro-batch's loss, the optimizer with its rates by layer, and the state for a resume."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +19,9 @@ from src.training.schedule import learning_rate
 
 
 class PreferenceModule(pl.LightningModule):
-    """Trains whatever parameters of `model` require gradients; its checkpoints hold what an adapter file does."""
+    """Trains the parameters of `model` that require gradients; its checkpoints hold the tensors of an adapter file."""
 
-    # The frozen base is not in a checkpoint, so loading one leaves it as it is.
+    # A checkpoint lacks the frozen base, which loading leaves as it is.
     strict_loading = False
 
     def __init__(self, model: RWKV, settings: list[LayerSetting], config: TrainConfig, total_steps: int):
@@ -33,7 +33,7 @@ class PreferenceModule(pl.LightningModule):
         self._random_state: dict[str, Any] | None = None
 
     def training_step(self, batch: tuple, _: int) -> Tensor:
-        """The micro-batch's part of its optimizer step's loss, which is the mean over all pairs (tokens) of the step."""
+        """The micro-batch's part of its optimizer step's loss, the mean over all pairs (tokens) of the step."""
         packed, references, share = batch
         if isinstance(packed, TextBatch):
             losses = text_losses(self.model, packed, self.config.steps.grad_cp)
@@ -42,8 +42,8 @@ class PreferenceModule(pl.LightningModule):
         loss = share * losses["loss"].sum()
         self.last_losses = {name: values.detach() for name, values in losses.items()}
         self.last_share, self.last_tokens = share, len(packed.tokens)
-        # Lightning divides each micro-batch's loss by accumulate_grad_batches, however many a step really has, and DDP and
-        # DeepSpeed average gradients over the processes; the share has both in it already.
+        # Lightning divides each micro-batch's loss by accumulate_grad_batches, even where a step has fewer, and DDP and
+        # DeepSpeed average gradients over the processes; the share already includes both.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class PreferenceModule(pl.LightningModule):
             del group["names"]
         optimizer = _optimizer(groups, config)
 
-        # The groups' own rate is 1, so that the schedule's factor is the rate itself, which may start from 0.
+        # The groups' own rate is 1, so the schedule's factor is the rate itself; it may start from 0.
         def schedule(lr_init: float, lr_final: float) -> Callable[[int], float]:
             return lambda step: learning_rate(step, self.total_steps, config.steps.warmup_steps, lr_init, lr_final)
 
@@ -71,7 +71,7 @@ class PreferenceModule(pl.LightningModule):
         self._random_state = checkpoint["random_state"]
 
     def on_train_start(self) -> None:
-        # Last of all, since setting up draws random numbers too.
+        # At the very end, since setting up draws random numbers too.
         if self._random_state is not None:
             torch.set_rng_state(self._random_state["cpu"].cpu())
             if self._random_state["cuda"] and torch.cuda.is_available():
@@ -79,7 +79,7 @@ class PreferenceModule(pl.LightningModule):
 
 
 def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW: torch's fused one, bitsandbytes' 8-bit one, or on the CPU's side of DeepSpeed's offload its own."""
+    """AdamW: torch's fused one, bitsandbytes' 8-bit one, or DeepSpeed's own on the CPU for its offload."""
     arguments: dict[str, Any] = {"lr": 1.0, "betas": (config.steps.beta1, config.steps.beta2), "eps": config.steps.adam_eps}
     if config.machine.strategy.startswith("deepspeed") and "offload" in config.machine.strategy:
         from deepspeed.ops.adam import DeepSpeedCPUAdam

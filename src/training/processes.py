@@ -1,8 +1,8 @@
-"""A run on several devices is a process for each: the first starts the others, which end with it whatever ends it.
+"""A run on several devices has one process for each: the first starts the others, which end with it however it ends.
 
-Only the first takes signals, writes the folder and prints; of the others, only what C++ libraries write to the terminal
-themselves gets there. Lightning could start the others too, but on a signal it exchanges messages between processes of which some
-don't listen any more, and the run hangs.
+Only the first takes signals, writes the folder and prints; of the others, only direct output of C++ libraries reaches the
+terminal. Lightning could start the others too, but on a signal it exchanges messages with processes that may no longer listen,
+and the run hangs.
 """
 
 import os
@@ -25,20 +25,20 @@ from src.training.config import TrainConfig
 from src.training.environment import First
 from src.training.following import command_to_follow, follow_starter
 
-# Seconds that a failing process waits before it prints its error. What fails in all processes is printed by the first, which ends
-# the others in this time.
+# Seconds that a failing process other than the first waits before it prints its error. An error of all processes is printed by
+# the first, which ends the others in this time.
 PATIENCE = 5.0
-# Seconds that the first process waits for an answer once another has ended; after them it gives up.
-VAIN = 30.0
+# Seconds that the first process goes without an answer after another has ended; then it gives up.
+ANSWER_TIMEOUT = 30.0
 
 
 def starts_others(config: TrainConfig, environment: ClusterEnvironment) -> bool:
-    """Whether this process has to start the others, and no launcher or scheduler does."""
+    """Whether this process has to start the others, because no launcher or scheduler does."""
     return config.machine.devices > 1 and isinstance(environment, First)
 
 
 def check_can_start_others(config: TrainConfig) -> None:
-    """Raises UserError where the others would not run the same script, as from a notebook: they would each be another kernel."""
+    """Raises UserError if the others would not run the same script: from a notebook, each would be another kernel."""
     main = sys.modules["__main__"]
     file, as_module = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     words = filter(os.path.exists, sys.orig_argv[1:])
@@ -48,13 +48,13 @@ def check_can_start_others(config: TrainConfig) -> None:
 
 
 def share_cores(config: TrainConfig) -> None:
-    """On a CPU each process takes its part of the cores, where the user has not said how many."""
+    """On a CPU each process takes its part of the cores, unless the user has set a number of threads."""
     if config.machine.devices > 1 and config.machine.accelerator == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // config.machine.devices))
 
 
 class Others(pl.Callback):
-    """The processes that this one started; a context manager that ends them, as does what ends the training."""
+    """The processes that this one started; a context manager that ends them, as does an exception in training."""
 
     def __init__(self, count: int, port: int):
         self.count, self.port = count, port
@@ -65,7 +65,7 @@ class Others(pl.Callback):
     def __enter__(self) -> "Others":
         place = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "NODE_RANK": "0",
                               "WORLD_SIZE": str(self.count + 1)}
-        # They inherit it: what stops a run is for the first process, which then ends the others.
+        # They inherit the mask: only the first process handles signals, and then ends the others.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             for rank in range(1, self.count + 1):
@@ -80,7 +80,7 @@ class Others(pl.Callback):
         if error is None:
             for process in self.processes:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(VAIN)
+                    process.wait(ANSWER_TIMEOUT)
         self.end(error)
         if self.failed and isinstance(error, Exception):
             raise UserError(self.failed) from error
@@ -89,7 +89,7 @@ class Others(pl.Callback):
         self.end(exception)
 
     def end(self, error: BaseException | None) -> None:
-        """End them, having found out whether one of them is why this process failed."""
+        """End them, after checking whether a failure of theirs made this process fail."""
         if self.over.is_set():
             return
         self.over.set()
@@ -108,13 +108,13 @@ class Others(pl.Callback):
         for rank, process in enumerate(self.processes, 1):
             if code := process.poll():
                 how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-                return f"process {rank} of the run ended with {how}; what was finished is saved, go on with --resume 1"
+                return f"process {rank} of the run ended with {how}; what was finished is saved, continue with --resume 1"
         return None
 
     def _watch(self) -> None:
-        """Where processes exchange messages on GPUs, one waits for an answer even from another that is gone."""
+        """On GPUs a process waits for messages even from one that has ended, so give up after a while."""
         while not self.over.wait(1.0):
-            if (failed := self._failed()) is not None and not self.over.wait(VAIN):
+            if (failed := self._failed()) is not None and not self.over.wait(ANSWER_TIMEOUT):
                 say(f"error: {failed}")
                 for process in self.processes:
                     process.kill()
@@ -123,11 +123,11 @@ class Others(pl.Callback):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Around the work of another process than the first: Python prints nothing, unless it fails of something of its own.
+    """Wraps the work of a process other than the first: Python prints nothing, except an error of this process's own.
 
     File descriptor 2 stays open, so C++ libraries still reach the terminal.
     """
-    follow_starter()  # for scripts that have not done so at their start
+    follow_starter()  # for scripts that have not called it at their start
     try:
         with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
             yield

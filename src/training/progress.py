@@ -1,4 +1,4 @@
-"""How far a run is, on stderr."""
+"""A run's progress, on stderr."""
 
 import sys
 import time
@@ -16,16 +16,16 @@ from src.training.metrics import StepMetrics
 from src.training.module import PreferenceModule
 from src.training.watching import HeldOut
 
-# Seconds between the lines of a run whose stderr is no terminal: rarer than elsewhere, since runs take hours.
+# Seconds between lines where stderr is no terminal: rarer than elsewhere, since runs take hours.
 LINE_EVERY = 30.0
 
 
 class ProgressBar(pl.Callback):
-    """A bar over the whole run on stderr, below it what one watches; where stderr is no terminal, plain lines now and then."""
+    """A bar for the whole run on stderr, with the latest numbers below it; plain lines now and then if stderr is no terminal."""
 
     def __init__(self, metrics: StepMetrics, held_out: HeldOut | None, total_steps: int):
         self.metrics, self.held_out, self.total_steps = metrics, held_out, total_steps
-        # Steps may take minutes, and the time left is to be told all the same.
+        # The time left has to be shown even where a step takes minutes.
         self.bar = Progress(*COLUMNS, speed_estimate_period=3600)
         self.live: Live | None = None
 

@@ -38,12 +38,12 @@ def train(config: TrainConfig, expected: dict[str, Any], answer: Answer | None =
 
     Args:
         expected: dimensions that the flags state, by flag, to be compared with the checkpoint's.
-        answer: writes the answers of `config.run.samples` prompts; there are none without it. Handed in, since generation stands
-            beside training and not below it.
-        notes: lines for stderr about the command, once nothing is wrong with it.
+        answer: writes the answers to `config.run.samples` prompts; None for no samples. Passed in, since training may not import
+            generation.
+        notes: lines about the command, printed on stderr once all checks have passed.
 
     Raises:
-        UserError: whatever the user can mend; nothing has been written then, or what was written is good. Where training
+        UserError: an error that the user can fix; nothing has been written then, or what was written is good. Where training
             diverged, the message names the adapters that were checked.
     """
     environment = environment_of(config)
@@ -85,9 +85,9 @@ def _train(config: TrainConfig, environment: ClusterEnvironment, expected: dict[
 
 
 def _model(inputs: Inputs, config: TrainConfig) -> RWKV:
-    """The base with what trains in it; empties `inputs.weights`, so that they aren't held twice."""
+    """The base with its adapters; empties `inputs.weights`, so that they aren't in memory twice."""
     on_gpu = config.machine.accelerator == "gpu"
-    # With several devices each process moves its own copy; with one the weights go there straight.
+    # With several devices Lightning moves each process's copy; with one the weights go straight there.
     device = "cuda" if on_gpu and config.machine.devices == 1 else "cpu"
     if not on_gpu:
         recycle_memory()
@@ -106,7 +106,7 @@ def _model(inputs: Inputs, config: TrainConfig) -> RWKV:
 
 
 def _prepare(folder: Path, config: TrainConfig, inputs: Inputs, model: RWKV, total_steps: int) -> Path | None:
-    """The run's folder with its config.json; the checkpoint to resume from, None for a fresh start."""
+    """Prepare the run's folder with its config.json; returns the checkpoint to resume from, None for a fresh start."""
     held_out, tokenizer, dimensions = inputs.held_out, named_file("tokenizer", config.data.tokenizer), inputs.dimensions
     common = {"base_fingerprint": inputs.base_fingerprint, "rlhf_train_sha256": inputs.train.sha256(),
               "eval_sha256": held_out.sha256() if held_out else None,
@@ -125,7 +125,7 @@ def _say_what_trains(config: TrainConfig, inputs: Inputs, model: RWKV, total_ste
     say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {_trained(model):,} trained parameters, "
         f"{len(inputs.train.items)} {'texts' if config.objective.sft else 'pairs'}, {total_steps} optimizer steps, {held_in}")
     if warmup >= total_steps:
-        say(f"warning: --warmup_steps {warmup} lasts as long as the run, so its full learning rate is never reached")
+        say(f"warning: --warmup_steps {warmup} lasts as long as the run, so the full learning rate is never reached")
 
 
 def _trained(model: RWKV) -> int:
@@ -133,11 +133,11 @@ def _trained(model: RWKV) -> int:
 
 
 def _samples(folder: Path, config: TrainConfig, answer: Answer | None, asked: Data, vocab_size: int) -> Samples | None:
-    """What answers prompts of the pairs `asked`; None where nothing does."""
+    """The callback that answers prompts of the pairs `asked`; None where there is none."""
     if answer is None or not config.run.samples or config.objective.sft:
         return None
     if config.machine.strategy.startswith("deepspeed_stage_3"):
-        say("warning: no samples in the report, since stage 3 leaves no device a whole model to write them")
+        say("warning: no samples in the report, since with stage 3 no device has the whole model to write them")
         return None
     questions = read_questions(asked.pairs, config.run.samples, asked.sidecar, vocab_size)
     return Samples(folder, questions, answer, config.run.sample_tokens) if questions else None
@@ -153,7 +153,7 @@ def _what_takes_less(config: TrainConfig, error: Exception) -> str:
 
 
 def finish(folder: Path) -> None:
-    """Draw the curves, write the report, and name what there is; one of them that can't be made costs a warning."""
+    """Draw the curves, write the report, and list the files; curves or a report that can't be made cost only a warning."""
     def draw() -> None:
         draw_curves(read_columns(folder / METRICS_FILE), read_columns(folder / EVAL_FILE), folder / CURVES_FILE)
 

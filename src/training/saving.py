@@ -1,8 +1,8 @@
 """Adapters on disk: checked before they are written, and the one record of which are good.
 
-After each epoch `CheckAdapter` runs before anything about that epoch is written, and `SaveAdapters` after everything else has
-found it good. An adapter in that record has finite values and gives finite losses, on the last micro-batches and, where there
-are any, on the held-out pairs or texts.
+After each epoch `CheckAdapter` runs before anything about that epoch is written, and `SaveAdapters` after every other check has
+passed. An adapter in that record has finite values and gives finite losses, on the last micro-batches and on the held-out pairs
+or texts if there are any.
 """
 
 from collections import deque
@@ -26,14 +26,14 @@ from src.training.config import TrainConfig
 from src.training.module import PreferenceModule
 from src.training.watching import LinesByEpoch
 
-# The last micro-batches, whose loss is computed again with the adapter after them.
+# The loss of this many last micro-batches is computed again with the adapter after them.
 CHECKED_BATCHES = 4
-# Of more good adapters than this, the last ones are named.
+# A message names at most this many good adapters, the last ones.
 NAMED = 5
 
 
 class CheckAdapter(pl.Callback):
-    """Stops the run after an epoch whose adapter holds, or leads to, numbers that are not finite; runs before all that write."""
+    """Stops the run after an epoch whose adapter has, or leads to, numbers that are not finite; runs before all that writes."""
 
     def __init__(self) -> None:
         self.batches: deque[tuple] = deque(maxlen=CHECKED_BATCHES)
@@ -45,7 +45,7 @@ class CheckAdapter(pl.Callback):
         with _gathered(trainer, pl_module):
             wrong = not_finite(adapter_tensors(pl_module.model))
         wrong = f"after it, the trained {wrong} are not finite" if wrong else self._lost(pl_module)
-        # Each device has micro-batches of its own, and all of them have to stop.
+        # Each device checks its own micro-batches, and all devices have to stop.
         if not trainer.strategy.reduce_boolean_decision(wrong is None):
             raise NotFinite(f"step {trainer.global_step}: {wrong or 'another device found numbers that are not finite'}")
 
@@ -69,9 +69,9 @@ def _losses(pl_module: PreferenceModule, batch: tuple) -> dict[str, Tensor]:
 
 
 class SaveAdapters(pl.Callback):
-    """The adapter every `epoch_save` epochs and at the end, and beside it all that `--resume 1` needs.
+    """Writes the adapter every `epoch_save` epochs and at the end, and with it everything that `--resume 1` needs.
 
-    `good` names the files that were checked and written, those before a resume among them.
+    `good` names the files that were checked and written, including those before a resume.
 
     Args:
         growing: callbacks whose lines a resumed run counts.
@@ -97,7 +97,7 @@ class SaveAdapters(pl.Callback):
         if done % config.steps.epoch_save == 0 or done == config.steps.epoch_count:
             self._save_adapter(trainer, pl_module, f"rwkv-{config.steps.epoch_begin + done}.safetensors")
             if trainer.is_global_zero:
-                sync_lines(self.folder)  # what comes after a line must not outlive it
+                sync_lines(self.folder)  # a checkpoint must not survive a power cut that the lines before it don't
             save_checkpoint(trainer, self.folder, self._record(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
@@ -105,7 +105,7 @@ class SaveAdapters(pl.Callback):
         self.trained = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        # A run that was broken off after its last checkpoint has nothing left to train when it is resumed.
+        # A run that was interrupted after its last checkpoint has nothing left to train when it is resumed.
         if not self.trained:
             config = pl_module.config
             for name in (f"rwkv-{config.steps.epoch_begin + config.steps.epoch_count}.safetensors", FINAL_FILE):
@@ -123,7 +123,7 @@ class SaveAdapters(pl.Callback):
 
 
 def _gathered(trainer: pl.Trainer, pl_module: PreferenceModule) -> AbstractContextManager[Any]:
-    """What trains as a whole in every process, which under DeepSpeed's stage 3 each holds a part of."""
+    """Gathers whole trained parameters in every process; under DeepSpeed's stage 3 each holds only a part."""
     parameters = list(pl_module.model.parameters())
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return nullcontext()
@@ -133,10 +133,10 @@ def _gathered(trainer: pl.Trainer, pl_module: PreferenceModule) -> AbstractConte
 
 
 def explain(error: NotFinite, step: int, good: list[str], config: TrainConfig) -> UserError:
-    """What to do about numbers that are not finite, and what of the run is good; one line.
+    """One line on what to do about numbers that are not finite, and on which adapters of the run are good.
 
     Args:
-        step: optimizer steps that were done.
+        step: number of optimizer steps done.
         good: the record of `SaveAdapters`.
     """
     if not step:

@@ -6,7 +6,7 @@ import math
 def learning_rate(step: int, total_steps: int, warmup_steps: int, lr_init: float, lr_final: float) -> float:
     """Rate of optimizer step `step` (0 is the first) of `total_steps`.
 
-    The first `warmup_steps` steps rise linearly to the cosine's value, the first of them not from 0, so that no
+    The first `warmup_steps` steps rise linearly to the cosine's value. The first step's rate is above 0, so that no
     step is lost. The last step has `lr_final`.
     """
     progress = min(1.0, step / max(1, total_steps - 1))

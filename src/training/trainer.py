@@ -1,4 +1,4 @@
-"""Lightning's part of a run: its strategy, its callbacks in order, and the fit, in as many processes as there are devices."""
+"""Lightning's part of a run: its strategy, its callbacks in order, and the fit, in one process for each device."""
 
 import logging
 import signal
@@ -24,14 +24,14 @@ from src.training.watching import HeldOut, LinesByEpoch, ReportWriter, Samples
 
 
 def quiet_lightning() -> None:
-    """Lightning's own chatter (which devices it found, tips for its loggers) says nothing that users can act on."""
+    """Silence Lightning's own messages (the devices it found, tips for loggers), which users can't act on."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def make_callbacks(config: TrainConfig, base: str, version: str, total_steps: int, held_out: Data | None,
                    samples: Samples | None) -> tuple[SaveAdapters, list[pl.Callback]]:
-    """What saves, and all callbacks in Lightning's order: what tells of an epoch comes behind the check of its adapter.
+    """The callback that saves, and all callbacks in order: what reports an epoch comes after the check of its adapter.
 
     Args:
         base, version: of the base, its fingerprint and RWKV's version.
@@ -48,7 +48,7 @@ def make_callbacks(config: TrainConfig, base: str, version: str, total_steps: in
 
 def fit(config: TrainConfig, environment: ClusterEnvironment, module: PreferenceModule, callbacks: list[pl.Callback],
         batches: PairBatches, checkpoint: Path | None, save: SaveAdapters) -> pl.Trainer:
-    """Train; raises UserError where training diverged, which names what of the run is good."""
+    """Train; raises UserError if training diverged, with the names of the good adapters."""
     plugins: list[Any] = [environment]
     if not config.machine.strategy.startswith("deepspeed"):
         plugins.append(SealedFile())
@@ -67,14 +67,14 @@ def fit(config: TrainConfig, environment: ClusterEnvironment, module: Preference
             use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1, log_every_n_steps=1,
             default_root_dir=config.run.proj_dir,
         )
-        # Lightning's own handlers exchange messages between the processes within a signal's handler, which hangs, and under
-        # SLURM write checkpoints that nothing here resumes from.
+        # Lightning's own signal handlers exchange messages between the processes, which hangs, and under SLURM they write
+        # checkpoints that nothing here resumes from.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         trainer.loggers = make_loggers(config) if trainer.is_global_zero else []
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, datamodule=TrainingData(batches), ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as ended:  # what Lightning makes of Ctrl-C where nothing makes a Stopped of it, as in a notebook
+        except SystemExit as ended:  # Lightning turns Ctrl-C into it where nothing turns it into Stopped, as in a notebook
             if not isinstance(ended.__context__, KeyboardInterrupt):
                 raise
             signal.signal(signal.SIGINT, on_interrupt)
@@ -85,7 +85,7 @@ def fit(config: TrainConfig, environment: ClusterEnvironment, module: Preference
 
 
 def lightning_strategy(config: TrainConfig) -> Any:
-    """Its name, or a DeepSpeed strategy of our own."""
+    """The strategy's name, or our own DeepSpeed strategy."""
     name = config.machine.strategy
     if not name.startswith("deepspeed"):
         return name

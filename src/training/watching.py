@@ -1,4 +1,4 @@
-"""What a run shows of its model before the first step and after each epoch: held-out numbers, samples, the report."""
+"""What a run writes about its model before the first step and after each epoch: held-out numbers, samples, the report."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from src.training.module import PreferenceModule
 
 
 class LinesByEpoch(pl.Callback):
-    """A line in a file of the run before the first step and after each epoch; `steps` has those of the lines that were written,
-    those before a resume among them."""
+    """Writes a line to a file of the run before the first step and after each epoch. `steps` has the steps of all lines written,
+    including those before a resume."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -39,18 +39,18 @@ class LinesByEpoch(pl.Callback):
         self._add(trainer, pl_module)
 
     def _add(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
-        # The others wait for the process that writes, and stop with it.
+        # The other processes wait for the one that writes, and stop with it.
         if wrong := trainer.strategy.broadcast(self.write(trainer, pl_module) if trainer.is_global_zero else None):
             raise NotFinite(f"step {trainer.global_step}: {wrong}")
         self.steps.append(trainer.global_step)
 
     def write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> str | None:
-        """Write the line; where its numbers are not finite, write nothing and say which."""
+        """Write the line. If its numbers are not finite, write nothing and return which."""
         raise NotImplementedError
 
 
 class HeldOut(LinesByEpoch):
-    """Held-out numbers: a line each time in eval.jsonl, and to the loggers."""
+    """Held-out numbers: a line each time in eval.jsonl, sent to the loggers too."""
 
     def __init__(self, folder: Path, data: Data):
         super().__init__(folder / EVAL_FILE)
@@ -81,11 +81,11 @@ class Samples(LinesByEpoch):
     def write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> str | None:
         tokenizer, tokens, texts = self.questions
         try:
-            # A few steps token by token are not worth what compiling them (--compile 1) takes.
+            # A few token-by-token steps are not worth compiling (--compile 1).
             with torch.compiler.set_stance("force_eager" if pl_module.config.steps.compile else "default"):
                 answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
         except NotFinite:
-            return "the logits that answer the samples' prompts are not finite"
+            return "the logits of the samples' answers are not finite"
         samples = [{**text, "answer": answer, "complete": complete}
                    for text, (answer, complete) in zip(texts, answers, strict=True)]
         append_line(self.path, {"step": trainer.global_step, "samples": samples})
@@ -93,9 +93,9 @@ class Samples(LinesByEpoch):
 
 
 class ReportWriter(pl.Callback):
-    """report.html after each epoch but the last, whose comes when all else is there, and where a signal or Ctrl-C ends the run.
+    """Writes report.html after each epoch except the last (`finish` writes that one) and where a signal or Ctrl-C ends the run.
 
-    A report that can't be written is told and stops no training.
+    A report that can't be written costs a warning and does not stop training.
     """
 
     def __init__(self, folder: Path):

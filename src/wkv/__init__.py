@@ -1,7 +1,7 @@
-"""The WKV recurrence of RWKV-6 and RWKV-7: one signature for both, every backend chosen here and nowhere else.
+"""The WKV recurrence of RWKV-6 and RWKV-7: one signature for both, and the only place that chooses a backend.
 
 Inputs are [B, T, H, N], or [T_total, H, N] with `cu_seqlens`: sequences packed end to end, the state reset (or
-taken from `state`) at each start. Everything is differentiable, the initial state included. Knows nothing of models.
+taken from `state`) at each start. Everything is differentiable, including the initial state. Knows nothing about models.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from src.wkv.layout import sequence_bounds
 BACKENDS = ("auto", "native", "chunked", "naive")
 # Below this many tokens a sequence, a chunk is mostly padding and the plain recurrence is faster.
 SHORT = 8
-# Where the tokens' log decay stands among the inputs.
+# Index of the tokens' log decay among the inputs.
 LOG_W = 1
 
 # (*by_token, *by_head, state, cu_seqlens) -> y, state.
@@ -31,11 +31,11 @@ def wkv6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tenso
         r, k, v: [B, T, H, N], or packed [T_total, H, N], of any floating dtype.
         log_w: log of the decay, <= 0, same shape.
         u: bonus of the current token [H, N].
-        state: initial state [B or S, H, N (key), N (value)]; zeros where None.
+        state: initial state [B or S, H, N (key), N (value)]; None for zeros.
         cu_seqlens: int32 [S + 1], borders of the packed sequences, 0 first and T_total last; None with [B, T, H, N].
-        backend: "native" (kernels of our own), "chunked" or "naive" (PyTorch; the latter is the reference), or "auto":
-            native wherever it serves, else one of the two by length.
-        bounds: cu_seqlens once more, on r's device, where "native" needs them; copied there at each call where None.
+        backend: "native" (our own kernels), "chunked" or "naive" (PyTorch; the latter is the reference), or "auto":
+            native where supported, else one of the other two by length.
+        bounds: a copy of cu_seqlens on r's device, which "native" needs; None makes one at each call.
 
     Returns:
         y in r's shape and dtype, and the final state [B or S, H, N, N] in float32 (float64 for float64 inputs).
@@ -53,8 +53,8 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tenso
         r, k, v: [B, T, H, N], or packed [T_total, H, N], of any floating dtype.
         log_w: log of the decay, same shape; in [-0.61, 0], as RWKV-7 defines it, for the chunked form.
         kappa: removal key, of unit length over N. a: in-context learning rate in (0, 1). Same shape.
-        state: initial state [B or S, H, N (value), N (key)]; zeros where None.
-        cu_seqlens, backend, bounds, and what is returned: as for `wkv6`.
+        state: initial state [B or S, H, N (value), N (key)]; None for zeros.
+        cu_seqlens, backend, bounds, and the results: as for `wkv6`.
     """
     forms: dict[str, Form] = {"native": partial(native.wkv7_native, bounds=bounds), "chunked": chunked.wkv7_chunked,
                               "naive": reference.wkv7_naive}
@@ -62,9 +62,9 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tenso
 
 
 def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor) -> Tensor:
-    """One token of each sequence by `wkv6`, without gradients: [S, H, N] -> y; the state [S, H, N, N] moves on in place.
+    """One token of each sequence by `wkv6`, without gradients: [S, H, N] -> y; the state [S, H, N, N] is updated in place.
 
-    Nothing is looked at on the host: this is what a CUDA graph captures.
+    No value is read on the host, so that a CUDA graph can capture it.
     """
     def token(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return reference.wkv6_token(r, log_w.exp(), k, v, u, state)
@@ -82,9 +82,9 @@ def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: 
 
 def _step(kernel: Callable[..., Tensor], token: Callable[..., tuple[Tensor, Tensor]], by_token: tuple[Tensor, ...],
           by_head: tuple[Tensor, ...], state: Tensor) -> Tensor:
-    served = native.serves(by_token[0])
-    inputs = *_convert(by_token, served), *(x.to(state.dtype) for x in by_head)
-    if served:
+    supported = native.supports(by_token[0])
+    inputs = *_convert(by_token, supported), *(x.to(state.dtype) for x in by_head)
+    if supported:
         y = kernel(*inputs, state)
     else:
         y, after = token(*inputs, state)
@@ -110,7 +110,7 @@ def _run(forms: dict[str, Form], by_token: tuple[Tensor, ...], by_head: tuple[Te
 
 
 def _convert(by_token: tuple[Tensor, ...], to_kernels: bool) -> list[Tensor]:
-    """The kernels read bfloat16 themselves; the decay, whose errors would add up over tokens, is float32 everywhere."""
+    """Convert inputs. The kernels read bfloat16 themselves, but errors of the decay would accumulate, so it is always float32."""
     compute = torch.float64 if by_token[0].dtype == torch.float64 else torch.float32
     halved = to_kernels and all(x.dtype == torch.bfloat16 for i, x in enumerate(by_token) if i != LOG_W)
     return [x.to(torch.bfloat16 if halved and i != LOG_W else compute) for i, x in enumerate(by_token)]
@@ -119,10 +119,10 @@ def _convert(by_token: tuple[Tensor, ...], to_kernels: bool) -> list[Tensor]:
 def _choose(r: Tensor, cu_seqlens: Tensor, backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is none of {BACKENDS}")
-    if backend == "native" and not native.serves(r):
-        raise ValueError(f"the native kernels do not serve {r.dtype} heads of {r.shape[-1]} on {r.device.type} here")
+    if backend == "native" and not native.supports(r):
+        raise ValueError(f"the native kernels do not support {r.dtype} heads of {r.shape[-1]} on {r.device.type} here")
     if backend != "auto":
         return backend
-    if native.serves(r):
+    if native.supports(r):
         return "native"
     return "naive" if max(sequence_bounds(cu_seqlens)[1].tolist(), default=0) <= SHORT else "chunked"

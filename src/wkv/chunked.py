@@ -1,6 +1,6 @@
-"""The recurrences in chunks: most of the work as matrix products over all chunks at once, the state carried between them.
+"""The recurrences in chunks: most of the work is matrix products over all chunks at once, with the state carried between them.
 
-Within a chunk every decay appears as a difference of cumulative log-decays, so nothing underflows on the way.
+Within a chunk every decay is a difference of cumulative log-decays, so no intermediate value underflows.
 With A_t the sum of log w up to and including t, and S the state at the chunk's start:
 
 v6:  y_t = (r_t e^{A_{t-1}}) S + sum_{s<t} (r_t e^{A_{t-1}-A_s} k_s) v_s + (r_t u k_t) v_t.
@@ -22,9 +22,9 @@ from src.wkv.layout import ChunkLayout, chunk_layout, from_chunks, to_chunks
 
 CHUNK_V6 = 16
 CHUNK_V7 = 32
-# e^-30 of a state is below float32's rounding of anything added to it; the bound keeps -inf - -inf out of the differences.
+# e^-30 of a state is below float32's rounding of anything added to it; the bound avoids -inf - -inf in the differences.
 SMALLEST_LOG_W = -30.0
-# Chunks whose pairwise decays are formed at a time: bounds the extra memory of v6 whatever the length.
+# Bounds the pairwise decays that are formed at a time, so v6's extra memory does not depend on the length.
 V6_SLICE_ELEMENTS = 1 << 23
 
 
@@ -33,8 +33,8 @@ def wkv6_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, stat
     """Packed v6; shapes as in `reference.wkv6_naive`."""
     layout = chunk_layout(cu_seqlens, CHUNK_V6, r.device)
     r, log_w, k, v = (to_chunks(x, layout) for x in (r, log_w.clamp(min=SMALLEST_LOG_W), k, v))
-    # Sums reach hundreds while the differences that matter are small: float64 keeps them to float32's precision.
-    # Converted once, for the gradients of the two uses cancel where a decay is strong.
+    # Sums reach hundreds while the relevant differences are small; float64 keeps these at float32's precision.
+    # Converted once, since the gradients of its two uses cancel where a decay is strong.
     log_w = log_w.double()
     total = log_w.cumsum(-2)
     before = total - log_w
@@ -52,7 +52,7 @@ def wkv6_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, stat
 class _DecayedScores(torch.autograd.Function):
     """scores[t, s] = sum_n r_t k_s e^{before_t - total_s} for s < t, 0 elsewhere; [.., L, N] x 4 -> [.., L, L].
 
-    The pairwise decays are formed slice by slice and again in the backward, so that they are never kept.
+    The pairwise decays are formed slice by slice, and again in the backward, so they are never kept.
     """
 
     @staticmethod
@@ -72,8 +72,8 @@ class _DecayedScores(torch.autograd.Function):
         d_r, d_k, d_before, d_total = [], [], [], []
         for r_, k_, b, t, g in zip(*(x.split(size) for x in (*flat, gradient.flatten(0, 1))), strict=True):
             decay = _pairwise_decay(b, t, r.dtype) * g.unsqueeze(-1)
-            # Neighbours have no decay between them: before_t and total_{t-1} are one number, whose two gradients would
-            # cancel only up to rounding, and where all decays are strong that rounding would be all that log w gets.
+            # Neighbours have no decay between them: before_t and total_{t-1} are the same number. Its two gradients would
+            # cancel only up to rounding, and where all decays are strong log w's gradient would be nothing but that rounding.
             neighbour = decay.diagonal(-1, 1, 2).transpose(1, 2).clone()
             decay.diagonal(-1, 1, 2).zero_()
             from_r, from_k = (decay * k_.unsqueeze(1)).sum(2), (decay * r_.unsqueeze(2)).sum(1)
@@ -110,7 +110,7 @@ def wkv7_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, 
     grown, shrunk = (total - middle).exp(), (middle - total).exp()
     queries = torch.cat((z * (total - log_w - middle).exp(), r * grown), dim=-2)
     keys = torch.cat((b * shrunk, k * shrunk), dim=-2)
-    # Both halves of one product: rows z then r, columns b then k; z sees strictly earlier tokens, r its own as well.
+    # Both halves in one product: rows z then r, columns b then k; z sees strictly earlier tokens, r its own too.
     causal = torch.ones(length, length, dtype=torch.bool, device=r.device).tril()
     visible = torch.cat((causal.tril(-1), causal)).repeat(1, 2)
     scores = (queries @ keys.transpose(-1, -2)).masked_fill(~visible, 0.0)
@@ -136,9 +136,9 @@ def wkv7_chunked(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, 
 
 
 def _carry(state: Tensor, layout: ChunkLayout, advance: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
-    """Take the state through all chunks: state [S, H, N, N] -> its value before each chunk [n_chunks, H, N, N], and after all.
+    """Carry the state through all chunks: state [S, H, N, N] -> its value before each chunk [n_chunks, H, N, N], and after all.
 
-    `advance(s, c)` moves the states `s` of the chunks in slice `c` to their ends.
+    `advance(s, c)` advances the states `s` of the chunks in slice `c` to their ends.
     """
     running, finished, starts, at = state[layout.order], [], [], 0
     for count in layout.active:

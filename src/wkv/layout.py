@@ -1,4 +1,4 @@
-"""Where the tokens of packed sequences lie, for the recurrence: by step, and by chunk."""
+"""The positions of packed sequences' tokens for the recurrence: by step, and by chunk."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ from torch import Tensor
 class ChunkLayout(NamedTuple):
     """Sequences cut into chunks, chunks ordered by step, longest sequence first within a step.
 
-    With that order the sequences still running at step j are always the first `active[j]` ones, so the
-    state moves on by slicing and nothing is padded but the end of each sequence's last chunk.
+    In that order the sequences still running at step j are always the first `active[j]` ones, so the
+    state advances by slicing, and only the end of each sequence's last chunk is padded.
     """
 
     positions: Tensor  # [n_chunks, L] int64, in the packed tokens; T_total where the chunk is padding

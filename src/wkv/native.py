@@ -1,6 +1,6 @@
 """The recurrences by our own kernels, called as torch operators.
 
-They take what the other backends take and are differentiable. The backward recomputes states from checkpoints, so that
+They take the same arguments as the other backends and are differentiable. The backward recomputes states from checkpoints, so
 memory grows with T / interval, not with T.
 """
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.kernels import missing
 
-# As in kernels/cpu_kernels.h and cuda/cuda_kernels.h.
+# The same as in kernels/cpu_kernels.h and cuda/cuda_kernels.h.
 INTERVAL = 16
 CHUNKED_HEADS, LARGEST_HEAD = (32, 64), 128
 # Below this many tokens a sequence, on average, chunks are mostly padding.
@@ -20,7 +20,7 @@ def wkv6_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state
                 cu_seqlens: Tensor, bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Packed v6; shapes as in `reference.wkv6_naive`; r, k, v of one dtype, the rest float32 (float64 with float64).
 
-    bounds: cu_seqlens on r's device; copied there where None.
+    bounds: cu_seqlens on r's device; None copies them there.
     """
     inputs = [x.contiguous() for x in (r, log_w, k, v, u, state)]
     borders = _borders(cu_seqlens, bounds, r)
@@ -41,7 +41,7 @@ def wkv7_native(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a
 
 
 def wkv6_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tensor) -> Tensor:
-    """One token [S, H, N] of each sequence, as `wkv6_native` otherwise: y; the state moves on in place. Not differentiable."""
+    """One token [S, H, N] of each sequence, else like `wkv6_native`: y; the state is updated in place. Not differentiable."""
     return torch.ops.rwkv_wkv.wkv6_step(*(x.contiguous() for x in (r, log_w, k, v, u)), state)
 
 
@@ -50,8 +50,8 @@ def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: 
     return torch.ops.rwkv_wkv.wkv7_step(*(x.contiguous() for x in (r, log_w, k, v, kappa, a)), state)
 
 
-def serves(r: Tensor) -> bool:
-    """Whether the kernels take such inputs on this machine; builds them at the first question."""
+def supports(r: Tensor) -> bool:
+    """Whether the kernels support such inputs on this machine; the first call builds them."""
     on_cpu = r.device.type == "cpu"
     return (on_cpu or (r.device.type == "cuda" and r.dtype != torch.float64)) and r.shape[-1] <= LARGEST_HEAD \
         and missing(r.device.type) is None
@@ -62,7 +62,7 @@ def _borders(cu_seqlens: Tensor, bounds: Tensor | None, r: Tensor) -> tuple[Tens
 
 
 def _form(r: Tensor, state: Tensor) -> tuple[int, bool]:
-    """Tokens between two checkpoints, and whether the chunked CUDA kernel runs: by shape alone, so that tracing can follow."""
+    """Tokens between two checkpoints, and whether the chunked CUDA kernel runs: only by shape, so that it can be traced."""
     return INTERVAL, r.device.type == "cuda" and r.shape[-1] in CHUNKED_HEADS and r.shape[0] >= SHORTEST_CHUNKED * state.shape[0]
 
 

@@ -1,12 +1,12 @@
-"""The recurrences of RWKV-6 and RWKV-7, one token at a time: the truth that every other form is tested against.
+"""The recurrences of RWKV-6 and RWKV-7, one token at a time: the reference that every other form is tested against.
 
 v6 (Finch, arXiv:2404.05892, eq. 16-19), state S[key, value]:
     y_t = r_t^T (S + (u * k_t) v_t^T),   S <- diag(w_t) S + k_t v_t^T
 v7 (Goose, arXiv:2503.14456, eq. 16-18), state S[value, key]:
     S <- S diag(w_t) - (S kappa_t)(kappa_t * a_t)^T + v_t k_t^T,   y_t = S r_t
 
-Computes in float64 where an input is float64, in float32 otherwise. All sequences advance together, so with
-one token each this is also the decoding step of generation.
+Computes in float64 for float64 inputs, else in float32. All sequences advance together, so with one token each
+this is also the decoding step of generation.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def wkv6_token(r: Tensor, w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Ten
 
 def wkv7_token(r: Tensor, w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, removed: Tensor,
                state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of each sequence: r, w (the decay), k, v, kappa, removed (kappa * a) [S, H, N]; as `wkv6_token` otherwise."""
+    """One token of each sequence: r, w (the decay), k, v, kappa, removed (kappa * a) [S, H, N]; else like `wkv6_token`."""
     s_kappa = state @ kappa.unsqueeze(-1)
     state = state * w.unsqueeze(-2) - s_kappa * removed.unsqueeze(-2) + v.unsqueeze(-1) * k.unsqueeze(-2)
     return (state @ r.unsqueeze(-1)).squeeze(-1), state

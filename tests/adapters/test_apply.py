@@ -75,7 +75,7 @@ def test_a_rank_above_the_weights_smaller_side_is_refused():
 
 def test_a_profile_for_another_depth_is_refused():
     settings = profile("freeze", "lora", "lora", "freeze")
-    with pytest.raises(UserError, match="layer profile: has not just the rows emb, 0 to 1, head"):
+    with pytest.raises(UserError, match="layer profile: does not have exactly the rows emb, 0 to 1, head"):
         apply_layer_profile(tiny_model(tiny_weights()), [*settings[:2], settings[-1]], seed=0)
 
 
@@ -92,7 +92,7 @@ def test_the_output_is_unchanged_by_any_profile(quantize):
 def test_a_model_with_other_adapters_is_refused():
     model = tiny_model(tiny_weights())
     apply_layer_profile(model, profile("freeze", "lora", "lora", "freeze"), seed=0)
-    with pytest.raises(ValueError, match="blocks.0.att.receptance has another adapter than bone"):
+    with pytest.raises(ValueError, match="blocks.0.att.receptance already has another adapter than bone"):
         apply_layer_profile(model, profile("freeze", "bone", "bone", "freeze"), seed=0)
 
 

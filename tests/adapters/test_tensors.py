@@ -73,7 +73,7 @@ def test_linear_layers_are_told_by_their_names(version):
     ({"full_parts": ("ln9",)}, "p.csv, layer 0: FullParts names 'ln9', which is in no"),
     ({"reject_parts": ("att", "ffn")}, "p.csv: it leaves nothing to train"),
     ({"mode": "freeze"}, "p.csv: it leaves nothing to train"),
-    ({"layer": "2"}, "p.csv: has not just the rows emb, 0 to 1, head, which a model of 2 layers needs"),
+    ({"layer": "2"}, "p.csv: does not have exactly the rows emb, 0 to 1, head of a model of 2 layers"),
 ])
 def test_a_profile_that_does_not_fit_is_refused_without_a_model(change, said):
     weights, _ = checkpoint("x070")

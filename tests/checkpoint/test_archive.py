@@ -63,7 +63,7 @@ def test_tensors_of_other_forms_have_no_type(tensor, old):
 # Where PyTorch would refuse the file too, if later and at a price.
 REASONS = {
     "compressed": "is compressed", "compressed, a list of numbers": "is compressed", "an entry within another": "within another",
-    "an entry twice": "there twice", "an entry longer than the file": "behind the file's end",
+    "an entry twice": "there twice", "an entry longer than the file": "after the file's end",
     "the old format claims 4 TB": "not all there", "a bytearray of 64 GB": "bytearray", "two tables": "without PyTorch's data",
     "numbers as keys that all have one hash": "keys are no names", "one value that claims 2.5 TB": "contiguous()",
     "tuples within tuples as a key": "keys are no names", "an offset behind the data": "has 16 bytes of data",
@@ -91,7 +91,7 @@ def test_a_file_that_lies_is_refused_at_once_and_in_little_memory(tmp_path, name
     (torch.zeros(3), {"pickle_protocol": 5}, "pickle protocol 5"),
     (torch.zeros(3), {"pickle_protocol": 4, "_use_new_zipfile_serialization": False}, "pickle protocol 4"),
 ])
-def test_an_honest_file_that_is_not_served_is_not_called_damaged(tmp_path, value, options, words):
+def test_an_honest_file_that_is_not_supported_is_not_called_damaged(tmp_path, value, options, words):
     for ending, load, held in ((".pth", load_checkpoint, {"a": value}),
                                (".save", lambda path: load_pairs(path, 65536, 512), [([1], value, [2], -1.0, -1.0)])):
         path = tmp_path / f"file{ending}"

@@ -173,8 +173,8 @@ def test_heads_that_do_not_fill_the_width_are_refused():
 
 
 @pytest.mark.parametrize("version", ["x060", "x070"])
-def test_heads_of_width_1_are_refused_and_the_next_are_served(version):
-    assert "has shape 4 x 1, but a head of width 1" in refusal(blank(expected_shapes(make_dimensions(version, 2, 4, 1, 50))))
+def test_heads_of_width_1_are_refused_and_the_next_are_supported(version):
+    assert "has shape 4 x 1, but heads of width 1" in refusal(blank(expected_shapes(make_dimensions(version, 2, 4, 1, 50))))
     weights = blank(expected_shapes(make_dimensions(version, 2, 4, 2, 50)))
     assert read_dimensions(weights, "model.pth").head_size == 2
 

@@ -216,7 +216,7 @@ def test_other_files_are_refused(tmp_path):
     ([torch.zeros(2)], "holds a list"),
     (torch.zeros(2), "holds a Tensor"),
     ({}, "holds no tensors"),
-    ({"model": {"emb.weight": torch.zeros(2)}, "step": 3}, "a table of its own under 'model'"),
+    ({"model": {"emb.weight": torch.zeros(2)}, "step": 3}, "a nested table under 'model'"),
     ({"step": 3, "state_dict": {"emb.weight": torch.zeros(2)}}, "holds a int under 'step'"),
     ({"emb.weight": torch.zeros(2), "_strategy": "cuda fp16"}, "holds a str under '_strategy'"),
     ({0: torch.zeros(2)}, "under 0"),

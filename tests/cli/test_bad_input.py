@@ -263,7 +263,7 @@ def test_states_that_cannot_be_written_beside_a_merged_model(fails, call, good, 
 def test_a_file_of_somebody_that_has_the_sidecar_s_name(fails, call, good, tmp_path):
     sidecar = tmp_path / "new.save.json"
     sidecar.write_text('{"my": "dataset"}')
-    fails("rlhf_dpo_generate_save", {"--output_save": tmp_path / "new.save"}, sidecar, "is of no .save")
+    fails("rlhf_dpo_generate_save", {"--output_save": tmp_path / "new.save"}, sidecar, "is no sidecar")
     assert call("rlhf_dpo_generate_save", words_of(good("rlhf_dpo_generate_save")))[0] == 0
     flags = good("rlhf_dpo_generate_save") | {"--output_save": str(tmp_path / "again.save")}
     assert call("rlhf_dpo_generate_save", words_of(flags))[0] == 0
@@ -388,7 +388,7 @@ def test_no_output_takes_the_place_of_an_input(fails, good, material, prepared, 
     changes = {flag: path, OUTPUT_FLAG[script]: out} | {
         key: material / "pairs.csv" if value == "CSV" else tmp_path / value if "/" not in value and key != "--strategy" else value
         for key, value in more.items()}
-    fails(script, changes, f"is the file of {flag} too and would be overwritten")
+    fails(script, changes, f"is also the file of {flag} and would be overwritten")
 
 
 @pytest.mark.parametrize(("script", "output", "words"), [
@@ -442,4 +442,4 @@ def test_a_run_writes_over_none_of_its_inputs(fails, good, material, prepared, a
 def test_a_folder_with_files_of_somebody_else(fails, tmp_path, name):
     (tmp_path / "out" / "run").mkdir(parents=True)
     (tmp_path / "out" / "run" / name).write_text("mine")
-    fails("train", {}, name, "is of no run and would be overwritten")
+    fails("train", {}, name, "belongs to no run and would be overwritten")

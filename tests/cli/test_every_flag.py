@@ -77,7 +77,7 @@ NONE = {
             ("--top_p", ("0.3", "1")), ("--top_k", ("0", "5")), ("--seed", ("0", "1")))],
         *[({"--top_k": "1"}, flag, *values, "likeliest") for flag, values in (
             ("--top_p", ("0.3", "1")), ("--temperature", ("1", "2")), ("--seed", ("0", "1")), ("--avoid_equal", ("0", "1")))],
-        ({"--presence": "0", "--frequency": "0"}, "--penalty_decay", "0.5", "1", "nothing is taken off")],
+        ({"--presence": "0", "--frequency": "0"}, "--penalty_decay", "0.5", "1", "repeated tokens have no penalty")],
     PREPARE: [
         *[({"--strategy": "cpu fp32"}, flag, *values, "no weight is quantized") for flag, values in (
             ("--layer_profile", ("auto", PROFILE)), ("--peft", ("full", "pissa")), ("--lora_r", ("4", "8")))],
@@ -86,7 +86,7 @@ NONE = {
         *[({"--layer_profile": PROFILE}, flag, *values, "profile says") for flag, values in (
             ("--peft", ("full", "pissa")), ("--lora_r", ("4", "8")))],
         ({}, "--lora_r", "4", "8", "--peft lora splits no weight"),
-        *[({"--check_data": "1"}, flag, *values, "makes nothing") for flag, values in (
+        *[({"--check_data": "1"}, flag, *values, "writes nothing") for flag, values in (
             ("--output_save", ("x", "y")), ("--target_pair_count", ("5", "6")), ("--strategy", ("cpu fp32", "cpu bf16")),
             ("--batch_tokens", ("99", "8192")), ("--reference", ("0", "1")), ("--layer_profile", ("auto", PROFILE)),
             ("--peft", ("full", "pissa")), ("--lora_r", ("4", "8")))]],
@@ -101,12 +101,12 @@ NONE = {
         *[({"--layer_profile": PROFILE}, flag, *values, "profile") for flag, values in (
             ("--lora_r", ("4", "8")), ("--lora_alpha", ("1", "2")), ("--peft", ("full", "bone")), ("--lr_init", ("0.1", "0.2")),
             ("--lr_final", ("0.1", "0.2")))],
-        ({"--layer_profile": OLD_PROFILE}, "--lr_advanced", "0", "1", "rule"), ({}, "--lr_advanced", "0", "1", "rule"),
+        ({"--layer_profile": OLD_PROFILE}, "--lr_advanced", "0", "1", "are used"), ({}, "--lr_advanced", "0", "1", "are used"),
         *[({"--peft": mode}, "--lora_alpha", "1", "2", f"--peft {mode} has no alpha") for mode in ("bone", "pissa", "full",
                                                                                                 "state")],
         *[({"--peft": mode}, "--lora_r", "4", "8", f"--peft {mode} has no rank") for mode in ("full", "state")],
-        ({"--dpo_alpha": "0"}, "--sft_on_prompt", "0", "1", "no share"),
-        ({"--loss": "simpo"}, "--sft_on_prompt", "0", "1", "no share"),
+        ({"--dpo_alpha": "0"}, "--sft_on_prompt", "0", "1", "has weight 0"),
+        ({"--loss": "simpo"}, "--sft_on_prompt", "0", "1", "has weight 0"),
         ({"--batch_tokens": "200"}, "--micro_bsz", "1", "2", "--batch_tokens"),
         ({"--samples": "0"}, "--sample_tokens", "5", "6", "--samples 0"),
         *[({"--loss": loss}, "--allow_reference_mismatch", "0", "1", "no reference") for loss in ("simpo", "orpo", "cpo")]],
@@ -220,9 +220,9 @@ def test_a_flag_that_is_given_twice_is_named():
     _, notes = parsed(MERGE, NEEDED[MERGE])
     assert notes == ()
     made, notes = cli(MERGE).parse([*words_of(NEEDED[MERGE]), "--base=other.pth"])
-    assert made.base == "other.pth" and notes == ("note: given more than once, of which the last counts: --base (2 times)",)
+    assert made.base == "other.pth" and notes == ("note: given more than once, the last one counts: --base (2 times)",)
     made, _, notes = cli(TRAIN).parse([*words_of(NEEDED[TRAIN]), "--seed", "1", "--random_seed", "2"])
-    assert made.run.seed == 2 and notes == ("note: given more than once, of which the last counts: --seed (2 times)",)
+    assert made.run.seed == 2 and notes == ("note: given more than once, the last one counts: --seed (2 times)",)
 
 
 def test_an_old_spelling_counts_as_what_it_means():
@@ -238,7 +238,7 @@ def test_a_command_of_this_family_runs_with_a_line(call, good, prepared):
     assert code == 0
     on_resume, on_flags = err.splitlines()[:2]
     assert on_flags == ("note: no effect: --lora_r (the layer profile says what trains); --lr_init, --lr_final (the layer "
-                        "profile's rates rule); --gpu_arch (the run is on the CPU)")
+                        "profile's rates are used); --gpu_arch (the run is on the CPU)")
     assert on_resume.startswith("note: no effect: --resume 1 (")
     assert read_layer_profile(PROFILE, 2)[1].weight_lr_init == 1e-3
     # Another choice of flags goes on with the same run.

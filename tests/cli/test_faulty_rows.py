@@ -117,7 +117,7 @@ def test_every_script_leaves_them_out_and_records_it(path, good, call, tmp_path)
 @pytest.mark.parametrize(("column", "value"), [("weight", 0), ("label", False), ("train", "false")])
 def test_a_file_of_rows_that_are_not_to_be_learned_says_so_alone(path, good, call, column, value):
     path.write_text("\n".join(json.dumps(GOOD | {"weight": 1, column: value, "id": "a"}) for _ in range(3)))
-    said = f"none of its rows is to be learned: it has nothing but 3 rows that {column} marks as not to be learned"
+    said = f"none of its rows is to be learned: it has only 3 rows that {column} marks as not to be learned"
     for script, flags in (("rlhf_dpo_generate_save", {"--input_csv": str(path)}),
                           ("rlhf_generate_reject_csv", {"--input_csv": str(path)}),
                           ("train", {"--rlhf_train_file": None, "--train_data_file": str(path), "--sft": "1"})):

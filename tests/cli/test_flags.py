@@ -1,4 +1,4 @@
-"""Flags that are wrong, contradict something, or are not served: told in one line before anything is written."""
+"""Flags that are wrong, contradict something, or are not supported: reported in one line before anything is written."""
 
 import importlib.util
 

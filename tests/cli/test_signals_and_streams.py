@@ -148,7 +148,7 @@ def test_a_result_that_finds_no_room_is_an_error(good, tmp_path):
     with open("/dev/full", "w") as full:
         process = start("rlhf_dpo_generate_save", flags, stdout=full, stderr=subprocess.PIPE)
         err = process.communicate(timeout=HUNG)[1]
-    assert process.returncode == 2 and "error: what was to be printed is lost (No space left on device)" in err
+    assert process.returncode == 2 and "error: the output on stdout could not be written (No space left on device)" in err
 
 
 @pytest.mark.slow

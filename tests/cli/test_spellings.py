@@ -8,7 +8,7 @@ import torch
 from src.adapters.layer_profile import read_layer_profile
 from src.checkpoint.base import load_base
 from src.checkpoint.io import fingerprint
-from src.cli.spellings import ABSENT, IGNORED, RENAMED, SERVED, translate
+from src.cli.spellings import ABSENT, IGNORED, RENAMED, SUPPORTED_VALUES, translate
 from src.cli.train import parse, parser
 from src.errors import UserError
 from src.preference.pairs import has_references, load_pairs
@@ -113,7 +113,7 @@ def test_what_would_change_the_result_is_refused(words, told):
 def test_the_last_mention_counts_whatever_it_says(words, name, value, count):
     made, _, notes = parse([*NEEDED, *words.split()])
     assert flat(made)[name] == value
-    assert f"note: given more than once, of which the last counts: {count}" in notes
+    assert f"note: given more than once, the last one counts: {count}" in notes
 
 
 def test_the_last_mention_of_what_has_another_name_here_counts():
@@ -172,7 +172,7 @@ def test_adapters_of_rwkv_peft_have_their_own_rank(capsys):
     assert (made.model.peft, made.model.lora_r, made.model.lora_alpha) == ("lora", 8, 16.0)
     made = config("--peft", "bone", "--lora_config", '{"lora_r":8,"lora_dropout":0.01}')
     assert made.model.lora_r == 16
-    assert capsys.readouterr().err.count("(it belongs to what is not switched on)\n") == 2
+    assert capsys.readouterr().err.count("(it belongs to a feature that is not switched on)\n") == 2
 
 
 def test_harmless_values_pass_and_numbers_are_compared_by_value(capsys):
@@ -185,8 +185,8 @@ def test_flags_that_train_has_are_its_own_whatever_the_tables_say():
     own = parser().flags()
     assert set(RENAMED.values()) - {"--train_data_file"} <= own
     flags = [flag for group in IGNORED.values() for flag in group]
-    assert len(flags) == len(set(flags)) and not set(flags) & (own | set(SERVED) | set(RENAMED) | set(ABSENT))
-    assert not set(SERVED) & own
+    assert len(flags) == len(set(flags)) and not set(flags) & (own | set(SUPPORTED_VALUES) | set(RENAMED) | set(ABSENT))
+    assert not set(SUPPORTED_VALUES) & own
 
 
 def test_loss_and_switches():
@@ -194,8 +194,8 @@ def test_loss_and_switches():
     assert config("--dpo", 0, "--orpo", 1).objective.loss == config("--loss", "orpo").objective.loss == "orpo"
     assert "contradict" in refusal("--dpo", 1, "--orpo", 1) and "contradict" in refusal("--loss", "ipo", "--dpo", 1)
     assert "--dpo 0" in refusal("--dpo", 0) and "--loss" in refusal("--loss", "kto")
-    assert "--simpo_gamma has no say in --loss dpo" in refusal("--simpo_gamma", 1)
-    assert "--label_smoothing has no say in --loss hinge" in refusal("--loss", "hinge", "--label_smoothing=0.1")
+    assert "--simpo_gamma is not used by --loss dpo" in refusal("--simpo_gamma", 1)
+    assert "--label_smoothing is not used by --loss hinge" in refusal("--loss", "hinge", "--label_smoothing=0.1")
     assert "needs --label_smoothing" in refusal("--loss", "robust")
     for value in (0.5, -0.1, "nan"):
         assert "--label_smoothing" in refusal("--label_smoothing", value)

@@ -79,11 +79,11 @@ def test_paths_are_not_empty_nor_too_long_nor_what_a_shell_left(script, tmp_path
         flag, = action.option_strings
         for value in ("", "  "):
             assert "is empty" in refused(script, flag, value)
-        assert "longer than names may be" in refused(script, flag, "a" * 5000)
-        assert "longer than names may be" in refused(script, flag, "a/" * 5000)
+        assert "longer than the system allows" in refused(script, flag, "a" * 5000)
+        assert "longer than the system allows" in refused(script, flag, "a/" * 5000)
         assert "the shell" in refused(script, flag, "~/x.json")
     for action in actions(script, "a file to write"):
-        assert "ends as folders do" in refused(script, action.option_strings[0], "o/")
+        assert "ends like a folder" in refused(script, action.option_strings[0], "o/")
         assert "200 bytes" in refused(script, action.option_strings[0], "ü" * 101)
     (tmp_path / "~").mkdir()
     assert path("~/x") == "~/x" and path("./~x") == "./~x"

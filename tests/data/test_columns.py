@@ -156,8 +156,8 @@ def test_ids_and_scores_are_no_prompt(read):
 
 @pytest.mark.parametrize(("record", "kind", "words"), [
     ({"prompt": "why?", "history": "hi"}, "history", "its history is neither"),
-    ({"prompt": "why?", "history": [["hi"]]}, "history", "its history has an entry that is no question with its answer"),
-    ({"prompt": "why?", "history": [["hi", None]]}, "history", "no question with its answer"),
+    ({"prompt": "why?", "history": [["hi"]]}, "history", "its history has an entry that is not a question with its answer"),
+    ({"prompt": "why?", "history": [["hi", None]]}, "history", "not a question with its answer"),
     ({"prompt": "why?", "history": [["hi", ""]]}, "history", "an empty question or answer"),
     ({"prompt": "why?", "history": [user("hi")]}, "history", "its history ends in a message of the user"),
     ({"prompt": "why?", "history": 5}, "no text", "its history is of type int"),

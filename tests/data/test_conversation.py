@@ -106,7 +106,7 @@ def test_messages_of_trl_and_sharegpt():
     ([{"content": "x"}], "the role None"),
     ([{"role": "user", "content": "x"}, {"role": "user", "content": " "}], "message 2, has no text"),
     ([{"role": "user", "content": [1]}], "a part of type 'int'"), ([{"role": ["user"], "content": "x"}], "role"),
-    ([{"role": "user", "content": "x"}, {"role": "system", "content": "x"}], "message 2, is a system message behind"),
+    ([{"role": "user", "content": "x"}, {"role": "system", "content": "x"}], "message 2, is a system message after"),
 ])
 def test_messages_that_are_none(messages, words):
     with pytest.raises(UserError, match="^row 3: its prompt") as caught:

@@ -158,7 +158,7 @@ def test_fields_beyond_the_csv_modules_limit_are_read_and_the_limit_is_left_alon
     ("id:b\na:b\n", "the header lacks prompt and chosen (found: id:b)", ""),
     ("prompt\tchosen\np,c\n", "row 1 has 1 fields where the header has 2, separated by tabs; put texts that hold tabs", ""),
     ("prompt|chosen\np|c\np|c|d\n", "row 2 has 3 fields where the header has 2, separated by vertical bars", ""),
-    ('prompt\tchosen\np\tc\n"p"x\tc\n', "row 2: a quoted field is not closed as it should be ('tab' expected", "twice"),
+    ('prompt\tchosen\np\tc\n"p"x\tc\n', "row 2: a quoted field is not closed properly ('tab' expected", "twice"),
     ('prompt, chosen\n"p", "c\nc"\n"p", "c\n\0"', "row 2: holds a NUL character", ""),
     ("prompt,chosen,prompt\na,b,c\n", "the header has the column prompt more than once", ""),
     (HEADER + 'p,c,r\n\n"a\nb",c,r\np, \t,r\n', "row 3 has an empty chosen", ""),

@@ -155,7 +155,7 @@ def test_a_conversation_loses_its_beginning_and_an_answer_too_long_the_row(folde
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [
-    ("a.jsonl", [{"prompt": "a", "label": "b"}], ("lacks what to train on", "prompt, label", "messages, or text")),
+    ("a.jsonl", [{"prompt": "a", "label": "b"}], ("has no column to train on", "prompt, label", "messages, or text")),
     ("a.jsonl", [{"text": "a"}, {"text": " "}], ("row 2 has no text",)),
     ("a.jsonl", [{"text": "a"}, {"text": ["b"]}], ("row 2: its text, message 1,",)),
     ("a.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}], ("row 2 has an empty answer",)),

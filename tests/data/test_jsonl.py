@@ -73,14 +73,14 @@ def test_a_row_that_is_none_leaves_the_others(tmp_path, text, row, kind, words):
 
 @pytest.mark.parametrize(("text", "words"), [
     ('[{"prompt": "a"},\n{"prompt" "b"}]', "row 2 is not JSON (Expecting ':' delimiter at line 2, character 11)"),
-    ('[{"prompt": "a"}\n{"prompt": "b"}]', "row 1 is not JSON (a comma is expected behind it in line 2)"),
-    ('[{"prompt": "a"}, {"prompt": "b"}', "the list does not end behind row 2"), ('[{"prompt": "a"}, ', "the list does not end"),
+    ('[{"prompt": "a"}\n{"prompt": "b"}]', "row 1 is not JSON (a comma is expected after it in line 2)"),
+    ('[{"prompt": "a"}, {"prompt": "b"}', "the list does not end after row 2"), ('[{"prompt": "a"}, ', "the list does not end"),
     ('[{"prompt": "a"}]\n[{"prompt": "b"}]', "something follows the list of rows in line 2"),
     ('{\n"prompt": "a"\n}\n{\n"prompt" "b"\n}', "row 2 is not JSON (Expecting ':' delimiter at line 5, character 10)"),
     ("{'prompt': 'a'}\n{'prompt': 'b'}", "row 1 is not JSON (Expecting property name enclosed in double quotes"),
     ('{"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}', "holds several lists of rows (train, test); save the one"),
-    ('{"prompt": ["a", "b"], "chosen": ["c"]}', "columns are not of one length (2 of prompt, 1 of chosen)"),
-    ('{"columns": ["prompt", "chosen"], "data": [["a", "b"], ["c"]]}', "row 2 has 1 values where there are 2 columns"),
+    ('{"prompt": ["a", "b"], "chosen": ["c"]}', "columns differ in length (2 of prompt, 1 of chosen)"),
+    ('{"columns": ["prompt", "chosen"], "data": [["a", "b"], ["c"]]}', "row 2 has 1 values for 2 columns"),
     ('[["p", "c"]]', "row 1 is a list"), ("null", "row 1 is a NoneType"), ("[]", "empty"),
 ])
 def test_what_has_no_rows_is_refused(tmp_path, text, words):

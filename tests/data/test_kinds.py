@@ -1,4 +1,4 @@
-"""Files that are no tables of texts are told for what they are, whatever their ending says."""
+"""Files that are no tables of texts are reported as what they are, whatever their ending says."""
 
 import io
 import pickle
@@ -61,7 +61,7 @@ KINDS = [
     (made(lambda file: torch.save(PAIRS, file, _use_new_zipfile_serialization=False)), "a Python pickle"),
     (made(lambda file: np.save(file, np.zeros(3))), "a NumPy array"),
     (made(lambda file: np.savez(file, a=np.zeros(3))), "an archive of NumPy arrays"), (safetensors, "a safetensors file"),
-    (b"%PDF-1.7\n%\xe2\xe3", "a PDF"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
+    (b"%PDF-1.7\n%\xe2\xe3", "a PDF"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
     (b"\n<!DOCTYPE html>\n<html>", "a web page"), (b'<?xml version="1.0"?>', "XML"), (b"7z\xbc\xaf\x27\x1c\0", "a 7z archive"),
 ]
 
@@ -78,7 +78,7 @@ def test_kinds_are_told(tmp_path, data, words, ending):
 
 
 @pytest.mark.parametrize(("name", "data", "words"), [
-    ("a.save", made(lambda file: torch.save(PAIRS, file)), "is a .save file, which is prepared already; give it to train.py"),
+    ("a.save", made(lambda file: torch.save(PAIRS, file)), "is a .save file, which is already prepared; give it to train.py"),
     ("a.xlsx", zipped("xl/workbook.xml")[:30], "is an Excel workbook"), ("a.pkl", pickle.dumps(PAIRS, 0), "is a Python pickle"),
     ("a.yaml", b"- prompt: p\n  chosen: c\n", "is YAML"),
 ])

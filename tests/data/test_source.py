@@ -158,7 +158,7 @@ def test_a_folder_is_told_with_the_files_in_it(tmp_path):
         put(tmp_path, name, b"{}")
     for number in range(2):
         put(tmp_path, f"train/data-0000{number}-of-00002.arrow", CONTENTS[".arrow"])
-    assert refusal(tmp_path).endswith("in it, such as train/data-00000-of-00002.arrow (2 files could be meant)")
+    assert refusal(tmp_path).endswith("in it, such as train/data-00000-of-00002.arrow (2 candidates)")
 
 
 def test_what_can_not_be_opened_is_told(tmp_path):

@@ -12,7 +12,7 @@ from src.generation.config import Sampling
 from src.generation.sampler import count, penalize
 from src.generation.vocabulary import read_vocabulary
 from src.model import RWKV, build_model
-from src.model.decode import Forward, Kernels, serve
+from src.model.decode import Forward, Kernels, decoder_for
 from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from tests.compiled import compiled
 from tests.generation.tiny import PROMPTS, fixed_model, logits_of, random_model
@@ -44,7 +44,7 @@ def test_greedy_tokens_are_the_packages(version, kind, tiny_checkpoints):
     exact = build_model(weights, dimensions, torch.float64)
     closed = [first_open_step(exact, prompt, tokens, sampling) for prompt, tokens in zip(PROMPTS, expected, strict=True)]
     assert sum(closed) > 0.8 * 200 * len(PROMPTS)
-    for engine in (serve(build_model(weights, dimensions)), Forward(build_model(weights, dimensions))):
+    for engine in (decoder_for(build_model(weights, dimensions)), Forward(build_model(weights, dimensions))):
         ours = answers(engine, sampling)
         for row, (theirs, alike) in enumerate(zip(expected, closed, strict=True)):
             assert ours[row].tokens[:alike] == theirs[:alike] and len(ours[row].tokens) == len(theirs)
@@ -88,7 +88,7 @@ def test_a_rows_answer_depends_on_seed_row_and_prompt_alone(version, dtype):
     """By the kernels to the last bit, so that this holds at any precision and not only where no two outcomes lie close."""
     model, sampling = random_model(version, dtype), Sampling(top_p=0.95, max_tokens=30, stop="e")
     model.head.weight[ord("e")] *= 5  # likely now and then, so that rows end at different times
-    model = serve(model)
+    model = decoder_for(model)
     assert isinstance(model, Kernels)
     whole = answers(model, sampling, seed=7, batch_size=3)
     assert len({len(answer.tokens) for answer in whole.values()}) > 2
@@ -110,7 +110,7 @@ def test_prompts_read_in_pieces_give_what_each_gives_alone(version):
     """By the model's forward up to rounding in float64; by the kernels to the last bit, behind a common beginning too."""
     model = random_model(version, torch.float64)
     alone = [model(torch.tensor(list(prompt))) for prompt in PROMPTS]
-    kernels = serve(random_model(version))
+    kernels = decoder_for(random_model(version))
     exact, exact_state = zip(*(prefill(kernels, [prompt]) for prompt in PROMPTS), strict=True)
     start = prefill(kernels, [b"User: "])[1]
     for budget in (5, 17, 64, 10**6):
@@ -168,7 +168,7 @@ class Counting:
 
 
 def test_equal_prompts_and_a_common_beginning_are_read_once():
-    engine = serve(random_model("x070"))
+    engine = decoder_for(random_model("x070"))
     requests = [Request(row, tuple(PROMPTS[row % 3]), sample) for row in range(9) for sample in range(3)]
     sampling = Sampling(top_p=0.95, max_tokens=5)
     for size in (27, 4):
@@ -183,19 +183,19 @@ def test_equal_prompts_and_a_common_beginning_are_read_once():
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_where_memory_runs_out_the_batch_is_halved_and_the_texts_stay(ahead, capsys):
-    engine, sampling = serve(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)
+    engine, sampling = decoder_for(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)
     engine.ahead = ahead
     whole = answers(engine, sampling)
     for most in (1, 2, 3):
         assert answers(Counting(engine, most), sampling, batch_size=6) == whole
-    assert capsys.readouterr().err.splitlines()[0] == "memory ran out; going on with 3 rows at a time"
+    assert capsys.readouterr().err.splitlines()[0] == "memory ran out; continuing with 3 rows at a time"
     with pytest.raises(RuntimeError, match="can't allocate"):
         answers(Counting(engine, 0), sampling)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_a_refused_answer_is_drawn_again_and_stands_at_last(ahead):
-    engine, sampling = serve(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)
+    engine, sampling = decoder_for(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)
     engine.ahead = ahead
     requests = [Request(row, tuple(prompt)) for row, prompt in enumerate(PROMPTS)]
     first = {answer.row: answer for answer in generate(engine, BYTES, requests, sampling, 0, 3)}

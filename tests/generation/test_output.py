@@ -94,8 +94,8 @@ def test_a_full_disk_leaves_the_finished_rows(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("sidecar", "message"), [
-    (None, "exists, without the out.csv.json"), ("{", "is damaged"), ("[]", "is damaged"),
-    (json.dumps(SETTINGS | {"seed": 2, "top_p": 0.5}), r"begun with seed 2 \(now 1\), top_p 0.5 \(now 0.3\); give the same"),
+    (None, "exists without the out.csv.json"), ("{", "is damaged"), ("[]", "is damaged"),
+    (json.dumps(SETTINGS | {"seed": 2, "top_p": 0.5}), r"started with seed 2 \(now 1\), top_p 0.5 \(now 0.3\); give the same"),
     (json.dumps({"seed": 1, "stop": "\n\n", "top_p": 0.3}), r"quantization None \(now None\)"),
 ])
 def test_another_runs_settings_are_refused(sidecar, message, tmp_path):
@@ -154,7 +154,7 @@ def test_an_output_without_a_row_blocks_no_other_settings(tmp_path, failed_in):
     with open_output(path, SETTINGS, ROWS, [False] * len(ROWS)) as output:
         output.append([ROWS[0]._replace(reject="no")])
     assert json.loads((tmp_path / "out.csv.json").read_text()) == SETTINGS
-    with pytest.raises(UserError, match="was begun with seed 1"), \
+    with pytest.raises(UserError, match="was started with seed 1"), \
             open_output(path, OTHERS, ROWS, [False] * len(ROWS)):
         pass
     assert path.read_text().count("\n") == 2

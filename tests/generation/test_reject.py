@@ -68,7 +68,7 @@ def test_where_every_row_has_a_reject_nothing_is_drawn_and_a_line_says_so(genera
     out = generate("--input_csv", str(tmp_path / "full.csv"), "--top_p", "0.9")
     assert read_pairs(out, require_reject=True) == [ROWS[i] for i in KEPT]
     err = capsys.readouterr().err
-    assert err.count("note: every row has a reject already, so nothing is drawn, and no flag of sampling has an effect") == 1
+    assert err.count("note: every row has a reject already, so nothing is drawn and no sampling flag has an effect") == 1
     generate("--input_csv", str(tmp_path / "full.csv"), "--output_csv", str(tmp_path / "new.csv"), "--overwrite", "1")
     assert "nothing is drawn" not in capsys.readouterr().err
 
@@ -146,7 +146,7 @@ def test_prompts_over_the_context_are_told_and_answered(generate, capsys):
     (["--batch_size", "some"], "argument --batch_size"), (["--num_rejects", "0"], "argument --num_rejects"),
     (["--input_csv", "nowhere.csv"], "nowhere.csv does not exist"),
     (["--load_model", "nowhere.pth"], "nowhere.pth does not exist"),
-    (["--input_csv", "INPUT", "--output_csv", "INPUT"], "is the file of --input_csv too"),
+    (["--input_csv", "INPUT", "--output_csv", "INPUT"], "is also the file of --input_csv"),
     (["--tokenizer", "world"], "--tokenizer world: has 65536 ids"),
     (["--strategy", "cpu fp33"], "--strategy 'cpu fp33' is not understood"),
     (["--top_p", "0"], "argument --top_p: takes a number from"), (["--top_p", "nan"], "argument --top_p: takes a number from"),
@@ -194,7 +194,7 @@ def test_the_script_in_a_process_of_its_own(folder, tmp_path, monkeypatch, capsy
     out, err = capsys.readouterr()
     assert ended.value.code == 2 and not out
     assert err.startswith("error: ") and err.count("\n") == 1
-    assert "begun with max_tokens 300 (now 9)" in err
+    assert "started with max_tokens 300 (now 9)" in err
     assert (tmp_path / "out.csv").read_bytes() == left
 
 

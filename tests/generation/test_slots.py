@@ -12,7 +12,7 @@ from src.generation.graphs import bucket
 from src.generation.sampler import TorchSampler
 from src.generation.slots import Slots
 from src.model import build_model
-from src.model.decode import Forward, serve
+from src.model.decode import Forward, decoder_for
 from src.tokenizer import load_tokenizer
 from tests.generation.tiny import PROMPTS, random_model
 from tests.random_checkpoint import make_dimensions, random_weights
@@ -42,7 +42,7 @@ def test_steps_of_more_rows_than_there_are_change_no_text(ahead, monkeypatch):
     """As CUDA graphs do them: slots behind the last row hold rows that have left, or nothing."""
     model, sampling, tokenizer = random_model("x070"), Sampling(top_p=0.95, max_tokens=20, stop="e"), load_tokenizer("bytes")
     model.head.weight[ord("e")] *= 5  # likely now and then, so that rows end at different times
-    engine = serve(model)
+    engine = decoder_for(model)
     requests = [Request(row, tuple(PROMPTS[row % 5]), row // 5) for row in range(20)]
     expected = sorted(generate(engine, tokenizer, requests, sampling, 1, 7))
     sizes = []

@@ -13,7 +13,7 @@ from src.generation.graphs import WARM_UPS, Graphs, bucket
 from src.generation.sampler import KernelSampler, TorchSampler
 from src.generation.slots import Slots
 from src.model import build_model
-from src.model.decode import serve
+from src.model.decode import decoder_for
 from src.tokenizer import load_tokenizer
 from tests.generation.draws import SETTINGS, check_draws
 from tests.generation.tiny import PROMPTS
@@ -37,7 +37,7 @@ def test_a_step_never_waits_for_the_host(tiny_checkpoints, version, dtype, quant
     """Neither as it is nor as a graph; torch itself tells where something waits."""
     model = build_model(*load_base(tiny_checkpoints(version, "trained", 32)), dtype, "cuda", quantize)
     with torch.inference_mode():
-        slots = Slots(serve(model), Automaton(torch.zeros(1, 256, dtype=torch.int16), 0), torch.ones(256), Sampling(), 5)
+        slots = Slots(decoder_for(model), Automaton(torch.zeros(1, 256, dtype=torch.int16), 0), torch.ones(256), Sampling(), 5)
         slots.sampler.enter(0, torch.rand(5, Sampling().max_tokens, dtype=torch.float64))
         step = Graphs(slots.step, 5, slots.hidden.device)
         for _ in range(WARM_UPS + 1):
@@ -57,7 +57,7 @@ def test_graphs_change_no_text(tiny_checkpoints, version, dtype, quantize, monke
     """Of rows that come and go, beside the same steps of the same sizes without a graph."""
     model = build_model(*load_base(tiny_checkpoints(version, "trained", 32)), dtype, "cuda", quantize,
                         quantize_head=quantize == "int8")
-    engine = serve(model)
+    engine = decoder_for(model)
     assert engine.captures and engine.ahead
     texts = {}
     for name, steps in (("graphs", Graphs), ("plain", lambda step, size, device: lambda n: step(bucket(n, size)))):
@@ -72,6 +72,6 @@ def test_texts_are_the_cpus(tiny_checkpoints, version):
     """Greedy, float32: two outcomes within rounding of each other are unlikely over 60 tokens of a trained model."""
     weights, dimensions = load_base(tiny_checkpoints(version, "trained", 32))
     sampling, tokenizer = Sampling(temperature=0, max_tokens=60), load_tokenizer("bytes")
-    texts = [{answer[:2]: answer.text for answer in generate(serve(build_model(weights, dimensions, torch.float32, device)),
+    texts = [{answer[:2]: answer.text for answer in generate(decoder_for(build_model(weights, dimensions, torch.float32, device)),
                                                              tokenizer, REQUESTS, sampling, 0, 4)} for device in ("cpu", "cuda")]
     assert texts[0] == texts[1]

@@ -106,7 +106,7 @@ def test_a_builder_that_is_at_work_is_waited_for_with_a_line(tmp_path, capsys):
         patch.setattr("filelock.FileLock", Released)
         with library._only_builder(tmp_path, "cpu"):
             pass
-    assert capsys.readouterr().err == "Waiting for another process that builds the WKV kernels for cpu ...\n"
+    assert capsys.readouterr().err == "Waiting for another process to build the WKV kernels for cpu ...\n"
 
 
 def test_a_failure_without_a_message_has_its_kind(monkeypatch, capsys):

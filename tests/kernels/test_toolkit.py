@@ -65,15 +65,15 @@ def test_a_link_on_the_path_is_followed(tmp_path):
 
 def test_a_toolkit_of_another_cuda_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path, "12.8")))
-    assert find_toolkit() == (f"nvcc in {tmp_path} is of CUDA 12.8 and torch of 13.0; install the toolkit of torch's version, or "
-                              "set CUDA_HOME to it")
+    assert find_toolkit() == (f"nvcc in {tmp_path} is of CUDA 12.8, but torch of 13.0; install the toolkit of torch's version, "
+                              "or set CUDA_HOME to it")
 
 
 def test_where_none_is_the_places_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(Path, "is_file", lambda path: False)
     assert find_toolkit() == (f"no CUDA toolkit with bin/nvcc and include/cuda_runtime.h was found (looked in {tmp_path}, "
-                              "/usr/local/cuda); install that of torch's CUDA version, or set CUDA_HOME to it")
+                              "/usr/local/cuda); install the one of torch's CUDA version, or set CUDA_HOME to it")
 
 
 def test_a_build_is_kept_for_its_compiler_and_architectures_alone(monkeypatch):

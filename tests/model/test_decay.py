@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.model import build_model
-from src.model.decode import serve
+from src.model.decode import decoder_for
 from tests.plain_model import recur_6, recur_7
 from tests.random_checkpoint import random_weights
 from tests.tiny import VERSIONS, tiny_dimensions
@@ -92,7 +92,7 @@ def test_a_model_in_bfloat16_forgets_as_in_float64(version, by):
         writer.advance(torch.tensor(tokens), torch.tensor([0, len(tokens)], dtype=torch.int32), state)
         return state.wkv[0][0].double()
 
-    writer = serve(model) if by != "the model" else None
+    writer = decoder_for(model) if by != "the model" else None
     left = state_after([A] + [B] * TOKENS) / state_after([A])
     if version == "x070":
         left = left.mT  # [head, value, key]

@@ -5,7 +5,7 @@ import torch
 
 from src import kernels
 from src.model import RWKV, build_model
-from src.model.decode import Forward, Kernels, serve
+from src.model.decode import Forward, Kernels, decoder_for
 from src.model.panels import RELU_SQUARE, SIGMOID, TANH, Products, lay
 from src.quantization.linear import QuantizedLinear, quantize_linear
 from tests.compiled import compiled
@@ -59,7 +59,7 @@ def test_logits_are_the_models(version, width, head_size, dtype, quantize):
     model = make_model(version, width, head_size, dtype, quantize)
     noise = 2**-8 if dtype == torch.bfloat16 else 2 * (4 * width)**0.5 * 2**-24
     exact, *off = (logits_and_states(in_float64(model, noise if seed else 0.0, seed)) for seed in range(4))
-    engine = serve(model)
+    engine = decoder_for(model)
     assert isinstance(engine, Kernels)
     for found, truth, *others in zip(logits_and_states(engine), exact, *off, strict=True):
         assert (found - truth).norm() <= max((other - truth).norm() for other in others)
@@ -74,7 +74,7 @@ def test_a_nan_in_any_weight_reaches_what_it_reaches_in_the_model(version, dtype
         model = make_model(version, 64, 16, dtype, None)  # kernels take its weights apart
         model.get_parameter(name).view(-1)[0] = torch.nan
         expected = logits_and_states(model)[0].isnan()
-        assert logits_and_states(serve(model))[0].isnan().equal(expected), name
+        assert logits_and_states(decoder_for(model))[0].isnan().equal(expected), name
 
 
 @compiled
@@ -83,7 +83,7 @@ def test_a_nan_in_any_weight_reaches_what_it_reaches_in_the_model(version, dtype
 @pytest.mark.parametrize("threads", [1, 2])
 @torch.inference_mode()
 def test_no_sequence_and_no_cut_changes_a_bit(version, dtype, quantize, threads):
-    engine = serve(make_model(version, 64, 8, dtype, quantize))
+    engine = decoder_for(make_model(version, 64, 8, dtype, quantize))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -160,7 +160,7 @@ def test_no_row_changes_a_bit_of_another(mode, dtype, width):
 
 def test_other_devices_and_precisions_go_by_the_models_forward():
     dimensions = make_dimensions("x070", 1, 32, 8, 256)
-    assert isinstance(serve(build_model(random_weights(dimensions), dimensions, torch.float64)), Forward)
+    assert isinstance(decoder_for(build_model(random_weights(dimensions), dimensions, torch.float64)), Forward)
 
 
 @pytest.mark.parametrize("instructions", kernels.INSTRUCTIONS[1:])

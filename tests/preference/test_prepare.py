@@ -58,7 +58,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypa
     monkeypatch.setattr(reference, "answer_log_probs", lambda *given: passes.append(1) or answer_log_probs(*given))
     capsys.readouterr()
     prepare(config)
-    assert "going on after 5 finished batches" in capsys.readouterr().err
+    assert "resuming after 5 finished batches" in capsys.readouterr().err
     assert passes  # there was something left to do
     assert (tmp_path / "made.save").read_bytes() == (tmp_path / "unbroken.save").read_bytes()
     assert (tmp_path / "made.save.json").read_bytes() == (tmp_path / "unbroken.save.json").read_bytes()
@@ -83,20 +83,20 @@ def test_a_partial_file_of_something_else_is_left_alone(config, tmp_path, conten
 
 
 @pytest.mark.parametrize(("line", "words"), [
-    (lambda number, values: [number, [[-1.0]] * len(values)], "no answers' log-probabilities"),
+    (lambda number, values: [number, [[-1.0]] * len(values)], "can't be log-probabilities of answers"),
     (lambda number, values: [number, [["-1.0", -1.0]] * len(values)], "is text where a number"),
-    (lambda number, values: [number, [[0.5, -1.0]] * len(values)], "no answers' log-probabilities"),
-    (lambda number, values: [number, [[-1.0, -1e30]] * len(values)], "no answers' log-probabilities"),
+    (lambda number, values: [number, [[0.5, -1.0]] * len(values)], "can't be log-probabilities of answers"),
+    (lambda number, values: [number, [[-1.0, -1e30]] * len(values)], "can't be log-probabilities of answers"),
     (lambda number, values: [number, [[float("nan"), -1.0]] * len(values)], "NaN"),
     (lambda number, values: [number, [[True, -1.0]] * len(values)], "is true or false"),
     (lambda number, values: [number, values[:-1]], "batch 0 has"),
     (lambda number, values: [number, []], "batch 0 has 0 pairs"),
-    (lambda number, values: [-1, values], "no batch's number"),
+    (lambda number, values: [-1, values], "not a batch's number"),
     (lambda number, values: [1, values], "there twice"),
     (lambda number, values: [10 ** 6, values], "batch 1000000 has"),
     (lambda number, values: [0.0, values], "a number where"),
     (lambda number, values: ["0", values], "text where"),
-    (lambda number, values: [values, number], "no batch's number"),
+    (lambda number, values: [values, number], "not a batch's number"),
     (lambda number, values: [number, values, 3], "too many values"),
     (lambda number, values: {"0": values}, "is an object"),
     (lambda number, values: number, "is a whole number"),
@@ -122,7 +122,7 @@ def test_a_line_that_was_changed_is_seen(config, tmp_path, monkeypatch, change):
     header, first = partial.read_text().splitlines()
     assert first == with_checksum(json.loads(first[:-9]))
     partial.write_text(f"{header}\n{change(first)}\n")
-    with pytest.raises(UserError, match=r"line 2 has another checksum than it should\); remove it"):
+    with pytest.raises(UserError, match=r"line 2 has a wrong checksum\); remove it"):
         prepare(config)
 
 

@@ -41,5 +41,5 @@ def test_a_killed_builders_lock_goes_and_a_living_ones_stays(tmp_path, capsys, p
     os.utime(lock, (long_ago, long_ago))
     remove_dead_locks(tmp_path)
     assert not lock.exists() and others.exists()
-    assert capsys.readouterr().err == f"{lock}: removed, since it is over 10 minutes old and no process is seen to build there\n"
+    assert capsys.readouterr().err == f"{lock}: removed, since it is over 10 minutes old and no process holds it\n"
     FileBaton(str(lock)).wait()  # comes back at once

@@ -174,7 +174,7 @@ def test_files_of_no_run_are_not_overwritten(config, name, content):
     run = config()
     Path(run.run.proj_dir).mkdir()
     Path(run.run.proj_dir, name).write_text(content)
-    refused(run, name, "is of no run", "another --proj_dir")
+    refused(run, name, "belongs to no run", "another --proj_dir")
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "last.ckpt", "rwkv-final.safetensors"])
@@ -271,7 +271,7 @@ def test_an_error_stands_without_warnings_of_the_file_that_it_is_about(finished,
 
 def test_the_strategy_must_fit_the_checkpoint(finished):
     refused(changed(finished, resume=True, strategy="deepspeed_stage_2"),
-            "last.ckpt: was written under another than a DeepSpeed strategy", "--strategy auto")
+            "last.ckpt: was written under a non-DeepSpeed strategy", "--strategy auto")
     Path(finished.run.proj_dir, "last.ckpt").unlink()
     Path(finished.run.proj_dir, "last.ckpt").mkdir()
     refused(changed(finished, resume=True), "last.ckpt: was written under a DeepSpeed strategy")
@@ -291,7 +291,7 @@ def test_gaps_are_said_and_the_run_goes_on(finished, capsys, name, keep, said):
     capsys.readouterr()
     train(changed(finished, resume=True), {}, likeliest_answers)
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert [line.startswith(f"warning: {path}: {said}; the run goes on") for line in warnings] == [True] * bool(said)
+    assert [line.startswith(f"warning: {path}: {said}; the run continues") for line in warnings] == [True] * bool(said)
     assert path.read_bytes() == content and "Finished after" in Path(finished.run.proj_dir, "report.html").read_text()
 
 

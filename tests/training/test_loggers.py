@@ -160,7 +160,7 @@ def test_who_wants_none_gets_none(logged, monkeypatch, name, value, said):
 def test_who_wants_it_offline_with_a_key_gets_it_offline(config, logged, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    offline(*logged(), "its mode is set so", Path(config().run.proj_dir, "wandb"))
+    offline(*logged(), "its mode is set to offline", Path(config().run.proj_dir, "wandb"))
 
 
 @pytest.mark.parametrize(("asked", "folder", "label"), [({"wandb": "a project"}, "wandb", "wandb: "),

@@ -163,8 +163,8 @@ def test_the_scripts_flags(answers, material, tmp_path):
     script.main([str(word) for pair in flags.items() for word in pair])
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 2
     for changes, words in (({"--train_data_file": None}, "--train_data_file is needed with --sft 1"),
-                           ({"--rlhf_train_file": "a.save"}, "--rlhf_train_file has no use with --sft 1"),
-                           ({"--sft": 0}, "--train_data_file has no use with --sft 0"),
+                           ({"--rlhf_train_file": "a.save"}, "--rlhf_train_file is not used with --sft 1"),
+                           ({"--sft": 0}, "--train_data_file is not used with --sft 0"),
                            ({"--sft": 0, "--train_data_file": None}, "--rlhf_train_file is needed with --sft 0"),
                            ({"--train_data_file": tmp_path / "none.jsonl"}, "none.jsonl does not exist"),
                            ({"--orpo": 1}, "--sft 1 and --orpo 1 contradict"),

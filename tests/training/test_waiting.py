@@ -50,7 +50,7 @@ class Crossings(TorchDispatchMode):
 @pytest.fixture
 def on_the_device(monkeypatch):
     """`on_the_device(version)`: a model there, with LoRA, whose recurrence runs in the kernels."""
-    monkeypatch.setattr(native, "serves", lambda r: True)
+    monkeypatch.setattr(native, "supports", lambda r: True)
 
     def make(version: str):
         dimensions = tiny_dimensions(version, 8)

@@ -52,7 +52,7 @@ def test_a_step_is_one_token_of_each_sequence_and_changes_the_state_in_place(ver
     inputs["state"] = inputs["state"].to(torch.float64 if dtype == torch.float64 else torch.float32)
     expected, expected_state = run(version, inputs, bounds([1] * 5), "naive")
     if not native_serves:
-        monkeypatch.setattr(native, "serves", lambda r: False)
+        monkeypatch.setattr(native, "supports", lambda r: False)
     state = inputs["state"].clone()
     y = {"x060": wkv6_step, "x070": wkv7_step}[version](**inputs | {"state": state})
     # A rounding of y's dtype where both sums are rounded to it, and a few of float32's before.
@@ -85,7 +85,7 @@ def test_auto_takes_native_kernels_or_else_steps_for_short_sequences_and_chunks_
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *x, form=form, original=original, **more: (
             taken.append(form) or original(*x, **more)))
-    monkeypatch.setattr(native, "serves", lambda r: served)
+    monkeypatch.setattr(native, "supports", lambda r: served)
     for lengths, expected in (([SHORT, 1], "naive"), ([SHORT + 1, 1], "chunked"), ([], "naive")):
         run(version, draw(version, lengths, 1, 4), bounds(lengths), "auto")
         assert taken.pop() == ("native" if served else expected) and not taken
