@@ -72,7 +72,7 @@ SUPPORTED_VALUES = {
     "--zerocot": (("0",), _LOSSES),
     "--distillation": (("0",), _LOSSES),
     "--moe": (("0",), _OFFICIAL),
-    "--dropout": (("0",), "the layer profile's column Dropout sets that of an adapter's input; leave it out"),
+    "--dropout": (("0",), "the layer profile's column Dropout sets dropout on an adapter's input; leave it out"),
     "--weight_decay": ((), "the layer profile's column Weight_decay sets it, 0.01 with --layer_profile auto; leave it out"),
     "--weight_decay_final": (("-1",), "the layer profile's column Weight_decay sets it; leave it out"),
     "--loss_mask": (("qa",), "leave it out: with --sft 1 the loss is over the answers, with --sft_on_prompt 1 over all tokens"),

@@ -60,7 +60,7 @@ class ObjectiveSettings:
     """What is learned."""
 
     sft: bool = flag(values.zero_or_one, False,
-                     "1: no preferences; next-token prediction on --train_data_file, on the answers only where rows have prompts")
+                     "1: no preferences; next-token prediction on --train_data_file, for rows with a prompt only on the answer")
     loss: str = flag(tuple(LOSSES), "dpo", "simpo, orpo and cpo have no reference")
     of_the_losses: Mapping[str, float] = table(loss_flags())
     sft_on_prompt: bool = flag(values.zero_or_one, False, "1: the SFT loss is over prompt and answer, also with --sft 1")
@@ -83,7 +83,7 @@ class StepSettings:
                                         "micro-batches an optimizer step on each device; the last step of an epoch takes those "
                                         "left; the gradient is that of the mean over all pairs of the step (over its tokens "
                                         "with --sft 1), however they are split")
-    lr_init: float = flag(values.rate, 1e-5, "first learning rate of a cosine, where the layer profile has none")
+    lr_init: float = flag(values.rate, 1e-5, "first learning rate of a cosine, unless the layer profile's rates are used")
     lr_final: float = flag(values.rate, 1e-6, "last learning rate, likewise")
     lr_advanced: bool = flag(values.zero_or_one, True,
                              "1: use the layer profile's rates; 0: use --lr_init and --lr_final in every layer")

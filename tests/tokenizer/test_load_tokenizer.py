@@ -20,7 +20,7 @@ def test_the_choice(name, vocab_size, expected):
 
 @pytest.mark.parametrize("vocab_size", [None, 0, 255, 257, 50277, 65528, 65537])
 def test_a_vocabulary_that_tells_nothing_asks_for_the_flag(vocab_size):
-    with pytest.raises(UserError, match="pass --tokenizer"):
+    with pytest.raises(UserError, match="give --tokenizer"):
         load_tokenizer(None, vocab_size)
 
 

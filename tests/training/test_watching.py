@@ -144,7 +144,7 @@ def test_pairs_and_tokens_a_second_are_those_of_the_steps_alone(config, prepared
 @pytest.mark.parametrize(("warmup_steps", "said"), [(3, False), (4, True), (9, True)])
 def test_a_warm_up_that_lasts_as_long_as_the_run_is_said(config, capsys, warmup_steps, said):
     train(config(epoch_count=1, epoch_steps=4, warmup_steps=warmup_steps), {})
-    line = f"warning: --warmup_steps {warmup_steps} lasts as long as the run, so its full learning rate is never reached\n"
+    line = f"warning: --warmup_steps {warmup_steps} lasts as long as the run, so the full learning rate is never reached\n"
     assert (line in capsys.readouterr().err) == said
 
 
