@@ -149,7 +149,7 @@ def worker(name: str, pairs: list[tuple], options: argparse.Namespace, connectio
     apply_layer_profile(model, auto_layer_profile(options.n_layer, 1e-4, 1e-5, rank=RANK), seed=0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    objective = Objective(beta=0.1, alpha=0.1)
+    objective = Objective({"beta": 0.1}, alpha=0.1)
     plain = mock.patch.object(log_probs, "target_log_probs", whole_logits if "3" in without else log_probs.target_log_probs)
 
     def step() -> None:

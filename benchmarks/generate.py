@@ -35,7 +35,7 @@ from src.generation.batch import Request, generate  # noqa: E402
 from src.generation.config import Sampling  # noqa: E402
 from src.model import build_model  # noqa: E402
 from src.model.decode import decoder_for  # noqa: E402
-from src.model.strategy import parse_strategy  # noqa: E402
+from src.quantization.strategy import parse_strategy  # noqa: E402
 from src.tokenizer import load_tokenizer  # noqa: E402
 from tests.random_checkpoint import make_dimensions, random_weights  # noqa: E402
 

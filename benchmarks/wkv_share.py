@@ -45,7 +45,7 @@ def main() -> None:
     for step in range(options.steps + 1):
         with profile(activities=[ProfilerActivity.CPU]) as found:
             started = time.perf_counter()
-            pair_losses(model, batch, [(0.0, 0.0)], Objective(beta=0.1, alpha=0.1))["loss"].mean().backward()
+            pair_losses(model, batch, [(0.0, 0.0)], Objective({"beta": 0.1}, alpha=0.1))["loss"].mean().backward()
             taken = time.perf_counter() - started
         recurrence = sum(event.cpu_time_total for event in found.key_averages() if event.key.startswith("rwkv_wkv::")) / 1e6
         if step:  # the first is a warm-up

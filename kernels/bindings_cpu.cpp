@@ -1,4 +1,4 @@
-// torch.ops.rwkv_wkv: the operators' schemas and their CPU kernels. Fake kernels and autograd are in src/wkv/native.py.
+// torch.ops.rwkv_wkv: the operators' schemas and their CPU kernels. Fake kernels and autograd are in src/kernels/operators.py.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 

@@ -1,4 +1,4 @@
-// torch.ops.rwkv_wkv.available_instructions(), instructions() and use_instructions(name), called by src/wkv/native.py.
+// torch.ops.rwkv_wkv.available_instructions(), instructions() and use_instructions(name), called by src/kernels/__init__.py.
 #include "instructions.h"
 
 #include <ATen/Version.h>

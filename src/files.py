@@ -258,13 +258,6 @@ def named_file(flag: str, value: str | None) -> str | None:
     return None if not value or value in WORDS.get(flag, ()) else value
 
 
-def input_files(config: Any, names: Iterable[str]) -> list[tuple[str, Path]]:
-    """The files that a job reads, each with its flag: those in these fields of its configuration, and their sidecars."""
-    given = [(f"--{name}", path) for name in names if (path := named_file(name, getattr(config, name)))]
-    # A checkpoint may be named without its ending.
-    return [(flag, path) for flag, name in given for path in map(Path, (name, f"{name}.pth", f"{name}.json")) if path.is_file()]
-
-
 def check_output(path: str | Path, inputs: Iterable[tuple[str, Path]]) -> None:
     """Check a job's output file before the job starts, and remove temporaries that killed jobs left next to it.
 

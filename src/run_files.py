@@ -25,6 +25,10 @@ EVAL_FILE = "eval.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 GROWING = (METRICS_FILE, EVAL_FILE, SAMPLES_FILE)
 
+# The fields of config.json besides the run's settings.
+FACTS = ("base_fingerprint", "rlhf_train_sha256", "eval_sha256", "tokenizer_sha256", "layer_profile_rows", "base",
+         "trained_parameters", "total_steps", "train_data", "eval_data")
+
 _NUMBERS = {"step": int, str: float}
 _SHAPES = {SAMPLES_FILE: {"step": int, "samples": [{"prompt": str, "chosen": str, "answer": str, "complete": bool}]}}
 # A message names at most this many gaps, the first ones.

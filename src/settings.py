@@ -9,13 +9,16 @@ a resumed run are all made from them.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from src.files import named_file
 from src.values import Reader, input_file, layer_profile, tokenizer
 
 Config = TypeVar("Config")
+# In place of a default: the flag is required; the script finds the value out if the flag is not given.
 NEEDED: Any = object()
+RESOLVED: Any = object()
 READ_FILES = (input_file, layer_profile, tokenizer)
 
 
@@ -24,7 +27,7 @@ class Flag:
     """The description of `--NAME`."""
 
     read: Reader | tuple[str, ...]  # a tuple lists the words that it takes
-    default: Any  # NEEDED where the flag is required
+    default: Any  # or NEEDED, or RESOLVED
     help: str
     free: bool = False  # may change on a resume, since it changes no number beyond rounding
 
@@ -35,7 +38,7 @@ class Flag:
     @property
     def shown_default(self) -> Any:
         """The default as written on a command line; None or "" where there is none."""
-        if self.default is NEEDED:
+        if self.default in (NEEDED, RESOLVED):
             return None
         if isinstance(self.default, bool):
             return str(int(self.default))
@@ -53,7 +56,7 @@ class Named(NamedTuple):
 def flag(read: Reader | tuple[str, ...], default: Any, help: str, free: bool = False) -> Any:
     """A field that is a setting; see `Flag`."""
     described = {"flag": Flag(read, default, help, free)}
-    return field(metadata=described) if default is NEEDED else field(default=default, metadata=described)
+    return field(metadata=described) if default in (NEEDED, RESOLVED) else field(default=default, metadata=described)
 
 
 def group(title: str | None) -> Any:
@@ -78,15 +81,29 @@ def flags_of(settings: type, title: str | None = None) -> Iterator[Named]:
             yield from flags_of(part.type, part.metadata["group"])
 
 
+def names_of(settings: type) -> set[str]:
+    """The names of all flags, and of fields that are no flags."""
+    plain = {part.name for part in fields(settings) if not part.metadata}
+    groups = (part.type for part in fields(settings) if "group" in part.metadata)
+    return plain.union((name for name, _, _ in flags_of(settings)), *(names_of(one) for one in groups if isinstance(one, type)))
+
+
 def build(settings: type[Config], values: Mapping[str, Any]) -> Config:
-    """Settings from values by flag, or by field for fields that are no flags. Other values are ignored."""
+    """Settings from values by flag, or by field for fields that are no flags. Raises TypeError for any other name."""
+    if unknown := values.keys() - names_of(settings):
+        raise TypeError(f"{settings.__name__} has no {', '.join(sorted(unknown))}")
+    return _build(settings, values)
+
+
+def _build(settings: type[Config], values: Mapping[str, Any]) -> Config:
     made: dict[str, Any] = {}
     for part in fields(settings):  # type: ignore[arg-type]
         if "group" in part.metadata:
             assert isinstance(part.type, type)
-            made[part.name] = build(part.type, values)
+            made[part.name] = _build(part.type, values)
         elif "table" in part.metadata:
-            made[part.name] = {name: values.get(name, one.default) for name, one in part.metadata["table"].items()}
+            numbers = {name: values.get(name, one.default) for name, one in part.metadata["table"].items()}
+            made[part.name] = MappingProxyType(numbers)
         elif part.name in values:
             made[part.name] = values[part.name]
     return settings(**made)
@@ -103,7 +120,7 @@ def flat(config: Any) -> dict[str, Any]:
 
 def defaults(settings: type) -> dict[str, Any]:
     """The default of each flag that has one."""
-    return {name: one.default for name, one, _ in flags_of(settings) if one.default is not NEEDED}
+    return {name: one.default for name, one, _ in flags_of(settings) if one.default not in (NEEDED, RESOLVED)}
 
 
 def free_on_resume(settings: type) -> set[str]:

@@ -14,9 +14,9 @@ from src import kernels
 from src.checkpoint.io import save_checkpoint
 from src.data.csv import Row
 from src.errors import SIGNALS, UserError
-from src.model.strategy import Strategy
 from src.preference.config import PrepareConfig
 from src.preference.prepare import prepare
+from src.quantization.strategy import Strategy
 from src.settings import build, defaults
 from src.training.config import TrainConfig
 from tests import instructions

@@ -64,7 +64,7 @@ def step_of(model: RWKV, n_pairs: int, grad_cp: bool) -> Callable[[], None]:
     """A function that takes a whole optimizer step."""
     trained = trained_parameters(model)
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    objective, generator = Objective(beta=0.1, alpha=0.1), torch.Generator().manual_seed(0)
+    objective, generator = Objective({"beta": 0.1}, alpha=0.1), torch.Generator().manual_seed(0)
     pairs = [[torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (PROMPT, ANSWER, ANSWER)]
              for _ in range(n_pairs)]
     references = torch.full((n_pairs, 2), -1e3, dtype=torch.float64).pin_memory()

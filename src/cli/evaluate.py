@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from src.cli.parser import NoEffect, Parser, notes
 from src.evaluation.config import EvaluateConfig
-from src.model.strategy import parse_strategy
+from src.quantization.strategy import parse_strategy
 from src.settings import build
 
 

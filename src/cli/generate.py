@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from src.cli.parser import NoEffect, Parser, notes
 from src.errors import UserError
 from src.generation.config import GenerateConfig
-from src.model.strategy import parse_strategy
+from src.quantization.strategy import parse_strategy
 from src.settings import build
 
 

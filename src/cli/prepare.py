@@ -6,8 +6,8 @@ from src.adapters.modes import ADAPTERS
 from src.cli.parser import NoEffect, Parser, notes
 from src.errors import UserError
 from src.files import existing_file
-from src.model.strategy import parse_strategy
 from src.preference.config import PrepareConfig
+from src.quantization.strategy import parse_strategy
 from src.settings import build
 
 

@@ -16,34 +16,33 @@ from src.cli.spellings import EPILOG, translate
 from src.data.source import data_ending
 from src.errors import UserError
 from src.preference.loss import LOSSES, loss_flags, needs_reference, settings_of
-from src.settings import build, flag, group
+from src.settings import build, flag, flags_of, group, names_of
 from src.training.config import TrainConfig
 from src.values import Reader, is_utf8, positive, zero_or_one
 
 QUANT_MODES = ("nf4", "int8")
-# `--orpo 1` for `--loss orpo`.
-SWITCHES = ("dpo", "orpo", "simpo")
 TAKEN_BY = {name: tuple(loss for loss in LOSSES if name in {setting.name for setting in settings_of(loss)})
             for name in loss_flags()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelWords:
+class ModelFlags:
     quant: bool = flag(zero_or_one, False, "1: quantize the linear weights of frozen blocks")
     quant_mode: str = flag(Reader(str, " or ".join(QUANT_MODES)), "nf4", f"with --quant 1: {' or '.join(QUANT_MODES)}")
-    n_layer: int | None = flag(positive, None, "if given, checked against the checkpoint, like the next three")
-    n_embd: int | None = flag(positive, None, "checked against the checkpoint")
-    vocab_size: int | None = flag(positive, None, "checked against the checkpoint")
-    my_testing: str | None = flag(("x060", "x070"), None, "RWKV version, checked against the checkpoint: x060 is v6, x070 is v7")
+    n_layer: int | None = flag(positive, None, "if given, checked against the checkpoint, like the next three", free=True)
+    n_embd: int | None = flag(positive, None, "checked against the checkpoint", free=True)
+    vocab_size: int | None = flag(positive, None, "checked against the checkpoint", free=True)
+    my_testing: str | None = flag(("x060", "x070"), None,
+                                  "RWKV version, checked against the checkpoint: x060 is v6, x070 is v7", free=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataWords:
+class DataFlags:
     ctx_len: int = flag(positive, 4096, "longest sequence, in tokens, that the run is meant for")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveWords:
+class ObjectiveFlags:
     dpo: bool | None = flag(zero_or_one, None, "1: the same as --loss dpo")
     orpo: bool | None = flag(zero_or_one, None, "1: the same as --loss orpo")
     simpo: bool | None = flag(zero_or_one, None, "1: the same as --loss simpo")
@@ -51,18 +50,22 @@ class ObjectiveWords:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineWords:
-    gpu_arch: str = flag(("cuda", "rocm"), "cuda", "kind of GPU that torch was built for; rocm is untested")
+class MachineFlags:
+    gpu_arch: str = flag(("cuda", "rocm"), "cuda", "kind of GPU that torch was built for; rocm is untested", free=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
     """Flags that determine a setting or are only checked; the configuration does not hold them."""
 
-    model: ModelWords = group("model")
-    data: DataWords = group("data")
-    objective: ObjectiveWords = group("objective")
-    machine: MachineWords = group("machine")
+    model: ModelFlags = group("model")
+    data: DataFlags = group("data")
+    objective: ObjectiveFlags = group("objective")
+    machine: MachineFlags = group("machine")
+
+
+# `--orpo 1` for `--loss orpo`.
+SWITCHES = tuple(name for name, _, _ in flags_of(ObjectiveFlags) if name in LOSSES)
 
 
 def parser() -> Parser:
@@ -97,7 +100,8 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], tuple[
     if limit > flags["ctx_len"]:
         raise UserError(f"--rlhf_max_corpus_len {limit} is above --ctx_len {flags['ctx_len']}; lower it or raise --ctx_len")
     expected = {f"--{name}": flags[name] for name in ("n_layer", "n_embd", "vocab_size", "my_testing")}
-    return build(TrainConfig, flags), expected, notes(given, rules, mentions)
+    settings = {name: value for name, value in flags.items() if name not in names_of(CommandLine)}
+    return build(TrainConfig, settings), expected, notes(given, rules, mentions)
 
 
 def _check_packages(flags: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from src import values
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
-from src.model.strategy import HELP, STRATEGY, Strategy
-from src.settings import NEEDED, flag
+from src.quantization.strategy import HELP, STRATEGY, Strategy
+from src.settings import NEEDED, RESOLVED, flag
 
 DEFAULT_BETA = 0.01
 
@@ -26,7 +26,7 @@ class EvaluateConfig:
     output_json: str | None = flag(values.output, None, "file for the same numbers and more")
     dpo_beta: float | None = flag(values.strength, None,
                                   f"of margins and rewards; if not given, the adapter's, or {DEFAULT_BETA}")
-    strategy: Strategy = flag(STRATEGY, None, f"{HELP}; precision and quantization should be those of the references")
+    strategy: Strategy = flag(STRATEGY, RESOLVED, f"{HELP}; precision and quantization should be those of the references")
     rlhf_max_corpus_len: int = flag(values.positive, 4096,
                                     "longest pair, in tokens: in a CSV longer prompts lose their beginning, in a .save longer "
                                     "pairs are left out")

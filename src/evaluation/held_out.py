@@ -35,7 +35,7 @@ def evaluate_pairs(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> 
         losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), [pair[3:] for pair in chosen_pairs], objective)
         # Rounding makes two means over tokens differ as much as one token, two sums as much as all tokens.
         tokens = 2 if takes(objective.loss, "chosen_tokens") else losses["answer_tokens"]
-        losses["accuracy"] = won(losses["margin"] / objective.beta, TIE * tokens)
+        losses["accuracy"] = won(losses["margin"] / objective.numbers.get("beta", 1.0), TIE * tokens)
         losses["policy_accuracy"] = (losses["log_prob_chosen"] > losses["log_prob_reject"]).float()
         for name, values in losses.items():
             sums[name] = sums.get(name, 0.0) + values.double().sum()

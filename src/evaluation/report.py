@@ -18,6 +18,7 @@ from src.run_files import (
     CONFIG_FILE,
     CURVES_FILE,
     EVAL_FILE,
+    FACTS,
     FINAL_FILE,
     METRICS_FILE,
     REPORT_FILE,
@@ -30,9 +31,6 @@ from src.run_files import (
 _CONFIG = {"load_model": str, "base_fingerprint": object, "precision": object, "layer_profile_rows?": [{"layer": str}],
            "base?": {str: object}, "train_data?": (dict, None), "eval_data?": (dict, None), "trained_parameters?": int,
            "total_steps?": (int, None)}
-# The fields of config.json besides the run's settings.
-FACTS = ("base_fingerprint", "rlhf_train_sha256", "eval_sha256", "tokenizer_sha256", "layer_profile_rows", "base",
-         "trained_parameters", "total_steps", "train_data", "eval_data")
 TEMPLATE = Path(__file__).with_name("report.template.html")
 # Held-out measures in words, in the table's order; any other comes last under its own name.
 MEASURES = {

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from src import values
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
-from src.model.strategy import HELP, STRATEGY, Strategy
-from src.settings import NEEDED, flag, group
+from src.quantization.strategy import HELP, STRATEGY, Strategy
+from src.settings import NEEDED, RESOLVED, flag, group
 
 _ROWS = values.whole(1, 10**5)
 _BATCH_SIZE = values.Reader(lambda text: None if text == "auto" else _ROWS(text), f"auto, or {_ROWS.takes}")
@@ -40,7 +40,7 @@ class GenerateConfig:
     skip_bad_rows: bool = flag(values.zero_or_one, False, SKIP_BAD_ROWS)
     output_csv: str = flag(values.output, NEEDED,
                            "CSV to write, or to continue; a .json of its name next to it says how it was made")
-    strategy: Strategy = flag(STRATEGY, None, HELP)
+    strategy: Strategy = flag(STRATEGY, RESOLVED, HELP)
     tokenizer: str | None = flag(values.tokenizer, None,
                                  "world, bytes, or a tokenizer.json; if not given, determined by the checkpoint's vocabulary "
                                  "(65536 world, 256 bytes)")

@@ -110,7 +110,7 @@ def _build(name: str, device: str, folder: Path) -> str | None:
     import ninja
     from torch.utils import cpp_extension
 
-    sources = [SOURCES["cpu"] / name for name in CPU_SOURCES] if device == "cpu" else \
+    sources = [SOURCES["cpu"] / source for source in CPU_SOURCES] if device == "cpu" else \
         [SOURCES["cuda"] / "bindings_cuda.cpp", *sorted(SOURCES["cuda"].glob("*.cu"))]
     work = folder / "build"
     shutil.rmtree(work, ignore_errors=True)

@@ -6,8 +6,9 @@ from src import values
 from src.adapters.layer_profile import BLOCK_MODES
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
-from src.model.strategy import HELP, STRATEGY, Strategy
-from src.settings import NEEDED, flag
+from src.preference.loss import without_reference
+from src.quantization.strategy import HELP, STRATEGY, Strategy
+from src.settings import NEEDED, RESOLVED, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class PrepareConfig:
     skip_bad_rows: bool = flag(values.zero_or_one, False, SKIP_BAD_ROWS)
     target_pair_count: int | None = flag(values.whole(1, 10**7), None,
         "pairs to make, repeating the rows as often as needed; if not given, every row once")
-    strategy: Strategy = flag(STRATEGY, None, f"{HELP}; precision and quantization must be those of the later training")
+    strategy: Strategy = flag(STRATEGY, RESOLVED, f"{HELP}; precision and quantization must be those of the later training")
     rlhf_max_corpus_len: int = flag(values.positive, 4096,
                                     "longest pair, in tokens: a longer prompt loses its beginning, a pair whose answer alone is "
                                     "longer is dropped")
@@ -40,4 +41,5 @@ class PrepareConfig:
     seed: int = flag(values.seed, 0, "which template each pair gets")
     batch_tokens: int = flag(values.whole(1, 10**6), 8192, "most tokens in one forward pass")
     reference: bool = flag(values.zero_or_one, True,
-                           "0: compute no references and store 0.0, for losses without a reference (simpo, orpo, cpo)")
+                           "0: compute no references and store 0.0, for losses without a reference "
+                           f"({', '.join(without_reference())})")

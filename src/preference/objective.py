@@ -1,7 +1,7 @@
 """The losses of one packed batch, for training and evaluation: a preference loss with a share of SFT over pairs, next-token
 prediction over texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,10 @@ from src.preference.target_log_probs import target_log_probs
 class Objective:
     """preference loss + alpha * NLL(chosen), the mean over pairs; for DPO the first is -log sigmoid(margin)."""
 
-    beta: float  # DPO's strength of the pull towards the reference; for other losses see src/preference/loss.py
+    numbers: Mapping[str, float]  # the loss's own settings, by its function's parameters, such as beta
     alpha: float  # share of the SFT loss
     sft_on_prompt: bool = False  # the NLL's mean is over prompt and answer, not the answer alone
     loss: str = "dpo"  # one of src.preference.loss.LOSSES
-    gamma: float = 0.0  # SimPO's margin to be reached
-    label_smoothing: float = 0.0  # chance that a pair's labels are swapped
 
     @property
     def loss_name(self) -> str:
@@ -52,8 +50,7 @@ def pair_losses(model: RWKV, batch: PackedBatch, references: Tensor | Sequence[t
     chosen_tokens, reject_tokens = sums.answer_tokens.view(-1, 2).unbind(1)
     preference, reward_chosen, reward_rejected, margin = preference_loss(
         objective.loss, policy_chosen=chosen, policy_reject=reject, reference_chosen=reference[:, 0],
-        reference_reject=reference[:, 1], chosen_tokens=chosen_tokens, reject_tokens=reject_tokens, beta=objective.beta,
-        gamma=objective.gamma, label_smoothing=objective.label_smoothing)
+        reference_reject=reference[:, 1], chosen_tokens=chosen_tokens, reject_tokens=reject_tokens, **objective.numbers)
     sft = sft_loss(chosen + sums.prompt.view(-1, 2)[:, 0], (sums.answer_tokens + sums.prompt_tokens).view(-1, 2)[:, 0])
     return {"loss": preference + objective.alpha * sft, objective.loss_name: preference, "sft_loss": sft,
             "reward_chosen": reward_chosen, "reward_rejected": reward_rejected, "margin": margin,

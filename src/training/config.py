@@ -8,9 +8,8 @@ from src.adapters.layer_profile import BLOCK_MODES
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
 from src.numbers import BELOW_ONE
-from src.preference.loss import LOSSES, loss_flags
-from src.preference.objective import Objective
-from src.settings import NEEDED, flag, group, table
+from src.preference.loss import LOSSES, loss_flags, without_reference
+from src.settings import NEEDED, RESOLVED, flag, group, table
 
 STRATEGIES = ("auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload", "deepspeed_stage_3",
               "deepspeed_stage_3_offload")
@@ -50,7 +49,7 @@ class DataSettings:
     eval_file: str | None = flag(values.input_file, None,
                                  "held-out pairs (.save), or with --sft 1 texts like --train_data_file: evaluated "
                                  "before the first step and after each epoch", free=True)
-    rlhf_max_corpus_len: int = flag(values.positive, None,
+    rlhf_max_corpus_len: int = flag(values.positive, RESOLVED,
                                     "pairs longer than this many tokens are left out, and their number is printed (if not "
                                     "given: --ctx_len)")
 
@@ -61,7 +60,7 @@ class ObjectiveSettings:
 
     sft: bool = flag(values.zero_or_one, False,
                      "1: no preferences; next-token prediction on --train_data_file, for rows with a prompt only on the answer")
-    loss: str = flag(tuple(LOSSES), "dpo", "simpo, orpo and cpo have no reference")
+    loss: str = flag(tuple(LOSSES), "dpo", f"without a reference: {', '.join(without_reference())}")
     of_the_losses: Mapping[str, float] = table(loss_flags())
     sft_on_prompt: bool = flag(values.zero_or_one, False, "1: the SFT loss is over prompt and answer, also with --sft 1")
 
@@ -108,7 +107,7 @@ class MachineSettings:
 
     accelerator: str = flag(("auto", "cpu", "gpu"), "auto", "auto: gpu if there is one", free=True)
     devices: int = flag(values.whole(1, 1024), 1, "number of GPUs, or of processes on the CPU")
-    precision: str = flag(values.Reader(str, "fp32 or bf16"), None,
+    precision: str = flag(values.Reader(str, "fp32 or bf16"), RESOLVED,
                           "fp32 or bf16; trained weights are kept in float32 either way; if not given, bf16 on a GPU, fp32 on "
                           "the CPU")
     strategy: str = flag(STRATEGIES, "auto", "Lightning's strategy", free=True)
@@ -144,11 +143,3 @@ class TrainConfig:
     steps: StepSettings = group("steps and rates")
     machine: MachineSettings = group("machine")
     run: RunSettings = group(None)
-
-
-def objective_of(settings: ObjectiveSettings) -> Objective:
-    """The objective that a run's flags describe."""
-    loss, numbers = LOSSES[settings.loss], settings.of_the_losses
-    alpha = numbers[loss.sft_share.name] if loss.sft_share else 1.0
-    return Objective(alpha=alpha, sft_on_prompt=settings.sft_on_prompt, loss=settings.loss,
-                     **{parameter: numbers[setting.name] for parameter, setting in loss.settings.items()})

@@ -12,9 +12,10 @@ from src.adapters.files import adapter_tensors
 from src.adapters.layer_profile import LayerSetting
 from src.data.packing import TextBatch
 from src.model import RWKV
-from src.preference.objective import pair_losses, text_losses
+from src.preference.loss import LOSSES
+from src.preference.objective import Objective, pair_losses, text_losses
 from src.quantization.bitsandbytes import load_bitsandbytes
-from src.training.config import TrainConfig, objective_of
+from src.training.config import ObjectiveSettings, TrainConfig
 from src.training.schedule import learning_rate
 
 
@@ -88,3 +89,11 @@ def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim
     if config.steps.optim == "adamw_8bit":
         return load_bitsandbytes("--optim adamw_8bit", "--optim adamw").optim.AdamW8bit(groups, **arguments)
     return torch.optim.AdamW(groups, fused=True, **arguments)
+
+
+def objective_of(settings: ObjectiveSettings) -> Objective:
+    """The objective that a run's flags describe."""
+    loss, values = LOSSES[settings.loss], settings.of_the_losses
+    numbers = {parameter: values[setting.name] for parameter, setting in loss.settings.items()}
+    alpha = values[loss.sft_share.name] if loss.sft_share else 1.0
+    return Objective(numbers, alpha, settings.sft_on_prompt, settings.loss)

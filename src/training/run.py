@@ -19,7 +19,7 @@ from src.files import hold_folder, named_file, sha256
 from src.kernels import recycle_memory
 from src.model import build_model
 from src.model.rwkv import RWKV
-from src.model.strategy import PRECISIONS
+from src.quantization.strategy import PRECISIONS
 from src.run_files import CURVES_FILE, EVAL_FILE, FINAL_FILE, METRICS_FILE, REPORT_FILE
 from src.training.config import TrainConfig
 from src.training.data import PairBatches

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from src.model.strategy import parse_strategy
+from src.quantization.strategy import parse_strategy
 from tests.cli.conftest import SCRIPTS
 
 GENERATE, PREPARE, TRAIN = "rlhf_generate_reject_csv", "rlhf_dpo_generate_save", "train"

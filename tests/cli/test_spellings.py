@@ -13,7 +13,7 @@ from src.cli.train import parse, parser
 from src.errors import UserError
 from src.preference.pairs import has_references, load_pairs
 from src.settings import flat
-from src.training.config import objective_of
+from src.training.module import objective_of
 from tests.cli.conftest import words_of
 
 NEEDED = ["--load_model", "m.pth", "--rlhf_train_file", "p.save", "--proj_dir", "out", "--accelerator", "cpu"]
@@ -202,9 +202,9 @@ def test_loss_and_switches():
     for flag, value in (("--orpo_alpha", 0), ("--simpo_gamma", -1), ("--simpo_beta", "inf"), ("--cpo_alpha", "nan")):
         assert flag in refusal("--loss", flag[2:].partition("_")[0], flag, value)
     made = objective_of(config("--loss", "robust", "--dpo_beta", 0.2, "--dpo_alpha", 0, "--label_smoothing", 0.1).objective)
-    assert (made.beta, made.alpha, made.label_smoothing, made.loss) == (0.2, 0.0, 0.1, "robust")
+    assert (made.numbers, made.alpha, made.loss) == ({"beta": 0.2, "label_smoothing": 0.1}, 0.0, "robust")
     made = objective_of(config("--simpo", 1, "--simpo_beta", 3, "--simpo_gamma", 0.5).objective)
-    assert (made.beta, made.alpha, made.gamma) == (3.0, 0.0, 0.5)
+    assert (made.numbers, made.alpha) == ({"beta": 3.0, "gamma": 0.5, "label_smoothing": 0.0}, 0.0)
 
 
 V6_PROFILE = """Layer,Mode,Rank,Alpha,Dropout,LISAProb,LoRAProb,LRScale

@@ -9,10 +9,10 @@ from src.adapters.apply import apply_layer_profile, quantized_linears
 from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.base import load_base
 from src.model import build_model
-from src.model.strategy import Strategy
 from src.preference.config import PrepareConfig
 from src.preference.objective import Objective, pair_losses
 from src.preference.prepare import prepare
+from src.quantization.strategy import Strategy
 from src.training.data import collate
 from src.training.run import train
 
@@ -97,7 +97,7 @@ def test_the_host_waits_nowhere_in_a_micro_batch(tiny_checkpoints, waiting_fails
 
     def micro_batch() -> None:
         on_gpu = packed.pin_memory().to("cuda"), references.pin_memory().to("cuda", non_blocking=True)
-        pair_losses(model, *on_gpu, Objective(beta=0.1, alpha=0.1, sft_on_prompt=True), grad_cp)["loss"].sum().backward()
+        pair_losses(model, *on_gpu, Objective({"beta": 0.1}, alpha=0.1, sft_on_prompt=True), grad_cp)["loss"].sum().backward()
 
     micro_batch()  # builds the kernels, and what else happens once
     waiting_fails()

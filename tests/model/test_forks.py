@@ -70,7 +70,7 @@ def trained_model(version: str, quantization: str | None = None):
 
 def losses_and_gradients(model, batches, references, grad_cp: bool, sft_on_prompt: bool = True):
     """Losses pair by pair, and the gradients of their mean."""
-    objective = Objective(beta=0.3, alpha=0.2, sft_on_prompt=sft_on_prompt)
+    objective = Objective({"beta": 0.3}, alpha=0.2, sft_on_prompt=sft_on_prompt)
     losses = torch.cat([pair_losses(model, batch, reference, objective, grad_cp)["loss"]
                         for batch, reference in zip(batches, references, strict=True)])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

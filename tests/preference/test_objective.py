@@ -12,9 +12,9 @@ from src.checkpoint.io import load_checkpoint
 from src.data.packing import pack_pairs
 from src.evaluation.held_out import evaluate_pairs
 from src.model import build_model
-from src.model.strategy import PRECISIONS
 from src.preference.objective import Objective, pair_losses
 from src.preference.pairs import load_pairs
+from src.quantization.strategy import PRECISIONS
 from tests.conftest import prepare_csv
 
 
@@ -38,7 +38,7 @@ def test_before_the_first_step_the_policy_is_the_reference(material, tiny_checkp
     model, _ = policy(checkpoint, PRECISIONS[precision], quantization)
     # Other batches than those the references were computed in, so that only the model can make them agree.
     for batch in (pairs[:1], pairs[1:4], pairs[4:]):
-        losses = pair_losses(model, pack_pairs(batch), [pair[3:] for pair in batch], Objective(beta=0.1, alpha=0.0))
+        losses = pair_losses(model, pack_pairs(batch), [pair[3:] for pair in batch], Objective({"beta": 0.1}, alpha=0.0))
         tokens = losses["answer_tokens"]
         # In float32 sums of hundreds of nats round at 1e-5; in bf16 products of another shape may round another way,
         # which moves a token's log-probability by up to a hundredth of a nat.
@@ -77,7 +77,8 @@ def test_loss_and_gradients_equal_dpo_written_out_in_float64(material, prepared,
     model, _ = policy(material / f"{version}.pth", torch.float32)
     for name in trained:
         model.get_parameter(name).data = start[name].clone()
-    losses = pair_losses(model, pack_pairs(pairs), [pair[3:] for pair in pairs], Objective(beta, alpha, sft_on_prompt), grad_cp)
+    objective = Objective({"beta": beta}, alpha, sft_on_prompt)
+    losses = pair_losses(model, pack_pairs(pairs), [pair[3:] for pair in pairs], objective, grad_cp)
     loss = losses["loss"].mean()
     loss.backward()
     # Float32 carries 1e-7; sums over some hundred tokens of a random model lose two digits of it.
@@ -89,12 +90,12 @@ def test_loss_and_gradients_equal_dpo_written_out_in_float64(material, prepared,
 def test_evaluation_is_the_mean_over_pairs_and_ties_count_half(material, prepared):
     pairs, _, _ = load_pairs(prepared("x070"), 256, 512)
     model, _ = policy(material / "x070.pth", torch.float32)
-    before = evaluate_pairs(model, pairs, Objective(beta=0.1, alpha=0.5))
+    before = evaluate_pairs(model, pairs, Objective({"beta": 0.1}, alpha=0.5))
     assert before["accuracy"] == 0.5
     assert before["pairs"] == len(pairs) == 12
     assert abs(before["loss"] - math.log(2) - 0.5 * before["sft_loss"]) < 1e-5
     # References moved by one nat in the policy's favour, for a quarter of the pairs: these and no others are won.
     moved = [(*pair[:3], pair[3] - 1.0, pair[4]) if n < 3 else pair for n, pair in enumerate(pairs)]
-    after = evaluate_pairs(model, moved, Objective(beta=0.1, alpha=0.5))
+    after = evaluate_pairs(model, moved, Objective({"beta": 0.1}, alpha=0.5))
     assert after["accuracy"] == 0.25 + 0.75 * 0.5
     assert abs(after["margin"] - 0.25 * 0.1) < 1e-5

@@ -11,9 +11,9 @@ import src.preference.prepare as preparing
 import src.preference.reference as reference
 from src.checkpoint.io import load_checkpoint, save_safetensors
 from src.errors import NotFinite, UserError
-from src.model.strategy import Strategy
 from src.preference.config import PrepareConfig
 from src.preference.prepare import prepare
+from src.quantization.strategy import Strategy
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import UserError
+from src.tokenizer import load_tokenizer
 from src.tokenizer.world import VOCABULARY_FILE, WorldTokenizer
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -95,6 +96,17 @@ def test_empty_end_of_text_and_padding(world):
     assert world.encode("") == [] and world.decode([]) == "" and world.decode_bytes([]) == b""
     assert world.end_of_text == 0 and world.decode_bytes([0]) == b""
     assert world.decode([65530, 65535]) == "\ufffd\ufffd"
+
+
+def test_entries_beyond_a_checkpoint_s_rows_are_made_of_shorter_ones(world):
+    """The last id is 65529, of 128 spaces: a checkpoint of as many rows has none for it."""
+    few = WorldTokenizer(65529)
+    assert few.vocab_size == load_tokenizer("world", 65529).vocab_size == load_tokenizer(None, 65529).vocab_size == 65529
+    assert world.encode(" " * 128) == [65529]
+    for text in (" " * 128, "x" + " " * 130 + "y"):
+        tokens = few.encode(text)
+        assert max(tokens) < 65529 and few.decode(tokens) == world.decode(tokens) == text
+    assert few.encode("An ordinary text, 中文 too.\n") == world.encode("An ordinary text, 中文 too.\n")
 
 
 def test_a_character_split_over_tokens_is_whole_in_the_bytes(world):

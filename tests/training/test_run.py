@@ -96,7 +96,8 @@ def test_a_run_from_before_there_was_a_flag_had_its_default(config, tmp_path):
     (tmp_path / "last.ckpt").mkdir()  # as DeepSpeed has it, whose content is its own
     (tmp_path / "last.ckpt" / "manifest.json").write_text('{"record": {"step": 1, "lines": {}}, "files": {}}')
     before = json.loads((tmp_path / "config.json").read_text())
-    del before["skip_bad_rows"]
+    for name in ("skip_bad_rows", "batch_tokens"):
+        del before[name]
     (tmp_path / "config.json").write_text(json.dumps(before))
     assert prepare_folder(tmp_path, changed(run, resume=True), {}, {}, {}) == tmp_path / "last.ckpt"
     with pytest.raises(UserError, match="skip_bad_rows was False in .* and is True now"):

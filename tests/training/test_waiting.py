@@ -69,7 +69,7 @@ def test_pairs(on_the_device, version, loss, grad_cp):
     model, (packed, references) = on_the_device(version), collate(PAIRS)
     packed, references = packed.to("meta"), references.to("meta")
     with Literals(), Crossings() as crossings:
-        objective = Objective(beta=0.1, alpha=0.1, sft_on_prompt=True, loss=loss)
+        objective = Objective({"beta": 0.1}, alpha=0.1, sft_on_prompt=True, loss=loss)
         pair_losses(model, packed, references, objective, grad_cp)["loss"].sum().backward()
     # The packing's borders and indices, for all layers, forward and backward.
     assert crossings.found == ["aten._to_copy.default"] * 2
