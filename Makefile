@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | test-instructions | gpu | bench | lint | docs. Each does its own set-up.
+# make setup | demo | test | test-all | test-instructions | mutants | gpu | bench | lint | docs. Each does its own set-up.
 #
 # PYTHON may name the interpreter; without it the first of these that runs and is 3.11 to 3.13 is taken.
 CANDIDATES := python3 python3.12 python3.11 python3.13 python
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUPPORTED)' >/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all test-instructions gpu bench lint docs base clean
+.PHONY: setup demo test test-all test-instructions mutants gpu bench lint docs base clean
 
 setup: $(VENV)/.installed
 
@@ -22,6 +22,10 @@ $(VENV)/.installed: requirements.txt $(VENV)/.python
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-mutants: requirements-mutants.txt $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-mutants.txt
 	@touch $@
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
@@ -46,6 +50,10 @@ test-all: $(VENV)/.installed-dev
 test-instructions: $(VENV)/.installed-dev
 	@lower=$$($(BIN)/python -m tests.instructions) || exit; for name in $$lower; do \
 	  echo "$(TESTS) --instructions $$name"; $(TESTS) --instructions "$$name" || exit; done
+
+# Small faults put into the code one by one, to see whether the tests find them: hours (docs/mutants.md). ONLY="FILE ..." takes some.
+mutants: $(VENV)/.installed-mutants
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation $(ONLY)
 
 # On a machine with an NVIDIA card: what a GPU changes, checked and measured, some eight minutes. ONLY="NAME ..." takes some of it.
 # A Python that has the packages is used as it is.

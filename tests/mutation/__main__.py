@@ -1,0 +1,115 @@
+"""`python -m tests.mutation [FILE ...]`: put small faults into files, one at a time, and list those that no test finds.
+
+Each fault is tried in a process forked from one that has torch, on the tests that belong to the file and run what was changed,
+the quickest first, up to the first that fails. Nothing on disk is changed. docs/mutants.md tells what the last run gave.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from tests.mutation.forks import LATE, Replaced, forked, import_all, measured, run_tests
+from tests.mutation.mutants import Mutant, mutants_of
+
+OUTPUT = Path(".mutants")
+# By what can make a number wrong.
+FILES = ("preference/loss", "preference/objective", "preference/log_probs", "training/module", "training/schedule",
+         "training/data", "training/metrics", "training/saving", "adapters/lora", "adapters/dora", "adapters/pissa",
+         "adapters/bone", "adapters/linear", "adapters/adapted", "adapters/apply", "adapters/state", "preference/reference",
+         "preference/target_log_probs", "preference/pairs", "training/inputs", "training/folder", "training/trainer")
+# Real runs beside the same by hand, which many files have a part in.
+RUNS = "tests/training/test_plain_steps.py"
+ENOUGH = 20.0  # seconds of tests beyond which no more are tried on one mutant
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description="mutation testing")
+    parser.add_argument("files", nargs="*", type=Path, help="files of src/ (default: all that docs/mutants.md tells of)")
+    parser.add_argument("--lines", metavar="N", nargs="*", type=int, help="only the mutants in these lines")
+    parser.add_argument("--seconds", type=float, default=ENOUGH, help=f"of tests tried on one mutant at most (default: {ENOUGH})")
+    options = parser.parse_args()
+    OUTPUT.mkdir(exist_ok=True)
+    files = options.files or [Path("src", f"{name}.py") for name in FILES]
+    print("file  mutants killed late survived untested  minutes", flush=True)
+    for path in files:
+        mutate(path, options.lines, options.seconds)
+
+
+def mutate(path: Path, lines: list[int] | None, enough: float) -> None:
+    """Try all of a file's mutants; prints how many there were of each outcome and those that survived, and keeps all of it."""
+    known = tests_of(path.parts[1])
+    import_all(known["modules"])
+    start, outcomes = time.monotonic(), []
+    for mutant in mutants_of(path):
+        if not lines or mutant.line in lines:
+            before = time.monotonic()
+            outcome, by = verdict(path, mutant, known, enough)
+            outcomes.append({"outcome": outcome, "line": mutant.line, "change": mutant.change, "by": by,
+                             "seconds": round(time.monotonic() - before, 1)})
+    counts = Counter(one["outcome"] for one in outcomes)
+    print(path, len(outcomes), *(counts[name] for name in ("killed", "late", "survived", "untested")),
+          f"{(time.monotonic() - start) / 60:.1f}")
+    for one in outcomes:
+        if one["outcome"] in ("survived", "untested"):
+            print(f"  {one['outcome']} {path}:{one['line']}: {one['change']}")
+    print(end="", flush=True)
+    (OUTPUT / f"{'.'.join(path.with_suffix('').parts)}.json").write_text(json.dumps(outcomes, indent=1))
+
+
+def verdict(path: Path, mutant: Mutant, known: dict[str, Any], enough: float) -> tuple[str, str]:
+    """killed, late (by the limit, which is as good), survived or untested (no test runs it); and the last that pytest said."""
+    run = known["lines"][str(path)]
+    wanted = range(mutant.lines[0], mutant.lines[1] + 1) if mutant.lines else map(int, run)
+    tests = in_order({test for line in wanted for test in run.get(str(line), ())} - {*known["failed"]}, known["seconds"])
+    totals = list(accumulate(known["seconds"][test] for test in tests))
+    tests = [test for test, total in zip(tests, totals, strict=True) if total < enough] or tests[:1]
+    if not tests:
+        return "untested", ""
+    output = OUTPUT / f"output-{os.getpid()}"
+
+    def work() -> int:
+        sys.meta_path.insert(0, Replaced(path, mutant.source))
+        return run_tests(tests)
+
+    status = forked(work, 60 + 5 * enough, output)
+    said = [line for line in output.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))][-1:]
+    return {0: "survived", LATE: "late"}.get(status, "killed"), "".join(said)
+
+
+def in_order(tests: set[str], seconds: dict[str, float]) -> list[str]:
+    """Quick ones first, and of the many cases of one test some after other tests."""
+    nth: Counter[str] = Counter()
+    keys = {}
+    for test in sorted(tests, key=seconds.__getitem__):
+        name = test.partition("[")[0]
+        keys[test] = (0.01 + seconds[test]) * (1 + nth[name])
+        nth[name] += 1
+    return sorted(tests, key=lambda test: (keys[test], test))
+
+
+@functools.cache
+def tests_of(room: str) -> dict[str, Any]:
+    """What `measured` tells of a room's tests; kept until some source or test is another."""
+    digest = hashlib.sha256()
+    for path in sorted([*Path("src").rglob("*.py"), *Path("tests").rglob("*.py")]):
+        if path.parts[:2] != ("tests", "mutation"):
+            digest.update(path.read_bytes())
+    kept = OUTPUT / f"{room}-{digest.hexdigest()[:16]}.json"
+    if not kept.exists():
+        known = measured([f"tests/{room}", *([RUNS] if room != "training" else [])], sorted(Path("src", room).glob("*.py")), 3600)
+        kept.write_text(json.dumps(known))
+        for test in known["failed"]:
+            print(f"  left out, since it fails without a mutant: {test}", flush=True)
+    return json.loads(kept.read_text())
+
+
+if __name__ == "__main__":
+    main()
