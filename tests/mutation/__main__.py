@@ -48,12 +48,14 @@ def mutate(path: Path, lines: list[int] | None, enough: float) -> None:
     known = tests_of(path.parts[1])
     import_all(known["modules"])
     start, outcomes = time.monotonic(), []
+    kept = OUTPUT / f"{'.'.join(path.with_suffix('').parts)}.json"
     for mutant in mutants_of(path):
         if not lines or mutant.line in lines:
             before = time.monotonic()
             outcome, by = verdict(path, mutant, known, enough)
             outcomes.append({"outcome": outcome, "line": mutant.line, "change": mutant.change, "by": by,
                              "seconds": round(time.monotonic() - before, 1)})
+            kept.write_text(json.dumps(outcomes, indent=1))
     counts = Counter(one["outcome"] for one in outcomes)
     print(path, len(outcomes), *(counts[name] for name in ("killed", "late", "survived", "untested")),
           f"{(time.monotonic() - start) / 60:.1f}")
@@ -61,7 +63,6 @@ def mutate(path: Path, lines: list[int] | None, enough: float) -> None:
         if one["outcome"] in ("survived", "untested"):
             print(f"  {one['outcome']} {path}:{one['line']}: {one['change']}")
     print(end="", flush=True)
-    (OUTPUT / f"{'.'.join(path.with_suffix('').parts)}.json").write_text(json.dumps(outcomes, indent=1))
 
 
 def verdict(path: Path, mutant: Mutant, known: dict[str, Any], enough: float) -> tuple[str, str]:

@@ -56,8 +56,9 @@ def test_one_change_each_in_decorated_functions_and_constants_too_but_in_no_mess
 
 
 def test_what_survives_is_told(project):
-    run = subprocess.run([sys.executable, "-m", "tests.mutation", "src/room/sums.py"], cwd=project, capture_output=True, text=True,
-                         env=os.environ | {"PYTHONPATH": f"{project}:{ROOT}", "OMP_NUM_THREADS": "1"}, timeout=300)
+    environment = os.environ | {"PYTHONPATH": f"{project}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-m", "tests.mutation", "src/room/sums.py"], cwd=project, env=environment,
+                         capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert (project / "src/room/sums.py").read_text() == SOURCE
     outcomes = {one["change"]: one["outcome"]
