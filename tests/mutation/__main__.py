@@ -8,15 +8,15 @@ import argparse
 import functools
 import hashlib
 import json
-import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tests.mutation.forks import LATE, Replaced, forked, import_all, measured, run_tests
+from tests.mutation.forks import IMPORT, LATE, UNFIT, Exchange, Replaced, forked, import_all, measured, run_tests
 from tests.mutation.mutants import Mutant, mutants_of
 
 OUTPUT = Path(".mutants")
@@ -47,42 +47,75 @@ def mutate(path: Path, lines: list[int] | None, enough: float) -> None:
     """Try all of a file's mutants; prints how many there were of each outcome and those that survived, and keeps all of it."""
     known = tests_of(path.parts[1])
     import_all(known["modules"])
-    start, outcomes = time.monotonic(), []
-    kept = OUTPUT / f"{'.'.join(path.with_suffix('').parts)}.json"
-    for mutant in mutants_of(path):
-        if not lines or mutant.line in lines:
-            before = time.monotonic()
-            outcome, by = verdict(path, mutant, known, enough)
-            outcomes.append({"outcome": outcome, "line": mutant.line, "change": mutant.change, "by": by,
-                             "seconds": round(time.monotonic() - before, 1)})
-            kept.write_text(json.dumps(outcomes, indent=1))
-    counts = Counter(one["outcome"] for one in outcomes)
+    start, kept = time.monotonic(), OUTPUT / f"{'.'.join(path.with_suffix('').parts)}.json"
+    mutants = [mutant for mutant in mutants_of(path) if not lines or mutant.line in lines]
+    tests = [tests_for(mutant, known["lines"][str(path)], known, enough) for mutant in mutants]
+    outcomes: dict[int, dict[str, Any]] = {}
+
+    def told(number: int, status: int, by: str) -> None:
+        if status != UNFIT:
+            name = "untested" if not tests[number] else {0: "survived", LATE: "late"}.get(status, "killed")
+            outcomes[number] = {"outcome": name, "line": mutants[number].line, "change": mutants[number].change, "by": by}
+            kept.write_text(json.dumps([one for _, one in sorted(outcomes.items())], indent=1))
+
+    limit = 60 + 5 * enough
+    exchange(path, mutants, tests, limit, told)
+    for number, mutant in enumerate(mutants):
+        if number not in outcomes:
+            told(number, *imported(path, mutant, tests[number], limit))
+    counts = Counter(one["outcome"] for one in outcomes.values())
     print(path, len(outcomes), *(counts[name] for name in ("killed", "late", "survived", "untested")),
           f"{(time.monotonic() - start) / 60:.1f}")
-    for one in outcomes:
+    for _, one in sorted(outcomes.items()):
         if one["outcome"] in ("survived", "untested"):
             print(f"  {one['outcome']} {path}:{one['line']}: {one['change']}")
     print(end="", flush=True)
 
 
-def verdict(path: Path, mutant: Mutant, known: dict[str, Any], enough: float) -> tuple[str, str]:
-    """killed, late (by the limit, which is as good), survived or untested (no test runs it); and the last that pytest said."""
-    run = known["lines"][str(path)]
-    wanted = range(mutant.lines[0], mutant.lines[1] + 1) if mutant.lines else map(int, run)
-    tests = in_order({test for line in wanted for test in run.get(str(line), ())} - {*known["failed"]}, known["seconds"])
-    totals = list(accumulate(known["seconds"][test] for test in tests))
-    tests = [test for test, total in zip(tests, totals, strict=True) if total < enough] or tests[:1]
+def exchange(path: Path, mutants: list[Mutant], tests: list[list[str]], limit: float,
+             told: Callable[[int, int, str], None]) -> None:
+    """Try those mutants that no import runs, in a process that has imported and collected everything."""
+    some = {number: (mutant.source, tests[number]) for number, mutant in enumerate(mutants)
+            if mutant.lines and tests[number] and tests[number][0] != IMPORT}
+    files = sorted({test.partition("::")[0] for _, chosen in some.values() for test in chosen})
+    answers = OUTPUT / "answers"
+    answers.write_text("")
+
+    def tell(*answer: Any) -> None:
+        with answers.open("a") as file:
+            file.write(json.dumps(answer) + "\n")
+
+    if some:
+        forked(lambda: run_tests(files, (Exchange(path, some, limit, tell),)), limit * len(some), OUTPUT / "output")
+    for answer in answers.read_text().splitlines():
+        told(*json.loads(answer))
+
+
+def imported(path: Path, mutant: Mutant, tests: list[str], limit: float) -> tuple[int, str]:
+    """Exit status and the failed test of a child that imports the mutant."""
     if not tests:
-        return "untested", ""
-    output = OUTPUT / f"output-{os.getpid()}"
+        return 0, ""
+    output = OUTPUT / "output"
 
     def work() -> int:
         sys.meta_path.insert(0, Replaced(path, mutant.source))
-        return run_tests(tests)
+        return run_tests([test for test in tests if test != IMPORT])
 
-    status = forked(work, 60 + 5 * enough, output)
-    said = [line for line in output.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))][-1:]
-    return {0: "survived", LATE: "late"}.get(status, "killed"), "".join(said)
+    status = forked(work, limit, output)
+    said = [line for line in output.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return status, "".join(said[-1:])
+
+
+def tests_for(mutant: Mutant, run: dict[str, list[str]], known: dict[str, Any], enough: float) -> list[str]:
+    """Those that run what was changed, as many as `enough` seconds have room for; IMPORT before them where an import does."""
+    wanted = range(mutant.lines[0], mutant.lines[1] + 1) if mutant.lines else map(int, run)
+    users = {test for line in wanted for test in run.get(str(line), ())} - {*known["failed"]}
+    if mutant.lines and IMPORT in users:  # whatever the import has made of it
+        users = {test for some in run.values() for test in some} - {*known["failed"]}
+    tests = in_order(users - {IMPORT}, known["seconds"])
+    totals = accumulate(known["seconds"][test] for test in tests)
+    tests = [test for test, total in zip(tests, totals, strict=True) if total < enough] or tests[:1]
+    return [IMPORT, *tests] if IMPORT in users and tests else tests
 
 
 def in_order(tests: set[str], seconds: dict[str, float]) -> list[str]:

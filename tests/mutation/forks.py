@@ -1,14 +1,18 @@
 """Processes that are forked from one that has imported what takes long: torch above all. None of src is in it."""
 
 import contextlib
+import gc
 import importlib
+import inspect
 import json
+import math
 import os
 import signal
 import sys
 import tempfile
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -19,6 +23,8 @@ from typing import Any
 import pytest
 
 LATE = 124  # the exit status of a child that was ended at its limit
+UNFIT = 125  # of one whose functions could not be exchanged
+IMPORT = "(import)"  # stands among the tests that run a line, where it runs before them
 
 
 class Replaced(MetaPathFinder, SourceFileLoader):
@@ -35,16 +41,18 @@ class Replaced(MetaPathFinder, SourceFileLoader):
         return compile(self.source, self.path, "exec", dont_inherit=True)
 
 
-def forked(work: Callable[[], int], limit: float, output: Path) -> int:
-    """Exit status of a child that does the work, silent but for `output`; it and what it started end at `limit` seconds."""
+def forked(work: Callable[[], int], limit: float, output: Path | None = None) -> int:
+    """Exit status of a child that does the work; it and what it started end at `limit` seconds. Its output may go to a file."""
     sys.stdout.flush()
     if not (child := os.fork()):
         status = 3
         try:
             os.setsid()
-            with output.open("wb") as file, open(os.devnull) as nothing:
-                for number, stream in ((0, nothing), (1, file), (2, file)):
-                    os.dup2(stream.fileno(), number)
+            signal.alarm(math.ceil(limit) + 1)  # should its parent end before it
+            if output is not None:
+                with output.open("wb") as file, open(os.devnull) as nothing:
+                    for number, stream in ((0, nothing), (1, file), (2, file)):
+                        os.dup2(stream.fileno(), number)
             status = work()
         except BaseException:
             traceback.print_exc()
@@ -55,7 +63,7 @@ def forked(work: Callable[[], int], limit: float, output: Path) -> int:
     try:
         while time.monotonic() < end and not ended:
             ended, status = os.waitpid(child, os.WNOHANG)
-            time.sleep(0.02)
+            time.sleep(0.005)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
@@ -91,6 +99,7 @@ class Watch:
         for test, fixtures in self.uses.items():
             for fixture in fixtures:
                 users.setdefault(fixture, []).append(test)
+        users[""] = [IMPORT]
         lines = {str(path): {line: sorted({test for context in contexts for test in users.get(context, ())})
                              for line, contexts in data.contexts_by_lineno(str(path.resolve())).items()} for path in files}
         ours = ("src", "tests", "__", "conftest")
@@ -151,3 +160,74 @@ def import_all(modules: Iterable[str]) -> None:
         if name not in sys.modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+
+
+class Exchange:
+    """A plugin of pytest: instead of all tests once, some tests for each mutant, in a child where its functions are exchanged.
+
+    What was imported and collected is there already, so that a child costs little more than its tests.
+
+    Args:
+        path: the file that the mutants are of.
+        told: gets each mutant's number, the child's exit status (UNFIT: nothing was tried) and the test that failed.
+    """
+
+    def __init__(self, path: Path, mutants: dict[int, tuple[str, list[str]]], limit: float,
+                 told: Callable[[int, int, str], None]):
+        self.path, self.mutants, self.limit, self.told = path.resolve(), mutants, limit, told
+        self.failed = ""
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        with tempfile.TemporaryDirectory() as folder:
+            failed = Path(folder, "failed")
+            gc.freeze()
+            for number, (source, tests) in self.mutants.items():
+                failed.write_text("")
+                chosen = [items[test] for test in tests if test in items]
+                status = forked(lambda source=source, chosen=chosen: self._try(source, chosen, failed), self.limit)
+                self.told(number, status, failed.read_text())
+        return True
+
+    def _try(self, source: str, items: list[pytest.Item], failed: Path) -> int:
+        if not exchange(self.path, source):
+            return UNFIT
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.failed:
+                failed.write_text(self.failed)
+                return 1
+        return 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed = report.nodeid
+
+
+def exchange(path: Path, source: str) -> bool:
+    """Give a file's functions, wherever they are held, what another source has for them; False where that can't be."""
+    gc.unfreeze()
+    functions: dict[str, list[types.FunctionType]] = {}
+    for one in gc.get_objects():
+        if isinstance(one, types.FunctionType) and one.__code__.co_filename == str(path):
+            functions.setdefault(one.__code__.co_qualname, []).append(one)
+    codes: dict[str, list[types.CodeType]] = {}
+    _codes_in(compile(source, str(path), "exec", dont_inherit=True), codes)
+    try:
+        for name, some in codes.items():
+            olds = sorted(functions.get(name, ()), key=lambda function: function.__code__.co_firstlineno)
+            for old, new in zip(olds, some, strict=True):
+                old.__code__ = new
+    except ValueError:  # another number of them, or of names from around them
+        return False
+    return bool(functions)
+
+
+def _codes_in(code: types.CodeType, found: dict[str, list[types.CodeType]]) -> None:
+    """The functions' codes of a module and its classes, by qualified name, in the file's order; not those within functions."""
+    for one in code.co_consts:
+        if isinstance(one, types.CodeType) and "<" not in one.co_qualname:
+            if one.co_flags & inspect.CO_NEWLOCALS:
+                found.setdefault(one.co_qualname, []).append(one)
+            else:  # a class
+                _codes_in(one, found)
