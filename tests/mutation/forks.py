@@ -25,6 +25,7 @@ import pytest
 LATE = 124  # the exit status of a child that was ended at its limit
 UNFIT = 125  # of one whose functions could not be exchanged
 IMPORT = "(import)"  # stands among the tests that run a line, where it runs before them
+Functions = dict[str, list[types.FunctionType]]
 
 
 class Replaced(MetaPathFinder, SourceFileLoader):
@@ -181,16 +182,16 @@ class Exchange:
         items = {item.nodeid: item for item in session.items}
         with tempfile.TemporaryDirectory() as folder:
             failed = Path(folder, "failed")
-            gc.freeze()
+            functions = functions_of(self.path)
             for number, (source, tests) in self.mutants.items():
                 failed.write_text("")
                 chosen = [items[test] for test in tests if test in items]
-                status = forked(lambda source=source, chosen=chosen: self._try(source, chosen, failed), self.limit)
+                status = forked(lambda source=source, chosen=chosen: self._try(functions, source, chosen, failed), self.limit)
                 self.told(number, status, failed.read_text())
         return True
 
-    def _try(self, source: str, items: list[pytest.Item], failed: Path) -> int:
-        if not exchange(self.path, source):
+    def _try(self, functions: Functions, source: str, items: list[pytest.Item], failed: Path) -> int:
+        if not exchange(functions, compile(source, str(self.path), "exec", dont_inherit=True)):
             return UNFIT
         for item, following in zip(items, [*items[1:], None], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -204,23 +205,26 @@ class Exchange:
             self.failed = report.nodeid
 
 
-def exchange(path: Path, source: str) -> bool:
-    """Give a file's functions, wherever they are held, what another source has for them; False where that can't be."""
-    gc.unfreeze()
-    functions: dict[str, list[types.FunctionType]] = {}
+def functions_of(path: Path) -> Functions:
+    """A file's functions, wherever they are held, by qualified name and in the file's order."""
+    functions: Functions = {}
     for one in gc.get_objects():
-        if isinstance(one, types.FunctionType) and one.__code__.co_filename == str(path):
+        if type(one) is types.FunctionType and one.__code__.co_filename == str(path):
             functions.setdefault(one.__code__.co_qualname, []).append(one)
+    return {name: sorted(some, key=lambda function: function.__code__.co_firstlineno) for name, some in functions.items()}
+
+
+def exchange(functions: Functions, module: types.CodeType) -> bool:
+    """Give functions what another compiled module has for them; False where that can't be."""
     codes: dict[str, list[types.CodeType]] = {}
-    _codes_in(compile(source, str(path), "exec", dont_inherit=True), codes)
+    _codes_in(module, codes)
     try:
         for name, some in codes.items():
-            olds = sorted(functions.get(name, ()), key=lambda function: function.__code__.co_firstlineno)
-            for old, new in zip(olds, some, strict=True):
+            for old, new in zip(functions.get(name, ()), some, strict=True):
                 old.__code__ = new
     except ValueError:  # another number of them, or of names from around them
         return False
-    return bool(functions)
+    return True
 
 
 def _codes_in(code: types.CodeType, found: dict[str, list[types.CodeType]]) -> None:
