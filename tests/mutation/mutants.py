@@ -93,7 +93,8 @@ def _operators() -> list[tuple[type, Callable[[Any], Iterable[cst.CSTNode]]]]:
 
 def _another_word(node: cst.BaseString) -> list[cst.BaseString]:
     """Upper and lower case, which mutmut makes too, say no more than this. Prose is left as it is."""
-    return list(mutators.operator_string(node))[:1] if node.value.count(" ") < 2 else []
+    prose = isinstance(node, cst.SimpleString) and node.value.count(" ") > 1
+    return [] if prose else list(mutators.operator_string(node))[:1]
 
 
 def _without_an_argument(node: cst.Call) -> list[cst.Call]:
