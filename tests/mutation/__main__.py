@@ -58,11 +58,11 @@ def mutate(path: Path, lines: list[int] | None, enough: float) -> None:
             outcomes[number] = {"outcome": name, "line": mutants[number].line, "change": mutants[number].change, "by": by}
             kept.write_text(json.dumps([one for _, one in sorted(outcomes.items())], indent=1))
 
-    limit = 60 + 5 * enough
-    exchange(path, mutants, tests, limit, told)
+    limits = [20 + 10 * sum(known["seconds"].get(test, 0) for test in some) for some in tests]
+    exchange(path, mutants, tests, limits, told)
     for number, mutant in enumerate(mutants):
         if number not in outcomes:
-            told(number, *imported(path, mutant, tests[number], limit))
+            told(number, *imported(path, mutant, tests[number], 20 + limits[number]))
     counts = Counter(one["outcome"] for one in outcomes.values())
     print(path, len(outcomes), *(counts[name] for name in ("killed", "late", "survived", "untested")),
           f"{(time.monotonic() - start) / 60:.1f}")
@@ -72,12 +72,12 @@ def mutate(path: Path, lines: list[int] | None, enough: float) -> None:
     print(end="", flush=True)
 
 
-def exchange(path: Path, mutants: list[Mutant], tests: list[list[str]], limit: float,
+def exchange(path: Path, mutants: list[Mutant], tests: list[list[str]], limits: list[float],
              told: Callable[[int, int, str], None]) -> None:
     """Try those mutants that no import runs, in a process that has imported and collected everything."""
-    some = {number: (mutant.source, tests[number]) for number, mutant in enumerate(mutants)
+    some = {number: (mutant.source, tests[number], limits[number]) for number, mutant in enumerate(mutants)
             if mutant.lines and tests[number] and tests[number][0] != IMPORT}
-    files = sorted({test.partition("::")[0] for _, chosen in some.values() for test in chosen})
+    files = sorted({test.partition("::")[0] for _, chosen, _ in some.values() for test in chosen})
     answers = OUTPUT / "answers"
     answers.write_text("")
 
@@ -86,7 +86,7 @@ def exchange(path: Path, mutants: list[Mutant], tests: list[list[str]], limit: f
             file.write(json.dumps(answer) + "\n")
 
     if some:
-        forked(lambda: run_tests(files, (Exchange(path, some, limit, tell),)), limit * len(some), OUTPUT / "output")
+        forked(lambda: run_tests(files, (Exchange(path, some, tell),)), 60 + sum(limits), OUTPUT / "output")
     for answer in answers.read_text().splitlines():
         told(*json.loads(answer))
 

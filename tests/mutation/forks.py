@@ -169,13 +169,12 @@ class Exchange:
     What was imported and collected is there already, so that a child costs little more than its tests.
 
     Args:
-        path: the file that the mutants are of.
+        path: the file that the mutants are of. mutants: by number, the file's source, the tests, and their limit in seconds.
         told: gets each mutant's number, the child's exit status (UNFIT: nothing was tried) and the test that failed.
     """
 
-    def __init__(self, path: Path, mutants: dict[int, tuple[str, list[str]]], limit: float,
-                 told: Callable[[int, int, str], None]):
-        self.path, self.mutants, self.limit, self.told = path.resolve(), mutants, limit, told
+    def __init__(self, path: Path, mutants: dict[int, tuple[str, list[str], float]], told: Callable[[int, int, str], None]):
+        self.path, self.mutants, self.told = path.resolve(), mutants, told
         self.failed = ""
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -183,10 +182,10 @@ class Exchange:
         with tempfile.TemporaryDirectory() as folder:
             failed = Path(folder, "failed")
             functions = functions_of(self.path)
-            for number, (source, tests) in self.mutants.items():
+            for number, (source, tests, limit) in self.mutants.items():
                 failed.write_text("")
                 chosen = [items[test] for test in tests if test in items]
-                status = forked(lambda source=source, chosen=chosen: self._try(functions, source, chosen, failed), self.limit)
+                status = forked(lambda source=source, chosen=chosen: self._try(functions, source, chosen, failed), limit)
                 self.told(number, status, failed.read_text())
         return True
 
