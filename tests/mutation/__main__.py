@@ -78,7 +78,8 @@ def exchange(path: Path, mutants: list[Mutant], tests: list[list[str]], limits: 
     some = {number: (mutant.source, tests[number], limits[number]) for number, mutant in enumerate(mutants)
             if mutant.lines and tests[number] and tests[number][0] != IMPORT}
     files = sorted({test.partition("::")[0] for _, chosen, _ in some.values() for test in chosen})
-    answers = OUTPUT / "answers"
+    # Runs of several files may go on side by side.
+    answers, output = (OUTPUT / f"{name}-{path.parts[1]}-{path.stem}" for name in ("answers", "output"))
     answers.write_text("")
 
     def tell(*answer: Any) -> None:
@@ -86,7 +87,7 @@ def exchange(path: Path, mutants: list[Mutant], tests: list[list[str]], limits: 
             file.write(json.dumps(answer) + "\n")
 
     if some:
-        forked(lambda: run_tests(files, (Exchange(path, some, tell),)), 60 + sum(limits), OUTPUT / "output")
+        forked(lambda: run_tests(files, (Exchange(path, some, tell),)), 60 + sum(limits), output)
     for answer in answers.read_text().splitlines():
         told(*json.loads(answer))
 
@@ -95,7 +96,7 @@ def imported(path: Path, mutant: Mutant, tests: list[str], limit: float) -> tupl
     """Exit status and the failed test of a child that imports the mutant."""
     if not tests:
         return 0, ""
-    output = OUTPUT / "output"
+    output = OUTPUT / f"output-{path.parts[1]}-{path.stem}"
 
     def work() -> int:
         sys.meta_path.insert(0, Replaced(path, mutant.source))
