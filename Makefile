@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | test-instructions | gpu | bench | lint | docs. Each target sets up what it needs.
+# make setup | demo | test | test-all | test-instructions | mutants | gpu | bench | lint | docs. Each target sets up what it needs.
 #
 # PYTHON may name the interpreter; the default is the first of these that runs and is 3.11 to 3.13.
 CANDIDATES := python3 python3.12 python3.11 python3.13 python
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUPPORTED)' >/dev/null 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all test-instructions gpu bench lint docs base clean
+.PHONY: setup demo test test-all test-instructions mutants gpu bench lint docs base clean
 
 setup: $(VENV)/.installed
 
@@ -22,6 +22,10 @@ $(VENV)/.installed: requirements.txt $(VENV)/.python
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-mutants: requirements-mutants.txt $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-mutants.txt
 	@touch $@
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
@@ -46,6 +50,11 @@ test-all: $(VENV)/.installed-dev
 test-instructions: $(VENV)/.installed-dev
 	@lower=$$($(BIN)/python -m tests.instructions) || exit; for name in $$lower; do \
 	  echo "$(TESTS) --instructions $$name"; $(TESTS) --instructions "$$name" || exit; done
+
+# Mutation testing: puts small faults into the code and lists those that no test finds; hours (docs/mutants.md). ONLY="FILE ..." tries
+# these files.
+mutants: $(VENV)/.installed-mutants
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation $(ONLY)
 
 # On a machine with an NVIDIA GPU: checks and measures everything that depends on it, some eight minutes. ONLY="NAME ..." runs a part.
 # A Python that has the packages is used directly.

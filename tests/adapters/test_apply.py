@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.adapters.apply import apply_layer_profile, blocks_to_quantize, parameter_groups
+from src.adapters.apply import apply_layer_profile, blocks_to_quantize, how_quantized, parameter_groups, quantized_linears
 from src.adapters.lora import LoRALinear
+from src.adapters.pissa import PiSSALinear
 from src.errors import UserError
 from src.quantization.linear import QuantizedLinear
 from tests.adapters.tiny import profile, tiny_model, tiny_weights
@@ -102,6 +103,36 @@ def test_blocks_in_full_mode_are_not_quantized():
     model = tiny_model(tiny_weights(), "int8", {0, 1})
     with pytest.raises(ValueError, match="blocks.0.att.receptance is quantized"):
         apply_layer_profile(model, profile("freeze", "full", "lora", "freeze"), seed=0)
+
+
+def test_how_a_model_holds_its_weights_is_told():
+    """As the sidecar of a `.save` has it: blocks in mode full, and single weights that are not just quantized."""
+    names = set(tiny_weights())
+    nothing = {"unquantized_blocks": [], "quantized_otherwise": {}}
+    full = profile("full", "full", "lora", "lora")
+    assert how_quantized(full, names, "nf4") == {"quantization": "nf4", "unquantized_blocks": [0], "quantized_otherwise": {}}
+    assert how_quantized(full, names, None) == {"quantization": None} | nothing
+    rank = profile("freeze", "lora", "pissa", "freeze")[2].rank
+    parts = [replace(setting, full_parts=("att.key",)) if setting.layer == "0" else setting
+             for setting in profile("freeze", "lora", "pissa", "freeze")]
+    assert how_quantized(parts, names, None) == {"quantization": None} | nothing
+    assert how_quantized(parts, names, "int8") == {"quantization": "int8", "unquantized_blocks": [], "quantized_otherwise": {
+        "blocks.0.att.key.weight": "full", **{f"blocks.1.{name}.weight": f"pissa {rank}" for name in LINEARS}}}
+
+
+def test_how_each_linear_weight_is_held():
+    weight = tiny_weights()["blocks.0.att.key.weight"]
+    settings = profile("freeze", "full", "pissa", "freeze")
+    assert quantized_linears(settings, None) is None
+    hold = quantized_linears(settings, "int8")
+    assert hold("blocks.0.att.key", weight) is None
+    assert isinstance(hold("blocks.1.att.key", weight), PiSSALinear)
+    # One trains all but its key, which no adapter is beside: it stays exact with the rest of the block.
+    rejecting = quantized_linears([replace(setting, reject_parts=("att.key",)) for setting in settings], "int8")
+    assert rejecting("blocks.0.att.key", weight) is None
+    wide = quantized_linears([replace(setting, rank=min(weight.shape) + 1) for setting in settings], "int8")
+    with pytest.raises(UserError, match=r"layer 1: rank \d+ is too high"):
+        wide("blocks.1.att.key", weight)
 
 
 def test_quantized_layers_get_lora_over_the_quantized_weight():

@@ -53,6 +53,27 @@ def test_a_row_of_zeros_stays_zero_and_its_gradients_finite():
     assert (y == 0).all() and all(layer.get_parameter(name).grad.isfinite().all() for name in ("lora_A", "lora_B", "lora_M"))
 
 
+def test_rows_of_any_size_are_scaled_by_their_own_norm():
+    """Real weights have rows shorter than 1; what is smaller than 1e-12 alone counts as nothing."""
+    sizes = torch.tensor([10.0, 0.5, 1e-2, 1e-5, 1e-9])
+    base, generator = Linear(13, 5), torch.Generator().manual_seed(5)
+    base.weight.data = torch.nn.functional.normalize(torch.randn(5, 13, generator=generator)) * sizes[:, None]
+    layer = DoRALinear(base, RANK, ALPHA, 0.0, generator)
+    torch.testing.assert_close(layer.lora_M.detach(), sizes)
+    torch.testing.assert_close(layer(inputs()), inputs() @ base.weight.T, rtol=1e-4, atol=0)
+    # Moved by about as much as each row is long; the magnitudes to three times what they were.
+    layer.lora_B.data, layer.lora_M.data = torch.randn(5, RANK, generator=generator) * sizes[:, None], 3 * sizes
+    v = base.weight.double() + SCALE * layer.lora_B.detach().double() @ layer.lora_A.detach().double()
+    expected = 3 * sizes.double()[:, None] * v / v.norm(dim=1, keepdim=True)
+    tensors = {name: layer.get_parameter(name).detach() for name in ("lora_A", "lora_B", "lora_M")}
+    merged = DoRALinear.merge(base.weight.detach(), tensors, ALPHA)
+    for row, size in enumerate(sizes.tolist()):
+        torch.testing.assert_close(merged[row].double(), expected[row], rtol=1e-4, atol=1e-6 * size)
+        # Float32 sums of 13 terms of that size.
+        torch.testing.assert_close(layer(inputs())[..., row].double(), inputs().double() @ expected[row], rtol=1e-4,
+                                   atol=1e-4 * size)
+
+
 def test_dropout_is_the_loras():
     layer, _ = adapted("dora", moved=0.3, dropout=0.5)
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.preference.loss import LOSSES, needs_reference, preference_loss, takes
+from src.preference.loss import LOSSES, loss_flags, needs_reference, preference_loss, takes
 
 NAMES = ("policy_chosen", "policy_reject", "reference_chosen", "reference_reject", "chosen_tokens", "reject_tokens")
 SETTINGS = [("dpo", 0.1, 0.0, 0.0), ("dpo", 0.05, 0.0, 0.2), ("ipo", 0.1, 0.0, 0.0), ("ipo", 2.0, 0.0, 0.0),
@@ -80,6 +80,29 @@ def test_values_against_the_formula(loss, beta, gamma, smoothing):
                                               (rejected, policy_reject, reference_reject, reject_tokens)):
         nats = policy - reference if needs_reference(loss) else policy
         torch.testing.assert_close(reward, beta * nats / (tokens if takes(loss, "chosen_tokens") else 1), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "simpo", "cpo"])
+def test_labels_are_taken_to_be_right_where_nothing_else_is_said(loss):
+    columns = pairs(10)
+    values = values_of(columns, 0.1, 0.5, 0.0)
+    del values["label_smoothing"]
+    expected = torch.tensor([formula(loss, *pair, 0.1, 0.5, 0.0) for pair in columns.T.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(preference_loss(loss, **values)[0], expected, rtol=1e-10, atol=1e-13)
+
+
+def test_what_each_loss_takes_by_default():
+    """What README's tables of flags and losses promise of a run without these flags."""
+    assert {name: flag.default for name, flag in loss_flags().items()} == {
+        "dpo_beta": 0.01, "dpo_alpha": 0.1, "label_smoothing": 0.0, "simpo_beta": 2.0, "simpo_gamma": 1.0, "simpo_alpha": 0.0,
+        "orpo_alpha": 0.1, "cpo_beta": 0.1, "cpo_alpha": 1.0}
+    assert [LOSSES[loss].sft_share and LOSSES[loss].sft_share.name for loss in LOSSES] == [
+        "dpo_alpha", "dpo_alpha", "dpo_alpha", "dpo_alpha", "simpo_alpha", None, "cpo_alpha"]
+    assert {loss: {name: setting.name for name, setting in LOSSES[loss].settings.items()} for loss in LOSSES} == {
+        "dpo": {"beta": "dpo_beta", "label_smoothing": "label_smoothing"}, "ipo": {"beta": "dpo_beta"},
+        "hinge": {"beta": "dpo_beta"}, "robust": {"beta": "dpo_beta", "label_smoothing": "label_smoothing"},
+        "simpo": {"beta": "simpo_beta", "gamma": "simpo_gamma", "label_smoothing": "label_smoothing"},
+        "orpo": {"beta": "orpo_alpha"}, "cpo": {"beta": "cpo_beta", "label_smoothing": "label_smoothing"}}
 
 
 @pytest.mark.parametrize(("loss", "beta", "gamma", "smoothing"), SETTINGS)

@@ -9,13 +9,15 @@ from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
-from src.data.packing import pack_pairs
+from src.data.packing import Text, pack_pairs, pack_texts
 from src.evaluation.held_out import evaluate_pairs
 from src.model import build_model
-from src.preference.objective import Objective, pair_losses
+from src.preference.objective import Objective, pair_losses, text_losses
 from src.preference.pairs import load_pairs
 from src.quantization.strategy import PRECISIONS
 from tests.conftest import prepare_csv
+from tests.plain_model import log_probs
+from tests.training.plain_steps import pair_numbers
 
 
 def policy(checkpoint, dtype, quantization=None):
@@ -99,3 +101,35 @@ def test_evaluation_is_the_mean_over_pairs_and_ties_count_half(material, prepare
     after = evaluate_pairs(model, moved, Objective({"beta": 0.1}, alpha=0.5))
     assert after["accuracy"] == 0.25 + 0.75 * 0.5
     assert abs(after["margin"] - 0.25 * 0.1) < 1e-5
+
+
+@pytest.mark.parametrize(("flags", "objective"), [
+    ({"dpo_beta": 0.3, "dpo_alpha": 0.2}, Objective({"beta": 0.3}, 0.2)),
+    ({"dpo_beta": 0.3, "dpo_alpha": 0.2, "sft_on_prompt": 1, "label_smoothing": 0.3},
+     Objective({"beta": 0.3, "label_smoothing": 0.3}, 0.2, sft_on_prompt=True)),
+    ({"loss": "ipo", "dpo_beta": 0.7, "dpo_alpha": 0.2}, Objective({"beta": 0.7}, 0.2, loss="ipo")),
+    ({"loss": "simpo", "simpo_beta": 1.5, "simpo_gamma": 0.7, "simpo_alpha": 0.2, "label_smoothing": 0.2},
+     Objective({"beta": 1.5, "gamma": 0.7, "label_smoothing": 0.2}, 0.2, loss="simpo")),
+    ({"loss": "simpo", "simpo_beta": 1.5, "simpo_gamma": 0.0, "simpo_alpha": 0.2}, Objective({"beta": 1.5, "gamma": 0.0}, 0.2, loss="simpo")),
+    ({"loss": "orpo", "orpo_alpha": 0.4}, Objective({"beta": 0.4}, 1.0, loss="orpo")),
+], ids=lambda value: value.get("loss", "dpo") if isinstance(value, dict) else "")
+def test_every_number_of_a_pair_by_hand(material, flags, objective):
+    pairs = [([5, 9, 2], [7, 1], [8], -9.0, -7.0), ([4], [3, 3, 6], [2, 7], -20.0, -8.0)]
+    weights = load_checkpoint(material / "x070.pth")
+    losses = pair_losses(build_model(weights, read_dimensions(weights, "x070")), pack_pairs(pairs), [pair[3:] for pair in pairs],
+                         objective)
+    by_hand = [pair_numbers({name: x.double() for name, x in weights.items()}, pair, flags) for pair in pairs]
+    for name in by_hand[0].keys() - {"pref_accuracy", "count"}:
+        # Float32 sums of some tens of nats.
+        assert losses[name].tolist() == pytest.approx([numbers[name].item() for numbers in by_hand], rel=1e-4, abs=1e-5), name
+    assert losses["answer_tokens"].tolist() == [3, 5]
+
+
+def test_every_token_of_a_text_by_hand(material):
+    tokens, trained = [5, 9, 2, 7], [True, False, True, True]
+    weights = load_checkpoint(material / "x070.pth")
+    losses = text_losses(build_model(weights, read_dimensions(weights, "x070")), pack_texts([Text(tokens, trained)]))
+    by_hand = -log_probs({name: x.double() for name, x in weights.items()}, tokens)[torch.tensor(trained[1:])]
+    assert losses.keys() == {"loss", "sft_loss"}
+    for values in losses.values():
+        assert values.tolist() == pytest.approx(by_hand.tolist(), rel=1e-5)

@@ -96,3 +96,34 @@ def test_a_beginning_that_takes_days_to_find_is_refused(monkeypatch):
         batches(10, batch_tokens=12, first_epoch=11)
     # Where each pass is an epoch, or batches have equally many pairs, nothing has to be made.
     assert epochs(batches(0, batch_tokens=12, first_epoch=10**6), [0]) and epochs(batches(10, first_epoch=10**6), [0])
+
+
+@pytest.mark.parametrize("batch_tokens", [0, 12])
+def test_micro_batches_are_the_same_in_whatever_order_they_are_asked_for(batch_tokens):
+    drawn = batches(batch_tokens=batch_tokens, accumulate=3)
+    in_turn = [list(drawn.epoch(number, 0)) for number in range(5)]
+    at_random = batches(batch_tokens=batch_tokens, accumulate=3)
+    for number in (3, 0, 4, 1, 1, 2):
+        epoch = at_random.epoch(number, 0)
+        for at in (3, 0, 2, 1, 1):
+            assert epoch[at] == in_turn[number][at]
+        assert epoch[1:3] == in_turn[number][1:3]
+
+
+@pytest.mark.parametrize("batch_tokens", [0, 12])
+@pytest.mark.parametrize("micro_bsz", [1, 3])
+def test_a_texts_token_weighs_one_of_all_that_its_step_has(batch_tokens, micro_bsz):
+    """Over the borders of passes too; the first token is never predicted, so that it has no loss."""
+    texts = [Text([1] * length, [at % 3 != length % 3 for at in range(length)]) for length in range(2, 9)]
+    drawn = batches(5, micro_bsz, batch_tokens, accumulate=2, pairs=texts)
+    for number in range(6):
+        epoch = list(drawn.epoch(number, 0))
+        for step in (epoch[:2], epoch[2:4], epoch[4:]):
+            count = sum(texts[index].trained[at] for part in step for index in part.indices
+                        for at in range(1, len(texts[index].tokens)))
+            assert [part.share for part in step] == [1 / max(count, 1)] * len(step)
+
+
+def test_a_process_that_only_keeps_others_company_computes_one_pair():
+    idle = [part for rank in range(3) for part in batches(0, 3, world_size=3).epoch(0, rank) if not part.share]
+    assert len(idle) == 2 and all(len(part.indices) == 1 for part in idle)

@@ -1,3 +1,5 @@
+import pytest
+
 from src.training.schedule import learning_rate
 
 
@@ -11,6 +13,12 @@ def test_the_rate_starts_warm_peaks_and_ends_at_its_final_value():
 
 def test_without_warm_up_the_first_step_has_the_initial_rate():
     assert learning_rate(0, 50, 0, 5e-6, 1e-6) == 5e-6
+
+
+@pytest.mark.parametrize("total", [2, 3, 10])
+def test_the_last_step_of_a_run_of_any_length_has_the_final_rate_and_it_stays(total):
+    rates = [learning_rate(step, total, 0, 1e-3, 1e-4) for step in range(2 * total)]
+    assert rates[0] == 1e-3 and rates[total - 2] > 1.2e-4 and rates[total - 1:] == pytest.approx([1e-4] * (total + 1), rel=1e-12)
 
 
 def test_half_way_the_cosine_is_half_way():

@@ -1,0 +1,51 @@
+"""Sums over answers against the model written out in float64 (tests/plain_model.py), and what a backward computes again."""
+
+import pytest
+import torch
+
+from src.checkpoint.dimensions import read_dimensions
+from src.checkpoint.io import load_checkpoint
+from src.data.packing import Text, pack_pairs, pack_texts
+from src.model import build_model
+from src.preference.log_probs import answer_log_probs
+from src.preference.objective import Objective, pair_losses, text_losses
+from tests import plain_model
+
+PAIRS = [([5, 9, 2], [7, 1], [8]), ([4], [3, 3, 6], [2, 7]), ([5, 9, 2], [1], [6, 6, 6])]
+
+
+@pytest.fixture(params=["x060", "x070"])
+def model(request, material):
+    weights = load_checkpoint(material / f"{request.param}.pth")
+    return build_model(weights, read_dimensions(weights, request.param)), {name: x.double() for name, x in weights.items()}
+
+
+@pytest.mark.parametrize("asked", [{}, {"with_prompt": False}, {"with_prompt": True}])
+def test_sums_and_counts_of_answers_and_where_asked_of_prompts(model, asked):
+    sums = answer_log_probs(model[0], pack_pairs(PAIRS), **asked)
+    of_answers, of_prompts, counts = [], [], []
+    for prompt, *answers in PAIRS:
+        for answer in answers:
+            values = plain_model.log_probs(model[1], prompt + answer)
+            of_answers.append(values[len(prompt) - 1:].sum())
+            of_prompts.append(values[:len(prompt) - 1].sum() if asked.get("with_prompt") else torch.tensor(0.0))
+            # The first token of a prompt has nothing before it.
+            counts.append((len(answer), len(prompt) - 1 if asked.get("with_prompt") else 0))
+    # Float32 sums of some tens of nats.
+    assert sums.answer.tolist() == pytest.approx([value.item() for value in of_answers], rel=1e-5)
+    assert sums.prompt.tolist() == pytest.approx([value.item() for value in of_prompts], rel=1e-5)
+    assert list(zip(sums.answer_tokens.tolist(), sums.prompt_tokens.tolist(), strict=True)) == counts
+
+
+@pytest.mark.parametrize("of", ["pairs", "texts"])
+@pytest.mark.parametrize(("asked", "times"), [({}, 1), ({"grad_cp": False}, 1), ({"grad_cp": True}, 2)])
+def test_blocks_are_computed_again_in_the_backward_only_where_asked(material, of, asked, times):
+    weights = load_checkpoint(material / "x070.pth")
+    model, calls = build_model(weights, read_dimensions(weights, "x070")).requires_grad_(True), []
+    model.blocks[1].register_forward_hook(lambda *_: calls.append(1))
+    if of == "pairs":
+        losses = pair_losses(model, pack_pairs(PAIRS), [(-1.0, -1.0)] * len(PAIRS), Objective(0.1, 0.1), **asked)
+    else:
+        losses = text_losses(model, pack_texts([Text([1, 2, 3], [True] * 3)]), **asked)
+    losses["loss"].sum().backward()
+    assert len(calls) == times
