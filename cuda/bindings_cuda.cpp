@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "../kernels/bindings.h"
-#include "../kernels/bindings_sample.h"
+#include "../cpu/bindings.h"
+#include "../cpu/bindings_sample.h"
 #include "cuda_kernels.h"
 
 namespace {

@@ -8,9 +8,9 @@
 
 #include <cstddef>
 
-#include "../kernels/arguments.h"
+#include "../cpu/arguments.h"
 #include "int8_product.h"
-#include "../kernels/sample.h"
+#include "../cpu/sample.h"
 
 namespace wkv {
 

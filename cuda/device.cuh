@@ -12,7 +12,7 @@
 
 #include <type_traits>
 
-#include "../kernels/arguments.h"
+#include "../cpu/arguments.h"
 
 namespace wkv {
 

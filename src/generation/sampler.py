@@ -20,7 +20,7 @@ from src.generation.config import Sampling
 # A nucleus seldom has more tokens; if it has, more are searched. Selecting this few takes a twentieth of a sort's time.
 CANDIDATES = 256
 
-# How a row has ended; the same numbers as in kernels/sample.h.
+# How a row has ended; the same numbers as in cpu/sample.h.
 GOES_ON, BY_STOP, BY_END_OF_TEXT, BY_MAX_TOKENS, NOT_FINITE = range(5)
 
 

@@ -1,4 +1,4 @@
-"""The compiled kernels (kernels/ for the CPU, cuda/ for the GPU): whether they are available, and which instructions they use.
+"""The compiled kernels (cpu/ for the CPU, cuda/ for the GPU): whether they are available, and which instructions they use.
 
 They are torch operators, `torch.ops.rwkv_wkv`. If they can't be built, one line says why, and PyTorch's own operators run
 instead.
@@ -13,7 +13,7 @@ from src.errors import UserError
 from src.kernels.library import load_library
 from src.kernels.operators import register
 
-# Instruction sets that the CPU's kernels are built for, the highest first; the same as in kernels/instructions.cpp.
+# Instruction sets that the CPU's kernels are built for, the highest first; the same as in cpu/instructions.cpp.
 INSTRUCTIONS = ("avx512bf16", "avx512", "avx2", "default")
 
 
@@ -35,7 +35,7 @@ def missing(device: str) -> str | None:
 
 
 def recycle_memory() -> None:
-    """From now on large CPU tensors reuse the memory of freed ones of similar size (kernels/cpu_memory.cpp).
+    """From now on large CPU tensors reuse the memory of freed ones of similar size (cpu/cpu_memory.cpp).
 
     The peak of a training step is then a quarter lower than with glibc, whose heap it fragments. Does nothing if the kernels
     can't be built.

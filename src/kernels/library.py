@@ -21,7 +21,7 @@ from src.files import sha256
 from src.kernels.toolkit import architectures, use_toolkit
 
 _ROOT = Path(__file__).resolve().parents[2]
-SOURCES = {"cpu": _ROOT / "kernels", "cuda": _ROOT / "cuda"}
+SOURCES = {"cpu": _ROOT / "cpu", "cuda": _ROOT / "cuda"}
 CPU_SOURCES = ("bindings_cpu.cpp", "bindings_decode.cpp", "bindings_sample.cpp", "cpu_memory.cpp", "instructions.cpp",
                "cpu_avx512bf16.cpp", "cpu_avx512.cpp", "cpu_avx2.cpp", "cpu_plain.cpp")
 FLAGS = ("-std=c++20", "-O3")

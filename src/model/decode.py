@@ -1,6 +1,6 @@
 """Decoding: a model that only runs forward, token after token, updating its state in place.
 
-Only `decoder_for` chooses how. On the CPU, if a compiler is found, our own kernels (kernels/product_cpu.h, kernels/decode_cpu.h)
+Only `decoder_for` chooses how. On the CPU, if a compiler is found, our own kernels (cpu/product_cpu.h, cpu/decode_cpu.h)
 compute in float32 from weights at the model's precision. They compute every number of a sequence in an order that depends neither
 on the other sequences nor on where its tokens are cut, so a sequence's logits are the same to the last bit in every batch.
 Elsewhere the model's own forward runs, and there the batch's shape changes the last bits of products.
@@ -117,7 +117,7 @@ _Laid = tuple[list[Products], list[Tensor], list[Tensor]]
 
 
 def _block7(block: rwkv7.Block, dtype: torch.dtype) -> _Laid:
-    """The arguments of `block7` in kernels/bindings_decode.cpp."""
+    """The arguments of `block7` in cpu/bindings_decode.cpp."""
     att, ffn = block.att, block.ffn
     mixes_values = hasattr(att, "v0")
     pairs = [(att.w1, att.w2), (att.a1, att.a2), (att.g1, att.g2)] + ([(att.v1, att.v2)] if mixes_values else [])

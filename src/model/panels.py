@@ -1,4 +1,4 @@
-"""Weights laid out for CPU products that read each of them once, in order (the layouts: kernels/decode_kernels.h).
+"""Weights laid out for CPU products that read each of them once, in order (the layouts: cpu/decode_kernels.h).
 
 The weights are those of the training's forward to the last bit, except quantized ones in a bfloat16 model: the forward scales
 them and rounds to bfloat16. Here codes are summed unscaled and the sums are scaled. int8's codes are exact in bfloat16; NF4's 16

@@ -21,8 +21,8 @@ from src.model import build_model
 from src.model.rwkv import RWKV
 from src.quantization.strategy import PRECISIONS
 from src.run_files import CURVES_FILE, EVAL_FILE, FINAL_FILE, METRICS_FILE, REPORT_FILE
+from src.training.batches import PairBatches
 from src.training.config import TrainConfig
-from src.training.data import PairBatches
 from src.training.environment import environment_of, ignore_settings
 from src.training.folder import check_inputs, prepare_folder, resume_file
 from src.training.inputs import Data, Inputs, read_inputs

@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 
 from src.errors import NotFinite
+from src.training.batches import PairBatches, TrainingData
 from src.training.checkpoint import SealedFile
 from src.training.config import TrainConfig
-from src.training.data import PairBatches, TrainingData
 from src.training.inputs import Data
 from src.training.loggers import make_loggers
 from src.training.metrics import StepMetrics

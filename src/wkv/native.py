@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.kernels import missing
 
-# The same as in kernels/cpu_kernels.h and cuda/cuda_kernels.h.
+# The same as in cpu/cpu_kernels.h and cuda/cuda_kernels.h.
 INTERVAL = 16
 CHUNKED_HEADS, LARGEST_HEAD = (32, 64), 128
 # Below this many tokens a sequence, on average, chunks are mostly padding.

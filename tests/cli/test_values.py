@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.training.data import PairBatches
+from src.training.batches import PairBatches
 from src.values import Reader, path, wandb_project
 from tests.cli.conftest import SCRIPTS, check_told, words_of
 from tests.cli.test_every_flag import MODULES, NEEDED

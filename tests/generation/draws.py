@@ -113,7 +113,7 @@ def right_tokens(row: Row, logits: np.ndarray, automaton: Automaton, sampling: S
     largest = lowered.max()
     below = largest - lowered
     # Beside the logit's error: the difference to the largest, an exponential within 2 units in the last place (CUDA's and
-    # kernels/simd.h's), and in PyTorch a division by the sum, of which only the rounding is each token's own.
+    # cpu/simd.h's), and in PyTorch a division by the sum, of which only the rounding is each token's own.
     error += U * (below + 6)
     least, most = np.exp(-below - error) - SMALLEST, np.exp(-below + error) + SMALLEST
     surely, possibly = _kept(least, most, _equals(logits, seen), sampling)

@@ -10,7 +10,7 @@ from tests.kernels.host_kernels import library
 
 
 class _Sample(ctypes.Structure):
-    """As in kernels/sample.h."""
+    """As in cpu/sample.h."""
 
     _pointers = "logits", "next", "weight", "uniforms", "tokens", "counts", "row", "drawn"
     _fields_ = [*((name, ctypes.c_void_p) for name in _pointers),

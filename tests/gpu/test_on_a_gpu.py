@@ -13,7 +13,7 @@ from src.preference.config import PrepareConfig
 from src.preference.objective import Objective, pair_losses
 from src.preference.prepare import prepare
 from src.quantization.strategy import Strategy
-from src.training.data import collate
+from src.training.batches import collate
 from src.training.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")

@@ -22,7 +22,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class Shape(ctypes.Structure):
-    """As in kernels/arguments.h."""
+    """As in cpu/arguments.h."""
 
     _fields_ = [*((name, ctypes.c_int) for name in ("n_sequences", "n_head", "head_size", "total", "interval", "dtype")),
                 ("bounds", ctypes.c_void_p), ("host_bounds", ctypes.c_void_p)]

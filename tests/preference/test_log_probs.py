@@ -44,7 +44,7 @@ def test_blocks_are_computed_again_in_the_backward_only_where_asked(material, of
     model, calls = build_model(weights, read_dimensions(weights, "x070")).requires_grad_(True), []
     model.blocks[1].register_forward_hook(lambda *_: calls.append(1))
     if of == "pairs":
-        losses = pair_losses(model, pack_pairs(PAIRS), [(-1.0, -1.0)] * len(PAIRS), Objective(0.1, 0.1), **asked)
+        losses = pair_losses(model, pack_pairs(PAIRS), [(-1.0, -1.0)] * len(PAIRS), Objective({"beta": 0.1}, 0.1), **asked)
     else:
         losses = text_losses(model, pack_texts([Text([1, 2, 3], [True] * 3)]), **asked)
     losses["loss"].sum().backward()

@@ -110,7 +110,8 @@ def test_evaluation_is_the_mean_over_pairs_and_ties_count_half(material, prepare
     ({"loss": "ipo", "dpo_beta": 0.7, "dpo_alpha": 0.2}, Objective({"beta": 0.7}, 0.2, loss="ipo")),
     ({"loss": "simpo", "simpo_beta": 1.5, "simpo_gamma": 0.7, "simpo_alpha": 0.2, "label_smoothing": 0.2},
      Objective({"beta": 1.5, "gamma": 0.7, "label_smoothing": 0.2}, 0.2, loss="simpo")),
-    ({"loss": "simpo", "simpo_beta": 1.5, "simpo_gamma": 0.0, "simpo_alpha": 0.2}, Objective({"beta": 1.5, "gamma": 0.0}, 0.2, loss="simpo")),
+    ({"loss": "simpo", "simpo_beta": 1.5, "simpo_gamma": 0.0, "simpo_alpha": 0.2},
+     Objective({"beta": 1.5, "gamma": 0.0}, 0.2, loss="simpo")),
     ({"loss": "orpo", "orpo_alpha": 0.4}, Objective({"beta": 0.4}, 1.0, loss="orpo")),
 ], ids=lambda value: value.get("loss", "dpo") if isinstance(value, dict) else "")
 def test_every_number_of_a_pair_by_hand(material, flags, objective):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import src.training.data as data
+import src.training.batches as micro_batches
 from src.preference.pairs import load_pairs
 from src.training.config import TrainConfig
 from src.training.module import PreferenceModule
@@ -52,7 +52,7 @@ class Watched:
     def __init__(self, run: TrainConfig, names: Sequence[str]):
         epochs: list[list[list]] = []
         gradients: list[Tensor] = []
-        collate = data.collate
+        collate = micro_batches.collate
 
         class Spy(PreferenceModule):
             def on_train_epoch_start(self) -> None:
@@ -69,7 +69,7 @@ class Watched:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("src.training.run.PreferenceModule", Spy)
-            patch.setattr(data, "collate", seen)
+            patch.setattr(micro_batches, "collate", seen)
             train(run, {})
         self.epochs, self.gradients = epochs, gradients
         accumulate = run.steps.accumulate_grad_batches

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import src.training.data as data
+import src.training.batches as micro_batches
 import src.training.module as module
 from src.adapters.files import merge_adapter, read_adapter
 from src.checkpoint.dimensions import read_dimensions
@@ -215,9 +215,9 @@ def test_batches_by_tokens_see_every_pair_once_an_epoch_and_resume(config, tmp_p
     train(unbroken, {})
     metrics = lines(tmp_path / "unbroken" / "metrics.jsonl")
     assert metrics[-1]["margin"] > metrics[0]["margin"] and abs(metrics[0]["margin"]) < 1e-4
-    seen, collate = [], data.collate
+    seen, collate = [], micro_batches.collate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "collate", lambda pairs: seen.append(pairs) or collate(pairs))
+        patch.setattr(micro_batches, "collate", lambda pairs: seen.append(pairs) or collate(pairs))
         broken = changed(unbroken, proj_dir=str(tmp_path / "broken"))
         patch.setattr("src.training.saving.SaveAdapters.on_train_batch_end", stop_in_the_second_epoch, raising=False)
         with pytest.raises(ConnectionError):

@@ -11,7 +11,7 @@ from src.adapters.layer_profile import auto_layer_profile
 from src.data.packing import Text, pack_texts
 from src.model import build_model
 from src.preference.objective import Objective, pair_losses, text_losses
-from src.training.data import collate
+from src.training.batches import collate
 from src.wkv import native
 from tests.compiled import compiled
 from tests.random_checkpoint import random_weights

@@ -1,9 +1,9 @@
 import pytest
 
-import src.training.data as data
+import src.training.batches as micro_batches
 from src.data.packing import Text, packed_length
 from src.errors import UserError
-from src.training.data import PairBatches
+from src.training.batches import PairBatches
 
 PAIRS = [([number], [1] * (1 + number % 4), [2, 3], 0.0, 0.0) for number in range(10)]
 
@@ -90,7 +90,7 @@ def test_optimizer_steps_are_counted_before_the_first():
 
 
 def test_a_beginning_that_takes_days_to_find_is_refused(monkeypatch):
-    monkeypatch.setattr(data, "MOST_BEFORE", 100)
+    monkeypatch.setattr(micro_batches, "MOST_BEFORE", 100)
     assert epochs(batches(10, batch_tokens=12, first_epoch=10), [0])
     with pytest.raises(UserError, match="--epoch_begin 11: with --batch_tokens all 110 micro-batches before it .* lower it"):
         batches(10, batch_tokens=12, first_epoch=11)
