@@ -22,7 +22,7 @@ from tests.mutation.mutants import Mutant, mutants_of
 OUTPUT = Path(".mutants")
 # By what can make a number wrong.
 FILES = ("preference/loss", "preference/objective", "preference/log_probs", "training/module", "training/schedule",
-         "training/data", "training/metrics", "training/saving", "adapters/lora", "adapters/dora", "adapters/pissa",
+         "training/batches", "training/metrics", "training/saving", "adapters/lora", "adapters/dora", "adapters/pissa",
          "adapters/bone", "adapters/linear", "adapters/adapted", "adapters/apply", "adapters/state", "preference/reference",
          "preference/target_log_probs", "preference/pairs", "training/inputs", "training/folder", "training/trainer")
 # Real runs beside the same by hand, which many files have a part in.
