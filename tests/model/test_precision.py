@@ -82,5 +82,6 @@ def test_a_weight_beyond_the_precision_s_numbers_is_refused(name, dtype, value):
     weights, dimensions = random_weights(tiny_dimensions("x070", HEAD_SIZE)), tiny_dimensions("x070", HEAD_SIZE)
     weights[name].view(-1)[3] = value
     build_model(weights, dimensions)
-    with pytest.raises(NotFinite, match=rf"^the checkpoint's {name} \(1 of {weights[name].numel()} values\) are beyond the range"):
+    said = rf"^the checkpoint's {name} \(1 of {weights[name].numel()} values\) are beyond the range"
+    with pytest.raises(NotFinite, match=said):
         build_model(weights, dimensions, dtype)
