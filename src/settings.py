@@ -81,31 +81,27 @@ def flags_of(settings: type, title: str | None = None) -> Iterator[Named]:
             yield from flags_of(part.type, part.metadata["group"])
 
 
-def names_of(settings: type) -> set[str]:
-    """The names of all flags, and of fields that are no flags."""
-    plain = {part.name for part in fields(settings) if not part.metadata}
-    groups = (part.type for part in fields(settings) if "group" in part.metadata)
-    return plain.union((name for name, _, _ in flags_of(settings)), *(names_of(one) for one in groups if isinstance(one, type)))
-
-
 def build(settings: type[Config], values: Mapping[str, Any]) -> Config:
     """Settings from values by flag, or by field for fields that are no flags. Raises TypeError for any other name."""
-    if unknown := values.keys() - names_of(settings):
-        raise TypeError(f"{settings.__name__} has no {', '.join(sorted(unknown))}")
-    return _build(settings, values)
+    left = dict(values)
+    made = _take(settings, left)
+    if left:
+        raise TypeError(f"{settings.__name__} has no {', '.join(sorted(left))}")
+    return made
 
 
-def _build(settings: type[Config], values: Mapping[str, Any]) -> Config:
+def _take(settings: type[Config], left: dict[str, Any]) -> Config:
+    """Settings from the values that are theirs, which are taken out of `left`."""
     made: dict[str, Any] = {}
     for part in fields(settings):  # type: ignore[arg-type]
         if "group" in part.metadata:
             assert isinstance(part.type, type)
-            made[part.name] = _build(part.type, values)
+            made[part.name] = _take(part.type, left)
         elif "table" in part.metadata:
-            numbers = {name: values.get(name, one.default) for name, one in part.metadata["table"].items()}
+            numbers = {name: left.pop(name, one.default) for name, one in part.metadata["table"].items()}
             made[part.name] = MappingProxyType(numbers)
-        elif part.name in values:
-            made[part.name] = values[part.name]
+        elif part.name in left:
+            made[part.name] = left.pop(part.name)
     return settings(**made)
 
 

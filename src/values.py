@@ -142,6 +142,8 @@ words, path, output = Reader(_words, "text"), Reader(_path, "a path"), Reader(_o
 input_file = Reader(_path, "a file to read")
 layer_profile = Reader(_path, "auto, or a file to read")
 tokenizer = Reader(_tokenizer, "world, bytes, or a tokenizer.json")
+# What --tokenizer does, for help.
+TOKENIZER = f"{tokenizer.takes}; if not given, determined by the checkpoint's vocabulary (65536 world, 256 bytes)"
 wandb_project = Reader(_wandb_project, "a project, entity/project, or its address")
 
 

@@ -15,14 +15,13 @@ from src.cli.parser import NoEffect, Parser, notes
 from src.cli.spellings import EPILOG, translate
 from src.data.source import data_ending
 from src.errors import UserError
-from src.preference.loss import LOSSES, loss_flags, needs_reference, settings_of
-from src.settings import build, flag, flags_of, group, names_of
+from src.preference.loss import LOSSES, needs_reference, takers
+from src.settings import build, flag, flags_of, group
 from src.training.config import TrainConfig
 from src.values import Reader, is_utf8, positive, zero_or_one
 
 QUANT_MODES = ("nf4", "int8")
-TAKEN_BY = {name: tuple(loss for loss in LOSSES if name in {setting.name for setting in settings_of(loss)})
-            for name in loss_flags()}
+TAKEN_BY = {setting.name: losses for setting, losses in takers().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +99,9 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], tuple[
     if limit > flags["ctx_len"]:
         raise UserError(f"--rlhf_max_corpus_len {limit} is above --ctx_len {flags['ctx_len']}; lower it or raise --ctx_len")
     expected = {f"--{name}": flags[name] for name in ("n_layer", "n_embd", "vocab_size", "my_testing")}
-    settings = {name: value for name, value in flags.items() if name not in names_of(CommandLine)}
-    return build(TrainConfig, settings), expected, notes(given, rules, mentions)
+    for name, _, _ in flags_of(CommandLine):
+        del flags[name]
+    return build(TrainConfig, flags), expected, notes(given, rules, mentions)
 
 
 def _check_packages(flags: dict[str, Any]) -> None:

@@ -41,9 +41,7 @@ class GenerateConfig:
     output_csv: str = flag(values.output, NEEDED,
                            "CSV to write, or to continue; a .json of its name next to it says how it was made")
     strategy: Strategy = flag(STRATEGY, RESOLVED, HELP)
-    tokenizer: str | None = flag(values.tokenizer, None,
-                                 "world, bytes, or a tokenizer.json; if not given, determined by the checkpoint's vocabulary "
-                                 "(65536 world, 256 bytes)")
+    tokenizer: str | None = flag(values.tokenizer, None, values.TOKENIZER)
     overwrite: bool = flag(values.zero_or_one, False, "1: rows of --input_csv that have a reject get a new one too")
     seed: int = flag(values.seed, 0, "of the random numbers; each row has its own, by seed and row number")
     batch_size: int | None = flag(_BATCH_SIZE, None,

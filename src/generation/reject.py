@@ -34,8 +34,9 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     Raises:
         UserError: an error that the user can fix; the rows finished before it are saved.
     """
+    inputs = input_files(config)
     for path in (config.output_csv, f"{config.output_csv}.json"):
-        check_output(path, input_files(config))
+        check_output(path, inputs)
     reading = read_pairs(config.input_csv, require_reject=False)
     rows = usable(reading, config.skip_bad_rows)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)

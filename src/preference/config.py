@@ -30,9 +30,7 @@ class PrepareConfig:
     rlhf_max_corpus_len: int = flag(values.positive, 4096,
                                     "longest pair, in tokens: a longer prompt loses its beginning, a pair whose answer alone is "
                                     "longer is dropped")
-    tokenizer: str | None = flag(values.tokenizer, None,
-                                 "world, bytes, or a tokenizer.json; if not given, determined by the checkpoint's vocabulary "
-                                 "(65536 world, 256 bytes)")
+    tokenizer: str | None = flag(values.tokenizer, None, values.TOKENIZER)
     layer_profile: str = flag(values.layer_profile, "auto",
                               "with i8 or nf4 weights: the profile to train with, since fully trained weights stay unquantized "
                               "and PiSSA quantizes the remainder of its split")

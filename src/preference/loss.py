@@ -167,18 +167,19 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def settings_of(loss: str) -> list[Setting]:
-    """All settings of the loss of this name, its share of the SFT loss last."""
-    return [*LOSSES[loss].settings.values(), *filter(None, (LOSSES[loss].sft_share,))]
+def takers() -> dict[Setting, list[str]]:
+    """The settings of all losses, each with the names of the losses that take it."""
+    found: dict[Setting, list[str]] = {}
+    for name, loss in LOSSES.items():
+        for setting in (*loss.settings.values(), loss.sft_share):
+            if setting is not None:
+                found.setdefault(setting, []).append(name)
+    return found
 
 
 def loss_flags() -> dict[str, Flag]:
     """The flags of all losses; each one's help names the losses that take it."""
-    takers: dict[Setting, list[str]] = {}
-    for loss in LOSSES:
-        for setting in settings_of(loss):
-            takers.setdefault(setting, []).append(loss)
-    return {name: replace(flag, help=f"{', '.join(losses)}: {flag.help}") for (name, flag), losses in takers.items()}
+    return {name: replace(flag, help=f"{', '.join(losses)}: {flag.help}") for (name, flag), losses in takers().items()}
 
 
 def takes(loss: str, name: str) -> bool:

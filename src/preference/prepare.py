@@ -45,8 +45,9 @@ def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:
         _check(config, notes)
         return
     assert config.output_save  # the flags were checked for it
+    inputs = input_files(config)
     for path in (config.output_save, f"{config.output_save}.json", f"{config.output_save}.partial"):
-        check_output(path, input_files(config))
+        check_output(path, inputs)
     check_sidecar_place(config.output_save)
     with hold_journal(Path(f"{config.output_save}.partial")) as descriptor:
         _prepare(config, notes, descriptor)

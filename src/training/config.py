@@ -43,9 +43,7 @@ class DataSettings:
                                        "with --sft 1: prompts and answers, conversations or plain text, as "
                                        f"{DATA_FORMATS}, or documents as .txt", free=True)
     skip_bad_rows: bool = flag(values.zero_or_one, False, f"with --sft 1, {SKIP_BAD_ROWS}")
-    tokenizer: str | None = flag(values.tokenizer, None,
-                                 "with --sft 1: world, bytes, or a tokenizer.json; if not given, determined by the checkpoint's "
-                                 "vocabulary (65536 world, 256 bytes)")
+    tokenizer: str | None = flag(values.tokenizer, None, f"with --sft 1: {values.TOKENIZER}")
     eval_file: str | None = flag(values.input_file, None,
                                  "held-out pairs (.save), or with --sft 1 texts like --train_data_file: evaluated "
                                  "before the first step and after each epoch", free=True)

@@ -1,7 +1,7 @@
 """What a run starts from: the base, its layers' settings, training and held-out data, read and checked."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +59,7 @@ class Inputs:
     settings: list[LayerSetting]
     train: Data
     held_out: Data | None
-    lines: list[str] = field(default_factory=list)  # for stderr once all checks have passed, since an error is printed alone
+    lines: list[str]  # for stderr once all checks have passed, since an error is printed alone
 
 
 def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:

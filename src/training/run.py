@@ -70,11 +70,14 @@ def _train(config: TrainConfig, environment: ClusterEnvironment, expected: dict[
     batches = PairBatches(inputs.train.items, steps.epoch_steps, steps.micro_bsz, steps.batch_tokens,
                           steps.accumulate_grad_batches, config.run.seed, steps.epoch_begin, config.machine.devices)
     total_steps = batches.total_steps(steps.epoch_count)
-    is_first = environment.global_rank() == 0
-    checkpoint = _prepare(folder, config, inputs, model, total_steps) if is_first else resume_file(config)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if environment.global_rank() == 0:
+        checkpoint = _prepare(folder, config, inputs, model, trained, total_steps)
+    else:
+        checkpoint = resume_file(config)
     for line in [*inputs.lines, *notes]:
         say(line)
-    _say_what_trains(config, inputs, model, total_steps)
+    _say_what_trains(config, inputs, trained, total_steps)
 
     module = PreferenceModule(model, inputs.settings, config, total_steps)
     samples = _samples(folder, config, answer, inputs.held_out or inputs.train, inputs.dimensions.vocab_size)
@@ -105,7 +108,7 @@ def _model(inputs: Inputs, config: TrainConfig) -> RWKV:
     return model
 
 
-def _prepare(folder: Path, config: TrainConfig, inputs: Inputs, model: RWKV, total_steps: int) -> Path | None:
+def _prepare(folder: Path, config: TrainConfig, inputs: Inputs, model: RWKV, trained: int, total_steps: int) -> Path | None:
     """Prepare the run's folder with its config.json; returns the checkpoint to resume from, None for a fresh start."""
     held_out, tokenizer, dimensions = inputs.held_out, named_file("tokenizer", config.data.tokenizer), inputs.dimensions
     common = {"base_fingerprint": inputs.base_fingerprint, "rlhf_train_sha256": inputs.train.sha256(),
@@ -113,23 +116,19 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs, model: RWKV, tot
               "tokenizer_sha256": sha256(tokenizer) if tokenizer and Path(tokenizer).is_file() else None,
               "layer_profile_rows": [asdict(setting) for setting in inputs.settings]}
     facts = {"base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
-             "trained_parameters": _trained(model), "total_steps": total_steps, "train_data": inputs.train.facts,
+             "trained_parameters": trained, "total_steps": total_steps, "train_data": inputs.train.facts,
              "eval_data": held_out.facts if held_out else None}
     shapes = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
     return prepare_folder(folder, config, common, facts, shapes)
 
 
-def _say_what_trains(config: TrainConfig, inputs: Inputs, model: RWKV, total_steps: int) -> None:
+def _say_what_trains(config: TrainConfig, inputs: Inputs, trained: int, total_steps: int) -> None:
     dimensions, warmup = inputs.dimensions, config.steps.warmup_steps
     held_in = f"{config.machine.precision} {config.model.quantization or ''}".rstrip()
-    say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {_trained(model):,} trained parameters, "
+    say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
         f"{len(inputs.train.items)} {'texts' if config.objective.sft else 'pairs'}, {total_steps} optimizer steps, {held_in}")
     if warmup >= total_steps:
         say(f"warning: --warmup_steps {warmup} lasts as long as the run, so the full learning rate is never reached")
-
-
-def _trained(model: RWKV) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _samples(folder: Path, config: TrainConfig, answer: Answer | None, asked: Data, vocab_size: int) -> Samples | None:
