@@ -13,6 +13,8 @@ from mutmut.mutation.pragma_handling import get_ignored_lines
 
 # Nothing within a call of these, or within `raise`, is changed: no test should spell the texts of messages.
 SAID_BY = {"say", "warn", "info"}
+# The argument of zip is an assertion: no fault in it changes what the code does.
+ASSERTED = "strict"
 
 
 class Mutant(NamedTuple):
@@ -52,7 +54,7 @@ class _Visitor(MutationVisitor):
         self.places: list[tuple[int, tuple[int, int] | None]] = []  # of each mutation
 
     def _skip_node_and_children(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, cst.Raise):
+        if isinstance(node, cst.Raise) or (isinstance(node, cst.Arg) and node.keyword and node.keyword.value == ASSERTED):
             return True
         if isinstance(node, cst.Call):
             name = node.func.attr if isinstance(node.func, cst.Attribute) else node.func
@@ -100,7 +102,7 @@ def _another_word(node: cst.BaseString) -> list[cst.BaseString]:
 def _without_an_argument(node: cst.Call) -> list[cst.Call]:
     """The named ones, which may have a default. mutmut's None in the place of each fails at once nearly always."""
     return [node.with_changes(args=[*node.args[:at], *node.args[at + 1:]]) for at, argument in enumerate(node.args)
-            if argument.keyword]
+            if argument.keyword and argument.keyword.value != ASSERTED]
 
 
 def _nothing_assigned(node: cst.Assign | cst.AnnAssign) -> Iterable[cst.CSTNode]:

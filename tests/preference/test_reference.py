@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from src.adapters.apply import apply_layer_profile
+from src.adapters.layer_profile import LayerSetting
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.data.packing import packed_length
@@ -108,6 +110,16 @@ def test_no_batch_is_larger_than_asked_but_for_a_long_pair():
     references(model, batch_tokens=100)
     long = [length for length in map(packed_length, PAIRS) if length > 100]
     assert len(passed) > len(long) > 0 and sorted(length for length in passed if length > 100) == sorted(long)
+
+
+def test_dropout_has_no_part_in_them():
+    model = random_model("x070")
+    blocks = [LayerSetting(block, "lora", rank=4, alpha=8, dropout=0.5) for block in ("0", "1")]
+    apply_layer_profile(model, [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")], 0)
+    for parameter in model.parameters():
+        parameter.data.add_(0.05)  # an adapter that is nothing would drop nothing
+    expected = references(model.eval())
+    assert references(model.train()) == expected
 
 
 def test_a_model_that_gives_no_numbers_is_refused():

@@ -13,6 +13,8 @@ from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint, save_checkpoint
 from src.errors import UserError
 from src.model import build_model
+from src.run_files import FACTS
+from src.settings import flat
 from src.training.folder import prepare_folder
 from src.training.run import train
 from tests.settings import changed
@@ -51,6 +53,7 @@ def test_a_run_writes_its_metrics_adapters_and_held_out_numbers(config, prepared
     assert held_out[0]["accuracy"] == 0.5 and held_out[-1]["accuracy"] > 0.5
     written = {path.name for path in folder.iterdir()}
     assert {"rwkv-1.safetensors", "rwkv-2.safetensors", "rwkv-final.safetensors", "config.json", "curves.png"} <= written
+    assert json.loads((folder / "config.json").read_text()).keys() - flat(run).keys() == set(FACTS)
     assert read_adapter(folder / "rwkv-final.safetensors").extra["step"] == 6
 
 
