@@ -1,0 +1,111 @@
+"""The Lightning module by itself: what of a step's loss it gives, what it keeps for a resume, and who takes the steps."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import src.training.module as module_file
+from src.adapters.apply import apply_layer_profile
+from src.adapters.layer_profile import LayerSetting
+from src.data.packing import Text, pack_pairs, pack_texts
+from src.model import build_model
+from src.training.module import PreferenceModule
+from tests.random_checkpoint import random_weights
+from tests.tiny import tiny_dimensions
+
+PAIRS = [(list(range(1, 30)), list(range(30, 60)), list(range(60, 80))), ([5], [6], [7])]
+TEXTS = [Text(list(range(1, 80)), [True] * 79)]
+
+
+@pytest.fixture
+def module(config, monkeypatch):
+    """`module(processes, accumulate, **flags)`: one that trains adapters of two random blocks."""
+
+    def make(processes: int = 1, accumulate: int = 1, **flags) -> PreferenceModule:
+        dimensions = tiny_dimensions("x070", 8)
+        model = build_model(random_weights(dimensions), dimensions)
+        blocks = [LayerSetting(block, "lora", rank=4, alpha=8, weight_lr_init=1e-3, weight_lr_final=1e-4) for block in ("0", "1")]
+        settings = [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
+        apply_layer_profile(model, settings, 0)
+        trainer = SimpleNamespace(world_size=processes, accumulate_grad_batches=accumulate)
+        monkeypatch.setattr(PreferenceModule, "trainer", trainer)
+        return PreferenceModule(model, settings, config(rlhf_train_file="pairs.save", **flags), total_steps=10)
+
+    return make
+
+
+def batch_of(items: list, share: float) -> tuple:
+    return (pack_texts(items), None, share) if isinstance(items[0], Text) else (pack_pairs(items), torch.zeros(2, 2), share)
+
+
+@pytest.mark.parametrize("items", [PAIRS, TEXTS])
+def test_lightnings_averages_over_micro_batches_and_processes_leave_the_steps_mean(module, items):
+    """It divides each loss by the first number, and averages gradients over the second: the step's loss is share * sum."""
+    whole = module().training_step(batch_of(items, 1.0), 0).item()
+    part = module(processes=3, accumulate=4).training_step(batch_of(items, 0.25), 0).item()
+    assert part / 4 / 3 == pytest.approx(whole / 4)
+
+
+@pytest.mark.parametrize("items", [PAIRS, TEXTS])
+def test_grad_cp_keeps_less_for_the_backward(module, items):
+    def kept(grad_cp: bool) -> int:
+        step, sizes = module(grad_cp=grad_cp), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
+            step.training_step(batch_of(items, 1.0), 0)
+        return sum(sizes)
+
+    assert kept(grad_cp=True) < 0.6 * kept(grad_cp=False)
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_resumed_run_draws_the_random_numbers_of_an_unbroken_one(module, monkeypatch, gpus):
+    """The CPU's and each GPU's; a run on the CPU can resume what a GPU began, and the reverse."""
+    states, given = [torch.tensor([n], dtype=torch.uint8) for n in range(gpus)], []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.get_rng_state_all", lambda: states)
+    monkeypatch.setattr("torch.cuda.set_rng_state_all", given.append)
+    before, checkpoint = module(), {"state_dict": {}}
+    torch.manual_seed(3)
+    before.on_save_checkpoint(checkpoint)
+    drawn = torch.rand(4)
+    for there in (gpus > 0, not gpus):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        given.clear()
+        torch.manual_seed(4)
+        after = module()
+        after.on_load_checkpoint(checkpoint)
+        after.on_train_start()
+        assert torch.equal(torch.rand(4), drawn)
+        assert given == ([states] if gpus and there else [])
+    torch.manual_seed(5)
+    fresh = torch.rand(4)
+    torch.manual_seed(5)
+    module().on_train_start()
+    assert torch.equal(torch.rand(4), fresh)
+
+
+class OnTheCpu(torch.optim.AdamW):
+    """In place of DeepSpeed's, which has to be compiled first, and which by itself is Adam with an L2 penalty."""
+
+    def __init__(self, groups, adamw_mode: bool = False, **more):
+        assert adamw_mode
+        super().__init__(groups, **more)
+
+
+class EightBit(torch.optim.AdamW):
+    """In place of bitsandbytes'."""
+
+
+@pytest.mark.parametrize("strategy, optim, kind", [
+    ("auto", "adamw", torch.optim.AdamW), ("ddp", "adamw", torch.optim.AdamW), ("auto", "adamw_8bit", EightBit),
+    ("deepspeed_stage_2", "adamw", torch.optim.AdamW), ("deepspeed_stage_2", "adamw_8bit", EightBit),
+    ("deepspeed_stage_2_offload", "adamw", OnTheCpu), ("deepspeed_stage_3_offload", "adamw", OnTheCpu),
+])
+def test_who_takes_the_steps(module, monkeypatch, strategy, optim, kind):
+    monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", OnTheCpu)
+    monkeypatch.setattr(module_file, "load_bitsandbytes", lambda *_: SimpleNamespace(optim=SimpleNamespace(AdamW8bit=EightBit)))
+    run = module(strategy=strategy, optim=optim, beta1=0.8, beta2=0.7, adam_eps=1e-5)
+    optimizer = run.configure_optimizers()["optimizer"]
+    assert type(optimizer) is kind and optimizer.defaults["fused"] in (None, kind is torch.optim.AdamW)
+    assert optimizer.defaults["betas"] == (0.8, 0.7) and optimizer.defaults["eps"] == 1e-5
