@@ -6,33 +6,10 @@ import pytest
 import torch
 
 import src.training.module as module_file
-from src.adapters.apply import apply_layer_profile
-from src.adapters.layer_profile import LayerSetting
 from src.data.packing import Text, pack_pairs, pack_texts
-from src.model import build_model
-from src.training.module import PreferenceModule
-from tests.random_checkpoint import random_weights
-from tests.tiny import tiny_dimensions
 
 PAIRS = [(list(range(1, 30)), list(range(30, 60)), list(range(60, 80))), ([5], [6], [7])]
 TEXTS = [Text(list(range(1, 80)), [True] * 79)]
-
-
-@pytest.fixture
-def module(config, monkeypatch):
-    """`module(processes, accumulate, **flags)`: one that trains adapters of two random blocks."""
-
-    def make(processes: int = 1, accumulate: int = 1, **flags) -> PreferenceModule:
-        dimensions = tiny_dimensions("x070", 8)
-        model = build_model(random_weights(dimensions), dimensions)
-        blocks = [LayerSetting(block, "lora", rank=4, alpha=8, weight_lr_init=1e-3, weight_lr_final=1e-4) for block in ("0", "1")]
-        settings = [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
-        apply_layer_profile(model, settings, 0)
-        trainer = SimpleNamespace(world_size=processes, accumulate_grad_batches=accumulate)
-        monkeypatch.setattr(PreferenceModule, "trainer", trainer)
-        return PreferenceModule(model, settings, config(rlhf_train_file="pairs.save", **flags), total_steps=10)
-
-    return make
 
 
 def batch_of(items: list, share: float) -> tuple:
