@@ -1,9 +1,13 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 import src.training.batches as micro_batches
-from src.data.packing import Text, packed_length
+from src.data.packing import Text, pack_pairs, pack_texts, packed_length
 from src.errors import UserError
-from src.training.batches import PairBatches
+from src.training.batches import PairBatches, TrainingData, collate
 
 PAIRS = [([number], [1] * (1 + number % 4), [2, 3], 0.0, 0.0) for number in range(10)]
 
@@ -127,3 +131,104 @@ def test_a_texts_token_weighs_one_of_all_that_its_step_has(batch_tokens, micro_b
 def test_a_process_that_only_keeps_others_company_computes_one_pair():
     idle = [part for rank in range(3) for part in batches(0, 3, world_size=3).epoch(0, rank) if not part.share]
     assert len(idle) == 2 and all(len(part.indices) == 1 for part in idle)
+
+
+def test_an_epoch_ends():
+    epoch = batches(5).epoch(0, 0)
+    assert len(epoch) == len(list(epoch)) == 5
+    for at in (5, -1):
+        with pytest.raises(IndexError):
+            epoch[at]
+
+
+@pytest.mark.parametrize("epoch_steps", [0, 7])
+def test_in_order_no_batch_is_made_twice(monkeypatch, epoch_steps):
+    """Neither for its length, nor for the step's share, nor for the epoch after."""
+    made, passes = [], micro_batches.pass_by_tokens
+
+    def counted(pairs, seed, number, batch_tokens):
+        made.append(number)
+        return passes(pairs, seed, number, batch_tokens)
+
+    monkeypatch.setattr(micro_batches, "pass_by_tokens", counted)
+    monkeypatch.setattr("src.data.batching.pass_by_tokens", counted)
+    drawn_from = batches(epoch_steps, batch_tokens=12, accumulate=3)
+    for number in range(4):
+        assert len(list(drawn_from.epoch(number, 0))) == len(drawn_from.epoch(number, 0))
+    assert made == list(range(len(made))) and len(made) >= 4
+
+
+def test_a_steps_losses_are_counted_once(monkeypatch):
+    drawn_from, counted = batches(7, accumulate=3), []
+    losses = drawn_from.draw.losses
+    monkeypatch.setattr(drawn_from.draw, "losses", lambda *part: counted.append(part) or losses(*part))
+    list(drawn_from.epoch(1, 0))
+    assert counted == [(1, 0, 3), (1, 3, 6), (1, 6, 7)]
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """The progress bars shown, each [what, total, done]."""
+    shown = []
+
+    def bar(what, total):
+        shown.append([what, total, 0])
+
+        def advance(count):
+            shown[-1][2] += count
+
+        return nullcontext(advance)
+
+    monkeypatch.setattr(micro_batches, "progress_bar", bar)
+    return shown
+
+
+def test_counting_steps_for_seconds_has_a_bar(bars):
+    many = PAIRS * 100
+    for epochs_, shown in ((100, []), (101, [["counting the steps of epochs", 101, 101]])):
+        batches(0, batch_tokens=1000, pairs=many).total_steps(epochs_)
+        assert bars == shown
+
+
+def test_finding_a_distant_epoch_has_a_bar(bars):
+    few = PAIRS[:1] * 1000
+    for first_epoch, shown in ((1000, []), (1001, [["finding where the epoch begins, batch", 100_100, 100_100]])):
+        epochs(batches(100, batch_tokens=1, pairs=few, first_epoch=first_epoch), [0])
+        assert bars == shown
+
+
+def loader(drawn_from: PairBatches, epoch: int = 0, rank: int = 0, device: str = "cpu"):
+    data = TrainingData(drawn_from)
+    data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank,
+                                   strategy=SimpleNamespace(root_device=torch.device(device)))
+    return data.train_dataloader()
+
+
+def test_the_trainer_gets_the_micro_batches_of_its_epoch_and_process_packed():
+    drawn_from = batches(3, 2, world_size=2)
+    given = list(loader(drawn_from, epoch=1, rank=1))
+    assert len(given) == 3
+    for (packed, references, share), expected in zip(given, drawn_from.epoch(1, 1), strict=True):
+        pairs = [PAIRS[index] for index in expected.indices]
+        assert torch.equal(packed.tokens, pack_pairs(pairs).tokens) and share == expected.share
+        assert references.tolist() == [[0.0, 0.0]] * 2
+
+
+def test_a_loader_leaves_the_random_numbers_of_dropout_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(loader(batches(3)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_memory_is_pinned_for_a_gpu_alone():
+    assert loader(batches(3), device="cuda").pin_memory and not loader(batches(3)).pin_memory
+
+
+def test_pairs_come_with_their_references_in_full_precision_and_texts_with_none():
+    packed, references = collate([([1], [2], [3], -0.1, -1e-9), ([4], [5], [6], -3.0, -4.0)])
+    assert references.dtype == torch.float64 and references.tolist() == [[-0.1, -1e-9], [-3.0, -4.0]]
+    assert packed.tokens.tolist() == pack_pairs([([1], [2], [3]), ([4], [5], [6])]).tokens.tolist()
+    texts = [Text([1, 2, 3], [True] * 3), Text([4, 5], [False, True])]
+    packed, references = collate(texts)
+    assert references is None and packed.positions.tolist() == pack_texts(texts).positions.tolist()
