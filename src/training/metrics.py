@@ -65,7 +65,7 @@ class StepMetrics(pl.Callback):
         sums = torch.cat([self.sums, *(self.sums.new_full((1,), count) for count in (self.tokens, self.pairs))])
         # DeepSpeed hides gradients; it gives their norm after the step.
         gradients = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).to(sums.dtype) if gradients else sums.new_zeros(())
+        norm = torch.nn.utils.get_total_norm(gradients).to(sums)
         # A step's only synchronization with the device, when all its work but the optimizer's is queued.
         *totals, self.grad_norm = torch.cat([trainer.strategy.reduce(sums, reduce_op="sum"), norm[None]]).tolist()
         # Over all processes, on the host.
