@@ -60,6 +60,8 @@ def test_the_profiles_own_rates_are_in_force_with_lr_advanced_alone(config, dime
     blocks = layer_settings(run.model, run.steps, random_weights(dimensions))[1:-1]
     assert [(block.weight_lr_init, block.weight_lr_final) for block in blocks] == [rates] * 2
     assert [(block.mode, block.rank, block.alpha) for block in blocks] == [("lora", 4, 8.0)] * 2
+    if profile == "auto":  # whose rows have the rates of what trains alone
+        assert [(block.state_lr_init, block.state_lr_final) for block in blocks] == [(0, 0)] * 2
 
 
 def test_pairs_that_are_left_out_are_counted_in_a_line_and_in_the_report(read, tmp_path):
