@@ -43,11 +43,12 @@ def test_an_epoch_of_no_stated_length_is_one_pass(micro_bsz, batch_tokens):
         assert all([len(batch) for batch in epoch] == ([1] * 10 if micro_bsz == 1 else [3, 3, 3, 1]) for epoch in drawn)
 
 
+@pytest.mark.parametrize("first_epoch", [1, 2])
 @pytest.mark.parametrize("epoch_steps", [0, 4])
 @pytest.mark.parametrize("batch_tokens", [0, 12])
-def test_epoch_begin_goes_on_where_earlier_epochs_ended(batch_tokens, epoch_steps):
-    later = epochs(batches(epoch_steps, 2, batch_tokens, first_epoch=2), range(2))
-    assert later == epochs(batches(epoch_steps, 2, batch_tokens), range(2, 4))
+def test_epoch_begin_goes_on_where_earlier_epochs_ended(batch_tokens, epoch_steps, first_epoch):
+    later = epochs(batches(epoch_steps, 2, batch_tokens, first_epoch=first_epoch), range(2))
+    assert later == epochs(batches(epoch_steps, 2, batch_tokens), range(first_epoch, first_epoch + 2))
 
 
 @pytest.mark.parametrize(("epoch_steps", "batch_tokens"), [(10, 0), (0, 0), (4, 12), (0, 12)])
@@ -89,8 +90,13 @@ def test_in_texts_every_token_that_has_a_loss_counts_once():
 def test_optimizer_steps_are_counted_before_the_first():
     assert batches(5, accumulate=2).total_steps(3) == 9
     assert batches(0, 4, accumulate=2, world_size=2).total_steps(3) == 3  # of 10 pairs, two micro-batches and one on each process
-    drawn_from = batches(0, batch_tokens=12, accumulate=2)
-    assert drawn_from.total_steps(3) == sum(-(-len(epoch) // 2) for epoch in epochs(drawn_from, range(3)))
+    # Passes over many pairs of different lengths differ in theirs.
+    many = [([1], [1] * (1 + number * number % 97), [2], 0.0, 0.0) for number in range(600)]
+    drawn_from = batches(0, batch_tokens=200, pairs=many)
+    lengths = [len(epoch) for epoch in epochs(drawn_from, range(9))]
+    assert drawn_from.total_steps(9) == sum(lengths) != 9 * lengths[0]
+    halved = batches(0, batch_tokens=200, accumulate=2, pairs=many)
+    assert halved.total_steps(9) == sum(-(-length // 2) for length in lengths)
 
 
 def test_a_beginning_that_takes_days_to_find_is_refused(monkeypatch):
@@ -114,23 +120,25 @@ def test_micro_batches_are_the_same_in_whatever_order_they_are_asked_for(batch_t
         assert epoch[1:3] == in_turn[number][1:3]
 
 
+@pytest.mark.parametrize("accumulate", [2, 7])
 @pytest.mark.parametrize("batch_tokens", [0, 12])
 @pytest.mark.parametrize("micro_bsz", [1, 3])
-def test_a_texts_token_weighs_one_of_all_that_its_step_has(batch_tokens, micro_bsz):
-    """Over the borders of passes too; the first token is never predicted, so that it has no loss."""
+def test_a_texts_token_weighs_one_of_all_that_its_step_has(batch_tokens, micro_bsz, accumulate):
+    """Over the borders of passes too, and in steps of several passes; the first token is never predicted: it has no loss."""
     texts = [Text([1] * length, [at % 3 != length % 3 for at in range(length)]) for length in range(2, 9)]
-    drawn = batches(5, micro_bsz, batch_tokens, accumulate=2, pairs=texts)
+    drawn = batches(12, micro_bsz, batch_tokens, accumulate=accumulate, pairs=texts)
     for number in range(6):
         epoch = list(drawn.epoch(number, 0))
-        for step in (epoch[:2], epoch[2:4], epoch[4:]):
+        for step in (epoch[start:start + accumulate] for start in range(0, 12, accumulate)):
             count = sum(texts[index].trained[at] for part in step for index in part.indices
                         for at in range(1, len(texts[index].tokens)))
             assert [part.share for part in step] == [1 / max(count, 1)] * len(step)
 
 
 def test_a_process_that_only_keeps_others_company_computes_one_pair():
-    idle = [part for rank in range(3) for part in batches(0, 3, world_size=3).epoch(0, rank) if not part.share]
-    assert len(idle) == 2 and all(len(part.indices) == 1 for part in idle)
+    for pairs in (PAIRS, PAIRS[:2]):  # two of three have nothing to do in the last of four batches, or in the only one
+        idle = [part for rank in range(3) for part in batches(0, 3, world_size=3, pairs=pairs).epoch(0, rank) if not part.share]
+        assert len(idle) == 2 and all(len(part.indices) == 1 for part in idle)
 
 
 def test_an_epoch_ends():
@@ -192,8 +200,9 @@ def test_counting_steps_for_seconds_has_a_bar(bars):
 
 def test_finding_a_distant_epoch_has_a_bar(bars):
     few = PAIRS[:1] * 1000
-    for first_epoch, shown in ((1000, []), (1001, [["finding where the epoch begins, batch", 100_100, 100_100]])):
-        epochs(batches(100, batch_tokens=1, pairs=few, first_epoch=first_epoch), [0])
+    for number, shown in ((1001, []), (1002, [["finding where the epoch begins, batch", 100_100, 100_100]])):
+        drawn_from = batches(100, batch_tokens=1, pairs=few)
+        epochs(drawn_from, [0, number])  # what the first has made is no part of the way
         assert bars == shown
 
 

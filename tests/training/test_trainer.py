@@ -114,9 +114,11 @@ def test_flags_reach_lightning(lightning, tmp_path):
 
 
 def test_what_lightning_must_leave_alone(lightning, tmp_path):
-    """The model's precision, each epoch's loader, which of its batches are whose, signals, files, and the screen."""
+    """The model's precision, each epoch's loader, which of its batches are whose, signals, files, and the screen (it warns of
+    runs shorter than its logging interval)."""
     trainer = lightning()
     assert asked()["precision"] == "32-true" and asked()["reload_dataloaders_every_n_epochs"] == 1
+    assert asked()["default_root_dir"] == str(tmp_path) and asked()["log_every_n_steps"] == 1
     for name in ("use_distributed_sampler", "logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"):
         assert asked()[name] is False
     assert trainer._signal_connector.register_signal_handlers() is None
