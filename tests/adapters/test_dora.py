@@ -25,6 +25,13 @@ def test_forward_is_equation_5_with_a_magnitude_for_each_output():
         torch.testing.assert_close(layer(inputs()).double(), formula(layer, weight, False)[0], atol=2e-5, rtol=1e-5)
 
 
+def test_over_a_weight_in_float64_it_is_equation_5_to_float64s_precision():
+    layer, base = adapted("dora", dtype=torch.float64, moved=0.5)
+    layer = layer.double()
+    y = layer(inputs(dtype=torch.float64))
+    torch.testing.assert_close(y, formula(layer, base.weight, False)[0], rtol=1e-12, atol=1e-12)
+
+
 def test_magnitudes_start_as_the_norms_of_the_weights_rows():
     layer, base = adapted("dora")
     torch.testing.assert_close(layer.lora_M, base.weight.norm(dim=1))
