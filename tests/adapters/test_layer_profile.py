@@ -103,6 +103,22 @@ def test_zero_is_written_in_many_ways_and_the_bounds_belong_to_what_is_taken(tmp
     assert second == LayerSetting("1", "lora", 65536, 1e6, 0.9999999, 1e-12, 1e6, 1e-12) and "-0.0" not in str(second)
 
 
+def test_a_rank_is_from_1_to_65536(tmp_path):
+    def rank(cell: str) -> int:
+        rows = [GOOD[0], f"0,bone,{cell},,,1e-4,1e-5,,,,", *GOOD[2:]]
+        return read_layer_profile(write(tmp_path, profile_text(rows)), 2)[1].rank
+
+    assert (rank("1"), rank("65536")) == (1, 65536)
+    for cell in ("0", "65537"):
+        with pytest.raises(UserError, match="Rank"):
+            rank(cell)
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path):
+    expected = read_layer_profile(write(tmp_path, profile_text(GOOD)), 2)
+    assert read_layer_profile(write(tmp_path, profile_text(GOOD).encode("utf-8-sig")), 2) == expected
+
+
 def test_spaces_around_cells_and_lone_line_ends_do_not_matter(tmp_path):
     rows = ["emb ,freeze", ' 0, LoRA , 16, 32, , 1e-4, 1e-5, , , , "ln , att.key"', f"1,{LORA}", "\thead,freeze"]
     expected = read_layer_profile(write(tmp_path, profile_text(
@@ -293,6 +309,17 @@ def test_a_file_that_is_none_is_one_short_line(tmp_path, data, words):
     message = str(caught.value)
     assert message.startswith(f"layer profile {tmp_path / 'profile.csv'}") and words in message and "\n" not in message
     assert len(message) < len(str(tmp_path)) + 300
+
+
+def test_a_setting_of_json_is_checked_like_a_row():
+    assert setting_of({"layer": "1", "mode": "lora", "rank": 4, "alpha": 8.0, "weight_lr_init": 0.5, "weight_lr_final": 0.25,
+                       "reject_parts": ["ln1", "att.key"]}, 2, "here") == LayerSetting(
+                           "1", "lora", 4, 8.0, weight_lr_init=0.5, weight_lr_final=0.25, reject_parts=("ln1", "att.key"))
+    for change, said in (({"colour": 1}, "'colour'"), ({"layer": "2"}, "layer 2"), ({"rank": -1}, "Rank"),
+                         ({"mode": "full"}, "Weight_lr_init")):
+        with pytest.raises(UserError, match=said) as caught:
+            setting_of({"layer": "0", "mode": "freeze"} | change, 2, "here")
+        assert str(caught.value).startswith("here")
 
 
 def test_a_setting_goes_through_json_and_back(tmp_path):
