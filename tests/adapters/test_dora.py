@@ -60,6 +60,13 @@ def test_a_row_of_zeros_stays_zero_and_its_gradients_finite():
     assert (y == 0).all() and all(layer.get_parameter(name).grad.isfinite().all() for name in ("lora_A", "lora_B", "lora_M"))
 
 
+def test_rows_shorter_than_1e_12_count_as_zeros():
+    base = Linear(13, 3)
+    base.weight.data = torch.ones(3, 13) / 13**0.5 * torch.tensor([[0.0], [1e-15], [1e-13]])
+    magnitudes = DoRALinear(base, RANK, ALPHA, 0.0, torch.Generator()).lora_M.detach()
+    assert (magnitudes == magnitudes[0]).all() and magnitudes[0] <= 1.001e-12
+
+
 def test_rows_of_any_size_are_scaled_by_their_own_norm():
     """Real weights have rows shorter than 1; what is smaller than 1e-12 alone counts as nothing."""
     sizes = torch.tensor([10.0, 0.5, 1e-2, 1e-5, 1e-9])
