@@ -153,8 +153,7 @@ def auto_layer_profile(n_layer: int, lr_init: float, lr_final: float, rank: int 
     """A profile for any depth: one mode without dropout in every block, emb and head frozen, weight decay 0.01."""
     first, last = NEEDED[mode][-2:]
     rates: dict[str, Any] = {first.lower(): lr_init, last.lower(): lr_final}
-    block = LayerSetting("", mode, rank, alpha, weight_decay=0.01, **rates)
-    blocks = [replace(block, layer=str(layer)) for layer in range(n_layer)]
+    blocks = [LayerSetting(str(layer), mode, rank, alpha, weight_decay=0.01, **rates) for layer in range(n_layer)]
     return [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
 
 
