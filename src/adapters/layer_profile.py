@@ -125,7 +125,7 @@ def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float
 
 
 def setting_of(row: Mapping[str, Any], n_layer: int, where: str) -> LayerSetting:
-    """A setting from the result of `dataclasses.asdict`, checked like a row of a profile.
+    """A setting from what JSON makes of `dataclasses.asdict`, checked like a row of a profile.
 
     Args:
         row: values of the fields' types; fields with a default may be missing.
