@@ -5,6 +5,9 @@ import json
 import os
 import resource
 import signal
+import warnings
+import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import UserError
-from src.preference.pairs import check_sidecar, has_references, load_pairs, save_pairs
+from src.preference.pairs import check_sidecar, check_sidecar_place, has_references, load_pairs, save_pairs
 
 VOCAB = 65536
 GOOD = ([1, 2], [3], [4, 5], -1.5, -2.5)
@@ -62,6 +65,13 @@ def test_the_same_pairs_give_the_same_bytes(folder):
     assert (folder / "a.save.json").read_text() == (folder / "b.save.json").read_text()
 
 
+def test_the_sidecar_is_made_for_people_too(folder):
+    """A line for each field, and letters of all languages as they are."""
+    save_pairs(folder / "read.save", [GOOD], {"tokenizer": "wörld", "seed": 1})
+    lines = (folder / "read.save.json").read_text(encoding="utf-8").splitlines()
+    assert [line.split('"')[1] for line in lines[1:-1]] == ["tokenizer", "seed", "count", "sha256"] and "wörld" in lines[1]
+
+
 def test_older_files_with_tensors_tuples_and_ints(folder):
     content = [
         (torch.tensor([1, 2]), torch.tensor([3], dtype=torch.int32), (4, 5), torch.tensor(-1.5), torch.tensor([-2.5])),
@@ -73,17 +83,39 @@ def test_older_files_with_tensors_tuples_and_ints(folder):
     assert all(type(value) is float for pair in pairs for value in pair[3:])
 
 
-def test_the_format_before_zip_is_read(folder):
+@pytest.mark.parametrize("how", [{"_use_new_zipfile_serialization": False}, {"pickle_protocol": 3}])
+def test_the_format_before_zip_and_other_pickles_are_read(folder, how):
     path = folder / "legacy.save"
-    torch.save([GOOD], path, _use_new_zipfile_serialization=False)
+    for content in ([GOOD], [(torch.tensor([1, 2]), *GOOD[1:3], torch.tensor(-1.5), -2.5)]):
+        torch.save(content, path, **how)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # torch has some for such files, which a user can do nothing about
+            assert load_pairs(path, VOCAB, 100)[0] == [GOOD]
+
+
+def test_tensors_that_were_saved_on_a_gpu_are_read_without_one(folder):
+    pickle, path = io.BytesIO(), folder / "of_a_gpu.save"
+    torch.save([(torch.tensor([1, 2]), *GOOD[1:])], pickle)
+    with zipfile.ZipFile(pickle) as cpu, zipfile.ZipFile(path, "w") as gpu:
+        for name in cpu.namelist():
+            # A short text in a pickle: X, its length in four bytes, its letters.
+            gpu.writestr(name, cpu.read(name).replace(b"X\3\0\0\0cpu", b"X\6\0\0\0cuda:0"))
+    assert b"cuda:0" in path.read_bytes()
     assert load_pairs(path, VOCAB, 100)[0] == [GOOD]
+
+
+def test_tuples_that_pairs_share_become_one_list(folder):
+    shared = (1, 2)
+    pairs, _, _ = load_pairs(old(folder, [(shared, *GOOD[1:]), (shared, [5], *GOOD[2:])]), VOCAB, 100)
+    assert pairs[0][0] == [1, 2] and pairs[0][0] is pairs[1][0]
 
 
 def test_long_pairs_and_empty_answers_are_left_out_whole(folder):
     content = [([1] * 7, [2] * 3, [3], -1.0, -1.0), ([1] * 7, [2], [3] * 4, -1.0, -1.0), ([1], [], [3], 0.0, -1.0),
-               ([1], [2], [], -1.0, 0.0), ([], [2] * 10, [3], -1.0, -1.0)]
+               ([1], [2], [], -1.0, 0.0), ([], [2] * 10, [3], -1.0, -1.0), ([1], [2] * 10, [3], -1.0, -1.0),
+               ([1] * 11, [2], [3], -1.0, -1.0)]
     pairs, _, left_out = load_pairs(old(folder, content), VOCAB, 10)
-    assert pairs == [content[0], content[4]] and left_out == {"too_long": 1, "empty_answer": 2}
+    assert pairs == [content[0], content[4]] and left_out == {"too_long": 3, "empty_answer": 2}
     message = refusal(old(folder, content[1:4]), max_len=10)
     assert "1 are longer than 10 tokens, 2 have an empty answer" in message
 
@@ -112,6 +144,7 @@ def broken(place, value):
     ([(torch.tensor([1]), *GOOD[1:])] * 11 + [(torch.eye(2).to_sparse(), *GOOD[1:])], "the prompt of pair 12 is a tensor in a"),
     (broken(4, torch.zeros(1, device="meta")), "the reject_base_prob of pair 12 is a tensor in a form"),
     ([GOOD, [torch.zeros(1, device="meta")]], "something in it is a tensor in a form"),
+    (torch.eye(2).to_sparse(), "something in it is a tensor in a form"),
     (broken(3, float("nan")), "chosen_base_prob of pair 12 is not a finite number"),
     (broken(4, torch.tensor(float("-inf"))), "reject_base_prob of pair 12 is not a finite number"),
     (broken(4, 10 ** 400), "reject_base_prob of pair 12 is not a finite number"),
@@ -122,6 +155,7 @@ def broken(place, value):
     (broken(3, torch.tensor(-1e30)), "chosen_base_prob of pair 12 is -1e+30, which no"),
     (broken(4, 0.5), "reject_base_prob of pair 12 is 0.5, which no answer's log-probability can be (at most 0"),
     ([(*GOOD[:3], 0.5, 0.5), (*GOOD[:3], 0.5, -2.0)], "chosen_base_prob of pair 1 is 0.5, which no"),
+    ([(*GOOD[:3], 0.5, -2.0), (*GOOD[:3], 0.25, 0.25)], "chosen_base_prob of pair 1 is 0.5, which no"),
     (broken(1, [10 ** 600]), "token id of 1994 bits in pair 12 is beyond"),
     (broken(3, None), "chosen_base_prob of pair 12 is a NoneType"),
     (broken(3, True), "chosen_base_prob of pair 12 is a bool"),
@@ -139,6 +173,8 @@ def test_references_are_there_where_one_is_below_zero(folder, references, there)
     pairs = load_pairs(old(folder, [(*GOOD[:3], *values) for values in references]), VOCAB, 100)[0]
     assert has_references(pairs, None) == there
     assert not has_references(pairs, {"references": False})
+    # Sidecars did not always say it.
+    assert has_references(pairs, {"references": True}) == has_references(pairs, {}) == there
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -149,6 +185,8 @@ def test_references_are_there_where_one_is_below_zero(folder, references, there)
     ({"max_len": "512"}, "max_len is text"), ({"templates": {"user": "many"}}, "templates.user is text"),
     ({"references": 1}, "references is a whole number"), ({"base_fingerprint": 3}, "base_fingerprint is"),
     ({"skipped_rows": {"count": 1, "rows": {"empty": 3}}}, "skipped_rows.rows.empty is"), ({"version": 7}, "version is"),
+    ({"skipped_rows": {"count": "1", "rows": {}}}, "skipped_rows.count is text"), ({"cut": 0.5}, "cut is a number"),
+    ({"seed": "0"}, "seed is text"), ({"dropped": None}, "dropped is null"), ({"changed_texts": [3]}, "changed_texts is a list"),
     ({"seed": 10 ** 30}, "beyond 64 bits"), ({"extra": float("nan")}, "NaN"), ({"count": True}, "count is true or false"),
 ])
 def test_a_sidecar_s_values_have_their_types(folder, changes, words):
@@ -227,22 +265,66 @@ def test_a_sidecar_of_another_file_or_a_damaged_one_is_refused(folder):
     assert load_pairs(path, VOCAB, 100)[1] is None
 
 
-def test_a_full_disk_leaves_both_files_as_they_were(folder):
-    path = folder / "full.save"
-    save_pairs(path, [GOOD], {"seed": 1})
+@contextmanager
+def largest_file(size: int):
+    """A limit on the size of files, in bytes, stands for a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        # A limit on file size stands for the full disk: the sidecar fits, the pairs don't.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-        with pytest.raises(UserError, match=r"full\.save: cannot be written"):
-            save_pairs(path, [([1] * 9000, [2], [3], -1.0, -1.0)], {"seed": 2})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_both_files_as_they_were(folder):
+    path = folder / "full.save"
+    save_pairs(path, [GOOD], {"seed": 1})
+    with largest_file(4096), pytest.raises(UserError, match=r"full\.save: cannot be written"):  # the sidecar fits
+        save_pairs(path, [([1] * 9000, [2], [3], -1.0, -1.0)], {"seed": 2})
     pairs, sidecar, _ = load_pairs(path, VOCAB, 100)
     assert pairs == [GOOD] and sidecar["seed"] == 1
     assert not list(folder.glob(".full*"))
+
+
+def test_a_disk_that_is_full_for_the_sidecar_leaves_both_files_as_they_were(folder):
+    path = folder / "crowded.save"
+    save_pairs(path, [GOOD], {"seed": 1})
+    with largest_file(path.stat().st_size + 500), pytest.raises(UserError, match=r"crowded\.save\.json: cannot be written"):
+        save_pairs(path, [(*GOOD[:3], -3.0, -4.0)], {"base_model": "x" * (path.stat().st_size + 500)})
+    pairs, sidecar, _ = load_pairs(path, VOCAB, 100)
+    assert pairs == [GOOD] and sidecar["seed"] == 1
+
+
+@pytest.mark.parametrize("content", [b'{"my": "dataset"}', b"\xff", b"", None])
+def test_a_sidecar_takes_no_other_file_s_place(folder, content):
+    path, sidecar = folder / "taken.save", folder / "taken.save.json"
+    path.unlink(missing_ok=True)
+    sidecar.write_bytes(content) if content is not None else sidecar.mkdir()
+    with pytest.raises(UserError, match=r"taken\.save\.json: is no sidecar and would be overwritten"):
+        check_sidecar_place(path)
+    sidecar.unlink() if content is not None else sidecar.rmdir()
+    check_sidecar_place(path)
+    save_pairs(path, [GOOD], {})
+    check_sidecar_place(path)
+    path.unlink()  # what a job of this kind left stands in nobody's way
+    check_sidecar_place(path)
+    path.touch()  # and what belongs to an output that is written anew goes with it
+    sidecar.write_text("{}")
+    check_sidecar_place(path)
+    sidecar.unlink()
+
+
+@pytest.mark.parametrize("where", ["read_content", "torch.load"])
+def test_memory_that_ends_is_no_fault_of_the_file(folder, monkeypatch, where):
+    def full(*arguments, **options):
+        raise MemoryError
+
+    path = old(folder, [(torch.tensor([1, 2]), *GOOD[1:])])
+    monkeypatch.setattr(f"src.preference.pairs.{where}", full)
+    with pytest.raises(MemoryError):
+        load_pairs(path, VOCAB, 100)
 
 
 def test_many_rounds_over_few_rows_share_their_tokens(folder):
