@@ -85,6 +85,15 @@ def test_a_head_may_train_alone(kind):
         assert its.norm() > 0 and (mine - its).norm() < 2e-5 * its.norm()
 
 
+@pytest.mark.parametrize("kind", ["frozen", "nf4"])
+def test_the_backward_of_a_frozen_head_takes_no_product_with_it(kind, monkeypatch):
+    head = make_head(kind, torch.float32)
+    hidden = torch.randn(25, WIDTH, generator=torch.Generator().manual_seed(5), requires_grad=True)
+    log_probs = target_log_probs(head, hidden, torch.arange(25))
+    monkeypatch.setattr(head, "rows", None)
+    assert torch.autograd.grad(log_probs.sum(), hidden)[0].norm() > 0
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_sums_over_tiles_lose_nothing_in_bfloat16(trained):
     """1024 tiles of probability 1/1024 each: sums in bfloat16 would stay at 1/4, where a further tile rounds away."""
