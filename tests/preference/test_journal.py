@@ -99,6 +99,13 @@ def test_after_an_error_a_file_stays_if_another_run_can_use_it(path):
     assert not path.exists()
 
 
+def test_a_batch_that_is_there_twice_is_damage(path):
+    broken_off(path, (0, FIRST), (1, SECOND), (0, FIRST))
+    with pytest.raises(UserError, match="made.save.partial: is damaged"):
+        broken_off(path)
+    assert path.read_bytes().count(b"\n") == 4
+
+
 @pytest.mark.parametrize(("sizes", "fits"), [
     ([2, 1], True), ([2, 1, 5], True), ([2], False), ([], False), ([2, 2], False), ([1, 1], False)])
 def test_batches_of_other_sizes_are_refused(path, sizes, fits):

@@ -78,7 +78,8 @@ def test_weights_that_will_train_in_full_are_not_quantized_for_the_references(mi
     (tmp_path / "full.csv").write_text("Layer,Mode,Weight_lr_init,Weight_lr_final\n" + "".join(
         f"{layer},full,0.001,0.001\n" for layer in ("emb", "0", "1", "head")))
     found = {}
-    for name, scheme, profile in (("plain", None, "auto"), ("full", "int8", str(tmp_path / "full.csv")), ("int8", "int8", "auto")):
+    full = str(tmp_path / "full.csv")
+    for name, scheme, profile in (("plain", None, "auto"), ("full", "int8", full), ("int8", "int8", "auto")):
         prepare(replace(mixed, output_save=str(tmp_path / name), layer_profile=profile,
                         strategy=Strategy(CPU, "fp32", scheme)))
         found[name] = [value for pair in torch.load(tmp_path / name, weights_only=True) for value in pair[3:]]
