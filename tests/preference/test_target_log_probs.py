@@ -85,6 +85,16 @@ def test_a_head_may_train_alone(kind):
         assert its.norm() > 0 and (mine - its).norm() < 2e-5 * its.norm()
 
 
+def test_rows_that_share_a_block_of_nf4_are_never_in_two_tiles():
+    """Of a weight 24 wide a block of 64 values has 2 2/3 rows."""
+    generator = torch.Generator().manual_seed(6)
+    head = quantize_linear(torch.randn(VOCABULARY, 24, generator=generator), "nf4")
+    hidden, targets = torch.randn(VOCABULARY, 24, generator=generator, requires_grad=True), torch.arange(VOCABULARY)
+    ours, theirs = (form(head, hidden, targets) for form in (target_log_probs, plain))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(one.sum(), hidden)[0] for one in (ours, theirs)), rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("kind", ["frozen", "nf4"])
 def test_the_backward_of_a_frozen_head_takes_no_product_with_it(kind, monkeypatch):
     head = make_head(kind, torch.float32)

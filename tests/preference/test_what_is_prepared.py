@@ -47,7 +47,7 @@ def test_the_sidecar_and_a_summary_tell_what_was_made(mixed, tmp_path, capsys, r
     answers = [tuple(bytes(tokens).decode() for tokens in pair[1:3]) for pair in made]
     assert answers == [(" It is 2.\n\n", " No idea.\n\n"), (" So.\n\n", " No.\n\n")] and sum(templates.values()) == 2
     assert all(value < 0 if references else value == 0.0 for pair in made for value in pair[3:])
-    assert "a line about the command" in said and "left out 1 of 4 rows" in said
+    assert "a line about the command" in said and "left out 1 of 4 rows" in said and "resuming" not in said
     summary = re.search(r"made.save: 2 pairs from 3 rows in ([0-9.]+) s; 1 prompts cut and 1 pairs dropped at 64 tokens", said)
     assert summary and float(summary[1]) < 600
     assert all(f"{name} {count}" in said for name, count in templates.items())
