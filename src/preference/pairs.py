@@ -193,7 +193,7 @@ def _read_sidecar(path: Path, data: bytes) -> dict[str, Any] | None:
 
 
 def _content(data: bytes, path: Path) -> Any:
-    """The file's content with its tensors loaded."""
+    """The file's content with its tensors loaded, all of them dense and on the CPU."""
     try:
         content = read_content(io.BytesIO(data), data)
         if any(tensor.dtype is None for tensor in content.tensors):
@@ -229,7 +229,7 @@ def _place_of_other_form(content: Any) -> str:
 
 def _checked_tokens(tokens: Any, at: int, vocab_size: int, number: int, path: Path) -> list[int]:
     if isinstance(tokens, Tensor):
-        if tokens.dim() != 1 or tokens.dtype not in _INTEGERS or not _is_plain(tokens):
+        if tokens.dim() != 1 or tokens.dtype not in _INTEGERS:
             raise UserError(f"{_where(path, at, number)} is a tensor of shape {tuple(tokens.shape)} and {tokens.dtype} where "
                             "token ids are expected")
         tokens = tokens.tolist()
@@ -248,7 +248,7 @@ def _checked_tokens(tokens: Any, at: int, vocab_size: int, number: int, path: Pa
 
 def _checked_reference(value: Any, at: int, number: int, path: Path) -> float:
     if isinstance(value, Tensor):
-        if value.numel() != 1 or not _is_plain(value):
+        if value.numel() != 1:
             raise UserError(f"{_where(path, at, number)} is a tensor of shape {tuple(value.shape)} where one number is expected")
         value = value.item()
     if type(value) not in (int, float):
@@ -266,7 +266,3 @@ def _where(path: Path, at: int, number: int) -> str:
 def _short(token: int) -> str:
     """Python refuses to print numbers of thousands of digits."""
     return str(token) if abs(token) < 2 ** 63 else f"of {token.bit_length()} bits"
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu"

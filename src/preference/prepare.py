@@ -126,8 +126,7 @@ def _say_what_was_made(config: PrepareConfig, n_rows: int, n_pairs: int, counts:
 def _check(config: PrepareConfig, notes: Sequence[str]) -> None:
     """Report what preparing would make of the file; UserError at the end if it would refuse it."""
     reading = read_pairs(config.input_csv, require_reject=True)
-    if not reading.rows:
-        usable(reading, skip_bad_rows=True)
+    usable(reading, skip_bad_rows=True)  # refuses a file without any
     # Reads only the shapes, not the values.
     vocab_size = read_dimensions(load_checkpoint(config.load_model), config.load_model).vocab_size if config.load_model else None
     tokenizer = load_tokenizer(config.tokenizer, vocab_size)

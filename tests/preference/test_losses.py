@@ -4,13 +4,14 @@ Where `trl` is installed, its own code computes the same losses from the same lo
 """
 
 import math
+from argparse import ArgumentTypeError
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from src.preference.loss import LOSSES, loss_flags, needs_reference, preference_loss, takes
+from src.preference.loss import LOSSES, loss_flags, needs_reference, preference_loss, takes, without_reference
 
 NAMES = ("policy_chosen", "policy_reject", "reference_chosen", "reference_reject", "chosen_tokens", "reject_tokens")
 SETTINGS = [("dpo", 0.1, 0.0, 0.0), ("dpo", 0.05, 0.0, 0.2), ("ipo", 0.1, 0.0, 0.0), ("ipo", 2.0, 0.0, 0.0),
@@ -64,7 +65,7 @@ def values_of(columns, beta, gamma, smoothing):
 
 def test_every_loss_is_tried():
     assert {loss for loss, *_ in SETTINGS} == set(LOSSES)
-    assert {loss for loss in LOSSES if not needs_reference(loss)} == {"simpo", "orpo", "cpo"}
+    assert {loss for loss in LOSSES if not needs_reference(loss)} == set(without_reference()) == {"simpo", "orpo", "cpo"}
 
 
 @pytest.mark.parametrize(("loss", "beta", "gamma", "smoothing"), SETTINGS)
@@ -103,6 +104,17 @@ def test_what_each_loss_takes_by_default():
         "hinge": {"beta": "dpo_beta"}, "robust": {"beta": "dpo_beta", "label_smoothing": "label_smoothing"},
         "simpo": {"beta": "simpo_beta", "gamma": "simpo_gamma", "label_smoothing": "label_smoothing"},
         "orpo": {"beta": "orpo_alpha"}, "cpo": {"beta": "cpo_beta", "label_smoothing": "label_smoothing"}}
+    takers = {name: flag.help.split(": ")[0] for name, flag in loss_flags().items()}
+    assert takers["label_smoothing"] == "dpo, robust, simpo, cpo" and takers["simpo_gamma"] == "simpo"
+
+
+def test_labels_are_right_more_often_than_not():
+    """With labels that are swapped in half of the pairs there is nothing to learn, and the robust loss divides by 0."""
+    read = loss_flags()["label_smoothing"].read
+    assert [read(text) for text in ("0", "1e-6", "0.3", "0.4999")] == [0.0, 1e-6, 0.3, 0.4999]
+    for text in ("-0.1", "0.5", "1"):
+        with pytest.raises(ArgumentTypeError):
+            read(text)
 
 
 @pytest.mark.parametrize(("loss", "beta", "gamma", "smoothing"), SETTINGS)

@@ -56,7 +56,8 @@ def plain(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) ->
 def test_value_and_gradients_are_those_of_the_whole_logits(kind, dtype):
     head = make_head(kind, dtype)
     generator = torch.Generator().manual_seed(1)
-    targets = torch.randint(VOCABULARY, (25,), generator=generator)
+    ends = torch.tensor([0, 63, 64, 127, 192, 255, 256, 299])  # of tiles
+    targets = torch.cat([ends, torch.randint(VOCABULARY, (17,), generator=generator)])
     weights = torch.randn(25, generator=generator).to(torch.promote_types(dtype, torch.float32))
     results = []
     for form in (target_log_probs, plain):
@@ -70,6 +71,52 @@ def test_value_and_gradients_are_those_of_the_whole_logits(kind, dtype):
     assert len(results[0]) == {"full": 3, "lora": 4, "dora": 5}.get(kind[:4], 2)
     for ours, theirs in zip(*results, strict=True):
         assert theirs.norm() > 0 and (ours - theirs).norm() < TOLERANCE[dtype] * theirs.norm()
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "dora on nf4"])
+def test_a_head_may_train_alone(kind):
+    """As with a profile that freezes all below it: nothing needs the gradient of the hidden states."""
+    head, generator = make_head(kind, torch.float32), torch.Generator().manual_seed(4)
+    hidden, targets = torch.randn(25, WIDTH, generator=generator), torch.randint(VOCABULARY, (25,), generator=generator)
+    weights = torch.randn(25, generator=generator)
+    leaves = [p for p in head.parameters() if p.requires_grad]
+    ours, theirs = (torch.autograd.grad(form(head, hidden, targets) @ weights, leaves) for form in (target_log_probs, plain))
+    for mine, its in zip(ours, theirs, strict=True):
+        assert its.norm() > 0 and (mine - its).norm() < 2e-5 * its.norm()
+
+
+def test_rows_that_share_a_block_of_nf4_are_never_in_two_tiles():
+    """Of a weight 24 wide a block of 64 values has 2 2/3 rows."""
+    generator = torch.Generator().manual_seed(6)
+    head = quantize_linear(torch.randn(VOCABULARY, 24, generator=generator), "nf4")
+    hidden, targets = torch.randn(VOCABULARY, 24, generator=generator, requires_grad=True), torch.arange(VOCABULARY)
+    ours, theirs = (form(head, hidden, targets) for form in (target_log_probs, plain))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(one.sum(), hidden)[0] for one in (ours, theirs)), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "nf4"])
+def test_the_backward_of_a_frozen_head_takes_no_product_with_it(kind, monkeypatch):
+    head = make_head(kind, torch.float32)
+    hidden = torch.randn(25, WIDTH, generator=torch.Generator().manual_seed(5), requires_grad=True)
+    log_probs = target_log_probs(head, hidden, torch.arange(25))
+    monkeypatch.setattr(head, "rows", None)
+    assert torch.autograd.grad(log_probs.sum(), hidden)[0].norm() > 0
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_sums_over_tiles_lose_nothing_in_bfloat16(trained):
+    """1024 tiles of probability 1/1024 each: sums in bfloat16 would stay at 1/4, where a further tile rounds away."""
+    vocabulary = 1024 * 64
+    head = Linear(1, vocabulary, dtype=torch.float32 if trained else torch.bfloat16)
+    head.weight.data.fill_(1)
+    head.weight.data[-1] = 0  # that of the target
+    head.weight.requires_grad_(trained)
+    hidden = torch.zeros(7, 1, dtype=torch.bfloat16, requires_grad=True)
+    log_probs = target_log_probs(head, hidden, torch.full((7,), vocabulary - 1))
+    assert torch.allclose(log_probs, torch.tensor(float(vocabulary)).log().neg())
+    # d log p(t) / d hidden = W_t - sum_v p_v W_v
+    assert torch.autograd.grad(log_probs.sum(), hidden)[0].flatten().tolist() == [-1] * 7
 
 
 def test_a_head_in_mode_dora_is_equation_5_with_constant_norms():

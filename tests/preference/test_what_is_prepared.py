@@ -1,0 +1,136 @@
+"""What a preparation makes of a file and says about it, and what it refuses before it makes anything."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.checkpoint.base import load_base_and_fingerprint
+from src.data.rows import Row
+from src.errors import UserError
+from src.preference.config import PrepareConfig
+from src.preference.prepare import _digest, prepare
+from src.quantization.strategy import Strategy
+from tests.pairs_csv import write_pairs_csv
+from tests.tokenizer.files import KINDS, saved
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def mixed(material, tmp_path) -> PrepareConfig:
+    """Of four rows one has no chosen answer, one a prompt and one an answer beyond the limit of 64 tokens."""
+    rows = [Row("What is 1 plus 1?", "It is 2.", "No idea."), Row("Why? " * 20, "So.", "No."), Row("Why?", "", "No."),
+            Row("Why?", "So.", "No. " * 20)]
+    write_pairs_csv(tmp_path / "mixed.csv", rows)
+    return PrepareConfig(load_model=str(material / "x070.pth"), input_csv=str(tmp_path / "mixed.csv"), skip_bad_rows=True,
+                         output_save=str(tmp_path / "made.save"), rlhf_max_corpus_len=64, strategy=Strategy(CPU, "fp32", None))
+
+
+@pytest.mark.parametrize("references", [True, False])
+def test_the_sidecar_and_a_summary_tell_what_was_made(mixed, tmp_path, capsys, references):
+    prepare(replace(mixed, reference=references), ["a line about the command"])
+    said = capsys.readouterr().err
+    made = torch.load(mixed.output_save, weights_only=True)
+    sidecar = json.loads((tmp_path / "made.save.json").read_text())
+    templates = sidecar.pop("templates")
+    how = {"precision": "fp32", "quantization": None, "unquantized_blocks": [], "quantized_otherwise": {}}
+    assert sidecar == {
+        "base_model": "x070.pth", "base_fingerprint": load_base_and_fingerprint(mixed.load_model)[2], "version": "x070",
+        "tokenizer": "bytes", "seed": 0, "max_len": 64, "cut": 1, "dropped": 1, "changed_texts": 0,
+        "skipped_rows": {"count": 1, "rows": {"empty chosen answer": [3]}}, "references": references,
+        **(how if references else {}), "count": 2, "sha256": hashlib.sha256((tmp_path / "made.save").read_bytes()).hexdigest()}
+    answers = [tuple(bytes(tokens).decode() for tokens in pair[1:3]) for pair in made]
+    assert answers == [(" It is 2.\n\n", " No idea.\n\n"), (" So.\n\n", " No.\n\n")] and sum(templates.values()) == 2
+    assert all(value < 0 if references else value == 0.0 for pair in made for value in pair[3:])
+    assert "a line about the command" in said and "left out 1 of 4 rows" in said and "resuming" not in said
+    summary = re.search(r"made.save: 2 pairs from 3 rows in ([0-9.]+) s; 1 prompts cut and 1 pairs dropped at 64 tokens", said)
+    assert summary and float(summary[1]) < 600
+    assert all(f"{name} {count}" in said for name, count in templates.items())
+
+
+def test_texts_that_a_tokenizer_changes_are_told_and_counted(mixed, tmp_path, capsys):
+    write_pairs_csv(mixed.input_csv, [Row("the cat", "sat é", "mat")])
+    prepare(replace(mixed, tokenizer=saved(KINDS["Prepend without bytes"](), tmp_path), reference=False))
+    assert "1 of 3 texts do not come back" in capsys.readouterr().err
+    assert json.loads((tmp_path / "made.save.json").read_text())["changed_texts"] == 1
+
+
+def test_a_row_that_can_t_be_used_is_refused_unless_asked(mixed, tmp_path):
+    with pytest.raises(UserError, match="row 3 has an empty chosen answer"):
+        prepare(replace(mixed, skip_bad_rows=False))
+    assert [path.name for path in tmp_path.iterdir()] == ["mixed.csv"]
+
+
+def test_a_file_without_rejected_answers_is_refused(mixed, tmp_path):
+    write_pairs_csv(mixed.input_csv, [Row("Why?", "So.", "")])
+    for check in (False, True):
+        with pytest.raises(UserError, match="reject"):
+            prepare(replace(mixed, check_data=check, skip_bad_rows=False))
+
+
+def test_weights_that_will_train_in_full_are_not_quantized_for_the_references(mixed, tmp_path):
+    """With all in mode full nothing is quantized, so references are those of the plain model."""
+    (tmp_path / "full.csv").write_text("Layer,Mode,Weight_lr_init,Weight_lr_final\n" + "".join(
+        f"{layer},full,0.001,0.001\n" for layer in ("emb", "0", "1", "head")))
+    found = {}
+    full = str(tmp_path / "full.csv")
+    for name, scheme, profile in (("plain", None, "auto"), ("full", "int8", full), ("int8", "int8", "auto")):
+        prepare(replace(mixed, output_save=str(tmp_path / name), layer_profile=profile,
+                        strategy=Strategy(CPU, "fp32", scheme)))
+        found[name] = [value for pair in torch.load(tmp_path / name, weights_only=True) for value in pair[3:]]
+    assert found["full"] == found["plain"] and found["int8"] != pytest.approx(found["plain"], abs=1e-3)
+    assert json.loads((tmp_path / "full.json").read_text())["unquantized_blocks"] == [0, 1]
+
+
+@pytest.mark.parametrize("other", ["made.save", "made.save.json", "made.save.partial"])
+def test_no_input_is_overwritten(mixed, tmp_path, other):
+    (tmp_path / other).write_bytes(b"prompt,chosen,reject\nWhy?,So.,No.\n")
+    with pytest.raises(UserError, match=f"{other}: is also the file of --input_csv"):
+        prepare(replace(mixed, input_csv=str(tmp_path / other)))
+    assert (tmp_path / other).read_bytes().startswith(b"prompt")
+
+
+def test_somebody_s_file_beside_the_output_is_not_overwritten(mixed, tmp_path):
+    (tmp_path / "made.save.json").write_text('{"my": "dataset"}')
+    with pytest.raises(UserError, match="is no sidecar"):
+        prepare(mixed)
+    assert (tmp_path / "made.save.json").read_text() == '{"my": "dataset"}' and not (tmp_path / "made.save").exists()
+
+
+def test_a_check_reports_on_the_rows_and_writes_nothing(mixed, tmp_path, capsys):
+    check = replace(mixed, check_data=True, output_save=None, seed=3)
+    prepare(check, ["a line about the command"])
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["rows"], found["tokenizer"], found["cut_at"], found["dropped_at"]) == (3, "bytes", [2], [4])
+    assert "a line about the command" in err and "can't be used, empty chosen answer" in err
+    with pytest.raises(UserError, match="row 3 has an empty chosen answer"):
+        prepare(replace(check, skip_bad_rows=False))
+    assert json.loads(capsys.readouterr().out) == found  # the report comes all the same
+    prepare(replace(check, load_model=None, tokenizer="bytes"))
+    assert json.loads(capsys.readouterr().out) == found
+    assert [path.name for path in tmp_path.iterdir()] == ["mixed.csv"]
+
+
+def test_a_check_of_good_rows_or_of_none(mixed, capsys):
+    check = replace(mixed, check_data=True, skip_bad_rows=False)
+    (csv := Path(mixed.input_csv)).write_text("prompt,chosen,reject,mood\nWhy?,So.,No.,calm\n")
+    prepare(check)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["rows"] == 1 and "mood" in err
+    csv.write_text("prompt,chosen,reject\nWhy?,,No.\n")
+    for skip in (False, True):
+        with pytest.raises(UserError, match="none of its 1 rows can be used"):
+            prepare(replace(check, skip_bad_rows=skip))
+
+
+def test_a_journal_s_digest_is_of_the_settings_and_all_tokens():
+    shared = [1, 2]
+    for pairs in ([(shared, [3], [4, 5])], [(shared, [3], [4, 5]), (shared, [6], []), ([], [3], [4, 5])]):
+        whole = json.dumps(["base", None, {"a": [1]}, pairs])
+        assert _digest(["base", None, {"a": [1]}], pairs) == hashlib.sha256(whole.encode()).hexdigest()
