@@ -1,4 +1,8 @@
-"""A run that is broken off."""
+"""What the tests of this room share: a run that is broken off, a terminal."""
+
+import os
+import re
+import threading
 
 import pytest
 import torch
@@ -38,3 +42,35 @@ def no_pictures(monkeypatch):
         file.write("<svg/>" if format == "svg" else b"")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Make stderr a pseudo-terminal of so many columns; `terminal(columns)` -> a function that gives what it showed."""
+    master, slave = os.openpty()
+    stderr, shown = os.fdopen(slave, "w"), []
+
+    def read() -> None:
+        try:
+            while data := os.read(master, 65536):
+                shown.append(data)
+        except OSError:  # what Linux makes of the other end's closing
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
+
+    def start(columns: int):
+        for name, value in {"COLUMNS": str(columns), "LINES": "24", "TERM": "xterm-256color"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.stderr", stderr)
+        reader.start()
+
+        def text() -> str:
+            stderr.close()
+            reader.join()
+            return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(shown).decode()).replace("\r", "\n")
+
+        return text
+
+    yield start
+    os.close(master)

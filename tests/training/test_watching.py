@@ -1,8 +1,6 @@
 """What one watches while a run trains: the bar on a terminal, lines elsewhere, TensorBoard, wandb."""
 
-import os
 import re
-import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,38 +16,6 @@ from src.training.run import train
 from tests.training.test_run import lines
 
 NUMBERS = (r"loss \d\.\d{4} pref \d+% margin [+-]\d\.\d{4} [\d.e+]+ pairs/s \d+ tok/s \d+\.\d GiB")
-
-
-@pytest.fixture
-def terminal(monkeypatch):
-    """Make stderr a pseudo-terminal of so many columns; `terminal(columns)` -> a function that gives what it showed."""
-    master, slave = os.openpty()
-    stderr, shown = os.fdopen(slave, "w"), []
-
-    def read() -> None:
-        try:
-            while data := os.read(master, 65536):
-                shown.append(data)
-        except OSError:  # what Linux makes of the other end's closing
-            pass
-
-    reader = threading.Thread(target=read, daemon=True)
-
-    def start(columns: int):
-        for name, value in {"COLUMNS": str(columns), "LINES": "24", "TERM": "xterm-256color"}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr("sys.stderr", stderr)
-        reader.start()
-
-        def text() -> str:
-            stderr.close()
-            reader.join()
-            return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(shown).decode()).replace("\r", "\n")
-
-        return text
-
-    yield start
-    os.close(master)
 
 
 @pytest.fixture
