@@ -45,7 +45,6 @@ class SealedFile(CheckpointIO):
         try:
             with atomic_write(path, "w+b") as file:
                 torch.save(checkpoint, file)
-                file.flush()
                 file.seek(0)
                 digest = hashlib.file_digest(cast(io.BufferedRandom, file), "sha256").digest()
                 file.write(MARK + digest)
