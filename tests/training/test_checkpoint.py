@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 from types import SimpleNamespace
@@ -92,6 +94,18 @@ def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(UnpicklingError):
         SealedFile().load_checkpoint("last.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_torch_s_advice_about_foreign_files_is_not_for_users(tmp_path):
+    path = tmp_path / "last.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:  # which torch takes for TorchScript
+        for name, content in (("version", "3"), ("constants.pkl", ""), ("data.pkl", "")):
+            archive.writestr(f"archive/{name}", content)
+    content = path.read_bytes()
+    path.write_bytes(content + b"sha256" + hashlib.sha256(content).digest())
+    with warnings.catch_warnings(), pytest.raises(UserError, match="is damaged"):
+        warnings.simplefilter("error")
+        step_of(path, deepspeed=False)
 
 
 @pytest.mark.parametrize(("raised", "kind"), [(FULL_DISK, UserError), (OUT_OF_MEMORY, RuntimeError)])
