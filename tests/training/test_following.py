@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-import time
-from multiprocessing import get_context
+import threading
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,6 @@ from src.training.following import command_to_follow, follow_starter
 from src.training.processes import quiet
 from src.training.run import train
 from tests.settings import changed
-from tests.training.test_processes import in_a_fork
 
 ROOT = Path(__file__).parents[2]
 HUNG = 900.0  # seconds after which a process will not end any more, however busy the machine
@@ -34,50 +34,48 @@ def test_what_it_starts_itself_does_not_follow():
     assert process.communicate(timeout=HUNG)[0] == "{}\n"
 
 
-def follower(work, pipe: int, of_its_starter: int, seconds: float) -> None:
-    """As a process that the first one started, with a pipe from it, do the work and then be busy for some seconds."""
-    sys._xoptions[command_to_follow([])[-1]] = True
-    os.close(of_its_starter)
-    os.dup2(pipe, 0)
-    work()
-    time.sleep(seconds)
-
-
-def follow_quietly() -> None:
-    quiet().__enter__()
-
-
-@pytest.mark.parametrize("work", [follow_starter, follow_quietly])
-def test_a_started_process_ends_with_its_starter(work):
+@pytest.fixture
+def started(monkeypatch):
+    """This process as one that another one started: `started.gone()` ends the other end of its stdin, `started.exits` are the
+    codes that it has ended with since, and `started.threads()` those that began in the test."""
+    exits, before, threads = [], os.dup(0), {*threading.enumerate()}
+    monkeypatch.setattr(os, "_exit", exits.append)
+    monkeypatch.setitem(sys._xoptions, command_to_follow([])[-1], True)
     ours, theirs = os.pipe()
-    child = get_context("fork").Process(target=follower, args=(work, ours, theirs, 30.0))
-    child.start()
-    try:
-        child.join(0.1)
-        assert child.exitcode is None  # nothing has happened to its starter yet
-        os.close(theirs)
-        child.join(30.0)
-        assert child.exitcode == 1
-    finally:
-        os.close(ours)
-        child.kill()
-        child.join()
-
-
-def test_a_started_process_ends_when_its_work_is_done():
-    ours, theirs = os.pipe()
-    assert in_a_fork(follower, follow_starter, ours, theirs, 0.0) == 0
+    os.dup2(ours, 0)
     os.close(ours)
-    os.close(theirs)
+    starter = os.fdopen(theirs, "wb")
+    started = SimpleNamespace(exits=exits, gone=starter.close, threads=lambda: [*{*threading.enumerate()} - threads])
+    yield started
+    starter.close()
+    for thread in started.threads():
+        thread.join(30.0)
+    os.dup2(before, 0)
+    os.close(before)
 
 
-def test_a_process_that_nobody_started_follows_none():
-    def with_an_empty_stdin() -> None:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        follow_starter()
-        time.sleep(0.1)
+@contextmanager
+def followed():
+    follow_starter()
+    yield
 
-    assert in_a_fork(with_an_empty_stdin) == 0
+
+@pytest.mark.parametrize("around", [followed, quiet])
+def test_a_started_process_ends_with_its_starter(started, around):
+    with around():
+        thread, = started.threads()
+        assert thread.daemon  # or a process whose work is done would wait for its starter's end
+        thread.join(0.05)
+        assert thread.is_alive() and not started.exits
+        started.gone()
+        thread.join(30.0)
+    assert started.exits == [1]
+
+
+def test_a_process_that_nobody_started_follows_none(started, monkeypatch):
+    monkeypatch.delitem(sys._xoptions, command_to_follow([])[-1])
+    follow_starter()
+    assert not started.threads() and not started.exits
 
 
 @pytest.mark.parametrize("argv", [["python", "-m", "ipykernel_launcher"], ["python"]])

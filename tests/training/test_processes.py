@@ -1,13 +1,11 @@
 """The first process of a run on several devices and the others: each is told its place, and they end together."""
 
-import fcntl
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,17 +36,6 @@ def others(monkeypatch, tmp_path):
     for process in (process for one in made for process in one.processes):
         process.kill()
         process.wait()
-
-
-def in_a_fork(work, *given) -> int | None:
-    """Exit code of a process that does the work; None if it does not end."""
-    child = get_context("fork").Process(target=work, args=given)
-    child.start()
-    child.join(HUNG)
-    code = child.exitcode
-    child.kill()
-    child.join()
-    return code
 
 
 def gone(others: Others) -> bool:
@@ -132,40 +119,39 @@ class Soon(threading.Event):
         return super().wait(timeout and timeout / 20)
 
 
-def busy(others, code: str, seconds: float) -> None:
-    """As the first process, wait for an answer from others that run the code."""
-    one = others(code)
-    one.over = Soon()
-    with one:
-        time.sleep(seconds)
+@pytest.fixture
+def exits(monkeypatch) -> list[int]:
+    """Codes with which this process would have ended."""
+    exits = []
+
+    def leave(code: int) -> None:
+        exits.append(code)
+        sys.exit()  # ends the thread
+
+    monkeypatch.setattr(os, "_exit", leave)
+    return exits
 
 
-def locks(file) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def test_the_first_gives_up_waiting_for_one_that_has_ended(others, monkeypatch, capfd):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_first_gives_up_waiting_for_one_that_has_ended(others, exits, monkeypatch, capsys):
     """On a GPU it would wait for ever."""
     monkeypatch.setattr(processes, "ANSWER_TIMEOUT", 1.0)
-    lock = "import fcntl; file = open('lock', 'w'); fcntl.flock(file, fcntl.LOCK_EX); open('locked', 'w')"
-    code = (f"import os, sys, time\nif os.environ['RANK'] == '2': {lock}; time.sleep({HUNG})\n"
-            "while not os.path.exists('locked'): time.sleep(0.01)\nsys.exit(3)")
-    assert in_a_fork(busy, others, code, HUNG) == 2
-    assert capfd.readouterr().err.startswith("error: process 1 of the run ended with exit code 3; ")
-    end = time.monotonic() + HUNG / 2
-    with open("lock") as file:
-        while not locks(file) and time.monotonic() < end:
-            time.sleep(0.01)
-        assert locks(file)  # which the other had held as long as it lived
+    one = others(f"import os\nif os.environ['RANK'] == '2': {SLEEP}\nraise SystemExit(3)")
+    one.over, end = Soon(), time.monotonic() + HUNG / 2
+    with one:
+        while not exits and time.monotonic() < end:
+            time.sleep(0.001)
+        assert exits == [2] and one.processes[1].wait(HUNG / 2) == -signal.SIGKILL
+    assert capsys.readouterr().err.startswith("error: process 1 of the run ended with exit code 3; ")
 
 
-def test_it_waits_for_as_long_as_all_are_there(others, monkeypatch, capfd):
+def test_it_waits_for_as_long_as_all_are_there(others, exits, monkeypatch, capsys):
     monkeypatch.setattr(processes, "ANSWER_TIMEOUT", 0.1)
-    assert in_a_fork(busy, others, SLEEP, 0.4) == 0 and capfd.readouterr().err == ""
+    one = others(SLEEP)
+    one.over = Soon()
+    with one:
+        time.sleep(0.3)
+    assert not exits and capsys.readouterr().err == ""
 
 
 def test_of_other_processes_only_libraries_reach_the_terminal(capfd):
