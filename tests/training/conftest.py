@@ -1,4 +1,4 @@
-"""What the tests of this room share: a run that is broken off, a terminal."""
+"""What the tests of this room share: a run that is broken off, a terminal, launchers' variables."""
 
 import os
 import re
@@ -6,10 +6,14 @@ import threading
 
 import pytest
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 import src.training.module as module
 from src.training.config import TrainConfig
 from src.training.run import train
+
+# Beginnings of the names of launchers' variables, and of Lightning's.
+LAUNCHERS = ("SLURM_", "JSM_", "LSB_", "TORCHELASTIC_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "PL_")
 
 
 @pytest.fixture
@@ -74,3 +78,13 @@ def terminal(monkeypatch):
 
     yield start
     os.close(master)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """`given(variables)` sets them, beside none of another launcher."""
+    for name in list(os.environ):
+        if name.startswith(LAUNCHERS):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]

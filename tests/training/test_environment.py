@@ -36,16 +36,6 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORL
 BY_HAND = {"LOCAL_RANK": "1", "MASTER_PORT": "29500"}
 
 
-@pytest.fixture
-def given(monkeypatch):
-    """`given(variables)` sets them, beside none of another launcher."""
-    for name in list(os.environ):
-        if name.startswith(("SLURM_", "JSM_", "LSB_", "TORCHELASTIC_", "MASTER_", "PL_")) or name in (*TORCHRUN, *BY_HAND):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(rank_zero_only, "rank", 0)
-    return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
-
-
 @pytest.mark.parametrize("variables", [SLURM, {"SLURM_NTASKS": "2"}, {"SLURM_NTASKS": "x"}, LSF, BY_HAND, {"RANK": "1"},
                                        SLURM | {"SLURM_STEP_ID": "0"}])
 def test_one_device_is_one_process_whatever_the_variables_say(config, given, variables):

@@ -32,7 +32,9 @@ def others(monkeypatch, tmp_path):
         made.append(Others(2, PORT))
         return made[-1]
 
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield make
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for process in (process for one in made for process in one.processes):
         process.kill()
         process.wait()

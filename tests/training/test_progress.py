@@ -55,6 +55,7 @@ def epoch(run, number: int, begin: int = 0) -> None:
 
 
 def test_a_line_every_half_minute_tells_the_time_left(run, capsys):
+    assert progress.LINE_EVERY == 30.0
     one = run()
     micro_batch(one, 29.9, 1)
     assert capsys.readouterr().err == ""
