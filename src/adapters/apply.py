@@ -136,7 +136,7 @@ def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dic
     """
     by_layer = {setting.layer: setting for setting in settings}
     matrices = {f"{name}.{leaf}" for name, module in _linears(model)
-                for leaf, parameter in module.named_parameters(recurse=False) if parameter.dim() == 2} | {"emb.weight"}
+                for leaf, parameter in module.named_parameters() if parameter.dim() == 2} | {"emb.weight"}
     groups: dict[tuple[float, float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -153,9 +153,8 @@ def parameter_groups(model: nn.Module, settings: list[LayerSetting]) -> list[dic
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, Linear | QuantizedLinear | AdaptedLinear]]:
     """Every linear layer once, by its official name; layers inside an adapter belong to the adapter."""
-    inside = {f"{name}.base" for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
     for name, module in list(model.named_modules()):
-        if isinstance(module, Linear | QuantizedLinear | AdaptedLinear) and name not in inside:
+        if isinstance(module, Linear | QuantizedLinear | AdaptedLinear) and not name.endswith(".base"):
             yield name, module
 
 

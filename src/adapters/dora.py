@@ -18,7 +18,7 @@ from src.adapters.linear import Linear
 from src.adapters.lora import LoRALinear, changed_weight
 from src.quantization.linear import QuantizedLinear
 
-# Rows with a smaller norm count as 0, so their magnitude is 0 and they stay 0.
+# Rows with a smaller norm count as 0: they are divided by this one, and their magnitude begins as this one.
 SMALLEST_NORM = 1e-12
 ROWS = 4096
 

@@ -125,7 +125,7 @@ def read_layer_profile(path: str | Path, n_layer: int, rates: tuple[float, float
 
 
 def setting_of(row: Mapping[str, Any], n_layer: int, where: str) -> LayerSetting:
-    """A setting from the result of `dataclasses.asdict`, checked like a row of a profile.
+    """A setting from what JSON makes of `dataclasses.asdict`, checked like a row of a profile.
 
     Args:
         row: values of the fields' types; fields with a default may be missing.
@@ -153,8 +153,7 @@ def auto_layer_profile(n_layer: int, lr_init: float, lr_final: float, rank: int 
     """A profile for any depth: one mode without dropout in every block, emb and head frozen, weight decay 0.01."""
     first, last = NEEDED[mode][-2:]
     rates: dict[str, Any] = {first.lower(): lr_init, last.lower(): lr_final}
-    block = LayerSetting("", mode, rank, alpha, weight_decay=0.01, **rates)
-    blocks = [replace(block, layer=str(layer)) for layer in range(n_layer)]
+    blocks = [LayerSetting(str(layer), mode, rank, alpha, weight_decay=0.01, **rates) for layer in range(n_layer)]
     return [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
 
 

@@ -123,8 +123,8 @@ def _check_fresh(folder: Path, resume: bool) -> None:
     except (OSError, BadJson):
         ours = resume
     if not ours or (there and not config.exists()):
-        name = there[0] if ours else CONFIG_FILE
-        raise UserError(f"{folder / name}: belongs to no run and would be overwritten; choose another --proj_dir")
+        # Of these names config.json is the first.
+        raise UserError(f"{folder / there[0]}: belongs to no run and would be overwritten; choose another --proj_dir")
     if resume:
         say(f"note: no effect: --resume 1 ({folder} has no {RESUME_FILE} to resume from, so the run starts at its first step)")
 

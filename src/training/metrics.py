@@ -28,11 +28,10 @@ class StepMetrics(pl.Callback):
     def __init__(self, folder: Path):
         self.path = folder / METRICS_FILE
         self.pref_percentage = 0.5
-        self.before, self.grad_norm, self.lr = 0.0, 0.0, 0.0
-        # Sums over this process's micro-batches since the last step, on its device; then totals over all processes, on the host.
+        self.before = 0.0  # seconds of the run before a resume
+        # Sums over this process's micro-batches since the last step, on its device.
         self.sums: Tensor | None = None
         self.tokens, self.pairs = 0, 0
-        self.totals: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,9 +65,10 @@ class StepMetrics(pl.Callback):
         sums = torch.cat([self.sums, *(self.sums.new_full((1,), count) for count in (self.tokens, self.pairs))])
         # DeepSpeed hides gradients; it gives their norm after the step.
         gradients = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).to(sums.dtype) if gradients else sums.new_zeros(())
+        norm = torch.nn.utils.get_total_norm(gradients).to(sums)
         # A step's only synchronization with the device, when all its work but the optimizer's is queued.
         *totals, self.grad_norm = torch.cat([trainer.strategy.reduce(sums, reduce_op="sum"), norm[None]]).tolist()
+        # Over all processes, on the host.
         self.totals = dict(zip((*self.names, "tokens", "pairs"), totals, strict=True))
         self.sums, self.tokens, self.pairs = None, 0, 0
         if not math.isfinite(self.totals["loss"]):

@@ -24,13 +24,15 @@ class PreferenceModule(pl.LightningModule):
 
     # A checkpoint lacks the frozen base, which loading leaves as it is.
     strict_loading = False
+    # Of the last micro-batch, for metrics: its losses as `pair_losses` gives them, its share of the step, its input tokens.
+    last_losses: dict[str, Tensor]
+    last_share: float
+    last_tokens: int
 
     def __init__(self, model: RWKV, settings: list[LayerSetting], config: TrainConfig, total_steps: int):
         super().__init__()
         self.model, self.settings, self.config, self.total_steps = model, settings, config, total_steps
         self.objective = objective_of(config.objective)
-        self.last_losses: dict[str, Tensor] = {}
-        self.last_share, self.last_tokens = 0.0, 0
         self._random_state: dict[str, Any] | None = None
 
     def training_step(self, batch: tuple, _: int) -> Tensor:
@@ -65,8 +67,7 @@ class PreferenceModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = {f"model.{name}" for name in adapter_tensors(self.model)}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
-        checkpoint["random_state"] = {"cpu": torch.get_rng_state(),
-                                      "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint["random_state"]

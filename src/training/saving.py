@@ -80,7 +80,6 @@ class SaveAdapters(pl.Callback):
     def __init__(self, folder: Path, base_fingerprint: str, extra: dict[str, Any], growing: Sequence[LinesByEpoch] = ()):
         self.folder, self.base_fingerprint, self.extra, self.growing = folder, base_fingerprint, extra, growing
         self.good: list[str] = []
-        self.trained = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"good": self.good}
@@ -102,11 +101,10 @@ class SaveAdapters(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         self._save_adapter(trainer, pl_module, FINAL_FILE)
-        self.trained = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         # A run that was interrupted after its last checkpoint has nothing left to train when it is resumed.
-        if not self.trained:
+        if FINAL_FILE not in self.good:
             config = pl_module.config
             for name in (f"rwkv-{config.steps.epoch_begin + config.steps.epoch_count}.safetensors", FINAL_FILE):
                 self._save_adapter(trainer, pl_module, name)

@@ -63,8 +63,8 @@ def fit(config: TrainConfig, environment: ClusterEnvironment, module: Preference
             precision="32-true", max_epochs=config.steps.epoch_count,
             accumulate_grad_batches=config.steps.accumulate_grad_batches,
             gradient_clip_val=config.steps.gradient_clip_val or None, logger=False, callbacks=callbacks, plugins=plugins,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1, log_every_n_steps=1,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1, log_every_n_steps=1,
             default_root_dir=config.run.proj_dir,
         )
         # Lightning's own signal handlers exchange messages between the processes, which hangs, and under SLURM they write

@@ -10,7 +10,7 @@ from src.adapters.lora import LoRALinear
 from src.adapters.pissa import PiSSALinear
 from src.errors import UserError
 from src.quantization.linear import QuantizedLinear
-from tests.adapters.tiny import profile, tiny_model, tiny_weights
+from tests.adapters.tiny import Tiny, profile, tiny_model, tiny_weights
 
 TOKENS = torch.arange(11)
 LINEARS = ["att.receptance", "att.key", "att.value", "att.output", "ffn.key", "ffn.value"]
@@ -155,6 +155,13 @@ def test_trained_weights_are_float32_copies_and_frozen_ones_stay():
     before = exact.blocks[0].ln1.weight.data
     apply_layer_profile(exact, profile("freeze", "full", "lora", "freeze"), seed=0)
     assert exact.blocks[0].ln1.weight.data_ptr() != before.data_ptr()
+
+
+def test_a_trained_state_is_made_where_the_block_is():
+    with torch.device("meta"):
+        model = Tiny()
+    apply_layer_profile(model, profile("freeze", "state", "freeze", "freeze"), seed=0)
+    assert trained(model) == {"blocks.0.att.time_state"} and model.blocks[0].att.time_state.is_meta
 
 
 def test_the_same_seed_gives_the_same_adapter_quantized_or_not():

@@ -25,6 +25,13 @@ def test_forward_is_equation_5_with_a_magnitude_for_each_output():
         torch.testing.assert_close(layer(inputs()).double(), formula(layer, weight, False)[0], atol=2e-5, rtol=1e-5)
 
 
+def test_over_a_weight_in_float64_it_is_equation_5_to_float64s_precision():
+    layer, base = adapted("dora", dtype=torch.float64, moved=0.5)
+    layer = layer.double()
+    y = layer(inputs(dtype=torch.float64))
+    torch.testing.assert_close(y, formula(layer, base.weight, False)[0], rtol=1e-12, atol=1e-12)
+
+
 def test_magnitudes_start_as_the_norms_of_the_weights_rows():
     layer, base = adapted("dora")
     torch.testing.assert_close(layer.lora_M, base.weight.norm(dim=1))
@@ -51,6 +58,13 @@ def test_a_row_of_zeros_stays_zero_and_its_gradients_finite():
     y = layer(torch.randn(3, 5))
     y.sum().backward()
     assert (y == 0).all() and all(layer.get_parameter(name).grad.isfinite().all() for name in ("lora_A", "lora_B", "lora_M"))
+
+
+def test_rows_shorter_than_1e_12_count_as_zeros():
+    base = Linear(13, 3)
+    base.weight.data = torch.ones(3, 13) / 13**0.5 * torch.tensor([[0.0], [1e-15], [1e-13]])
+    magnitudes = DoRALinear(base, RANK, ALPHA, 0.0, torch.Generator()).lora_M.detach()
+    assert (magnitudes == magnitudes[0]).all() and magnitudes[0] <= 1.001e-12
 
 
 def test_rows_of_any_size_are_scaled_by_their_own_norm():

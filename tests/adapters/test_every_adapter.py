@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from src.adapters.linear import Linear
 from src.adapters.modes import ADAPTERS
 from src.quantization.linear import QuantizedLinear
 from tests.adapters.layers import ALPHA, OUT, RANK, WIDTH, adapted, inputs, plain, tensors_of, trained
@@ -45,6 +46,12 @@ def test_names_shapes_and_dtypes(mode, scheme):
 def test_the_weight_is_the_bases_own(mode):
     layer, base = adapted(mode)
     assert layer.weight is base.weight
+
+
+@every
+def test_its_tensors_are_where_the_weight_is(mode):
+    layer = ADAPTERS[mode](Linear(WIDTH, OUT, device="meta"), RANK, ALPHA, 0.0, torch.Generator())
+    assert layer.device.type == "meta" and all(tensor.is_meta for tensor in (*layer.parameters(), *layer.buffers()))
 
 
 @every

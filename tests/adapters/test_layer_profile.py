@@ -103,6 +103,37 @@ def test_zero_is_written_in_many_ways_and_the_bounds_belong_to_what_is_taken(tmp
     assert second == LayerSetting("1", "lora", 65536, 1e6, 0.9999999, 1e-12, 1e6, 1e-12) and "-0.0" not in str(second)
 
 
+def test_a_rank_is_from_1_to_65536(tmp_path):
+    def rank(cell: str) -> int:
+        rows = [GOOD[0], f"0,bone,{cell},,,1e-4,1e-5,,,,", *GOOD[2:]]
+        return read_layer_profile(write(tmp_path, profile_text(rows)), 2)[1].rank
+
+    assert (rank("1"), rank("65536")) == (1, 65536)
+    for cell in ("0", "65537"):
+        with pytest.raises(UserError, match="Rank"):
+            rank(cell)
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path):
+    expected = read_layer_profile(write(tmp_path, profile_text(GOOD)), 2)
+    assert read_layer_profile(write(tmp_path, profile_text(GOOD).encode("utf-8-sig")), 2) == expected
+
+
+def test_spaces_around_cells_and_lone_line_ends_do_not_matter(tmp_path):
+    rows = ["emb ,freeze", ' 0, LoRA , 16, 32, , 1e-4, 1e-5, , , , "ln , att.key"', f"1,{LORA}", "\thead,freeze"]
+    expected = read_layer_profile(write(tmp_path, profile_text(
+        ["emb,freeze", '0,lora,16,32,,1e-4,1e-5,,,,"ln,att.key"', f"1,{LORA}", "head,freeze"])), 2)
+    assert expected[1].reject_parts == ("ln", "att.key")
+    for end in ("\n", "\r\n", "\r"):
+        assert read_layer_profile(write(tmp_path, profile_text(rows).replace("\n", end)), 2) == expected
+
+
+def test_titles_that_a_spreadsheet_left_empty_have_no_effect(tmp_path):
+    rows = [f"{row},{note}" for row, note in zip(GOOD, ("", "a note", "", "x"), strict=True)]
+    assert read_layer_profile(write(tmp_path, profile_text(rows, f"{HEADER},")), 2) == read_layer_profile(
+        write(tmp_path, profile_text(GOOD)), 2)
+
+
 def test_reject_parts_are_split_and_stripped(tmp_path):
     rows = [GOOD[0], f'0,{LORA}"att.receptance, ffn.value ,"', GOOD[2], f"head,{FREEZE}"]
     assert read_layer_profile(write(tmp_path, profile_text(rows)), 2)[1].reject_parts == ("att.receptance", "ffn.value")
@@ -120,6 +151,10 @@ def test_a_part_rejects_the_names_it_occurs_in():
     (profile_text(GOOD, "Layer,Mode,Rang" + HEADER[len("Layer,Mode,Rank"):]), 2, ["'Rang'"]),
     (profile_text(GOOD, HEADER.replace("State_lr_final", "Rank")), 2, ["Rank", "twice"]),
     (profile_text(GOOD, HEADER.replace("Mode", "")), 2, ["no column Mode"]),
+    (profile_text(GOOD, HEADER.replace("Layer", "")), 2, ["no column Layer"]),
+    (profile_text(GOOD, f"{HEADER},mode"), 2, ["column Mode", "twice"]),
+    (profile_text(["emb"], "Layer,Mode"), 2, ["line 2", "layer emb", "unknown mode ''"]),
+    (profile_text(["freeze"], "Mode,Layer"), 2, ["line 2", "layer ''"]),
     (profile_text([row for row in GOOD if row[0] != "1"]), 2, ["no row for layer 1"]),
     (profile_text(GOOD[1:]), 2, ["no row for layer emb"]),
     (profile_text(GOOD[:3]), 2, ["no row for layer head"]),
@@ -274,6 +309,17 @@ def test_a_file_that_is_none_is_one_short_line(tmp_path, data, words):
     message = str(caught.value)
     assert message.startswith(f"layer profile {tmp_path / 'profile.csv'}") and words in message and "\n" not in message
     assert len(message) < len(str(tmp_path)) + 300
+
+
+def test_a_setting_of_json_is_checked_like_a_row():
+    assert setting_of({"layer": "1", "mode": "lora", "rank": 4, "alpha": 8.0, "weight_lr_init": 0.5, "weight_lr_final": 0.25,
+                       "reject_parts": ["ln1", "att.key"]}, 2, "here") == LayerSetting(
+                           "1", "lora", 4, 8.0, weight_lr_init=0.5, weight_lr_final=0.25, reject_parts=("ln1", "att.key"))
+    for change, said in (({"colour": 1}, "'colour'"), ({"layer": "2"}, "layer 2"), ({"rank": -1}, "Rank"),
+                         ({"mode": "full"}, "Weight_lr_init")):
+        with pytest.raises(UserError, match=said) as caught:
+            setting_of({"layer": "0", "mode": "freeze"} | change, 2, "here")
+        assert str(caught.value).startswith("here")
 
 
 def test_a_setting_goes_through_json_and_back(tmp_path):

@@ -131,4 +131,5 @@ def test_linear_multiplies_in_the_activations_dtype():
     x = inputs(dtype=torch.bfloat16)
     y = layer(x)
     assert y.dtype == torch.bfloat16 and torch.equal(y, x @ layer.weight.bfloat16().T)
-    assert Linear(3, 5, device="meta", dtype=torch.bfloat16).weight.shape == (5, 3)
+    empty = Linear(3, 5, device="meta", dtype=torch.bfloat16).weight
+    assert empty.shape == (5, 3) and empty.is_meta and empty.dtype == torch.bfloat16

@@ -12,6 +12,7 @@ from src.adapters.modes import ADAPTERS
 from src.adapters.pissa import PiSSALinear
 from src.adapters.state import states_in
 from src.checkpoint.io import fingerprint
+from src.errors import UserError
 from src.model import build_model
 from src.quantization.linear import QuantizedLinear, quantize_linear
 from tests.adapters.test_with_the_model import LINEARS, RANKS, TOKENS, adapted, logits
@@ -156,6 +157,17 @@ def test_a_quantized_model_keeps_plain_what_trains_in_full_and_splits_what_pissa
     linears = {f"blocks.2.{part}.{name}.weight": "pissa 4" for part, names in LINEARS["x070"].items() for name in names}
     assert quantized_otherwise(mixed(), weights) == linears | {"blocks.5.att.key.weight": "full"}
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("part", ["lora_A", "start_B", "base"])
+def test_parts_are_those_of_the_base_whatever_adapters_it_is_built_with(part):
+    weights, dimensions = checkpoint("x070")
+    model = build_model(weights, dimensions, quantize="int8", hold=quantized_linears(mixed(), "int8"))
+    for change in ({"full_parts": (part,)}, {"reject_parts": (part,)}):
+        settings = mixed()
+        settings[3] = replace(settings[3], **change)  # block 2, whose adapters PiSSA has made
+        with pytest.raises(UserError, match=f"layer 2: .* names '{part}', which is in no parameter's name"):
+            apply_layer_profile(model, settings, 0)
 
 
 def test_a_model_quantized_without_the_profile_is_refused():

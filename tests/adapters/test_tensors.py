@@ -11,7 +11,7 @@ from src.adapters.apply import apply_layer_profile, quantized_linears
 from src.adapters.files import adapter_tensors
 from src.adapters.layer_profile import BLOCK_MODES, LayerSetting
 from src.adapters.linear import Linear
-from src.adapters.tensors import adapter_shapes, is_linear, shapes_of
+from src.adapters.tensors import adapter_shapes, is_linear, settings_for, shapes_of
 from src.errors import UserError
 from src.model import build_model
 from tests.adapters.test_with_the_model import random_checkpoint
@@ -82,6 +82,84 @@ def test_a_profile_that_does_not_fit_is_refused_without_a_model(change, said):
     with pytest.raises(UserError) as caught:
         adapter_shapes(rows, shapes_of(weights), "p.csv")
     assert str(caught.value).startswith(said)
+
+
+def names_of(row: LayerSetting) -> set[str]:
+    """What a profile of this row alone trains in block 0 of a v7, by the names there."""
+    weights, _ = checkpoint("x070")
+    rows = [LayerSetting("emb", "freeze"), replace(row, layer="0"), LayerSetting("1", "freeze"), LayerSetting("head", "freeze")]
+    found = adapter_shapes(rows, shapes_of(weights), "p.csv")
+    assert all(name.startswith("blocks.0.") for name in found)
+    return {name.removeprefix("blocks.0.") for name in found}
+
+
+def test_the_value_residual_that_nothing_reads_does_not_train():
+    weights, _ = checkpoint("x070")
+    own = {name.removeprefix("blocks.0.") for name in weights if name.startswith("blocks.0.")}
+    assert names_of(LayerSetting("", "full")) == own - {"att.v0", "att.v1", "att.v2"} and "att.v0" in own
+
+
+def test_reject_parts_may_name_the_state_and_what_does_not_train_anyway():
+    assert names_of(LayerSetting("", "state")) == {"att.time_state"}
+    assert names_of(LayerSetting("", "state", full_parts=("ln1",), reject_parts=("time_state",))) == {"ln1.weight", "ln1.bias"}
+    assert names_of(LayerSetting("", "state", full_parts=("ln1",), reject_parts=("ln1",))) == {"att.time_state"}
+    assert names_of(LayerSetting("", "freeze", full_parts=("ln1",), reject_parts=("bias",))) == {"ln1.weight"}
+    assert names_of(LayerSetting("", "bone", 4, reject_parts=("ffn", "time_state"))) == {
+        f"att.{name}.disha" for name in ("receptance", "key", "value", "output")}
+
+
+def test_parts_of_a_layer_without_any_training_are_not_looked_at():
+    weights, _ = checkpoint("x070")
+    rows = profile("freeze", "lora", "freeze", "freeze")
+    expected = adapter_shapes(rows, shapes_of(weights))
+    rows[0] = replace(rows[0], reject_parts=("nothing of the kind",))
+    assert adapter_shapes(rows, shapes_of(weights)) == expected
+    rows[2] = replace(rows[2], full_parts=("ln1",), reject_parts=("nothing of the kind",))
+    with pytest.raises(UserError, match="layer 1: RejectParts names 'nothing of the kind'"):
+        adapter_shapes(rows, shapes_of(weights))
+
+
+@pytest.mark.parametrize(("mode", "part", "largest"), [
+    ("lora", "att.key", 32), ("dora", "ffn.key", 32), ("pissa", "ffn.value", 32),
+    ("bone", "att.key", 32), ("bone", "ffn.key", 32), ("bone", "ffn.value", 48)])
+def test_the_largest_rank_is_the_smaller_side_or_bones_inputs(mode, part, largest):
+    """Of a v7 with a width of 32 and an FFN of 48."""
+    others = tuple({"att", "ffn.key", "ffn.value"} - {part}) if part != "att.key" else ("ffn", "att.v", "att.r", "att.o")
+    assert all(name.startswith(part) for name in names_of(LayerSetting("", mode, largest, 8.0, reject_parts=others)))
+    with pytest.raises(UserError, match=f"rank {largest + 1} is too high for mode {mode} and blocks.0.{part} .* up to {largest}"):
+        names_of(LayerSetting("", mode, largest + 1, 8.0, reject_parts=others))
+
+
+PROFILE = "Layer,Mode,Rank,Alpha,{}\nemb,freeze\n0,lora,4,8,{}\n1,bone,5,8,{}\nhead,freeze\n"
+RATES = ("Weight_lr_init,Weight_lr_final", "1e-3,1e-4", "1e-3,1e-4")
+
+
+def test_settings_come_from_the_flags_or_from_the_file(tmp_path):
+    weights, _ = checkpoint("x070")
+    automatic = settings_for(weights, "auto", "dora", 3, 7.0, (1e-2, 1e-5))
+    assert [(row.layer, row.mode) for row in automatic] == [("emb", "freeze"), ("0", "dora"), ("1", "dora"), ("head", "freeze")]
+    assert {(row.rank, row.alpha, *row.rates("att.key.weight")) for row in automatic[1:3]} == {(3, 7.0, 1e-2, 1e-5)}
+    path = tmp_path / "p.csv"
+    for columns, rates in ((RATES, (1e-3, 1e-4)), (("LRScale", "1", "1"), (1e-2, 1e-5))):
+        path.write_text(PROFILE.format(*columns))
+        read = settings_for(weights, str(path), "dora", 3, 7.0, (1e-2, 1e-5))
+        assert [(row.mode, row.rank) for row in read] == [("freeze", 0), ("lora", 4), ("bone", 5), ("freeze", 0)]
+        assert {row.rates("att.key.weight") for row in read[1:3]} == {rates}
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (("1,bone,5", "1,bone,33"), "layer 1: rank 33 is too high"), (("1,bone", "1,wool"), "unknown mode 'wool'"),
+    (("1,bone,5,8,1e-3,1e-4\n", ""), "no row for layer 1"), (("bone", "freeze"), None)])
+def test_a_file_is_checked_against_the_base_and_named(tmp_path, change, said):
+    weights, _ = checkpoint("x070")
+    path = tmp_path / "p.csv"
+    path.write_text(PROFILE.format(*RATES).replace(*change))
+    if said is None:
+        assert settings_for(weights, str(path), "lora", 4)[2].mode == "freeze"
+        return
+    with pytest.raises(UserError) as caught:
+        settings_for(weights, str(path), "lora", 4)
+    assert str(caught.value).startswith(f"layer profile {path}") and said in str(caught.value)
 
 
 def test_no_value_is_looked_at():

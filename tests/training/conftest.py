@@ -1,16 +1,23 @@
-"""What the tests of this room share: a run that is broken off, a terminal, launchers' variables."""
+"""What the tests of this room share: a run that is broken off, a module without one, a terminal, launchers' variables."""
 
 import os
 import re
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-import src.training.module as module
+import src.training.module as module_file
+from src.adapters.apply import apply_layer_profile
+from src.adapters.layer_profile import LayerSetting
+from src.model import build_model
 from src.training.config import TrainConfig
+from src.training.module import PreferenceModule
 from src.training.run import train
+from tests.random_checkpoint import random_weights
+from tests.tiny import tiny_dimensions
 
 # Beginnings of the names of launchers' variables, and of Lightning's.
 LAUNCHERS = ("SLURM_", "JSM_", "LSB_", "TORCHELASTIC_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "PL_")
@@ -21,7 +28,7 @@ def break_off(monkeypatch):
     """`break_off(run, at)`: train until the `at`-th micro-batch, where the plug is pulled."""
 
     def make(run: TrainConfig, at: int) -> None:
-        calls, pair_losses = 0, module.pair_losses
+        calls, pair_losses = 0, module_file.pair_losses
 
         def breaks(*arguments, **named):
             nonlocal calls
@@ -31,7 +38,7 @@ def break_off(monkeypatch):
             return pair_losses(*arguments, **named)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "pair_losses", breaks)
+            patch.setattr(module_file, "pair_losses", breaks)
             with pytest.raises(ConnectionError):
                 train(run, {})
         torch.manual_seed(99)  # what another process would start with
@@ -88,3 +95,20 @@ def given(monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setattr(rank_zero_only, "rank", 0)
     return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
+
+
+@pytest.fixture
+def module(config, monkeypatch):
+    """`module(processes, accumulate, **flags)`: one that trains adapters of two random blocks."""
+
+    def make(processes: int = 1, accumulate: int = 1, **flags) -> PreferenceModule:
+        dimensions = tiny_dimensions("x070", 8)
+        model = build_model(random_weights(dimensions), dimensions)
+        blocks = [LayerSetting(block, "lora", rank=4, alpha=8, weight_lr_init=1e-3, weight_lr_final=1e-4) for block in ("0", "1")]
+        settings = [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
+        apply_layer_profile(model, settings, 0)
+        trainer = SimpleNamespace(world_size=processes, accumulate_grad_batches=accumulate)
+        monkeypatch.setattr(PreferenceModule, "trainer", trainer)
+        return PreferenceModule(model, settings, config(rlhf_train_file="pairs.save", **flags), total_steps=10)
+
+    return make

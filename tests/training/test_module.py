@@ -1,38 +1,18 @@
 """The Lightning module by itself: what of a step's loss it gives, what it keeps for a resume, and who takes the steps."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import src.training.module as module_file
-from src.adapters.apply import apply_layer_profile
-from src.adapters.layer_profile import LayerSetting
+from src.adapters.files import adapter_tensors
 from src.data.packing import Text, pack_pairs, pack_texts
-from src.model import build_model
-from src.training.module import PreferenceModule
-from tests.random_checkpoint import random_weights
-from tests.tiny import tiny_dimensions
+from src.training.module import objective_of
 
 PAIRS = [(list(range(1, 30)), list(range(30, 60)), list(range(60, 80))), ([5], [6], [7])]
 TEXTS = [Text(list(range(1, 80)), [True] * 79)]
-
-
-@pytest.fixture
-def module(config, monkeypatch):
-    """`module(processes, accumulate, **flags)`: one that trains adapters of two random blocks."""
-
-    def make(processes: int = 1, accumulate: int = 1, **flags) -> PreferenceModule:
-        dimensions = tiny_dimensions("x070", 8)
-        model = build_model(random_weights(dimensions), dimensions)
-        blocks = [LayerSetting(block, "lora", rank=4, alpha=8, weight_lr_init=1e-3, weight_lr_final=1e-4) for block in ("0", "1")]
-        settings = [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
-        apply_layer_profile(model, settings, 0)
-        trainer = SimpleNamespace(world_size=processes, accumulate_grad_batches=accumulate)
-        monkeypatch.setattr(PreferenceModule, "trainer", trainer)
-        return PreferenceModule(model, settings, config(rlhf_train_file="pairs.save", **flags), total_steps=10)
-
-    return make
 
 
 def batch_of(items: list, share: float) -> tuple:
@@ -109,3 +89,40 @@ def test_who_takes_the_steps(module, monkeypatch, strategy, optim, kind):
     optimizer = run.configure_optimizers()["optimizer"]
     assert type(optimizer) is kind and optimizer.defaults["fused"] in (None, kind is torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.8, 0.7) and optimizer.defaults["eps"] == 1e-5
+
+
+def test_the_rates_of_each_step_are_the_schedules(module):
+    """From the first step on, and a step, not an epoch, at a time."""
+    made = module(warmup_steps=2).configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]
+    assert schedule["interval"] == "step"
+    rates = []
+    for _ in range(3):
+        rates += {group["lr"] for group in optimizer.param_groups}
+        optimizer.step()
+        schedule["scheduler"].step()
+    cosine = [1e-4 + 9e-4 * (1 + math.cos(math.pi * step / 9)) / 2 for step in range(3)]
+    assert rates == pytest.approx([cosine[0] / 3, cosine[1] * 2 / 3, cosine[2]])
+
+
+def test_a_checkpoint_has_the_adapters_tensors_alone(module):
+    run = module()
+    checkpoint = {"state_dict": run.state_dict()}
+    run.on_save_checkpoint(checkpoint)
+    kept = {f"model.{name}" for name in adapter_tensors(run.model)}
+    assert checkpoint["state_dict"].keys() == kept < run.state_dict().keys()
+
+
+FLAGS = {"dpo_beta": 0.31, "dpo_alpha": 0.32, "label_smoothing": 0.33, "simpo_beta": 0.34, "simpo_gamma": 0.35,
+         "simpo_alpha": 0.36, "orpo_alpha": 0.37, "cpo_beta": 0.38, "cpo_alpha": 0.39}
+
+
+@pytest.mark.parametrize("loss, beta, alpha, more", [
+    ("dpo", 0.31, 0.32, {"label_smoothing": 0.33}), ("ipo", 0.31, 0.32, {}), ("hinge", 0.31, 0.32, {}),
+    ("robust", 0.31, 0.32, {"label_smoothing": 0.33}), ("simpo", 0.34, 0.36, {"gamma": 0.35, "label_smoothing": 0.33}),
+    ("orpo", 0.37, 1.0, {}), ("cpo", 0.38, 0.39, {"label_smoothing": 0.33}),
+])
+def test_a_losss_flags_are_its_numbers(config, loss, beta, alpha, more):
+    """ORPO's loss is the NLL of the chosen answer plus lambda times the odds ratio's (arXiv:2403.07691, equation 6)."""
+    found = objective_of(config(rlhf_train_file="pairs.save", loss=loss, sft_on_prompt=True, **FLAGS).objective)
+    assert (found.loss, found.alpha, found.sft_on_prompt, dict(found.numbers)) == (loss, alpha, True, {"beta": beta, **more})
