@@ -247,7 +247,7 @@ def test_who_wants_it_offline(wandb, begun, mode):
 
 def test_a_run_that_the_server_refuses_begins_offline_and_leaves_nothing_of_the_attempt(wandb, begun, config):
     folder = Path(config().run.proj_dir, "wandb")
-    run_id = "run-7"  # has a part of a folder's name
+    run_id = "1a2b"
     (folder / f"run-20251231-{run_id}").mkdir(parents=True)  # of the run that is resumed
     Path(config().run.proj_dir, "wandb-run-id").write_text(f"{run_id}\n")
     wandb.refuses_run = Error("403: somebody else's project")
@@ -265,13 +265,12 @@ def test_what_an_attempt_left_may_be_gone_already(wandb, begun, monkeypatch):
 
 
 def test_all_pieces_of_a_resumed_run_are_named_for_the_upload(wandb, begun, config, tmp_path):
-    wandb.mode, run = "offline", {"proj_dir": str(tmp_path / "my run")}
-    _, one = begun(**run)
-    _, two = begun(**run, resume=True)
-    _, three = begun(**run, resume=True)
-    run_id = (tmp_path / "my run" / "wandb-run-id").read_text().strip()
-    assert one.endswith(f" wandb sync '{tmp_path}/my run/wandb/offline-run-20260101-{run_id}'\n")
-    assert two == three and two.endswith(f" wandb sync '{tmp_path}/my run/wandb'/offline-run-*-{run_id}*\n")
+    wandb.mode, folder = "offline", tmp_path / "my run"
+    folder.mkdir()
+    (folder / "wandb-run-id").write_text("run-7\n")  # has a part of a folder's name
+    one, two, three = (begun(proj_dir=str(folder), resume=True)[1] for _ in range(3))
+    assert one.endswith(f" wandb sync '{folder}/wandb/offline-run-20260101-run-7'\n")
+    assert two == three and two.endswith(f" wandb sync '{folder}/wandb'/offline-run-*-run-7*\n")
 
 
 # None
