@@ -22,6 +22,7 @@ from src.model import build_model
 from src.training.environment import First
 from src.training.inputs import Data, Inputs
 from src.training.run import _model, _prepare, _samples, _say_what_trains, _what_takes_less, finish, train
+from src.training.watching import Samples
 from tests.random_checkpoint import random_weights
 from tests.tiny import tiny_dimensions
 from tests.training.test_environment import BY_HAND
@@ -42,7 +43,7 @@ def inputs(tmp_path):
         dimensions = tiny_dimensions("x070", 8)
         data = Data(str(tmp_path / "pairs.save"), items, {"pairs": len(items)})
         other = Data(str(tmp_path / "held_out.save"), items, {"pairs": 1, "sidecar": {"sha256": "of the sidecar"}})
-        return Inputs(random_weights(dimensions), dimensions, "fingerprint", LORA, data, other if held_out else None, [])
+        return Inputs(random_weights(dimensions), dimensions, "fingerprint", [*LORA], data, other if held_out else None, [])
 
     return make
 
@@ -95,29 +96,50 @@ def test_of_errors_only_full_memory_is_explained(config, given, in_place_of_a_ru
     assert (caught.value is error) == ("memory is full" not in told)
 
 
+@pytest.fixture
+def fits(monkeypatch) -> list[SimpleNamespace]:
+    """What Lightning is given to train, which it does not do here; the process is none that would end a run."""
+    fits = []
+
+    def stand_in(config, environment, module, callbacks, batches, checkpoint, save) -> SimpleNamespace:
+        fits.append(SimpleNamespace(environment=environment, module=module, callbacks=callbacks, batches=batches,
+                                    checkpoint=checkpoint))
+        return SimpleNamespace(is_global_zero=False)
+
+    monkeypatch.setattr(run_file, "fit", stand_in)
+    return fits
+
+
 @pytest.mark.parametrize("resume", [False, True])
-def test_another_process_writes_nothing_and_resumes_what_the_first_finds(config, given, monkeypatch, capsys, resume):
+def test_another_process_writes_nothing_and_resumes_what_the_first_finds(config, given, fits, capsys, resume):
     given(BY_HAND)
     run = config(devices=2, epoch_count=1, resume=resume)
-    folder, seen = Path(run.run.proj_dir), []
+    folder = Path(run.run.proj_dir)
     capsys.readouterr()
     if resume:
         folder.mkdir()
         (folder / "last.ckpt").touch()
-
-    def stand_in(config, environment, module, callbacks, batches, checkpoint, save):
-        seen.append((checkpoint, batches.total_steps(1)))
-        return SimpleNamespace(is_global_zero=False)
-
-    monkeypatch.setattr(run_file, "fit", stand_in)
     train(run, {})
-    assert seen == [(folder / "last.ckpt" if resume else None, 4)] and capsys.readouterr().err == ""
+    assert fits[0].checkpoint == (folder / "last.ckpt" if resume else None) and capsys.readouterr().err == ""
     assert ([path.name for path in folder.iterdir()] if resume else folder.exists()) == (["last.ckpt"] if resume else False)
 
 
-def test_lightning_and_its_seed_say_nothing(config, given, monkeypatch, caplog, capsys):
+def test_before_the_first_step_it_is_said_what_trains(config, given, fits, capsys):
     given({})
-    monkeypatch.setattr(run_file, "fit", lambda *_: SimpleNamespace(is_global_zero=False))
+    run = config(lora_r=4)
+    capsys.readouterr()
+    train(run, {}, notes=("note: of the command",))
+    # LoRA of rank 4 on six matrices a block: four of 64 x 64, two of 64 x 256.
+    trained = 2 * 4 * (4 * (64 + 64) + 2 * (64 + 256))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["note: of the command",
+                    f"x070 L2 D64, {trained:,} trained parameters, 12 pairs, 8 optimizer steps, fp32"]
+    assert json.loads(Path(run.run.proj_dir, "config.json").read_text())["trained_parameters"] == trained
+    assert type(fits[0].environment) is First and fits[0].batches.total_steps(2) == 8
+
+
+def test_lightning_and_its_seed_say_nothing(config, given, fits, monkeypatch, caplog, capsys):
+    given({})
     for name in ("pytorch_lightning", "lightning_fabric"):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.INFO)
     train(config(seed=5), {})
@@ -128,6 +150,16 @@ def test_lightning_and_its_seed_say_nothing(config, given, monkeypatch, caplog, 
     torch.manual_seed(99)  # what another process would start with
     train(config(seed=5, proj_dir=config().run.proj_dir + "2"), {})
     assert torch.equal(torch.rand(3), drawn)
+
+
+def test_an_input_that_the_run_would_overwrite_is_not_read(config, given, fits):
+    given({})
+    run = config(load_model=f"{config().run.proj_dir}/rwkv-final.safetensors")
+    Path(run.run.proj_dir).mkdir()
+    Path(run.model.load_model).write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match="--load_model: .* would be overwritten"):
+        train(run, {})
+    assert not fits
 
 
 # The model
@@ -171,16 +203,22 @@ def test_the_base_with_adapters_and_no_second_copy(config, inputs, precision):
     assert not all(tensor.equal(another[name]) for name, tensor in ours.items())
 
 
-def test_an_adapter_to_continue_from(config, material, prepared, tmp_path):
+def test_what_trains_in_full_is_not_quantized(config, inputs):
+    given = inputs()
+    given.settings[2] = LayerSetting("1", "full", weight_lr_init=1e-3, weight_lr_final=1e-4)
+    base, model = dict(given.weights), _model(given, config(quantization="int8"))
+    plain = {name for name, parameter in model.named_parameters() if name in base and parameter.equal(base[name])}
+    assert "blocks.1.att.key.weight" in plain and "blocks.0.att.key.weight" not in plain
+
+
+def test_an_adapter_to_continue_from(config, request):
     run = config(epoch_count=1, epoch_steps=1)
     train(run, {})
+    fits = request.getfixturevalue("fits")  # from now on
     final = Path(run.run.proj_dir) / "rwkv-final.safetensors"
-    before = load_checkpoint(final)
-    further = config(load_adapter=str(final), epoch_count=1, epoch_steps=1, lr_init=0.0, lr_final=0.0,
-                     proj_dir=str(tmp_path / "further"))
-    train(further, {})
-    after = load_checkpoint(tmp_path / "further" / "rwkv-final.safetensors")
-    assert before.keys() == after.keys() and all(tensor.equal(after[name]) for name, tensor in before.items())
+    train(config(load_adapter=str(final), seed=1, proj_dir=run.run.proj_dir + "-further"), {})
+    written, held = load_checkpoint(final), adapter_tensors(fits[-1].module.model)
+    assert written.keys() == held.keys() and all(tensor.equal(held[name]) for name, tensor in written.items())
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -198,7 +236,9 @@ def test_compiled_are_the_two_halves_of_each_block_for_any_length(config, inputs
 
 @pytest.mark.parametrize("held_out", [False, True])
 @pytest.mark.parametrize("tokenizer", ["world", None, "tokenizer.json"])
-def test_what_config_json_holds_beside_the_flags(config, inputs, tmp_path, held_out, tokenizer):
+def test_what_config_json_holds_beside_the_flags(config, inputs, tmp_path, monkeypatch, held_out, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    Path("world").touch()  # no tokenizer, whatever it is
     if tokenizer == "tokenizer.json":
         tokenizer = str(tmp_path / tokenizer)
         Path(tokenizer).write_bytes(b"{}")
@@ -285,19 +325,14 @@ def test_without_the_pairs_tokenizer_there_are_none(config, inputs, tmp_path, ca
     assert "gone.json" in capsys.readouterr().err
 
 
-def test_held_out_prompts_are_answered_where_there_are_some(config, prepared, monkeypatch, tmp_path):
+def test_held_out_prompts_are_answered_where_there_are_some(config, prepared, given, fits, tmp_path):
+    given({})
     pairs = torch.load(prepared("x070"), weights_only=True)
     torch.save([(pairs[0][0] + [65], *pairs[0][1:])], other := tmp_path / "other.save")
-    asked = []
-
-    def ask(model, tokenizer, prompts, most):
-        asked.append(prompts)
-        return [("", True)] * len(prompts)
-
     for flags in ({}, {"eval_file": str(other)}):
-        run = config(samples=1, epoch_steps=1, epoch_count=1, proj_dir=str(tmp_path / f"run{len(flags)}"), **flags)
-        train(run, {}, ask)
-    assert asked[0] == [list(pairs[0][0])] and asked[-1] == [[*pairs[0][0], 65]]
+        train(config(samples=1, proj_dir=str(tmp_path / f"run{len(flags)}"), **flags), {}, answer)
+    asked = [one.questions.tokens for fit in fits for one in fit.callbacks if isinstance(one, Samples)]
+    assert asked == [[list(pairs[0][0])], [[*pairs[0][0], 65]]]
 
 
 # The end
@@ -342,12 +377,3 @@ def test_the_first_process_alone_ends_the_run(config, given, monkeypatch):
         monkeypatch.setattr(run_file, "fit", lambda *_, first=first: SimpleNamespace(is_global_zero=first))
         train(config(proj_dir=f"{config().run.proj_dir}{first}"), {})
     assert finished == [Path(f"{config().run.proj_dir}True")]
-
-
-def test_a_run_by_itself_has_an_environment_of_its_own(config, given, monkeypatch):
-    given({})
-    seen = []
-    monkeypatch.setattr(run_file, "fit", lambda _, environment, *__: seen.append(environment) or SimpleNamespace(
-        is_global_zero=False))
-    train(config(), {})
-    assert type(seen[0]) is First
