@@ -28,6 +28,13 @@ class Stopped(BaseException):
         self.number = number
 
 
+def signal_behind(error: BaseException | None) -> Stopped | None:
+    """The signal that an error is, or during whose handling it was raised; None for any other."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error
+
+
 # Messages of PyTorch on a CPU, for a failed allocation and an impossible size; and of CUDA's libraries, which raise their own.
 _NO_MEMORY = {
     "can't allocate memory": "machine", "not enough memory": "machine", "Storage size calculation overflowed": "machine",

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from src.checkpoint.archive import ZIP, Described, read_content
 from src.checkpoint.pickled import BadPickle, NamesCode, NotSupported
-from src.errors import UserError, out_of_memory
+from src.errors import UserError, out_of_memory, signal_behind
 from src.files import atomic_write, existing_file
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
@@ -108,9 +108,19 @@ def save_checkpoint(weights: Mapping[str, Tensor], path: str | Path) -> None:
     weights = {name: _own_storage(tensor) for name, tensor in weights.items()}
     try:
         with atomic_write(path) as file:
-            torch.save(weights, file)
+            write_archive(weights, file)
     except RuntimeError as error:  # torch's archive writer raises it on a short write
         raise UserError(f"{path}: cannot be written; free the disk or choose another place") from error
+
+
+def write_archive(content: Any, file: IO[bytes]) -> None:
+    """`torch.save`; raises Stopped where a signal breaks it off, of which torch's writer makes a RuntimeError."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if stopped := signal_behind(error):
+            raise stopped from None
+        raise
 
 
 def save_safetensors(weights: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:

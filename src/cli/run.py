@@ -16,7 +16,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from src.console import say
-from src.errors import SIGNALS, Stopped, UserError, out_of_memory
+from src.errors import SIGNALS, Stopped, UserError, out_of_memory, signal_behind
 
 # Seconds after which a signal is raised that could not be raised before, or is raised again where some code swallowed it.
 AGAIN_AFTER = 0.1
@@ -124,7 +124,7 @@ def _catch_signals(main: CodeType) -> list[int]:
             message, code = _ended_by(received[0])
             os.write(2, f"error: {message}\n".encode())
             os._exit(code)
-        if IMPORT not in names and not _is_on_its_way(sys.exception()):
+        if IMPORT not in names and not signal_behind(sys.exception()):
             raise Stopped(received[0])
 
     for number in SIGNALS:
@@ -148,13 +148,6 @@ def _callers(frame: FrameType | None, main: CodeType) -> list[str]:
         names.append(frame.f_code.co_filename)
         frame = frame.f_back
     return names
-
-
-def _is_on_its_way(error: BaseException | None) -> bool:
-    """Whether the error being handled is a `Stopped`, or was raised while one was handled."""
-    while error is not None and not isinstance(error, Stopped):
-        error = error.__context__
-    return error is not None
 
 
 class _Kept(io.FileIO):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from src.checked_json import BadJson, parse_json
 from src.checkpoint.archive import Described, read_content
+from src.checkpoint.io import write_archive
 from src.checkpoint.pickled import BadPickle, NamesCode, NotSupported
 from src.console import short
 from src.errors import UserError, out_of_memory
@@ -51,7 +52,7 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
     """
     # Through memory: torch's own file writer turns a full disk into a RuntimeError that names no file.
     buffer = io.BytesIO()
-    torch.save(list(pairs), buffer)
+    write_archive(list(pairs), buffer)
     sidecar = sidecar | {"count": len(pairs), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
     text = json_text(sidecar, _sidecar_path(path), indent=2, ensure_ascii=False)
     with atomic_write(_sidecar_path(path)) as sidecar_file, atomic_write(path) as file:

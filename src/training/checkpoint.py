@@ -21,8 +21,8 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 
 from src.checked_json import BadJson, parse_json
-from src.checkpoint.io import named_in_utf8
-from src.errors import UserError, out_of_memory
+from src.checkpoint.io import named_in_utf8, write_archive
+from src.errors import UserError, out_of_memory, signal_behind
 from src.files import atomic_write, json_text, sha256
 from src.run_files import RESUME_FILE
 
@@ -44,7 +44,7 @@ class SealedFile(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         try:
             with atomic_write(path, "w+b") as file:
-                torch.save(checkpoint, file)
+                write_archive(checkpoint, file)
                 file.seek(0)
                 digest = hashlib.file_digest(cast(io.BufferedRandom, file), "sha256").digest()
                 file.write(MARK + digest)
@@ -73,6 +73,8 @@ def save_checkpoint(trainer: pl.Trainer, folder: Path, record: dict[str, Any]) -
             seal_folder(written, record)
             _exchange(final)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if stopped := signal_behind(error):
+            raise stopped from None
         if out_of_memory(error):
             raise
         if trainer.is_global_zero:

@@ -1,9 +1,11 @@
 """Checkpoint files against torch's and safetensors' own readers and writers, and all that can be wrong with one."""
 
 import hashlib
+import io
 import os
 import pickle
 import resource
+import signal
 import struct
 import zipfile
 from pathlib import Path
@@ -22,8 +24,9 @@ from src.checkpoint.io import (
     load_safetensors,
     save_checkpoint,
     save_safetensors,
+    write_archive,
 )
-from src.errors import UserError
+from src.errors import Stopped, UserError
 from tests import hostile
 
 ENDINGS = [".pth", ".safetensors"]
@@ -316,3 +319,27 @@ def test_the_fingerprint_tells_every_difference():
         {"a": a.bfloat16()}, {"a": a.half()}, {},
     ]
     assert len({fingerprint(weights) for weights in different}) == len(different)
+
+
+class Stopping(io.BytesIO):
+    """A file during whose writing, once it has so many bytes, an error comes up."""
+
+    def __init__(self, size: int, error: BaseException):
+        super().__init__()
+        self.size, self.error = size, error
+
+    def write(self, data) -> int:
+        if self.tell() > self.size:
+            raise self.error
+        return super().write(data)
+
+
+@pytest.mark.parametrize("size", [0, 100, 10_000, 200_000])
+def test_a_signal_while_an_archive_is_written_is_no_failed_write(size):
+    """torch's writer raises an error of its own while it closes what was broken off."""
+    stopped = Stopped(signal.SIGTERM)
+    with pytest.raises(Stopped) as caught:
+        write_archive({name: torch.ones(9_999) for name in "abcdefgh"}, Stopping(size, stopped))
+    assert caught.value is stopped
+    with pytest.raises((RuntimeError, OSError)):
+        write_archive({name: torch.ones(9_999) for name in "abcdefgh"}, Stopping(size, OSError(28, "No space left on device")))

@@ -49,6 +49,7 @@ def forked(work: Callable[[], int], limit: float, output: Path | None = None) ->
         status = 3
         try:
             os.setsid()
+            sys.orig_argv = [sys.executable, "-c", ""]  # a fault may start this program once more, as another process of a run
             signal.alarm(math.ceil(limit) + 1)  # should its parent end before it
             if output is not None:
                 with output.open("wb") as file, open(os.devnull) as nothing:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from src.errors import UserError
+from src.errors import Stopped, UserError
 from src.training.checkpoint import (
     SealedFile,
     _exchange,
@@ -207,6 +208,20 @@ def test_where_it_can_not_be_written_the_one_before_stays(tmp_path, first, begun
         "torch's ", "")
     left = {"last.ckpt"} | ({".last.ckpt.tmp"} if begun and not (first and reason) else set())
     assert {path.name for path in tmp_path.iterdir()} == left and step_of(tmp_path / "last.ckpt") == 1
+
+
+def test_a_signal_that_breaks_off_its_writing_stays_one(tmp_path):
+    def breaks_off(folder: Path) -> None:
+        engine_writes(folder)
+        try:
+            raise Stopped(signal.SIGTERM)
+        except Stopped:
+            raise RuntimeError("PytorchStreamWriter failed")  # noqa: B904  # as torch's writer makes of it
+
+    written(tmp_path / "last.ckpt", 1)
+    with pytest.raises(Stopped):
+        save_checkpoint(trainer(breaks_off), tmp_path, RECORD)
+    assert step_of(tmp_path / "last.ckpt") == 1
 
 
 @pytest.mark.parametrize(("there", "step"), [
