@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pytorch_lightning.strategies import DeepSpeedStrategy
+from pytorch_lightning.strategies import DeepSpeedStrategy, SingleDeviceStrategy
 
 from src.errors import Stopped, UserError
 from src.training.checkpoint import (
@@ -181,6 +181,12 @@ def test_the_form_of_its_manifest(tmp_path):
     manifest = {"record": {"step": 5, "lines": {}},
                 "files": {"checkpoint/rank_0.pt": hashlib.sha256(bytes(range(99))).hexdigest()}}
     assert json.loads((folder / "manifest.json").read_text()) == manifest
+
+
+def test_under_other_strategies_lightning_writes_the_file(tmp_path):
+    other = SimpleNamespace(strategy=SingleDeviceStrategy(), save_checkpoint=lambda path: path.write_text("whole"))
+    save_checkpoint(other, tmp_path, RECORD)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"last.ckpt": "whole"}
 
 
 def test_only_the_first_process_moves_folders(tmp_path):
