@@ -45,7 +45,6 @@ class SealedFile(CheckpointIO):
         try:
             with atomic_write(path, "w+b") as file:
                 write_archive(checkpoint, file)
-                file.flush()
                 file.seek(0)
                 digest = hashlib.file_digest(cast(io.BufferedRandom, file), "sha256").digest()
                 file.write(MARK + digest)
@@ -138,7 +137,7 @@ def _read_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]
     with path.open("rb") as file:
         for start in range(0, size, 1 << 20):
             digest.update(file.read(min(1 << 20, size - start)))
-        if size < 0 or file.read() != MARK + digest.digest():
+        if file.read() != MARK + digest.digest():
             file.seek(max(0, size + len(MARK) + DIGEST_SIZE - END_SIZE))
             return UNSEALED if file.read().startswith(END_MARK) else DAMAGED
     try:
@@ -165,8 +164,7 @@ def _read_folder(path: Path) -> dict[str, Any] | str:
 def seal_folder(path: Path, record: dict[str, Any]) -> None:
     """Sync all files of a folder, so that they survive a power cut, and write its manifest last."""
     for part in (path, *path.rglob("*")):
-        if part.name != MANIFEST_FILE:
-            _sync(part)
+        _sync(part)
     text = json_text({RECORD: record, "files": _digests(path)}, path / MANIFEST_FILE, indent=2)
     with atomic_write(path / MANIFEST_FILE, "w", encoding="utf-8") as file:
         file.write(text)

@@ -103,7 +103,7 @@ class TensorBoardLogger(GuardedLogger):
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard finds files by this form of name, and sorts a run's files by it.
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (folder / name).open("ab", buffering=0)
+        self._file = (folder / name).open("ab")
         self._append(file_version="brain.Event:2")
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -100,9 +100,7 @@ class Others(pl.Callback):
             self.failed = failed
         for process in self.processes:
             process.kill()
-            process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+            process.communicate()  # closes its stdin, and waits for it
 
     def _failed(self) -> str | None:
         for rank, process in enumerate(self.processes, 1):

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.text import Text
 
-from src.console import console, printable, say
+from src.console import console, say
 from src.progress import COLUMNS
 from src.training.metrics import StepMetrics
 from src.training.module import PreferenceModule
@@ -48,10 +48,10 @@ class ProgressBar(pl.Callback):
         if self.live is None and now - self.line_at >= LINE_EVERY:
             self.line_at = now
             if not done:
-                self._print(f"step {trainer.global_step}/{self.total_steps}: {batch_idx + 1} micro-batches done")
+                say(f"step {trainer.global_step}/{self.total_steps}: {batch_idx + 1} micro-batches done")
                 return
             left = (now - self.started) / done * (self.total_steps - trainer.global_step)
-            self._print(f"step {trainer.global_step}/{self.total_steps}, {left:.0f} s left: {self._words()}")
+            say(f"step {trainer.global_step}/{self.total_steps}, {left:.0f} s left: {self._words()}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> None:
         if not trainer.is_global_zero:
@@ -62,19 +62,13 @@ class ProgressBar(pl.Callback):
             last = self.held_out.last
             line += (f"; held out: accuracy {last['accuracy']:.3f}, margin {last['margin']:+.4f}" if "margin" in last
                      else f"; held out: {last['loss']:.4f} nats a token")
-        self._print(line)
+        say(line)
 
     def on_train_end(self, *_: Any) -> None:
         self._stop()
 
     def on_exception(self, *_: Any) -> None:
         self._stop()
-
-    def _print(self, line: str) -> None:
-        if self.live is not None:
-            self.live.console.print(printable(line))
-        else:
-            say(line)
 
     def _stop(self) -> None:
         if self.live is not None:

@@ -63,7 +63,7 @@ def _train(config: TrainConfig, environment: ClusterEnvironment, expected: dict[
     quiet_lightning()
     folder = Path(config.run.proj_dir)
     check_inputs(folder, config)
-    pl.seed_everything(config.run.seed, verbose=False)
+    pl.seed_everything(config.run.seed)
     inputs = read_inputs(config, expected)
     model = _model(inputs, config)
     steps = config.steps

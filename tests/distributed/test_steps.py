@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from src.data.examples import read_texts
-from src.data.packing import pack_pairs, packed_length
+from src.data.packing import packed_length
 from src.tokenizer import load_tokenizer
-from src.training.deepspeed import AsItIs
 from src.training.schedule import learning_rate
 from tests.training.exact import ALPHA, BETA, Exact, save_pairs
 from tests.training.test_accumulation import CLOSE
@@ -82,9 +81,3 @@ def test_a_step_of_texts_is_the_mean_over_the_tokens_of_all_processes(material, 
     totals, gradients, counts = zip(*(exact.text(*text) for text in texts), strict=True)
     assert line["loss"] == pytest.approx(sum(totals) / sum(counts), rel=1e-5)
     assert line["grad_norm"] == pytest.approx(sum(gradients).norm().item() / sum(counts), rel=CLOSE)
-
-
-def test_under_deepspeed_batches_and_weights_keep_their_precision():
-    plugin, batch, weights = AsItIs("32-true"), pack_pairs([([1], [2], [3])]), torch.nn.Linear(2, 2, dtype=torch.bfloat16)
-    assert plugin.convert_input(batch) is batch
-    assert plugin.convert_module(weights) is weights and weights.weight.dtype == torch.bfloat16

@@ -1,9 +1,13 @@
-"""A run that is broken off, and a module without one."""
+"""What the tests of this room share: a run that is broken off, a module without one, a terminal, launchers' variables."""
 
+import os
+import re
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 import src.training.module as module_file
 from src.adapters.apply import apply_layer_profile
@@ -14,6 +18,9 @@ from src.training.module import PreferenceModule
 from src.training.run import train
 from tests.random_checkpoint import random_weights
 from tests.tiny import tiny_dimensions
+
+# Beginnings of the names of launchers' variables, and of Lightning's.
+LAUNCHERS = ("SLURM_", "JSM_", "LSB_", "TORCHELASTIC_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "PL_")
 
 
 @pytest.fixture
@@ -46,6 +53,48 @@ def no_pictures(monkeypatch):
         file.write("<svg/>" if format == "svg" else b"")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Make stderr a pseudo-terminal of so many columns; `terminal(columns)` -> a function that gives what it showed."""
+    master, slave = os.openpty()
+    stderr, shown = os.fdopen(slave, "w"), []
+
+    def read() -> None:
+        try:
+            while data := os.read(master, 65536):
+                shown.append(data)
+        except OSError:  # what Linux makes of the other end's closing
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
+
+    def start(columns: int):
+        for name, value in {"COLUMNS": str(columns), "LINES": "24", "TERM": "xterm-256color"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.stderr", stderr)
+        reader.start()
+
+        def text() -> str:
+            stderr.close()
+            reader.join()
+            return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(shown).decode()).replace("\r", "\n")
+
+        return text
+
+    yield start
+    os.close(master)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """`given(variables)` sets them, beside none of another launcher."""
+    for name in list(os.environ):
+        if name.startswith(LAUNCHERS):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
 
 
 @pytest.fixture
