@@ -21,8 +21,8 @@ from tests.mutation.mutants import Mutant, mutants_of
 
 OUTPUT = Path(".mutants")
 ROOMS = ("preference", "training", "adapters")
-# Real runs beside the same by hand, which many files have a part in.
-RUNS = "tests/training/test_plain_steps.py"
+# Real runs beside the same by hand, which many files have a part in; and the page of flags, which all settings are on.
+FOR_ALL = ("tests/training/test_plain_steps.py", "tests/cli/test_document.py")
 ENOUGH = 8.0  # seconds of tests beyond which no more are tried on one mutant
 
 
@@ -131,13 +131,14 @@ def in_order(tests: set[str], seconds: dict[str, float]) -> list[str]:
 @functools.cache
 def tests_of(room: str) -> dict[str, Any]:
     """What `measured` tells of a room's tests; kept until some source or test is another."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(FOR_ALL).encode())
     for path in sorted([*Path("src").rglob("*.py"), *Path("tests").rglob("*.py")]):
         if path.parts[:2] != ("tests", "mutation"):
             digest.update(path.read_bytes())
     kept = OUTPUT / f"{room}-{digest.hexdigest()[:16]}.json"
     if not kept.exists():
-        known = measured([f"tests/{room}", *([RUNS] if room != "training" else [])], sorted(Path("src", room).glob("*.py")), 3600)
+        others = [test for test in FOR_ALL if not test.startswith(f"tests/{room}/")]
+        known = measured([f"tests/{room}", *others], sorted(Path("src", room).glob("*.py")), 3600)
         kept.write_text(json.dumps(known))
         for test in known["failed"]:
             print(f"  left out, since it fails without a mutant: {test}", flush=True)

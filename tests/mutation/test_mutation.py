@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("mutmut", reason="requirements-mutants.txt is not installed")
 
+from tests.mutation.__main__ import FOR_ALL
 from tests.mutation.mutants import mutants_of
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ TEST = "import pytest\n\nfrom src.room.sums import grown\n\n\n@pytest.mark.param
 @pytest.fixture
 def project(tmp_path):
     """A project of one file, with one test, laid out as this one."""
-    for name, text in {"src/room/sums.py": SOURCE, "tests/room/test_sums.py": TEST, "tests/training/test_plain_steps.py": "",
+    for name, text in {"src/room/sums.py": SOURCE, "tests/room/test_sums.py": TEST, **dict.fromkeys(FOR_ALL, ""),
                        "pyproject.toml": "[tool.pytest.ini_options]\npythonpath = ['.']\n"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
