@@ -64,8 +64,7 @@ def fit(config: TrainConfig, environment: ClusterEnvironment, module: Preference
             accumulate_grad_batches=config.steps.accumulate_grad_batches,
             gradient_clip_val=config.steps.gradient_clip_val or None, logger=False, callbacks=callbacks, plugins=plugins,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-            reload_dataloaders_every_n_epochs=1, log_every_n_steps=1,
-            default_root_dir=config.run.proj_dir,
+            reload_dataloaders_every_n_epochs=1, log_every_n_steps=1, default_root_dir=config.run.proj_dir,
         )
         # Lightning's own signal handlers exchange messages between the processes, which hangs, and under SLURM they write
         # checkpoints that nothing here resumes from.

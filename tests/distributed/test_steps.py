@@ -15,8 +15,8 @@ from src.data.packing import packed_length
 from src.tokenizer import load_tokenizer
 from src.training.schedule import learning_rate
 from tests.training.exact import ALPHA, BETA, Exact, save_pairs
+from tests.training.outside import lines
 from tests.training.test_accumulation import CLOSE
-from tests.training.test_run import lines
 
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = str(Path(__file__).parent / "deepspeed_on_cpu.py")

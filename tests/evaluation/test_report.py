@@ -18,7 +18,8 @@ from src.generation.greedy import likeliest_answers
 from src.preference.pairs import load_pairs, save_pairs
 from src.training.run import train
 from tests.settings import changed
-from tests.training.test_run import lines, numbers
+from tests.training.outside import lines
+from tests.training.test_run import numbers
 
 HOSTILE = ("<script>alert(1)</script>", "</div><img src=x onerror=alert(1)>", '" onmouseover="alert(1)', "{{ 7 * 7 }}{% raw %}",
            "&lt;b&gt; & 'quoted'", "</style><style>body{display:none}</style>", "javascript:alert(1)", "a\x00b\x1b[31m\ud800",

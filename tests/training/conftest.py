@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 import src.training.module as module_file
 from src.adapters.apply import apply_layer_profile
-from src.adapters.layer_profile import LayerSetting
+from src.adapters.layer_profile import auto_layer_profile
 from src.model import build_model
 from src.training.config import TrainConfig
 from src.training.module import PreferenceModule
@@ -104,8 +104,7 @@ def module(config, monkeypatch):
     def make(processes: int = 1, accumulate: int = 1, **flags) -> PreferenceModule:
         dimensions = tiny_dimensions("x070", 8)
         model = build_model(random_weights(dimensions), dimensions)
-        blocks = [LayerSetting(block, "lora", rank=4, alpha=8, weight_lr_init=1e-3, weight_lr_final=1e-4) for block in ("0", "1")]
-        settings = [LayerSetting("emb", "freeze"), *blocks, LayerSetting("head", "freeze")]
+        settings = auto_layer_profile(2, 1e-3, 1e-4, rank=4, alpha=8.0)
         apply_layer_profile(model, settings, 0)
         trainer = SimpleNamespace(world_size=processes, accumulate_grad_batches=accumulate)
         monkeypatch.setattr(PreferenceModule, "trainer", trainer)

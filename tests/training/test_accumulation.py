@@ -10,7 +10,8 @@ import torch
 
 from tests.settings import changed
 from tests.training.exact import ALPHA, BETA, Exact, Watched, save_pairs
-from tests.training.test_run import lines, numbers, stop_in_the_second_epoch
+from tests.training.outside import lines
+from tests.training.test_run import numbers, stop_in_the_second_epoch
 
 # Weights stay as they are, so that one oracle holds for all steps; every parameter of the blocks trains.
 STILL = dict(peft="full", lr_init=1e-9, lr_final=1e-10, warmup_steps=0, gradient_clip_val=0.0, dpo_beta=BETA, dpo_alpha=ALPHA,

@@ -21,7 +21,7 @@ from src.training.following import command_to_follow
 from src.training.processes import starts_others
 from src.training.run import train
 from tests.settings import changed
-from tests.training.test_run import lines
+from tests.training.outside import lines
 
 ROOT = Path(__file__).parents[2]
 HUNG = 900.0  # seconds after which a run will not end any more, however busy the machine

@@ -21,7 +21,8 @@ from src.training.checkpoint import check_checkpoint
 from src.training.run import train
 from tests.cli.conftest import snapshot
 from tests.settings import changed
-from tests.training.test_run import lines, numbers
+from tests.training.outside import lines
+from tests.training.test_run import numbers
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,8 @@ from src.errors import Stopped, signal_behind
 from src.generation.greedy import likeliest_answers
 from src.training.run import train
 from tests.settings import changed
-from tests.training.test_run import lines, numbers
+from tests.training.outside import lines
+from tests.training.test_run import numbers
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ import src.training.watching as watching
 from src.errors import NotFinite, Stopped, UserError
 from src.training.watching import LinesByEpoch, ReportWriter, Samples
 from tests.compiled import compiled
-from tests.training.test_run import lines
+from tests.training.outside import lines
 
 
 class Lines(LinesByEpoch):

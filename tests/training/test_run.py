@@ -18,14 +18,11 @@ from src.settings import flat
 from src.training.folder import prepare_folder
 from src.training.run import train
 from tests.settings import changed
+from tests.training.outside import lines
 
 KEYS = {"step", "loss", "dpo_loss", "sft_loss", "pref_percentage", "pref_accuracy", "reward_chosen", "reward_rejected", "margin",
         "lr", "grad_norm", "tokens_per_s", "pairs_per_s", "peak_memory_bytes", "elapsed_s"}
 TIMES = {"tokens_per_s", "pairs_per_s", "peak_memory_bytes", "elapsed_s"}
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def numbers(path: Path) -> list[dict]:

@@ -10,7 +10,7 @@ import torch
 
 import src.training.run as run_file
 from src.adapters.files import adapter_tensors
-from src.adapters.layer_profile import LayerSetting
+from src.adapters.layer_profile import LayerSetting, auto_layer_profile
 from src.data.packing import Text
 from src.errors import UserError
 from src.model import build_model
@@ -19,9 +19,7 @@ from src.training.run import _model, _prepare, _samples, _say_what_trains, _what
 from tests.random_checkpoint import random_weights
 from tests.tiny import tiny_dimensions
 
-LORA = [LayerSetting("emb", "freeze"),
-        *(LayerSetting(block, "lora", rank=4, alpha=8, weight_lr_init=1e-3, weight_lr_final=1e-4) for block in ("0", "1")),
-        LayerSetting("head", "freeze")]
+LORA = auto_layer_profile(2, 1e-3, 1e-4, rank=4, alpha=8.0)
 PAIRS = [([1, 2, 3], [4, 5], [6], -3.0, -4.0), ([7], [8], [9, 10], -5.0, -6.0)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_run import lines
+from tests.training.outside import lines
 
 ROOT = Path(__file__).parents[2]
 HUNG = 900.0  # seconds after which a process will not end any more, however busy the machine

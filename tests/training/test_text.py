@@ -19,7 +19,8 @@ from src.model import build_model
 from src.preference.objective import text_losses
 from src.training.run import train
 from tests.settings import changed
-from tests.training.test_run import lines, numbers, stop_in_the_second_epoch
+from tests.training.outside import lines
+from tests.training.test_run import numbers, stop_in_the_second_epoch
 
 GENERATOR = torch.Generator().manual_seed(0)
 TEXTS = [Text(torch.randint(256, (n,), generator=GENERATOR).tolist(), (torch.rand(n, generator=GENERATOR) < 0.5).tolist())

@@ -13,7 +13,7 @@ import src.training.metrics as metrics_of_steps
 import src.training.progress as progress
 import src.training.watching as watching
 from src.training.run import train
-from tests.training.test_run import lines
+from tests.training.outside import lines
 
 NUMBERS = (r"loss \d\.\d{4} pref \d+% margin [+-]\d\.\d{4} [\d.e+]+ pairs/s \d+ tok/s \d+\.\d GiB")
 
