@@ -20,7 +20,10 @@ from src.errors import NotFinite, UserError
 # Not .lock, which other programs use too.
 LOCK_FILE = ".train.lock"
 # Words that flags for files also take; they never mean a file, even if the current folder has one of that name.
-WORDS = {"tokenizer": ("world", "bytes"), "layer_profile": ("auto",)}
+WORDS = {
+    "tokenizer": ("world", "bytes"), "layer_profile": ("auto",),
+    "template": ("classic", "g1", "g1-think", "g1-think:think", "g1-think:think-a-bit", "g1-think:think-a-lot", "g1-fakethink"),
+}
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from src.files import named_file
-from src.values import Reader, input_file, layer_profile, tokenizer
+from src.values import Reader, input_file, layer_profile, template, tokenizer
 
 Config = TypeVar("Config")
 # In place of a default: the flag is required; the script finds the value out if the flag is not given.
 NEEDED: Any = object()
 RESOLVED: Any = object()
-READ_FILES = (input_file, layer_profile, tokenizer)
+READ_FILES = (input_file, layer_profile, tokenizer, template)
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Flag:
     default: Any  # or NEEDED, or RESOLVED
     help: str
     free: bool = False  # may change on a resume, since it changes no number beyond rounding
+    repeats: bool = False  # may be given several times; its value is a tuple
 
     @property
     def takes(self) -> str:
@@ -53,9 +54,9 @@ class Named(NamedTuple):
     title: str | None
 
 
-def flag(read: Reader | tuple[str, ...], default: Any, help: str, free: bool = False) -> Any:
+def flag(read: Reader | tuple[str, ...], default: Any, help: str, free: bool = False, repeats: bool = False) -> Any:
     """A field that is a setting; see `Flag`."""
-    described = {"flag": Flag(read, default, help, free)}
+    described = {"flag": Flag(read, default, help, free, repeats)}
     return field(metadata=described) if default in (NEEDED, RESOLVED) else field(default=default, metadata=described)
 
 

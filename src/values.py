@@ -120,6 +120,17 @@ def _tokenizer(text: str) -> str:
     return text
 
 
+def _template(text: str) -> str:
+    """The name of a template, with spaces or dashes in it, or an existing file."""
+    name = text.strip().lower().replace(": ", ":").replace(" ", "-")
+    if name in WORDS["template"]:
+        return name
+    if not Path(_path(text)).exists():
+        raise ArgumentTypeError(f"takes {', '.join(WORDS['template'])}, or the path of a Jinja chat template or a "
+                                f"tokenizer_config.json, not {shown(text)}")
+    return text
+
+
 def _wandb_project(text: str) -> str:
     """wandb's `project` or `entity/project`, given directly or as the address of its page; "" for none."""
     given = _words(text).strip()
@@ -144,6 +155,10 @@ layer_profile = Reader(_path, "auto, or a file to read")
 tokenizer = Reader(_tokenizer, "world, bytes, or a tokenizer.json")
 # What --tokenizer does, for help.
 TOKENIZER = f"{tokenizer.takes}; if not given, determined by the checkpoint's vocabulary (65536 world, 256 bytes)"
+template = Reader(_template, "the name of a template, or a file")
+# What --template does, for help.
+TEMPLATE = (f"how turns are written and what ends an answer: {', '.join(WORDS['template'])}, or a file with a Jinja chat "
+            "template (.jinja, tokenizer_config.json); see docs/data.md")
 wandb_project = Reader(_wandb_project, "a project, entity/project, or its address")
 
 

@@ -4,7 +4,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from src.errors import UserError
 from src.settings import NEEDED, flags_of
@@ -16,6 +16,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, "") else super()._get_help_string(action)
+
+
+class _Collected(argparse.Action):
+    """Collects the values of a flag that may be given several times in a tuple."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, (*(getattr(namespace, self.dest) or ()), values))
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +38,9 @@ class Parser(argparse.ArgumentParser):
         for name, flag, title in self.named:
             if title not in groups:
                 groups[title] = self.add_argument_group(title)
-            takes = {"type": flag.read} if isinstance(flag.read, Reader) else {"choices": flag.read}
+            takes: dict[str, Any] = {"type": flag.read} if isinstance(flag.read, Reader) else {"choices": flag.read}
+            if flag.repeats:
+                takes["action"] = _Collected
             groups[title].add_argument(f"--{name}", required=flag.default is NEEDED, default=flag.shown_default, help=flag.help,
                                        **takes)
 
@@ -38,9 +48,11 @@ class Parser(argparse.ArgumentParser):
         return {flag for action in self._actions for flag in action.option_strings}
 
     def given(self, arguments: Sequence[str]) -> Counter[str]:
-        """The flags of a parsed command, in its order, and how often each occurs."""
+        """The flags of a parsed command, in its order, and how often each occurs; those that may repeat count once."""
         own = self.flags()
-        return Counter(flag for word in arguments if (flag := word.partition("=")[0]) in own)
+        found = Counter(flag for word in arguments if (flag := word.partition("=")[0]) in own)
+        repeat = {f"--{name}" for name, flag, _ in self.named if flag.repeats}
+        return Counter({flag: 1 if flag in repeat else count for flag, count in found.items()})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")

@@ -127,8 +127,8 @@ def _without_effect(flags: dict[str, Any]) -> list[NoEffect]:
     return [
         NoEffect(f"{' '.join((*TAKEN_BY, *SWITCHES))} allow_reference_mismatch", sft, "--sft 1 has no preferences"),
         NoEffect("samples sample_tokens", sft, "--sft 1 writes no samples"),
-        NoEffect("tokenizer skip_bad_rows", not sft, "a .save holds tokens"),
-        NoEffect("skip_bad_rows sft_on_prompt", all(data_ending(file) == ".txt" for file in texts) and sft,
+        NoEffect("tokenizer skip_bad_rows loss_on", not sft, "a .save holds tokens"),
+        NoEffect("skip_bad_rows sft_on_prompt loss_on", all(data_ending(file) == ".txt" for file in texts) and sft,
                  "a .txt has no rows and no prompts"),
         NoEffect("quant_mode", not flags["quant"], "without --quant 1 no weight is quantized"),
         NoEffect("peft lora_r lora_alpha", not auto, "the layer profile says what trains"),

@@ -12,7 +12,10 @@ from rich.table import Table
 from src.console import printable, say, show
 from src.data.conversation import prompt_turns
 from src.data.faults import NAMED, Reading, name_rows, skipped_rows
-from src.data.templates import format_answer, format_prompt
+from src.data.fit import names_inside
+from src.data.shown_pair import pair_as_read, print_pair
+from src.data.templates import CLASSIC, Template, answer_pieces, prompt_pieces, text_of
+from src.data.thinking import has_thinking
 from src.data.tokenize import tokenize_pairs
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes
@@ -23,42 +26,53 @@ BEGINNING = 200  # characters
 ENDLESS = sys.maxsize
 
 
-def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int) -> dict[str, Any]:
+def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int, template: Template = CLASSIC,
+                loss_on: str = "all") -> dict[str, Any]:
     """What preparing each of these rows once would give.
 
     Args:
-        reading: its rows all have a reject.
+        reading: its rows all have a reject, and the template renders them.
         max_len: `--rlhf_max_corpus_len`, tokens of prompt and longer answer together.
-        seed: of the templates.
+        seed: of the template's forms.
+        loss_on: as in `tokenize_pairs`.
 
     Returns:
         rows (those that can be used), conversations (of several turns, or with a system message), most_turns;
         bad_rows: "count", and under "rows" the numbers of those that can't be used, by kind; notes: what has no effect;
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
         duplicate_rows (all three texts equal an earlier row's), duplicate_prompts (only the prompt does), equal_answers, cut,
-        dropped: counts, all of texts as the model reads them; under `..._at` the first rows of each kind, from 1, as in the file;
+        dropped: counts, all of texts as the model reads them; thinking (an answer begins with <think>), turn_names (an answer has
+        a paragraph that begins like a turn of the template); under `..._at` the first rows of each kind, from 1, as in the file;
         changes: texts that do not come back from their tokens as written (`Changes`);
+        template: its name and fingerprint; shown: the first pair that is not dropped, by tokens (`pair_as_read`), and its row;
         begins: the beginning of the first prompt and its chosen answer; histogram: of the pairs' lengths, with `counts` of those
         from one of the `edges` to below the next.
     """
     rows, numbers = reading.rows, reading.numbers
-    pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers)
-    prompt, chosen, reject = (np.array([len(pair[part]) for pair in pairs]) for part in range(3))
+    pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers, template, loss_on)
+    prompt, chosen, reject = (np.array(list(map(len, part))) for part in zip(*(pair[:3] for pair in pairs), strict=True))
     longer = np.maximum(chosen, reject)
     lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
     turns = [len(prompt_turns(row.prompt)) for row in rows]
-    prompts = [format_prompt(0, row.prompt) for row in rows]
-    texts = [(text, format_answer(row.chosen), format_answer(row.reject)) for text, row in zip(prompts, rows, strict=True)]
+    prompts = [text_of(prompt_pieces(template, row.prompt)) for row in rows]
+    texts = [(text, *(text_of(answer_pieces(template, row.prompt, answer)) if answer.strip() else ""
+                      for answer in (row.chosen, row.reject))) for text, row in zip(prompts, rows, strict=True)]
     kinds = {
         "duplicate_rows": _repeated(texts), "duplicate_prompts": _repeated(prompts),
         "equal_answers": [at for at, (_, one, other) in enumerate(texts) if one == other],
         "cut": np.flatnonzero((lengths["pair"] > max_len) & (longer <= max_len)).tolist(),
         "dropped": np.flatnonzero(longer > max_len).tolist(),
+        "thinking": [at for at, row in enumerate(rows) if has_thinking(row.chosen) or has_thinking(row.reject)],
+        "turn_names": [at for at, row in enumerate(rows) if names_inside(row, template)],
     }
+    shown = next((at for at in range(len(rows)) if longer[at] <= max_len), None)
     counts, edges = _histogram(lengths["pair"])
     return {
         "rows": len(rows), "conversations": sum(count > 1 for count in turns), "most_turns": max(turns) + 1, "max_len": max_len,
-        "tokenizer": tokenizer.name, "bad_rows": skipped_rows(reading), "notes": reading.notes,
+        "tokenizer": tokenizer.name, "template": {"name": template.name, "fingerprint": template.fingerprint},
+        "shown": None if shown is None else {
+            "row": numbers[shown], **pair_as_read(pairs[shown], tokenizer, max_len, template.begins_with_end_of_text)},
+        "bad_rows": skipped_rows(reading), "notes": reading.notes,
         "tokens": {name: _spread(values) for name, values in lengths.items()},
         "begins_at": numbers[0], "begins": "".join(texts[0][:2])[:BEGINNING],
         **{name: len(found) for name, found in kinds.items()},
@@ -83,7 +97,13 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
         "equal_answers": "have equal answers, so no preference to learn",
         "cut": f"longer than {found['max_len']} tokens: the prompt would lose its beginning",
         "dropped": f"have an answer alone longer than {found['max_len']} tokens: they would be dropped",
+        "thinking": "have an answer with a thinking part, <think>...</think>",
+        "turn_names": f"have an answer with a paragraph that begins like a turn of --template {found['template']['name']}: a "
+                      "model that learns it will run on",
     }
+    if found["shown"]:
+        say(f"row {found['shown']['row']} as the model reads it, by tokens; what carries the loss is underlined in a terminal:")
+        print_pair(found["shown"])
     say(f"row {found['begins_at']} begins, as the model reads it: {found['begins']!r}")
     for name, text in words.items():
         named = ", ".join(map(str, found.get(f"{name}_at", [])))

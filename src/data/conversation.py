@@ -1,10 +1,12 @@
 """Conversations of several turns: as turns, and as a transcript in one text.
 
-A transcript has one paragraph a turn, which begins with the speaker's name: "Human:" and "Assistant:" in the form of Anthropic's
+In a transcript each turn begins with the speaker's name, after a blank line: "Human:" and "Assistant:" in the form of Anthropic's
 HH-RLHF (Bai et al. 2022, arXiv:2204.05862), "User:" and "Assistant:" as RWKV's chat models read it, and "System:" only at the
-beginning. In a CSV's prompt column a prompt of several turns is written and read as a transcript.
+beginning. In a CSV's prompt column a prompt of several turns is written and read as a transcript, or as JSON messages where a
+turn could be mistaken for several.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -13,10 +15,11 @@ from typing import NamedTuple
 HUMAN, ASSISTANT, SYSTEM = "Human", "Assistant", "System"
 # Names for the human; a transcript uses one of them, and there the other is text.
 ASKERS = (HUMAN, "User")
-# A system message can only come first; anywhere else "System:" is text.
-_TURNS = {asker: re.compile(rf"(?:\A\s*|\n\n(?!{SYSTEM}))({asker}|{ASSISTANT}|{SYSTEM}):") for asker in ASKERS}
-_LOOSE_TURNS = re.compile(rf"(?:\A\s*|\n(?!{SYSTEM}))(User|{ASSISTANT}|{SYSTEM}):")
-_ASKER = re.compile(rf"(?:\A\s*|\n\n)({'|'.join(ASKERS)}):")
+# The roles of chat messages.
+ROLES = {HUMAN: "user", ASSISTANT: "assistant", SYSTEM: "system"}
+_NAMES = (*ASKERS, ASSISTANT, SYSTEM)
+_FIRST = re.compile(rf"\s*+({'|'.join(_NAMES)}):")
+_NAME = re.compile(rf"^({'|'.join(_NAMES)}):", re.MULTILINE)
 # Templates of RWKV that a prompt of one question may already be in, up to the answer.
 _SINGLE = (("Question", "Answer"), ("Input", "Response"), ("Instruction", "Response"), ("Q", "A"))
 
@@ -35,6 +38,11 @@ def clean(text: str) -> str:
     A line of only whitespace counts as blank; the indentation of the line after it stays.
     """
     return re.sub(r"\n\s*\n", "\n", re.sub(r"\r\n?", "\n", text.strip()))
+
+
+def untouched(text: str) -> str:
+    """The text itself, without its outer white space and with `\\n` for `\\r\\n`."""
+    return text.replace("\r\n", "\n").strip()
 
 
 def read_transcript(text: str) -> list[Turn] | None:
@@ -56,30 +64,62 @@ def ends_in_empty_answer(text: str) -> bool:
     return speaker == ASSISTANT and not text.strip()
 
 
+class _Mark(NamedTuple):
+    """A speaker's name within a text, and whether a blank line or the text's beginning is before it."""
+
+    speaker: str
+    start: int
+    end: int
+    apart: bool
+
+
+def _marks(text: str) -> list[_Mark]:
+    first = _FIRST.match(text)
+    found = [_Mark(first[1], 0, first.end(), True)] if first else []
+    return found + [_Mark(name[1], name.start(), name.end(), _follows_blank_line(text, name.start()))
+                    for name in _NAME.finditer(text, first.end() if first else 0)]
+
+
+def _follows_blank_line(text: str, at: int) -> bool:
+    """Whether the line before the one that begins at `at` is blank."""
+    before = at - 1
+    while before > 0 and text[before - 1].isspace():
+        before -= 1
+        if text[before] == "\n":
+            return True
+    return False
+
+
 def _parts(text: str) -> list[tuple[str, str]] | None:
     """Speakers and their texts unchanged, including empty ones; None for a text that is no transcript."""
-    text = _one_blank_line(text)
-    found = _ASKER.search(text)
-    asker = found[1] if found else HUMAN
-    # The text before the first name, a name, its text, and so on.
-    lead, *pieces = _TURNS[asker].split(text)
-    if pieces[::2] == [SYSTEM] or (pieces[::2] == ["User"] and f"\n\n{HUMAN}:" not in text):
+    text = text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
+    # A system message can only come first; anywhere else "System:" is text.
+    named = [mark for mark in _marks(text) if mark.speaker != SYSTEM or mark.start == 0]
+    apart = [mark for mark in named if mark.apart]
+    asker = next((mark.speaker for mark in apart if mark.speaker in ASKERS), HUMAN)
+    marks = [mark for mark in apart if mark.speaker in (asker, ASSISTANT, SYSTEM)]
+    speakers = [mark.speaker for mark in marks]
+    if speakers == [SYSTEM] or (speakers == ["User"] and not any(mark.speaker == HUMAN for mark in apart)):
         # A file may have lost the blank lines. Not with "Human:", which our own transcripts use, where single lines are text.
-        loose_lead, *loose = _LOOSE_TURNS.split(text)
-        if ASSISTANT in loose[::2]:
-            lead, pieces, asker = loose_lead, loose, "User"
-    if not pieces or (lead.strip() and pieces[0] != ASSISTANT):
+        loose = [mark for mark in named if mark.speaker != HUMAN]
+        if any(mark.speaker == ASSISTANT for mark in loose):
+            marks, asker = loose, "User"
+    lead = text[:marks[0].start] if marks else ""
+    if not marks or (lead.strip() and marks[0].speaker != ASSISTANT):
         return None
-    parts = [(HUMAN if name == asker else name, part) for name, part in zip(pieces[::2], pieces[1::2], strict=True)]
+    ends = [*(mark.start for mark in marks[1:]), len(text)]
+    parts = [(HUMAN if mark.speaker == asker else mark.speaker, text[mark.end:end])
+             for mark, end in zip(marks, ends, strict=True)]
     return [(HUMAN, lead), *parts] if lead.strip() else parts
 
 
 def prompt_turns(prompt: str) -> list[Turn]:
-    """The turns of a prompt, ending with the human's: those of a transcript that leaves the answer open, else the text as one.
+    """The turns of a prompt, ending with the human's: those of a transcript that leaves the answer open, or of JSON messages as
+    `write_prompt` writes them, else the text as one.
 
     A question that is already in one of RWKV's templates, such as `Question: ...\\n\\nAnswer:`, is taken out of it.
     """
-    turns = read_transcript(prompt)
+    turns = _written_as_json(prompt) or read_transcript(prompt)
     return turns if turns and turns[-1].speaker == HUMAN else [Turn(HUMAN, _bare_question(prompt))]
 
 
@@ -105,10 +145,27 @@ def is_conversation(prompt: str) -> bool:
 
 
 def write_prompt(turns: Sequence[Turn]) -> str:
-    """The text that `prompt_turns` reads as these turns, cleaned; a single question stays as it is where possible."""
-    if len(turns) == 1 and prompt_turns(turns[0].text) == [Turn(HUMAN, turns[0].text)]:
-        return turns[0].text
-    return "\n\n".join(f"{turn.speaker}: {clean(turn.text)}" for turn in turns)
+    """The text that `prompt_turns` reads as these turns; a single question stays as it is where possible."""
+    texts = [(turn.speaker, untouched(turn.text)) for turn in turns]
+    bare = [turns[0].text] if len(turns) == 1 else []
+    for text in (*bare, "\n\n".join(f"{speaker}: {text}" for speaker, text in texts)):
+        if [(turn.speaker, untouched(turn.text)) for turn in prompt_turns(text)] == texts:
+            return text
+    return _JSON.encode([{"role": ROLES[speaker], "content": text} for speaker, text in texts])
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False)
+_JSON_BEGINS = '[{"role": "'
+
+
+def _written_as_json(prompt: str) -> list[Turn] | None:
+    if not prompt.startswith(_JSON_BEGINS):
+        return None
+    speakers = {role: speaker for speaker, role in ROLES.items()}
+    try:
+        return [Turn(speakers[message["role"]], message["content"]) for message in json.loads(prompt)]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def joined(turns: Iterable[Turn]) -> list[Turn]:

@@ -30,12 +30,15 @@ from src.data.columns import (
 )
 from src.data.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
 from src.data.faults import BadRow, Reading, report_reading, skipped_rows, usable
+from src.data.fit import fitted
 from src.data.kinds import check_kind
 from src.data.packing import Text
 from src.data.read import read_table
 from src.data.rows import split_answer, without_prompt
 from src.data.source import data_ending, data_file, open_data, read_text
-from src.data.templates import draw_template, format_conversation
+from src.data.templates import CLASSIC, Template, draw_form
+from src.data.thinking import thinking_tokens
+from src.data.tokenize import cut_beginning
 from src.errors import UserError
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes, Encoder
@@ -65,19 +68,21 @@ class TextCounts:
     skipped_rows: dict[str, Any]  # rows that can't be used: "count", and "rows" by kind
 
 
-def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool,
-               skip_bad_rows: bool = False) -> tuple[list[Text], TextCounts]:
+def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool, skip_bad_rows: bool = False,
+               template: Template = CLASSIC, loss_on: str = "all") -> tuple[list[Text], TextCounts]:
     """Read a `.txt` of documents, or a table (see src/data/read.py) of documents, prompts with answers, or conversations.
 
     A conversation over `max_len` tokens loses its beginning; one whose last answer alone is longer is dropped. A longer document
     is cut into pieces of `max_len` inputs. Each piece begins with the last token of the piece before it, so that every token of
-    the document except the first is predicted once. A document ends with the end-of-text token.
+    the document except the first is predicted once. A document ends with the end-of-text token, and begins with it if the
+    template's texts do.
 
     Args:
         max_len: tokens of a sequence.
-        seed: of the templates that are drawn for a single prompt with its answer, as for preferences.
+        seed: of the template's forms that are drawn for a single prompt with its answer, as for preferences.
         on_prompt: give prompts a loss too.
         skip_bad_rows: leave out rows that can't be used instead of refusing the file.
+        loss_on: "answer" leaves the thinking part of an answer out of its loss.
 
     Raises:
         UserError: the file or a row of it is malformed, both named; no text is left under the limit.
@@ -87,23 +92,25 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
         documents = _read_documents(path)
         reading = Reading(path, documents, list(range(1, len(documents) + 1)), faults=[], notes=[])
     else:
-        reading = read_examples(read_table(path))
+        reading = fitted(read_examples(read_table(path)), template, loss_on)
     rows = usable(reading, skip_bad_rows)
     generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
     texts: list[Text] = []
     cut = dropped = 0
     for number, row in zip(reading.numbers, rows, strict=True):
         if isinstance(row, str):
-            pieces = list(_document([*encoder.encode(row, number, "text"), tokenizer.end_of_text], max_len))
+            begins = [tokenizer.end_of_text] * template.begins_with_end_of_text
+            pieces = list(_document([*begins, *encoder.encode(row, number, "text"), tokenizer.end_of_text], max_len))
             texts += pieces
             cut += len(pieces) > 1
             continue
-        text, last = _tokenized(row, number, encoder, draw_template(generator), on_prompt)
+        text, last = _tokenized(row, number, encoder, template, draw_form(template, generator), on_prompt, loss_on)
         if last > max_len:
             dropped += 1
             continue
         cut += len(text.tokens) > max_len
-        texts.append(Text(text.tokens[-max_len:], text.trained[-max_len:]))
+        keep_first = template.begins_with_end_of_text and last < max_len
+        texts.append(Text(cut_beginning(text.tokens, max_len, keep_first), cut_beginning(text.trained, max_len, keep_first)))
     if not any(any(text.trained[1:]) for text in texts):
         raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(rows)} rows have an answer of over {max_len} "
                         "tokens; raise --ctx_len")
@@ -177,17 +184,27 @@ def _answered(record: dict[str, Any], columns: PromptColumns, column: str, where
     return Example([*before, *after], len(before))
 
 
-def _tokenized(example: Example, row: int, encoder: Encoder, template: int, on_prompt: bool) -> tuple[Text, int]:
+def _tokenized(example: Example, row: int, encoder: Encoder, template: Template, form: int, on_prompt: bool,
+               loss_on: str) -> tuple[Text, int]:
     """Tokens with their losses, and the length of the last answer. Prompts and answers are tokenized apart, as in pairs."""
     tokens: list[int] = []
     trained: list[bool] = []
-    piece: list[int] = []
-    pieces = format_conversation(example.turns, example.first, template)
-    for number, (text, is_answer, may_train) in enumerate(pieces, start=1):
-        piece = encoder.encode(text, row, f"{'answer' if is_answer else 'prompt'} (part {number})", continues=number > 1)
-        tokens += piece
-        trained += [may_train and (is_answer or on_prompt)] * len(piece)
-    return Text(tokens, trained), len(piece)
+    last, follows = 0, False
+    for number, piece in enumerate(template.conversation(example.turns, example.first, form), start=1):
+        if piece.is_control:
+            new = [encoder.control(piece.text)]
+        else:
+            part = f"{'answer' if piece.is_answer else 'prompt'} (part {number})"
+            new, follows = encoder.encode(piece.text, row, part, continues=follows), True
+        loss = [piece.may_train and (piece.is_answer or on_prompt)] * len(new)
+        if loss_on == "answer" and piece.is_answer:
+            thinking = thinking_tokens(new, template.ending.opening + piece.text, encoder.tokenizer)
+            loss[:thinking] = [False] * thinking
+        tokens += new
+        trained += loss
+        # What ends an answer is part of it.
+        last = last + len(new) if piece.is_control else len(new)
+    return Text(tokens, trained), last
 
 
 def _document(tokens: list[int], max_len: int) -> Iterator[Text]:

@@ -6,27 +6,40 @@ prompts. Apart, both follow the same tokens, and the prompt's state can be compu
 border, both ways give the same tokens.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from src.data.conversation import is_conversation
 from src.data.rows import Row
-from src.data.templates import NAMES, draw_template, format_answer, format_prompt
+from src.data.templates import CLASSIC, Piece, Template, answer_pieces, draw_form, prompt_pieces, text_of
+from src.data.thinking import thinking_tokens
 from src.errors import UserError
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes, Encoder
 
-TokenPair = tuple[list[int], list[int], list[int]]
+Item = TypeVar("Item")
+
+
+class TokenPair(NamedTuple):
+    """The tokens of a prompt and its two answers. A row with one answer has no tokens for the other."""
+
+    prompt: list[int]
+    chosen: list[int]
+    reject: list[int]
+    chosen_from: int = 0  # tokens of chosen before this one have no loss
+    reject_from: int = 0
 
 
 @dataclass(frozen=True)
 class PairCounts:
     """What the rows were turned into. All counts are of pairs, so a row that is used twice counts twice."""
 
-    templates: dict[str, int]  # by the names "user", "question", "input"; of the pairs kept
+    templates: dict[str, int]  # by the names of the template's forms; of the pairs kept
     cut: int  # pairs kept whose prompt lost its beginning
     dropped: int  # pairs left out, since an answer alone is longer than the limit
     equal: int  # pairs kept whose two answers are the same once cleaned
@@ -41,29 +54,31 @@ def walk_rows(n_rows: int, target_pair_count: int | None) -> Iterator[int]:
 
 
 def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count: int | None, max_len: int,
-                   seed: int, numbers: Sequence[int] | None = None) -> tuple[list[TokenPair], PairCounts]:
-    """Walk the rows, draw a template for each pair, and turn prompt, chosen and reject into tokens.
+                   seed: int, numbers: Sequence[int] | None = None, template: Template = CLASSIC,
+                   loss_on: str = "all") -> tuple[list[TokenPair], PairCounts]:
+    """Walk the rows, draw one of the template's forms for each pair, and turn prompt, chosen and reject into tokens.
 
-    A prompt of several turns always has the template "user"; one is drawn all the same, so that other rows' don't depend on it.
+    A prompt of several turns always has the first form; one is drawn all the same, so that other rows' don't depend on it.
 
     If prompt and longer answer together exceed `max_len` tokens, the prompt loses as much of its beginning as
-    needed, down to an empty prompt. If an answer alone exceeds it, the pair is dropped, so that fewer pairs than
-    the target are returned. A pair whose answers are equal once cleaned is kept: its margin is always 0, its
-    preference gradient vanishes, and only its share of SFT loss trains. It is counted, since a margin of 0 is
-    not a win.
+    needed, down to an empty prompt; an end-of-text token at its beginning stays as long as any token does. If an answer alone
+    exceeds it, the pair is dropped, so that fewer pairs than the target are returned. A pair whose answers are equal is kept: its
+    margin is always 0, its preference gradient vanishes, and only its share of SFT loss trains. It is counted, since a margin of 0
+    is not a win.
 
-    Pairs of the same row and template share their token lists: treat them as read-only. It keeps a `.save` with
+    Pairs of the same row and form share their token lists: treat them as read-only. It keeps a `.save` with
     many repetitions small.
 
     Args:
-        rows: with a reject in each.
+        rows: with an answer at least in each.
         target_pair_count: number of pairs to make; None for each row once.
         max_len: most tokens of prompt and longer answer together.
-        seed: of the generator that draws templates; the same seed gives the same pairs.
+        seed: of the generator that draws forms; the same seed gives the same pairs.
         numbers: of the rows in their file, for messages; None counts from 1.
+        loss_on: "answer" leaves the thinking part of an answer out of its loss.
 
     Returns:
-        (prompt_tokens, chosen_tokens, reject_tokens) for each pair kept, and the counts.
+        the tokens of each pair kept, and the counts.
 
     Raises:
         UserError: the target is below 1, or no pair is left under the limit.
@@ -74,36 +89,67 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     numbers = numbers or range(1, len(rows) + 1)
 
     @cache
-    def answers(index: int) -> tuple[list[int], list[int]]:
-        return (encoder.encode(format_answer(rows[index].chosen), numbers[index], "chosen", continues=True),
-                encoder.encode(format_answer(rows[index].reject), numbers[index], "reject", continues=True))
+    def answers(index: int) -> tuple[list[int], list[int], int, int]:
+        """The tokens of both answers, and how many of each have no loss."""
+        row, number = rows[index], numbers[index]
+        chosen = encode_answer(template, row.prompt, row.chosen, encoder, number, "chosen")
+        reject = encode_answer(template, row.prompt, row.reject, encoder, number, "reject")
+        if loss_on == "all":
+            return chosen, reject, 0, 0
+        return chosen, reject, thinking_tokens(chosen, row.chosen, tokenizer), thinking_tokens(reject, row.reject, tokenizer)
 
     @cache
-    def prompt_of(index: int, template: int) -> tuple[list[int], bool]:
-        """The prompt's last tokens that fit with the longer answer, and whether the prompt was cut."""
-        tokens = encoder.encode(format_prompt(template, rows[index].prompt), numbers[index], "prompt")
-        room = max_len - max(map(len, answers(index)))
-        return tokens[max(0, len(tokens) - room):], len(tokens) > room
+    def prompt_of(index: int, form: int) -> tuple[list[int], bool]:
+        """The prompt's tokens that fit with the longer answer, and whether the prompt was cut."""
+        pieces = prompt_pieces(template, rows[index].prompt, form)
+        tokens = encode_pieces(pieces, encoder, numbers[index], "prompt")
+        room = max_len - max(map(len, answers(index)[:2]))
+        return cut_beginning(tokens, room, pieces[0].is_control), len(tokens) > room
 
     is_of_turns = cache(lambda index: is_conversation(rows[index].prompt))
     pairs: list[TokenPair] = []
-    templates = dict.fromkeys(NAMES, 0)
+    forms: Counter[str] = Counter(dict.fromkeys(template.forms, 0))
     cut = dropped = equal = longest = 0
     for index in walk_rows(len(rows), target_pair_count):
-        template = draw_template(generator)
-        chosen, reject = answers(index)
+        form = draw_form(template, generator)
+        chosen, reject, *skipped = answers(index)
         longer = max(len(chosen), len(reject))
         if longer > max_len:
             dropped += 1
             continue
-        template = 0 if is_of_turns(index) else template
-        prompt, was_cut = prompt_of(index, template)
-        pairs.append((prompt, chosen, reject))
-        templates[NAMES[template]] += 1
+        form = 0 if is_of_turns(index) else form
+        prompt, was_cut = prompt_of(index, form)
+        pairs.append(TokenPair(prompt, chosen, reject, *skipped))
+        forms[template.forms[form]] += 1
         cut += was_cut
         equal += chosen == reject
         longest = max(longest, len(prompt) + longer)
     if not pairs:
         raise UserError(f"no pair is left: each of the {dropped} has an answer of over {max_len} tokens; "
                         "raise --rlhf_max_corpus_len")
-    return pairs, PairCounts(templates, cut, dropped, equal, longest, encoder.changes())
+    return pairs, PairCounts(dict(forms), cut, dropped, equal, longest, encoder.changes())
+
+
+def encode_answer(template: Template, prompt: str, answer: str, encoder: Encoder, row: int, part: str) -> list[int]:
+    """The tokens of an answer with what ends it; none for an empty one."""
+    if not answer.strip():
+        return []
+    return encode_pieces(answer_pieces(template, prompt, answer), encoder, row, part, continues=True)
+
+
+def encode_pieces(pieces: Sequence[Piece], encoder: Encoder, row: int, part: str, continues: bool = False) -> list[int]:
+    """Tokens of consecutive pieces; `continues` says whether text comes before them."""
+    tokens: list[int] = []
+    for number, piece in enumerate(pieces):
+        if piece.is_control:
+            tokens.append(encoder.control(piece.text))
+        else:
+            tokens += encoder.encode(piece.text, row, part, continues or bool(text_of(pieces[:number])))
+    return tokens
+
+
+def cut_beginning(tokens: list[Item], room: int, keep_first: bool) -> list[Item]:
+    """The last `room` tokens; with `keep_first` the first token and the last `room` - 1."""
+    if len(tokens) <= room:
+        return tokens
+    return tokens[:1] + tokens[len(tokens) - room + 1:] if keep_first and room else tokens[len(tokens) - room:]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from src import values
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
+from src.data.thinking import HELP_LOSS_ON, LOSS_ON
 from src.quantization.strategy import HELP, STRATEGY, Strategy
 from src.settings import NEEDED, RESOLVED, flag
 
@@ -33,5 +34,8 @@ class EvaluateConfig:
     tokenizer: str | None = flag(values.tokenizer, None,
                                  "with a CSV: world, bytes, or a tokenizer.json; if not given, determined by the checkpoint's "
                                  "vocabulary")
-    seed: int = flag(values.seed, 0, "with a CSV: which template each pair gets, as in rlhf_dpo_generate_save.py")
+    seed: int = flag(values.seed, 0, "with a CSV: which form of the template each pair gets, as in rlhf_dpo_generate_save.py")
+    template: str | None = flag(values.template, None,
+                                f"with a CSV: {values.TEMPLATE}; if not given, the adapter's, or classic; a .save has its own")
+    loss_on: str = flag(LOSS_ON, "all", f"with a CSV: {HELP_LOSS_ON}")
     batch_tokens: int = flag(values.whole(1, 10**6), 8192, "most tokens in one forward pass")

@@ -11,11 +11,15 @@ from rich.table import Table
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import Adapter, check_adapter, load_adapter, read_adapter
 from src.adapters.layer_profile import auto_layer_profile
+from src.checked_json import BadJson, parse_json
 from src.checkpoint.base import load_base, load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import printable, say, show
 from src.data.faults import report_reading, skipped_rows, usable
+from src.data.fit import fitted
+from src.data.load_template import RECORDED, difference, load_template, model_note, recorded, recorded_in
 from src.data.read import read_pairs
+from src.data.templates import CLASSIC
 from src.data.tokenize import TokenPair, tokenize_pairs
 from src.errors import UserError
 from src.evaluation.config import DEFAULT_BETA, EvaluateConfig
@@ -49,7 +53,7 @@ def evaluate(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
     beta = config.dpo_beta or _beta_of(adapter)
     settings = adapter.settings if adapter is not None else auto_layer_profile(dimensions.n_layer, 0.0, 0.0)
     made_with = {"precision": config.strategy.precision, **how_quantized(settings, weights, config.strategy.quantization)}
-    pairs, references, facts = _pairs(config, dimensions, base, made_with)
+    pairs, references, facts = _pairs(config, dimensions, base, made_with, adapter)
 
     for note in notes:
         say(note)
@@ -117,21 +121,30 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
-           made_with: dict[str, Any]) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
+           made_with: dict[str, Any], adapter: Adapter | None) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
     """The pairs, their cached references if the file has them, and facts on both for the report."""
-    path = config.pairs
+    path, trained = config.pairs, _trained_template(adapter)
     if not path.lower().endswith(".save"):
         reading = read_pairs(path, require_reject=True)
-        rows = usable(reading, config.skip_bad_rows)
+        usable(reading, config.skip_bad_rows)
         tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
-        pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers)
+        template = load_template(config.template or (trained or recorded(CLASSIC))["name"], tokenizer)
+        reading = fitted(reading, template, config.loss_on)
+        rows = usable(reading, config.skip_bad_rows)
+        pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers, template,
+                                       config.loss_on)
         report_reading(reading)
+        for note in (*model_note(config.load_model, template), *_template_note(trained, recorded(template), config.adapter)):
+            say(note)
         report.changes.report(path, tokenizer.name)
-        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped,
+        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "cut": report.cut, "left_out": report.dropped,
                              "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading)}
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
-    facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "left_out": sum(left_out.values())}
-    pairs = [(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]
+    facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None,
+             "template": recorded_in(sidecar)["name"], "left_out": sum(left_out.values())}
+    for note in _template_note(trained, recorded_in(sidecar), config.adapter):
+        say(note)
+    pairs = [TokenPair(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]
     if not has_references(loaded, sidecar):
         return pairs, None, facts
     if config.reference_model:
@@ -145,6 +158,21 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
     facts["references"] = f"cached, of {name}"
     facts["references_of_this_model"] = None if sidecar is None else sidecar.get("base_fingerprint") == base
     return pairs, np.array([pair[3:] for pair in loaded]), facts
+
+
+def _trained_template(adapter: Adapter | None) -> dict[str, Any] | None:
+    """What the adapter records of the template that it was trained with; None for none."""
+    if adapter is None or "template" not in adapter.extra:
+        return None
+    try:
+        return parse_json(json.dumps(adapter.extra["template"]), RECORDED)
+    except BadJson as error:
+        raise UserError(f"{adapter.path}: what it records of its template is damaged ({error}); save it again") from None
+
+
+def _template_note(trained: dict[str, Any] | None, used: dict[str, Any], adapter: str | None) -> list[str]:
+    found = difference(trained, used) if trained else None
+    return [f"warning: the adapter {adapter} was trained with --template {found} as these pairs are"] if found else []
 
 
 def _reference_model(config: EvaluateConfig, path: str, dimensions: Dimensions) -> RWKV:

@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from src.console import say
+from src.data.load_template import ending_of, recorded_in
+from src.data.templates import Ending
 from src.errors import UserError
 from src.model import RWKV
 from src.preference.pairs import Pair
 from src.tokenizer import Tokenizer, load_tokenizer
 
-# (model, tokenizer, prompts' tokens, most tokens of an answer) -> each answer's text, and whether it is complete.
-Answer = Callable[[RWKV, Tokenizer, Sequence[list[int]], int], list[tuple[str, bool]]]
+# (model, tokenizer, prompts' tokens, most tokens of an answer, what ends one) -> each answer's text, and whether it is complete.
+Answer = Callable[[RWKV, Tokenizer, Sequence[list[int]], int, Ending], list[tuple[str, bool]]]
 
 
 class Questions(NamedTuple):
@@ -19,6 +21,7 @@ class Questions(NamedTuple):
     tokenizer: Tokenizer
     tokens: list[list[int]]
     texts: list[dict[str, str]]  # "prompt" and "chosen"
+    ending: Ending  # of the template that the pairs are in
 
 
 def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | None, vocab_size: int) -> Questions | None:
@@ -33,9 +36,12 @@ def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | 
     name = (sidecar or {}).get("tokenizer")
     try:
         tokenizer = load_tokenizer(name if isinstance(name, str) else None, vocab_size)
-        texts = [{"prompt": tokenizer.decode(pair[0]).strip(), "chosen": tokenizer.decode(pair[1]).strip()}
-                 for pair in first.values()]
+        ending = ending_of(recorded_in(sidecar))
+        ends = {tokenizer.control.get(word) for word in ending.controls}
+        texts = [{"prompt": tokenizer.decode(pair[0]).strip(), "chosen": (
+            ending.opening + tokenizer.decode([token for token in pair[1] if token not in ends])).strip()}
+            for pair in first.values()]
     except UserError as error:
         say(f"warning: no samples in the report, since the pairs' tokenizer can't be used: {error}")
         return None
-    return Questions(tokenizer, [pair[0] for pair in first.values()], texts)
+    return Questions(tokenizer, [pair[0] for pair in first.values()], texts, ending)

@@ -1,7 +1,7 @@
 """Where an answer ends and which tokens it must not draw, as a finite automaton over tokens: one look-up per row and step.
 
-A state knows how much of the stop the text ends with, as in the string search of Knuth, Morris and Pratt (1977), so that a stop
-is found across token borders. It also knows whether the text before that is blank, with the bytes of an incomplete character,
+A state knows how much of a stop the text ends with, as in the string search of Aho and Corasick (1975), so that stops are found
+across token borders. It also knows whether the text before that is blank, with the bytes of an incomplete character,
 since an answer never ends blank.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Entries of the table of states: the token completes the stop, must not be drawn, or is the end of text.
+# Entries of the table of states: the token completes a stop, must not be drawn, or ends the answer itself.
 STOPS, NEVER, ENDS = -1, -2, -3
 
 _BLANKS = [chr(code).encode() for code in range(0x3001) if chr(code).isspace()]  # Unicode has none after these
@@ -28,12 +28,17 @@ class Automaton(NamedTuple):
     n_blank: int  # in states below this one the text is blank
 
 
-def build_automaton(pieces: Sequence[bytes], banned: Tensor, end_of_text: int, stop: bytes) -> Automaton:
-    """The automaton for tokens with these bytes [V]; those in `banned` [V] (bool) are never drawn."""
-    moves = _by_bytes(stop)
+def build_automaton(pieces: Sequence[bytes], banned: Tensor, ends: Sequence[int], stops: Sequence[bytes]) -> Automaton:
+    """The automaton for tokens with these bytes [V]; those in `banned` [V] (bool) are never drawn.
+
+    Args:
+        ends: tokens that end an answer.
+        stops: texts that end it; none is empty.
+    """
+    moves = _by_bytes(stops)
     # A stable sort: the empty text is found first and stays first.
-    states = sorted(moves, key=lambda state: not _is_blank(state, stop))
-    n_blank = sum(_is_blank(state, stop) for state in states)
+    states = sorted(moves, key=lambda state: not _is_blank(state))
+    n_blank = sum(map(_is_blank, states))
     numbers = {state: number for number, state in enumerate(states)} | {STOPS: STOPS, NEVER: NEVER}
     # STOPS and NEVER index the two last rows, which lead to themselves.
     table = np.array([[numbers[after] for after in moves[state]] for state in states] + [[NEVER] * 256, [STOPS] * 256], np.int16)
@@ -47,37 +52,32 @@ def build_automaton(pieces: Sequence[bytes], banned: Tensor, end_of_text: int, s
         reached[:, :longer] = table[reached[:, :longer], data[starts[:longer] + position]]
     result = np.empty_like(reached)
     result[:, order] = reached
-    result[:n_blank, end_of_text], result[n_blank:, end_of_text] = NEVER, ENDS
+    result[:n_blank, list(ends)], result[n_blank:, list(ends)] = NEVER, ENDS
     result[:, banned.numpy()] = NEVER
     return Automaton(torch.from_numpy(result), n_blank)
 
 
-# A state is the text before the part that matches the stop (None: not blank; else the bytes of an incomplete character at the end
-# of a blank text, made equal by `_like`), and how many bytes of the stop are matched.
-_State = tuple[bytes | None, int]
+# A state is the text before the part that may become a stop (None: not blank; else the bytes of an incomplete character at the
+# end of a blank text, made equal by `_like`), and that part: the longest end of the text that a stop begins with.
+_State = tuple[bytes | None, bytes]
 
 
-def _by_bytes(stop: bytes) -> dict[_State, list[_State | int]]:
+def _by_bytes(stops: Sequence[bytes]) -> dict[_State, list[_State | int]]:
     """All states that can be reached from an empty text, each with the states after the 256 bytes."""
-    borders = [0, 0]  # for each prefix of the stop, the longest shorter prefix that it ends with
-    for matched in range(1, len(stop)):
-        border = borders[matched]
-        while border and stop[matched] != stop[border]:
-            border = borders[border]
-        borders.append(border + (stop[matched] == stop[border]))
+    beginnings = {stop[:length] for stop in stops for length in range(len(stop))} | {b""}
 
-    def after(text: bytes | None, matched: int, byte: int) -> _State | int:
-        while True:
-            if stop and byte == stop[matched]:
-                # The stop begins with a whole character, so an incomplete one before it is cut off.
-                before = None if matched == 0 and text else text
-                return (before, matched + 1) if matched + 1 < len(stop) else STOPS if before is None else NEVER
-            if matched == 0:
-                return _extended(text, bytes([byte])), 0
-            text, matched = _extended(text, stop[:matched - borders[matched]]), borders[matched]
+    def after(text: bytes | None, begun: bytes, byte: int) -> _State | int:
+        end = begun + bytes([byte])
+        complete = max((stop for stop in stops if end.endswith(stop)), key=len, default=None)
+        if complete is not None:
+            # A stop begins with a whole character, so an incomplete one before it is cut off, and is no blank.
+            return NEVER if _extended(text, end[:len(end) - len(complete)]) == b"" else STOPS
+        begun = next(end[at:] for at in range(len(end) + 1) if end[at:] in beginnings)
+        text = _extended(text, end[:len(end) - len(begun)])
+        return (None if begun and text else text, begun)
 
     found: dict[_State, list[_State | int]] = {}
-    todo: list[_State] = [(b"", 0)]
+    todo: list[_State] = [(b"", b"")]
     while todo:
         state = todo.pop()
         if state not in found:
@@ -86,9 +86,8 @@ def _by_bytes(stop: bytes) -> dict[_State, list[_State | int]]:
     return found
 
 
-def _is_blank(state: _State, stop: bytes) -> bool:
-    text, matched = state
-    return _extended(text, stop[:matched]) is not None
+def _is_blank(state: _State) -> bool:
+    return _extended(*state) is not None
 
 
 def _extended(text: bytes | None, more: bytes) -> bytes | None:

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from src.console import say
+from src.data.templates import CLASSIC, Ending
 from src.errors import NotFinite, out_of_memory
 from src.generation.automaton import Automaton, build_automaton
 from src.generation.config import Sampling
 from src.generation.graphs import Graphs
 from src.generation.sampler import BY_END_OF_TEXT, BY_MAX_TOKENS, BY_STOP, NOT_FINITE
 from src.generation.slots import Slots
-from src.generation.vocabulary import answer_text, read_vocabulary
+from src.generation.vocabulary import answer_text, end_tokens, read_vocabulary
 from src.model import RWKV, State
 from src.model.decode import Forward, Kernels
 from src.tokenizer import Tokenizer
@@ -87,7 +88,7 @@ class _Queued(NamedTuple):
 
 def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: Iterable[Request], sampling: Sampling, seed: int,
              batch_size: int, on_tokens: Callable[[int], None] = lambda drawn: None,
-             refuse: Callable[[Answer], bool] = lambda answer: False) -> Iterator[Answer]:
+             refuse: Callable[[Answer], bool] = lambda answer: False, ending: Ending = CLASSIC.ending) -> Iterator[Answer]:
     """Answer every request; answers are yielded as they finish, not in the requests' order.
 
     Args:
@@ -96,19 +97,22 @@ def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: It
         batch_size: most rows drawn together; halved, with a line on stderr, if memory runs out.
         on_tokens: called after every step with the number of tokens drawn in it.
         refuse: whether an answer must be drawn again.
+        ending: what ends an answer, unless `sampling` says otherwise.
 
     Raises:
         NotFinite: the model's logits are not finite.
     """
     engine = Forward(model) if isinstance(model, RWKV) else model
-    vocabulary = read_vocabulary(tokenizer, engine.dimensions.vocab_size, sampling.ban_end_of_text)
-    automaton = build_automaton(vocabulary.pieces, vocabulary.banned, tokenizer.end_of_text, sampling.stop.encode())
+    ending = sampling.resolved(ending)
+    ends = end_tokens(tokenizer, ending)
+    vocabulary = read_vocabulary(tokenizer, engine.dimensions.vocab_size, ends)
+    automaton = build_automaton(vocabulary.pieces, vocabulary.banned, ends, [stop.encode() for stop in ending.stops])
     waiting = deque(requests)
     while waiting:
         batch = None
         try:
             size = min(batch_size, len(waiting))
-            batch = _Batch(engine, tokenizer, automaton, vocabulary.weight, sampling, seed, size, waiting)
+            batch = _Batch(engine, tokenizer, automaton, vocabulary.weight, sampling, ending, seed, size, waiting)
             yield from batch.run(on_tokens, refuse)
         except (RuntimeError, MemoryError) as error:
             if batch_size == 1 or not out_of_memory(error):
@@ -122,9 +126,9 @@ class _Batch:
     """Rows in slots 0 .. n - 1, the `waiting` requests, and the work between two tokens."""
 
     def __init__(self, engine: Forward | Kernels, tokenizer: Tokenizer, automaton: Automaton, weight: Tensor, sampling: Sampling,
-                 seed: int, size: int, waiting: deque[Request]):
+                 ending: Ending, seed: int, size: int, waiting: deque[Request]):
         self.rows: list[_Row] = []
-        self._engine, self._tokenizer, self._sampling = engine, tokenizer, sampling
+        self._engine, self._tokenizer, self._sampling, self._ending = engine, tokenizer, sampling, ending
         self._seed, self._size, self._waiting = seed, size, waiting
         self._left = Counter(request.prompt for request in waiting)
         self._forks: OrderedDict[tuple[int, ...], list[Tensor]] = OrderedDict()
@@ -180,7 +184,7 @@ class _Batch:
                                 "are not finite; take bf16 or fp32 where --strategy says fp16, and check the checkpoint "
                                 "where it does not")
             answer = Answer(row.request.row, row.request.sample, row.tokens,
-                            answer_text(self._tokenizer, row.tokens, self._sampling.stop), REASONS[int(ended[slot])])
+                            answer_text(self._tokenizer, row.tokens, self._ending), REASONS[int(ended[slot])])
             refused = refuse(answer)
             again, row.request = row.request._replace(attempt=row.request.attempt + 1), None
             if refused and again.attempt < ATTEMPTS:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from src import values
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
+from src.data.templates import Ending
 from src.quantization.strategy import HELP, STRATEGY, Strategy
 from src.settings import NEEDED, RESOLVED, flag, group
+from src.tokenizer.base import END_OF_TEXT
 
 _ROWS = values.whole(1, 10**5)
 _BATCH_SIZE = values.Reader(lambda text: None if text == "auto" else _ROWS(text), f"auto, or {_ROWS.takes}")
@@ -26,9 +28,21 @@ class Sampling:
                             "subtracted from it once for each occurrence; digits and spaces are not counted")
     penalty_decay: float = flag(values.number(1e-12, 1, or_zero=True), 0.996, "factor on these counts at each token")
     max_tokens: int = flag(values.whole(1, 10**6), 1000, "longest answer")
-    stop: str = flag(_STOP, "\n\n",
-                     "text that ends an answer and is not part of it, \\n for a line break; empty: none")
-    ban_end_of_text: bool = flag(values.zero_or_one, True, "0: the model may end an answer with its end-of-text token")
+    stop: tuple[str, ...] | None = flag(_STOP, None,
+                                        "text that ends an answer and is not part of it, \\n for a line break; may be given several "
+                                        "times; empty: none; if not given, the template's", repeats=True)
+    ban_end_of_text: bool | None = flag(values.zero_or_one, None,
+                                        "1: an answer can't end with the end-of-text token; 0: it can; if not given, as in the "
+                                        "template")
+
+    def resolved(self, ending: Ending) -> Ending:
+        """A template's ending with what these settings say about it."""
+        if self.stop is not None:
+            ending = ending._replace(stops=tuple(stop for stop in dict.fromkeys(self.stop) if stop))
+        if self.ban_end_of_text is None:
+            return ending
+        others = tuple(word for word in ending.controls if word != END_OF_TEXT)
+        return ending._replace(controls=others if self.ban_end_of_text else (*others, END_OF_TEXT))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +54,7 @@ class GenerateConfig:
     skip_bad_rows: bool = flag(values.zero_or_one, False, SKIP_BAD_ROWS)
     output_csv: str = flag(values.output, NEEDED,
                            "CSV to write, or to continue; a .json of its name next to it says how it was made")
+    template: str = flag(values.template, "classic", values.TEMPLATE)
     strategy: Strategy = flag(STRATEGY, RESOLVED, HELP)
     tokenizer: str | None = flag(values.tokenizer, None, values.TOKENIZER)
     overwrite: bool = flag(values.zero_or_one, False, "1: rows of --input_csv that have a reject get a new one too")

@@ -15,12 +15,13 @@ from typing import Any
 
 from src.checked_json import BadJson, parse_json
 from src.data.csv import HEADER, Row, format_row
+from src.data.load_template import RECORDED, difference, recorded_in
 from src.errors import UserError
 from src.files import append_whole, atomic_write, cut_back, json_text, open_alone, regular_file, remedy
 
 _ANOTHER = "choose another --output_csv, or remove this one"
 # Fields that every sidecar has, and other files don't.
-_SETTINGS = {"seed": int, "stop": str}
+_SETTINGS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
 # From where a reject begins: the field with the line's end, and the part of it that is left when a write is cut short.
 _REJECT = re.compile(rb'"[^"]*(?:""[^"]*)*"\n')
 _TORN = re.compile(rb'(?:"[^"]*(?:""[^"]*)*"?)?')
@@ -139,8 +140,12 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{path}: exists without the {sidecar.name} that says how it was made; {_ANOTHER}") from None
     except BadJson as error:
         raise UserError(f"{sidecar}: is damaged, or not of {path.name} ({error}); {_ANOTHER}") from None
+    # Older sidecars have one stop as a text, and no template.
+    found["stop"] = [found["stop"]] if isinstance(found["stop"], str) else found["stop"]
     differing = [f"{name} {reprlib.repr(found.get(name))} (now {reprlib.repr(value)})" for name, value in settings.items()
-                 if name not in found or found[name] != value]
+                 if name != "template" and (name not in found or found[name] != value)]
+    if "template" in settings and (other := difference(recorded_in(found), settings["template"])):
+        differing.append(f"template {other}")
     if differing:
         raise UserError(f"{path}: was started with {', '.join(differing)}; give the same to continue, or {_ANOTHER}")
 

@@ -11,7 +11,10 @@ from src.console import say
 from src.data.faults import Reading, report_reading, skipped_rows, usable
 from src.data.read import read_pairs
 from src.data.rows import Row
-from src.data.templates import clean, format_prompt
+from src.data.fit import fitted
+from src.data.load_template import load_template, model_note, recorded
+from src.data.templates import Ending, Template, prompt_pieces
+from src.data.tokenize import encode_pieces
 from src.files import check_output, named_file, sha256
 from src.generation.batch import Answer, Request, generate
 from src.generation.config import GenerateConfig
@@ -22,6 +25,7 @@ from src.model.decode import Forward, Kernels, decoder_for
 from src.progress import progress_bar
 from src.settings import input_files
 from src.tokenizer import Tokenizer, load_tokenizer
+from src.tokenizer.base import END_OF_TEXT
 from src.tokenizer.fidelity import Encoder
 
 
@@ -38,14 +42,19 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     for path in (config.output_csv, f"{config.output_csv}.json"):
         check_output(path, inputs)
     reading = read_pairs(config.input_csv, require_reject=False)
-    rows = usable(reading, config.skip_bad_rows)
+    usable(reading, config.skip_bad_rows)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
+    template = load_template(config.template, tokenizer)
+    reading = fitted(reading, template)
+    rows = usable(reading, config.skip_bad_rows)
+    ending = config.sampling.resolved(template.ending)
     settings = {
-        "base_fingerprint": base, "tokenizer": tokenizer.name, "precision": config.strategy.precision,
+        "base_fingerprint": base, "tokenizer": tokenizer.name, "template": recorded(template), "precision": config.strategy.precision,
         **({"tokenizer_sha256": sha256(file)} if (file := named_file("tokenizer", tokenizer.name)) else {}),
         "quantization": config.strategy.quantization, "seed": config.seed, "overwrite": config.overwrite,
         "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),
+        "stop": list(ending.stops), "ban_end_of_text": END_OF_TEXT not in ending.controls,
         **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),
     }
     kept = [bool(row.reject.strip()) and not config.overwrite for row in rows]
@@ -56,7 +65,7 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     in_the_file = [reading.numbers[number] - 1 for number in sources]
     with open_output(config.output_csv, settings, repeated, keeps, in_the_file) as output:
         report_reading(reading)
-        for note in notes:
+        for note in (*notes, *model_note(config.load_model, template)):
             say(note)
         if output.done == len(places):
             say(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do")
@@ -66,11 +75,11 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
         if all(kept):
             say("note: every row has a reject already, so nothing is drawn and no sampling flag has an effect; --overwrite 1 "
                 "draws new ones")
-        requests = _requests(config, tokenizer, reading, kept, places[output.done:])
+        requests = _requests(config, tokenizer, template, reading, kept, places[output.done:])
         model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
                             quantize_head=config.strategy.quantization == "int8")
         del weights
-        summary = _write_rows(config, decoder_for(model), tokenizer, rows, kept, places, requests, output)
+        summary = _write_rows(config, decoder_for(model), tokenizer, ending, rows, kept, places, requests, output)
         write_summary(config.output_csv, settings, summary)
     stops = ", ".join(f"{count} by {reason}" for reason, count in summary["stop_reasons"].items())
     equal = f"; {summary['equal_to_chosen']} equal the chosen answer" if summary["equal_to_chosen"] else ""
@@ -80,15 +89,15 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
         f"ended {stops or 'none'}{equal}")
 
 
-def _requests(config: GenerateConfig, tokenizer: Tokenizer, reading: Reading, kept: list[bool],
+def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template, reading: Reading, kept: list[bool],
               places: list[tuple[int, int]]) -> list[Request]:
     """The answers to write; reports prompts over `ctx_len` tokens, and those that the tokenizer changes."""
     prompts: dict[int, tuple[int, ...]] = {}
     encoder = Encoder(tokenizer)
     for number, _ in places:
         if not kept[number] and number not in prompts:
-            prompt = format_prompt(0, reading.rows[number].prompt)
-            prompts[number] = tuple(encoder.encode(prompt, reading.numbers[number], "prompt"))
+            pieces = prompt_pieces(template, reading.rows[number].prompt)
+            prompts[number] = tuple(encode_pieces(pieces, encoder, reading.numbers[number], "prompt"))
     encoder.changes().report(config.input_csv, tokenizer.name)
     long = [number for number, prompt in prompts.items() if len(prompt) > config.ctx_len]
     if long:
@@ -98,8 +107,8 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, reading: Reading, ke
     return [Request(number, prompts[number], sample) for number, sample in places if not kept[number]]
 
 
-def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: Tokenizer, rows: list[Row], kept: list[bool],
-                places: list[tuple[int, int]], requests: list[Request], output: Output) -> dict[str, Any]:
+def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: Tokenizer, ending: Ending, rows: list[Row],
+                kept: list[bool], places: list[tuple[int, int]], requests: list[Request], output: Output) -> dict[str, Any]:
     """Write the answers that `output` lacks, in the rows' order, each as soon as those before it are done."""
     started, first, tokens, equal = time.monotonic(), output.done, 0, 0
     lengths: list[int] = []
@@ -108,7 +117,7 @@ def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: To
     batch_size = config.batch_size or rows_that_fit(engine.dimensions, config.sampling, config.strategy.device)
 
     def refuse(answer: Answer) -> bool:
-        return config.avoid_equal and answer.text == clean(rows[answer.row].chosen)
+        return config.avoid_equal and answer.text == ending.kept(rows[answer.row].chosen)
 
     with progress_bar("rows", len(places), first) as advance:
 
@@ -129,7 +138,8 @@ def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: To
                 show(len(ready))
 
         flush()
-        for answer in generate(engine, tokenizer, requests, config.sampling, config.seed, batch_size, on_tokens, refuse):
+        for answer in generate(engine, tokenizer, requests, config.sampling, config.seed, batch_size, on_tokens, refuse,
+                               ending):
             finished[answer.row, answer.sample] = answer.text
             reasons[answer.reason] += 1
             lengths.append(len(answer.tokens))

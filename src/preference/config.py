@@ -6,6 +6,7 @@ from src import values
 from src.adapters.layer_profile import BLOCK_MODES
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
+from src.data.thinking import HELP_LOSS_ON, LOSS_ON
 from src.preference.loss import without_reference
 from src.quantization.strategy import HELP, STRATEGY, Strategy
 from src.settings import NEEDED, RESOLVED, flag
@@ -26,6 +27,8 @@ class PrepareConfig:
     skip_bad_rows: bool = flag(values.zero_or_one, False, SKIP_BAD_ROWS)
     target_pair_count: int | None = flag(values.whole(1, 10**7), None,
         "pairs to make, repeating the rows as often as needed; if not given, every row once")
+    template: str = flag(values.template, "classic", f"{values.TEMPLATE}; training and evaluation compare it")
+    loss_on: str = flag(LOSS_ON, "all", HELP_LOSS_ON)
     strategy: Strategy = flag(STRATEGY, RESOLVED, f"{HELP}; precision and quantization must be those of the later training")
     rlhf_max_corpus_len: int = flag(values.positive, 4096,
                                     "longest pair, in tokens: a longer prompt loses its beginning, a pair whose answer alone is "
@@ -36,7 +39,7 @@ class PrepareConfig:
                               "and PiSSA quantizes the remainder of its split")
     peft: str = flag(BLOCK_MODES, "lora", "with --layer_profile auto: as in the later training")
     lora_r: int = flag(values.positive, 16, "likewise")
-    seed: int = flag(values.seed, 0, "which template each pair gets")
+    seed: int = flag(values.seed, 0, "which form of the template each pair gets")
     batch_tokens: int = flag(values.whole(1, 10**6), 8192, "most tokens in one forward pass")
     reference: bool = flag(values.zero_or_one, True,
                            "0: compute no references and store 0.0, for losses without a reference "

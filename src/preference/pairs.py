@@ -20,6 +20,7 @@ from src.checkpoint.archive import Described, read_content
 from src.checkpoint.io import write_archive
 from src.checkpoint.pickled import BadPickle, NamesCode, NotSupported
 from src.console import short
+from src.data.load_template import RECORDED
 from src.errors import UserError, out_of_memory
 from src.files import atomic_write, existing_file, json_text
 
@@ -31,7 +32,7 @@ _PARTS = ("prompt", "chosen", "reject", "chosen_base_prob", "reject_base_prob")
 # A sidecar's fields, including those of older versions; other fields are accepted.
 _SIDECAR = {
     "sha256": str, "count?": int, "base_model?": str, "base_fingerprint?": str, "version?": str, "tokenizer?": str,
-    "templates?": {str: int}, "seed?": int, "max_len?": int, "cut?": int, "dropped?": int, "changed_texts?": int,
+    "template?": RECORDED, "loss_on?": str, "templates?": {str: int}, "seed?": int, "max_len?": int, "cut?": int, "dropped?": int, "changed_texts?": int,
     "skipped_rows?": {"count": int, "rows": {str: [int]}}, "references?": bool, "precision?": str, "quantization?": (str, None),
     "unquantized_blocks?": [int], "quantized_otherwise?": {str: str},
 }

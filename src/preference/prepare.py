@@ -15,6 +15,8 @@ from src.checkpoint.io import load_checkpoint
 from src.console import say
 from src.data.check import check_pairs, print_check
 from src.data.faults import refusal, report_notes, report_reading, skipped_rows, usable
+from src.data.fit import fitted
+from src.data.load_template import load_template, model_note, recorded, rejects_note
 from src.data.read import read_pairs
 from src.data.tokenize import PairCounts, TokenPair, tokenize_pairs
 from src.errors import UserError
@@ -56,23 +58,26 @@ def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:
 def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> None:
     assert config.load_model and config.output_save  # the flags were checked for both
     reading = read_pairs(config.input_csv, require_reject=True)
-    rows = usable(reading, config.skip_bad_rows)
+    usable(reading, config.skip_bad_rows)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     settings = settings_for(weights, config.layer_profile, config.peft, config.lora_r)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
+    template = load_template(config.template, tokenizer)
+    reading = fitted(reading, template, config.loss_on)
+    rows = usable(reading, config.skip_bad_rows)
     pairs, counts = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
-                                   reading.numbers)
+                                   reading.numbers, template, config.loss_on)
     held = how_quantized(settings, weights, config.strategy.quantization)
 
     def say_notes() -> None:
         report_reading(reading)
         counts.changes.report(config.input_csv, tokenizer.name)
-        for note in notes:
+        for note in (*notes, *model_note(config.load_model, template), *rejects_note(config.input_csv, template)):
             say(note)
 
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
-        "tokenizer": tokenizer.name, "templates": counts.templates, "seed": config.seed,
+        "tokenizer": tokenizer.name, "template": recorded(template), "loss_on": config.loss_on, "templates": counts.templates, "seed": config.seed,
         "max_len": config.rlhf_max_corpus_len, "cut": counts.cut, "dropped": counts.dropped,
         "changed_texts": counts.changes.texts, "skipped_rows": skipped_rows(reading), "references": config.reference,
     }
@@ -126,14 +131,17 @@ def _say_what_was_made(config: PrepareConfig, n_rows: int, n_pairs: int, counts:
 def _check(config: PrepareConfig, notes: Sequence[str]) -> None:
     """Report what preparing would make of the file; UserError at the end if it would refuse it."""
     reading = read_pairs(config.input_csv, require_reject=True)
-    usable(reading, skip_bad_rows=True)  # refuses a file without any
     # Reads only the shapes, not the values.
     vocab_size = read_dimensions(load_checkpoint(config.load_model), config.load_model).vocab_size if config.load_model else None
     tokenizer = load_tokenizer(config.tokenizer, vocab_size)
+    template = load_template(config.template, tokenizer)
+    reading = fitted(reading, template, config.loss_on)
+    usable(reading, skip_bad_rows=True)  # refuses a file without any
     report_notes(reading)
-    for note in notes:
+    for note in (*notes, *model_note(config.load_model, template), *rejects_note(config.input_csv, template)):
         say(note)
     first_of_kind = {fault.kind: fault.message for fault in reversed(reading.faults)}
-    print_check(config.input_csv, check_pairs(reading, tokenizer, config.rlhf_max_corpus_len, config.seed), first_of_kind)
+    found = check_pairs(reading, tokenizer, config.rlhf_max_corpus_len, config.seed, template, config.loss_on)
+    print_check(config.input_csv, found, first_of_kind)
     if reading.faults and not config.skip_bad_rows:
         raise UserError(refusal(reading))

@@ -1,9 +1,12 @@
 """The interface of every tokenizer, and the check they share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from src.errors import UserError
+
+# The control word that every tokenizer knows: the token that ends a text.
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(Protocol):
@@ -12,6 +15,7 @@ class Tokenizer(Protocol):
     name: str
     vocab_size: int  # ids are in 0 .. vocab_size - 1
     end_of_text: int
+    control: Mapping[str, int]  # tokens of control words; texts never contain these tokens
     lossless: bool  # whether every text comes back unchanged from its tokens
 
     def encode(self, text: str, continues: bool = False) -> list[int]:

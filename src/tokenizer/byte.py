@@ -1,8 +1,9 @@
 """The byte tokenizer: a token is the value of a UTF-8 byte, and 0 ends the text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from src.tokenizer.base import require_known
+from src.tokenizer.base import END_OF_TEXT, require_known
 
 
 class ByteTokenizer:
@@ -11,6 +12,7 @@ class ByteTokenizer:
     name = "bytes"
     vocab_size = 256
     end_of_text = 0
+    control: Mapping[str, int] = MappingProxyType({END_OF_TEXT: 0})
     lossless = True
 
     def encode(self, text: str, continues: bool = False) -> list[int]:

@@ -34,7 +34,7 @@ class Encoder:
     """Encodes a file's texts, and records which of them do not come back from their tokens."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._seen: set[tuple[int, str]] = set()
         self._changed: dict[tuple[int, str], str] = {}
         self._lost: Counter[str] = Counter()
@@ -46,18 +46,22 @@ class Encoder:
             row: counted from 1.
             part: names the text among the row's texts; a text that is encoded in several forms counts once.
         """
-        tokens = self._tokenizer.encode(text, continues)
-        if self._tokenizer.lossless:
+        tokens = self.tokenizer.encode(text, continues)
+        if self.tokenizer.lossless:
             return tokens
         self._seen.add((row, part))
-        back = self._tokenizer.decode_bytes(tokens).decode("utf-8", errors="replace")
+        back = self.tokenizer.decode_bytes(tokens).decode("utf-8", errors="replace")
         # The tokenizer itself may prepend a space to a whole text.
-        if back != text and (continues or text not in (back.removeprefix(" "), self._tokenizer.decode(tokens))):
+        if back != text and (continues or text not in (back.removeprefix(" "), self.tokenizer.decode(tokens))):
             lost = Counter(text) - Counter(back)
             if (row, part) not in self._changed:
                 self._lost.update(lost.keys())
             self._changed.setdefault((row, part), _difference(text, back, "".join(lost)))
         return tokens
+
+    def control(self, word: str) -> int:
+        """The token of a control word."""
+        return self.tokenizer.control[word]
 
     def changes(self) -> Changes:
         """The changes of all texts so far."""

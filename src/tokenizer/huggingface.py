@@ -2,15 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from types import MappingProxyType
 
 from tokenizers import Tokenizer
 
 from src.errors import UserError, out_of_memory
 from src.files import existing_file
-from src.tokenizer.base import require_known
+from src.tokenizer.base import END_OF_TEXT, require_known
 from src.tokenizer.tokenizer_json import parts_of, read_tokenizer_json
 
 
@@ -31,9 +32,12 @@ class HuggingFaceTokenizer:
         self._decoder = file.decoder
         self.name = path
         self.vocab_size = 1 + max(self._whole.get_vocab(with_added_tokens=True).values(), default=0)
-        self._named_end = self._whole.token_to_id("<|endoftext|>")
+        self._named_end = self._whole.token_to_id(END_OF_TEXT)
         self.end_of_text = self._named_end or 0
-        self._control = {self._whole.token_to_id(word) for word in file.control}
+        named = {word: self._whole.token_to_id(word) for word in file.control}
+        self._control_tokens = set(named.values())
+        self.control: Mapping[str, int] = MappingProxyType({END_OF_TEXT: self.end_of_text} | {
+            word: token for word, token in named.items() if token is not None})
         self._control_words = re.compile("|".join(map(re.escape, sorted(file.control, key=len, reverse=True))))
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
@@ -45,7 +49,7 @@ class HuggingFaceTokenizer:
 
     def _read(self, tokenizer: Tokenizer, text: str) -> list[int]:
         tokens = self._ids(tokenizer, text)
-        if self._control.isdisjoint(tokens):
+        if self._control_tokens.isdisjoint(tokens):
             return tokens
         # The vocabulary may also have the control word as an ordinary entry; reading it in two pieces avoids that.
         cuts = [0, *(word.start() + 1 for word in self._control_words.finditer(text)), len(text)]

@@ -9,11 +9,12 @@ with. A look-up starts with four bytes, and the prefix grows as long as it is fo
 
 import ast
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from src.errors import UserError
-from src.tokenizer.base import require_known
+from src.tokenizer.base import END_OF_TEXT, require_known
 
 VOCABULARY_FILE = "rwkv_vocab_v20230424.txt"
 WORLD_ROWS = 65536
@@ -31,6 +32,8 @@ class WorldTokenizer:
 
     name = "world"
     end_of_text = 0
+    # The second is its name in Hugging Face's conversions of RWKV models.
+    control: Mapping[str, int] = MappingProxyType({END_OF_TEXT: 0, "<|rwkv_tokenizer_end_of_text|>": 0})
     lossless = True
 
     def __init__(self, rows: int = WORLD_ROWS) -> None:

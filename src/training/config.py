@@ -7,6 +7,7 @@ from src import values
 from src.adapters.layer_profile import BLOCK_MODES
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
+from src.data.thinking import HELP_LOSS_ON, LOSS_ON
 from src.numbers import BELOW_ONE
 from src.preference.loss import LOSSES, loss_flags, without_reference
 from src.settings import NEEDED, RESOLVED, flag, group, table
@@ -44,6 +45,10 @@ class DataSettings:
                                        f"{DATA_FORMATS}, or documents as .txt", free=True)
     skip_bad_rows: bool = flag(values.zero_or_one, False, f"with --sft 1, {SKIP_BAD_ROWS}")
     tokenizer: str | None = flag(values.tokenizer, None, f"with --sft 1: {values.TOKENIZER}")
+    template: str | None = flag(values.template, None,
+                                f"with --sft 1: {values.TEMPLATE}; if not given, classic. Pairs have the template of their "
+                                ".save, which is compared with it")
+    loss_on: str = flag(LOSS_ON, "all", f"with --sft 1: {HELP_LOSS_ON}")
     eval_file: str | None = flag(values.input_file, None,
                                  "held-out pairs (.save), or with --sft 1 texts like --train_data_file: evaluated "
                                  "before the first step and after each epoch", free=True)

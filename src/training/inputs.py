@@ -14,7 +14,9 @@ from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import say
 from src.data.examples import read_texts
+from src.data.load_template import difference, load_template, model_note, recorded, recorded_in
 from src.data.packing import Text
+from src.data.templates import CLASSIC
 from src.errors import UserError
 from src.files import sha256
 from src.preference.loss import needs_reference, without_reference
@@ -39,6 +41,11 @@ class Data:
     @property
     def texts(self) -> Sequence[Text]:
         return cast(Sequence[Text], self.items)
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """What is recorded of the template that the data are in."""
+        return self.facts.get("template") or recorded_in(self.sidecar)
 
     @property
     def sidecar(self) -> dict[str, Any] | None:
@@ -78,13 +85,16 @@ def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:
 
     def read(path: str) -> Data:
         if config.objective.sft:
-            return training_texts(path, config, dimensions)
+            return training_texts(path, config, dimensions, lines)
         return training_pairs(path, config, dimensions, base, held, lines)
 
     train_file = config.data.train_data_file if config.objective.sft else config.data.rlhf_train_file
     assert train_file is not None  # the flags were checked for the one that is needed
     train, eval_file = read(train_file), config.data.eval_file
-    return Inputs(weights, dimensions, base, settings, train, read(eval_file) if eval_file else None, lines)
+    held_out = read(eval_file) if eval_file else None
+    if held_out and (found := difference(held_out.template, train.template)):
+        lines.append(f"warning: --eval_file {eval_file} is in the template {found} like the training data")
+    return Inputs(weights, dimensions, base, settings, train, held_out, lines)
 
 
 def check_flags(dimensions: Dimensions, expected: dict[str, Any], path: str) -> None:
@@ -116,6 +126,7 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     max_len, loss = config.data.rlhf_max_corpus_len, config.objective.loss
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, max_len)
     data = Data(path, pairs, {"pairs": len(pairs), **left_out, "sidecar": sidecar})
+    _check_template(config.data.template, data, dimensions)
     if left_out["too_long"] or left_out["empty_answer"]:
         lines.append(f"{path}: left out {left_out['too_long']} pairs longer than {max_len} tokens and "
                      f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain")
@@ -140,6 +151,16 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     return data
 
 
+def _check_template(name: str | None, data: Data, dimensions: Dimensions) -> None:
+    """Refuse a --template that is not the one of the pairs."""
+    if name is None:
+        return
+    tokenizer = load_tokenizer((data.sidecar or {}).get("tokenizer"), dimensions.vocab_size)
+    if found := difference(data.template, recorded(load_template(name, tokenizer))):
+        raise UserError(f"--template {name}: {data.path} was prepared with --template {found}; leave the flag out, or prepare it "
+                        "again")
+
+
 def _preparation(config: TrainConfig, held: dict[str, Any]) -> str:
     """The flags of a preparation whose references fit the run."""
     model, device = config.model, "cuda" if config.machine.accelerator == "gpu" else "cpu"
@@ -149,13 +170,16 @@ def _preparation(config: TrainConfig, held: dict[str, Any]) -> str:
     return f"--strategy '{device} {config.machine.precision}{STRATEGY_SUFFIXES[model.quantization]}'{profile}"
 
 
-def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> Data:
-    """Read the texts that `--sft 1` trains or is evaluated on, and summarize them on stderr."""
+def training_texts(path: str, config: TrainConfig, dimensions: Dimensions, lines: list[str]) -> Data:
+    """Read the texts that `--sft 1` trains or is evaluated on, and summarize them on stderr; `lines` gets more."""
     max_len = config.data.rlhf_max_corpus_len
     tokenizer = load_tokenizer(config.data.tokenizer, dimensions.vocab_size)
+    template = load_template(config.data.template or CLASSIC.name, tokenizer)
     texts, counts = read_texts(path, tokenizer, max_len, config.run.seed, config.objective.sft_on_prompt,
-                               config.data.skip_bad_rows)
+                               config.data.skip_bad_rows, template, config.data.loss_on)
+    if note := model_note(config.model.load_model, template):
+        lines += [line for line in note if line not in lines]
     say(f"{path}: {counts.rows} rows make {len(texts)} texts, with a loss on {counts.trained} tokens; {counts.cut} cut "
         f"and {counts.dropped} dropped at {max_len} tokens")
     counts.changes.report(path, tokenizer.name)
-    return Data(path, texts, {"texts": len(texts), **asdict(counts), "tokenizer": tokenizer.name})
+    return Data(path, texts, {"texts": len(texts), **asdict(counts), "tokenizer": tokenizer.name, "template": recorded(template)})

@@ -79,11 +79,11 @@ class Samples(LinesByEpoch):
         self.questions, self.answer, self.max_tokens = questions, answer, max_tokens
 
     def write(self, trainer: pl.Trainer, pl_module: PreferenceModule) -> str | None:
-        tokenizer, tokens, texts = self.questions
+        tokenizer, tokens, texts, ending = self.questions
         try:
             # A few token-by-token steps are not worth compiling (--compile 1).
             with torch.compiler.set_stance("force_eager" if pl_module.config.steps.compile else "default"):
-                answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens)
+                answers = self.answer(pl_module.model, tokenizer, tokens, self.max_tokens, ending)
         except NotFinite:
             return "the logits of the samples' answers are not finite"
         samples = [{**text, "answer": answer, "complete": complete}

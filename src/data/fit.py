@@ -1,0 +1,71 @@
+"""Whether a template fits a file: every row is rendered once, and a row that the template can't render is a row that can't be
+used. Also counts the answers that the template changes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from src.data.conversation import ASSISTANT, Turn, clean, prompt_turns, untouched
+from src.data.faults import BadRow, Fault, Reading
+from src.data.rows import Row
+from src.data.templates import Template
+from src.data.thinking import check_thinking
+
+
+def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Reading:
+    """The reading without the rows that the template can't render, which are faults, and with a note on the answers it changes.
+
+    Args:
+        reading: of pairs, or of conversations and plain texts (`--sft 1`).
+        loss_on: "answer" also makes a fault of an answer that is nothing but thinking.
+    """
+    faults: list[Fault] = []
+    rows, numbers = [], []
+    changed = answers = 0
+    for row, number in zip(reading.rows, reading.numbers, strict=True):
+        where = f"{reading.path}: row {number}"
+        try:
+            for part, turns, first in _conversations(row):
+                _check(template, part, turns, first, loss_on)
+                texts = [turn.text for turn in turns[first:] if turn.speaker == ASSISTANT]
+                answers += len(texts)
+                changed += sum(template.ending.kept(text) != untouched(text) for text in texts)
+        except BadRow as fault:
+            faults.append(Fault(number, fault.kind, f"{where}: {fault}"))
+            continue
+        rows.append(row)
+        numbers.append(number)
+    notes = [f"{changed} of {answers} answers lose their blank lines, since --template {template.name} ends a turn at one; "
+             "--template g1 keeps them"] if changed else []
+    return reading._replace(rows=rows, numbers=numbers, faults=sorted([*reading.faults, *faults]), notes=[*reading.notes, *notes])
+
+
+def names_inside(row: Any, template: Template) -> list[str]:
+    """The template's turn names that begin a paragraph of one of the row's answers: a model that learns them runs on."""
+    answers = [untouched(turn.text) for _, turns, first in _conversations(row) for turn in turns[first:]
+               if turn.speaker == ASSISTANT]
+    texts = [clean(text) if template.ending.collapses else text for text in answers]
+    apart = "\n" if template.ending.collapses else "\n\n"
+    return [name for name in template.turn_names if any(f"{apart}{name}" in text for text in texts)]
+
+
+def _conversations(row: Any) -> Iterator[tuple[str, list[Turn], int]]:
+    """For each answer's name, the turns that end in it, and the number of the first answer among them."""
+    if isinstance(row, Row):
+        before = prompt_turns(row.prompt)
+        for part in ("chosen", "reject"):
+            if (answer := getattr(row, part)).strip():
+                yield f"its {part}", [*before, Turn(ASSISTANT, answer)], len(before)
+    elif not isinstance(row, str):
+        yield "its answer", row.turns, row.first
+
+
+def _check(template: Template, part: str, turns: list[Turn], first: int, loss_on: str) -> None:
+    if template.can_refuse:
+        try:
+            template.conversation(turns, first)
+        except BadRow as fault:
+            raise BadRow(fault.kind, f"{part} {fault}") from None
+    if loss_on == "answer":
+        for turn in turns[first:]:
+            if turn.speaker == ASSISTANT and turn.trained:
+                check_thinking(turn.text, part)

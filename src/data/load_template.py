@@ -1,0 +1,65 @@
+"""From --template to a `Template`, and what files record of it, so that later steps can compare."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from src.checked_json import BadJson, parse_json
+from src.data.templates import CLASSIC, TEMPLATES, Ending, Template
+from src.tokenizer import Tokenizer
+
+# What a sidecar records of a template.
+RECORDED = {"name": str, "fingerprint": str, "stops": [str], "controls": [str], "opening": str, "collapses": bool}
+_G1 = re.compile(r"(?:^|[^a-z0-9])g[01][a-z]?[0-9]?(?:[^a-z0-9]|$)", re.IGNORECASE)
+# What is read of the sidecar of a generated CSV.
+_REJECTS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
+
+
+def load_template(name: str, tokenizer: Tokenizer) -> Template:
+    """The template of a name, or of a file. Raises UserError for a file that has none, or that does not suit the tokenizer."""
+    return TEMPLATES[name]
+
+
+def recorded(template: Template) -> dict[str, Any]:
+    """What sidecars and adapters say about a template."""
+    ending = template.ending
+    return {"name": template.name, "fingerprint": template.fingerprint, "stops": list(ending.stops),
+            "controls": list(ending.controls), "opening": ending.opening, "collapses": ending.collapses}
+
+
+def recorded_in(sidecar: dict[str, Any] | None) -> dict[str, Any]:
+    """The template that a sidecar records; files from before there were several are of `classic`."""
+    found = (sidecar or {}).get("template")
+    return found if isinstance(found, dict) else recorded(CLASSIC)
+
+
+def ending_of(record: dict[str, Any]) -> Ending:
+    return Ending(tuple(record["stops"]), tuple(record["controls"]), record["opening"], record["collapses"])
+
+
+def difference(record: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """In words, that two recorded templates differ; None if they are the same."""
+    if record["fingerprint"] == other["fingerprint"]:
+        return None
+    if record["name"] == other["name"]:
+        return f"{record['name']}, which has changed since"
+    return f"{record['name']}, not {other['name']}"
+
+
+def model_note(checkpoint: str | None, template: Template) -> list[str]:
+    """A line where a checkpoint is a G1 model by its name and the template is not of that kind."""
+    if checkpoint is None or template is not CLASSIC or not _G1.search(Path(checkpoint).name):
+        return []
+    return [f"note: {checkpoint} is a G1 model by its name, and --template classic is not what G1 models are trained on; "
+            "--template g1 (or g1-think, g1-fakethink) is, see docs/data.md"]
+
+
+def rejects_note(path: str, template: Template) -> list[str]:
+    """A line where the sidecar of a generated CSV says that its rejects were written under another template."""
+    try:
+        sidecar = parse_json(Path(f"{path}.json").read_bytes(), _REJECTS)
+    except (OSError, BadJson):
+        return []  # not of reject generation
+    found = difference(recorded_in(sidecar), recorded(template))
+    return [f"warning: {path}: its rejects were written under --template {found}; with another template than in generation the "
+            "model rejects what it would not write"] if found else []
