@@ -8,6 +8,7 @@ object with these keys, those with a question mark being optional; other keys ar
 import json
 import math
 import re
+from functools import partial
 from typing import Any
 
 DEEPEST = 64  # lists and objects within each other
@@ -22,8 +23,11 @@ class BadJson(ValueError):
     """The message says what is wrong, without the file's name: "profile[2].rank is text where a whole number is expected"."""
 
 
-def parse_json(text: str | bytes, shape: Any = object) -> Any:
+def parse_json(text: str | bytes, shape: Any = object, most_digits: int = 20) -> Any:
     """The value of a JSON text.
+
+    Args:
+        most_digits: if above 20, whole numbers beyond 64 bits are accepted up to this length.
 
     Raises:
         BadJson: it is not JSON in UTF-8, nested more than `DEEPEST` deep, has NaN, infinity or a number beyond 64 bits, or is
@@ -33,7 +37,7 @@ def parse_json(text: str | bytes, shape: Any = object) -> Any:
         # By default the json module guesses an encoding, and accepts half characters.
         text = text if isinstance(text, str) else text.decode()
         large = _LARGE.search(text) is not None
-        value = json.loads(text, parse_constant=_refuse, parse_int=_integer if large else None,
+        value = json.loads(text, parse_constant=_refuse, parse_int=partial(_integer, most_digits) if large else None,
                            parse_float=_number if large else None)
     except BadJson:
         raise
@@ -53,9 +57,9 @@ def _refuse(constant: str) -> None:
     raise BadJson(f"it holds {constant}, which is not a number")
 
 
-def _integer(digits: str) -> int:
+def _integer(most_digits: int, digits: str) -> int:
     # Python handles whole numbers of thousands of digits, and refuses longer ones or takes minutes.
-    if len(digits) > 20 or not -2**63 <= int(digits) < 2**64:
+    if len(digits) > most_digits or (most_digits == 20 and not -2**63 <= int(digits) < 2**64):
         raise BadJson(f"it holds a whole number of {len(digits.lstrip('-'))} digits, beyond 64 bits")
     return int(digits)
 
