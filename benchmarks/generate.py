@@ -106,7 +106,7 @@ def ours(engine, tokenizer, batch: int) -> tuple[float, float]:
     requests = [Request(row, tuple(torch.randint(1, 65000, (PROMPT,), generator=generator).tolist())) for row in range(batch)]
     marks = []
     started = time.perf_counter()
-    for _ in generate(engine, tokenizer, requests, Sampling(max_tokens=NEW, stop=""), 0, batch,
+    for _ in generate(engine, tokenizer, requests, Sampling(max_tokens=NEW, stop=()), 0, batch,
                       lambda drawn: marks.append(time.perf_counter())):
         pass
     return batch * (len(marks) - 1) / (marks[-1] - marks[0]), batch * len(marks) / (marks[-1] - started)

@@ -26,7 +26,8 @@ SAMPLES_FILE = "samples.jsonl"
 GROWING = (METRICS_FILE, EVAL_FILE, SAMPLES_FILE)
 
 # The fields of config.json besides the run's settings.
-FACTS = ("base_fingerprint", "rlhf_train_sha256", "eval_sha256", "tokenizer_sha256", "template_fingerprint", "layer_profile_rows", "base",
+FACTS = ("base_fingerprint", "rlhf_train_sha256", "eval_sha256", "tokenizer_sha256", "template_fingerprint",
+         "layer_profile_rows", "base",
          "trained_parameters", "total_steps", "train_data", "eval_data")
 
 _NUMBERS = {"step": int, str: float}

@@ -158,7 +158,7 @@ TOKENIZER = f"{tokenizer.takes}; if not given, determined by the checkpoint's vo
 template = Reader(_template, "the name of a template, or a file")
 # What --template does, for help.
 TEMPLATE = (f"how turns are written and what ends an answer: {', '.join(WORDS['template'])}, or a file with a Jinja chat "
-            "template (.jinja, tokenizer_config.json); see docs/data.md")
+            "template (.jinja, tokenizer_config.json); see docs/templates.md")
 wandb_project = Reader(_wandb_project, "a project, entity/project, or its address")
 
 

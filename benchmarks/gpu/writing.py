@@ -58,9 +58,9 @@ def main() -> None:
 
 
 def measure(engine: Forward, rows: int, rate: float) -> dict[str, Any]:
-    tokenizer, sampling = load_tokenizer("world", VOCABULARY), Sampling(max_tokens=NEW, stop="")
-    vocabulary = read_vocabulary(tokenizer, VOCABULARY, sampling.ban_end_of_text)
-    automaton = build_automaton(vocabulary.pieces, vocabulary.banned, tokenizer.end_of_text, b"")
+    tokenizer, sampling = load_tokenizer("world", VOCABULARY), Sampling(max_tokens=NEW, stop=())
+    vocabulary = read_vocabulary(tokenizer, VOCABULARY, ends=())
+    automaton = build_automaton(vocabulary.pieces, vocabulary.banned, (), ())
     seconds = step_seconds(Slots(engine, automaton, vocabulary.weight, sampling, rows), rows, engine.device)
     marks, started = [], time.perf_counter()
     generator = torch.Generator().manual_seed(0)

@@ -21,7 +21,7 @@ from example.DPO.answers import asked_names, nearly_same, question, short_answer
 from example.DPO.docstrings import Entry, stdlib_entries
 from src.cli.parser import Parser
 from src.cli.run import run
-from src.data.templates import draw_template, format_answer, format_prompt
+from src.data.templates import CLASSIC, answer_pieces, draw_form, prompt_pieces, text_of
 from src.files import atomic_write, existing_file
 
 CSV_FOLDER = Path(__file__).parent / "input_csv"
@@ -76,7 +76,8 @@ def _question_documents(entries: dict[str, Entry]) -> Iterator[tuple[str, str]]:
         for turn in range(QUESTIONS_PER_NAME):
             prompt = question(entry, turn)
             # A text for a seed: the same question always gets the same template.
-            yield format_prompt(draw_template(Random(prompt)), prompt) + format_answer(answer), entry.name
+            pieces = prompt_pieces(CLASSIC, prompt, draw_form(CLASSIC, Random(prompt))) + answer_pieces(CLASSIC, prompt, answer)
+            yield text_of(pieces), entry.name
 
 
 def _nearly_one_of(answer: frozenset[str], others: list[frozenset[str]]) -> bool:

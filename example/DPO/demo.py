@@ -70,7 +70,7 @@ def answers() -> Table:
     """The first held-out questions, answered greedily by the base and by the merged model."""
     from src.checkpoint.base import load_base
     from src.data.read import read_pairs
-    from src.data.templates import format_prompt
+    from src.data.templates import CLASSIC, prompt_pieces, text_of
     from src.generation.greedy import likeliest_answers
     from src.model import build_model
     from src.tokenizer import load_tokenizer
@@ -81,8 +81,9 @@ def answers() -> Table:
     for path in ("example/DPO/base_model.pth", OUTPUT / "merged.pth"):
         weights, dimensions = load_base(path)
         tokenizer = load_tokenizer(None, dimensions.vocab_size)
-        prompts = [tokenizer.encode(format_prompt(0, row.prompt)) for row in rows]
-        written.append(likeliest_answers(build_model(weights, dimensions), tokenizer, prompts, 160))
+        prompts = [tokenizer.encode(text_of(prompt_pieces(CLASSIC, row.prompt))) for row in rows]
+        written.append(likeliest_answers(build_model(weights, dimensions), tokenizer, prompts, 160,
+                                         CLASSIC.ending))
     for row, (before, _), (after, _) in zip(rows, *written, strict=True):
         table.add_row(row.prompt, before, after, row.chosen)
     return table

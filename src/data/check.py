@@ -12,7 +12,7 @@ from rich.table import Table
 from src.console import printable, say, show
 from src.data.conversation import prompt_turns
 from src.data.faults import NAMED, Reading, name_rows, skipped_rows
-from src.data.fit import names_inside
+from src.data.fit import has_turn_inside
 from src.data.shown_pair import pair_as_read, print_pair
 from src.data.templates import CLASSIC, Template, answer_pieces, prompt_pieces, text_of
 from src.data.thinking import has_thinking
@@ -63,7 +63,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
         "cut": np.flatnonzero((lengths["pair"] > max_len) & (longer <= max_len)).tolist(),
         "dropped": np.flatnonzero(longer > max_len).tolist(),
         "thinking": [at for at, row in enumerate(rows) if has_thinking(row.chosen) or has_thinking(row.reject)],
-        "turn_names": [at for at, row in enumerate(rows) if names_inside(row, template)],
+        "turn_names": [at for at, row in enumerate(rows) if has_turn_inside(row, template)],
     }
     shown = next((at for at in range(len(rows)) if longer[at] <= max_len), None)
     counts, edges = _histogram(lengths["pair"])

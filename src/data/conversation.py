@@ -9,6 +9,7 @@ turn could be mistaken for several.
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -76,8 +77,10 @@ class _Mark(NamedTuple):
 def _marks(text: str) -> list[_Mark]:
     first = _FIRST.match(text)
     found = [_Mark(first[1], 0, first.end(), True)] if first else []
-    return found + [_Mark(name[1], name.start(), name.end(), _follows_blank_line(text, name.start()))
-                    for name in _NAME.finditer(text, first.end() if first else 0)]
+    for name in _NAME.finditer(text, first.end() if first else 0):
+        start, end = name.span()
+        found.append(_Mark(name[1], start, end, text[start - 2] == "\n" or _follows_blank_line(text, start)))
+    return found
 
 
 def _follows_blank_line(text: str, at: int) -> bool:
@@ -119,8 +122,13 @@ def prompt_turns(prompt: str) -> list[Turn]:
 
     A question that is already in one of RWKV's templates, such as `Question: ...\\n\\nAnswer:`, is taken out of it.
     """
+    return list(_prompt_turns(prompt))
+
+
+@lru_cache(maxsize=8)  # a row's prompt is read several times, one after another
+def _prompt_turns(prompt: str) -> tuple[Turn, ...]:
     turns = _written_as_json(prompt) or read_transcript(prompt)
-    return turns if turns and turns[-1].speaker == HUMAN else [Turn(HUMAN, _bare_question(prompt))]
+    return tuple(turns) if turns and turns[-1].speaker == HUMAN else (Turn(HUMAN, _bare_question(prompt)),)
 
 
 def _bare_question(prompt: str) -> str:

@@ -4,7 +4,7 @@ used. Also counts the answers that the template changes."""
 from collections.abc import Iterator
 from typing import Any
 
-from src.data.conversation import ASSISTANT, Turn, clean, prompt_turns, untouched
+from src.data.conversation import ASSISTANT, Turn, prompt_turns, untouched
 from src.data.faults import BadRow, Fault, Reading
 from src.data.rows import Row
 from src.data.templates import Template
@@ -39,13 +39,11 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
     return reading._replace(rows=rows, numbers=numbers, faults=sorted([*reading.faults, *faults]), notes=[*reading.notes, *notes])
 
 
-def names_inside(row: Any, template: Template) -> list[str]:
-    """The template's turn names that begin a paragraph of one of the row's answers: a model that learns them runs on."""
-    answers = [untouched(turn.text) for _, turns, first in _conversations(row) for turn in turns[first:]
+def has_turn_inside(row: Any, template: Template) -> bool:
+    """Whether an answer has what begins a turn of the template inside: a model that learns it runs on."""
+    answers = [template.ending.kept(turn.text) for _, turns, first in _conversations(row) for turn in turns[first:]
                if turn.speaker == ASSISTANT]
-    texts = [clean(text) if template.ending.collapses else text for text in answers]
-    apart = "\n" if template.ending.collapses else "\n\n"
-    return [name for name in template.turn_names if any(f"{apart}{name}" in text for text in texts)]
+    return any(opening in text for opening in template.turn_openings for text in answers)
 
 
 def _conversations(row: Any) -> Iterator[tuple[str, list[Turn], int]]:

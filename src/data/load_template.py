@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from src.checked_json import BadJson, parse_json
+from src.data.jinja_template import jinja_template
 from src.data.templates import CLASSIC, TEMPLATES, Ending, Template
 from src.tokenizer import Tokenizer
 
@@ -17,7 +18,7 @@ _REJECTS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
 
 def load_template(name: str, tokenizer: Tokenizer) -> Template:
     """The template of a name, or of a file. Raises UserError for a file that has none, or that does not suit the tokenizer."""
-    return TEMPLATES[name]
+    return TEMPLATES[name] if name in TEMPLATES else jinja_template(name, tokenizer)
 
 
 def recorded(template: Template) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def model_note(checkpoint: str | None, template: Template) -> list[str]:
     if checkpoint is None or template is not CLASSIC or not _G1.search(Path(checkpoint).name):
         return []
     return [f"note: {checkpoint} is a G1 model by its name, and --template classic is not what G1 models are trained on; "
-            "--template g1 (or g1-think, g1-fakethink) is, see docs/data.md"]
+            "--template g1 (or g1-think, g1-fakethink) is, see docs/templates.md"]
 
 
 def rejects_note(path: str, template: Template) -> list[str]:

@@ -1,7 +1,7 @@
 """Templates: how a model's language writes turns, what ends an answer, and whether a text begins with the end-of-text token.
 
 One `Template` says all of that for generation, preparation, SFT, samples and evaluation. This file has the interface and the
-templates that are known by name; src/data/chat_template.py renders those of a file.
+templates that are known by name; src/data/jinja_template.py makes one of a file.
 
 `classic` is the mixture of RWKV-LM-RLHF: a question with its answer gets one of three pairs of names, drawn 80/10/10. A blank
 line ends each of its turns, so its texts must not contain one. The templates of the RWKV-7 G1 models (model cards of
@@ -73,8 +73,8 @@ class Template(Protocol):
         """Whether there are turns that it can't render."""
 
     @property
-    def turn_names(self) -> tuple[str, ...]:
-        """What begins a turn; a text that has one can be mistaken for a turn."""
+    def turn_openings(self) -> tuple[str, ...]:
+        """What comes before the text of a turn; an answer that has one inside can be mistaken for several turns."""
 
     @property
     def ending(self) -> Ending:
@@ -118,8 +118,9 @@ class NamedTurns:
         return bool(self.opening)
 
     @property
-    def turn_names(self) -> tuple[str, ...]:
-        return tuple(f"{name}:" for name in dict.fromkeys(("System", *(name for pair in self.names for name in pair))))
+    def turn_openings(self) -> tuple[str, ...]:
+        apart = "\n" if self.ending.collapses else "\n\n"
+        return tuple(f"{apart}{name}:" for name in dict.fromkeys(("System", *(name for pair in self.names for name in pair))))
 
     def prompt(self, turns: Sequence[Turn], form: int = 0) -> list[Piece]:
         asker, answerer = self.names[form if len(turns) == 1 else 0]

@@ -62,9 +62,9 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
 
     If prompt and longer answer together exceed `max_len` tokens, the prompt loses as much of its beginning as
     needed, down to an empty prompt; an end-of-text token at its beginning stays as long as any token does. If an answer alone
-    exceeds it, the pair is dropped, so that fewer pairs than the target are returned. A pair whose answers are equal is kept: its
-    margin is always 0, its preference gradient vanishes, and only its share of SFT loss trains. It is counted, since a margin of 0
-    is not a win.
+    exceeds it, the pair is dropped, so that fewer pairs than the target are returned. A pair whose answers are equal is kept:
+    its margin is always 0, its preference gradient vanishes, and only its share of SFT loss trains. It is counted, since a margin
+    of 0 is not a win.
 
     Pairs of the same row and form share their token lists: treat them as read-only. It keeps a `.save` with
     many repetitions small.

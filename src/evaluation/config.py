@@ -36,6 +36,7 @@ class EvaluateConfig:
                                  "vocabulary")
     seed: int = flag(values.seed, 0, "with a CSV: which form of the template each pair gets, as in rlhf_dpo_generate_save.py")
     template: str | None = flag(values.template, None,
-                                f"with a CSV: {values.TEMPLATE}; if not given, the adapter's, or classic; a .save has its own")
+                                f"with a CSV: {values.TEMPLATE}; if not given, the adapter's, or classic. A .save has its own, "
+                                "which is compared with it")
     loss_on: str = flag(LOSS_ON, "all", f"with a CSV: {HELP_LOSS_ON}")
     batch_tokens: int = flag(values.whole(1, 10**6), 8192, "most tokens in one forward pass")

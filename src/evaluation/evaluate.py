@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
         apply_layer_profile(model, settings, seed=0)
         load_adapter(model, adapter, base)
 
-    tokens = np.array([[len(chosen), len(reject)] for _, chosen, reject in pairs])
+    tokens = np.array([[len(pair.chosen), len(pair.reject)] for pair in pairs])
     source = f"the adapter {config.adapter} on {config.load_model}" if adapter else f"the checkpoint {config.load_model}"
     numbers = preference_measures(_log_probs(model, pairs, config, "pairs", source), references, tokens, beta)
     if config.output_json:
@@ -137,11 +137,15 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
         for note in (*model_note(config.load_model, template), *_template_note(trained, recorded(template), config.adapter)):
             say(note)
         report.changes.report(path, tokenizer.name)
-        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "cut": report.cut, "left_out": report.dropped,
-                             "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading)}
+        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "cut": report.cut,
+                             "left_out": report.dropped, "changed_texts": report.changes.texts,
+                             "skipped_rows": skipped_rows(reading)}
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None,
              "template": recorded_in(sidecar)["name"], "left_out": sum(left_out.values())}
+    if config.template and (found := difference(recorded_in(sidecar), recorded(load_template(
+            config.template, load_tokenizer(facts["tokenizer"], dimensions.vocab_size))))):
+        raise UserError(f"--template {config.template}: {path} was prepared with --template {found}; leave the flag out")
     for note in _template_note(trained, recorded_in(sidecar), config.adapter):
         say(note)
     pairs = [TokenPair(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]
@@ -152,8 +156,8 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
     # A merged model on its base's references is the purpose; other differences disturb the margins.
     if sidecar is None:
         say(f"warning: {path} has no {Path(path).name}.json next to it, so the origin of its references can't be checked")
-    for difference in check_sidecar(sidecar, made_with) if sidecar is not None else []:
-        say(f"warning: {path}: {difference}; margins include the rounding difference")
+    for differing in check_sidecar(sidecar, made_with) if sidecar is not None else []:
+        say(f"warning: {path}: {differing}; margins include the rounding difference")
     name = sidecar.get("base_model", "unnamed") if sidecar is not None else "unknown"
     facts["references"] = f"cached, of {name}"
     facts["references_of_this_model"] = None if sidecar is None else sidecar.get("base_fingerprint") == base

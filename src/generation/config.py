@@ -29,8 +29,8 @@ class Sampling:
     penalty_decay: float = flag(values.number(1e-12, 1, or_zero=True), 0.996, "factor on these counts at each token")
     max_tokens: int = flag(values.whole(1, 10**6), 1000, "longest answer")
     stop: tuple[str, ...] | None = flag(_STOP, None,
-                                        "text that ends an answer and is not part of it, \\n for a line break; may be given several "
-                                        "times; empty: none; if not given, the template's", repeats=True)
+                                        "text that ends an answer and is not part of it, \\n for a line break; may be given "
+                                        "several times; empty: none; if not given, the template's", repeats=True)
     ban_end_of_text: bool | None = flag(values.zero_or_one, None,
                                         "1: an answer can't end with the end-of-text token; 0: it can; if not given, as in the "
                                         "template")

@@ -140,8 +140,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{path}: exists without the {sidecar.name} that says how it was made; {_ANOTHER}") from None
     except BadJson as error:
         raise UserError(f"{sidecar}: is damaged, or not of {path.name} ({error}); {_ANOTHER}") from None
-    # Older sidecars have one stop as a text, and no template.
-    found["stop"] = [found["stop"]] if isinstance(found["stop"], str) else found["stop"]
+    if isinstance(found["stop"], str) and "stop" in settings:  # of a file from before there could be several
+        found["stop"] = [found["stop"]]
     differing = [f"{name} {reprlib.repr(found.get(name))} (now {reprlib.repr(value)})" for name, value in settings.items()
                  if name != "template" and (name not in found or found[name] != value)]
     if "template" in settings and (other := difference(recorded_in(found), settings["template"])):

@@ -9,10 +9,10 @@ from typing import Any
 from src.checkpoint.base import load_base_and_fingerprint
 from src.console import say
 from src.data.faults import Reading, report_reading, skipped_rows, usable
-from src.data.read import read_pairs
-from src.data.rows import Row
 from src.data.fit import fitted
 from src.data.load_template import load_template, model_note, recorded
+from src.data.read import read_pairs
+from src.data.rows import Row
 from src.data.templates import Ending, Template, prompt_pieces
 from src.data.tokenize import encode_pieces
 from src.files import check_output, named_file, sha256
@@ -50,7 +50,8 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     rows = usable(reading, config.skip_bad_rows)
     ending = config.sampling.resolved(template.ending)
     settings = {
-        "base_fingerprint": base, "tokenizer": tokenizer.name, "template": recorded(template), "precision": config.strategy.precision,
+        "base_fingerprint": base, "tokenizer": tokenizer.name, "template": recorded(template),
+        "precision": config.strategy.precision,
         **({"tokenizer_sha256": sha256(file)} if (file := named_file("tokenizer", tokenizer.name)) else {}),
         "quantization": config.strategy.quantization, "seed": config.seed, "overwrite": config.overwrite,
         "num_rejects": config.num_rejects, "avoid_equal": config.avoid_equal, **asdict(config.sampling),

@@ -32,7 +32,8 @@ _PARTS = ("prompt", "chosen", "reject", "chosen_base_prob", "reject_base_prob")
 # A sidecar's fields, including those of older versions; other fields are accepted.
 _SIDECAR = {
     "sha256": str, "count?": int, "base_model?": str, "base_fingerprint?": str, "version?": str, "tokenizer?": str,
-    "template?": RECORDED, "loss_on?": str, "templates?": {str: int}, "seed?": int, "max_len?": int, "cut?": int, "dropped?": int, "changed_texts?": int,
+    "template?": RECORDED, "loss_on?": str,
+    "templates?": {str: int}, "seed?": int, "max_len?": int, "cut?": int, "dropped?": int, "changed_texts?": int,
     "skipped_rows?": {"count": int, "rows": {str: [int]}}, "references?": bool, "precision?": str, "quantization?": (str, None),
     "unquantized_blocks?": [int], "quantized_otherwise?": {str: str},
 }

@@ -77,7 +77,8 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
 
     sidecar = {
         "base_model": Path(config.load_model).name, "base_fingerprint": base, "version": dimensions.version,
-        "tokenizer": tokenizer.name, "template": recorded(template), "loss_on": config.loss_on, "templates": counts.templates, "seed": config.seed,
+        "tokenizer": tokenizer.name, "template": recorded(template), "loss_on": config.loss_on,
+        "templates": counts.templates, "seed": config.seed,
         "max_len": config.rlhf_max_corpus_len, "cut": counts.cut, "dropped": counts.dropped,
         "changed_texts": counts.changes.texts, "skipped_rows": skipped_rows(reading), "references": config.reference,
     }
@@ -87,7 +88,7 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
         # The journal stays empty, but that of an interrupted run has to be kept or removed by the same rules.
         with open_journal(journal_path, held_file, _digest(["no references"], pairs)):
             say_notes()
-            save_pairs(config.output_save, [(*pair, 0.0, 0.0) for pair in pairs], sidecar)
+            save_pairs(config.output_save, [(*pair[:3], 0.0, 0.0) for pair in pairs], sidecar)
     else:
         if config.strategy.device.type == "cpu":
             recycle_memory()

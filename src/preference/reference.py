@@ -33,7 +33,7 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
     model.eval()
     members: dict[tuple, list[int]] = {}
     for index, pair in enumerate(pairs):
-        members.setdefault(tuple(map(tuple, pair)), []).append(index)
+        members.setdefault(tuple(map(tuple, pair[:3])), []).append(index)
     groups = list(members.values())
     found: dict[int, Pair] = {}
     batches = list(batches_by_tokens([pairs[group[0]] for group in groups], batch_tokens))
@@ -48,7 +48,7 @@ def with_references(model: RWKV, pairs: Sequence[TokenPair], batch_tokens: int, 
                 journal.append(number, values)
         for at, (chosen, reject) in zip(batch, values, strict=True):
             for index in groups[at]:
-                found[index] = (*pairs[index], chosen, reject)
+                found[index] = (*pairs[index][:3], chosen, reject)
         advance(sum(len(groups[at]) for at in batch))
     return [found[index] for index in range(len(pairs))]
 

@@ -32,19 +32,20 @@ EFFECT = {
         "--ctx_len": ("9", "10"),
         "--temperature": ("0.5", "1"), "--top_p": ("0.3", "0.4"), "--top_k": ("0", "5"), "--presence": ("0", "-1e-3"),
         "--frequency": ("0", "1"), "--penalty_decay": ("0.9", "1"), "--max_tokens": ("1", "2"), "--stop": ("", "x"),
-        "--ban_end_of_text": ("0", "1")},
+        "--ban_end_of_text": ("0", "1"), "--template": ("classic", "g1")},
     PREPARE: {
         "--load_model": ("a", "b"), "--input_csv": ("a", "b"), "--output_save": ("a", "b"), "--check_data": ("0", "1"),
         "--skip_bad_rows": ("0", "1"), "--target_pair_count": ("1", "2"), "--strategy": ("cpu fp32", "cpu bf16"),
         "--rlhf_max_corpus_len": ("9", "10"), "--tokenizer": ("bytes", "world"), "--layer_profile": ("auto", "no.csv"),
         "--peft": ("lora", "pissa"), "--lora_r": ("1", "2", {"--peft": "pissa"}), "--seed": ("0", "1"),
-        "--batch_tokens": ("8", "9"), "--reference": ("0", "1")},
+        "--batch_tokens": ("8", "9"), "--reference": ("0", "1"), "--template": ("classic", "g1"), "--loss_on": ("all", "answer")},
     TRAIN: {
         "--load_model": ("a", "b"), "--n_layer": ("1", "2"), "--n_embd": ("1", "2"), "--vocab_size": ("1", "2"),
         "--my_testing": ("x060", "x070"), "--quant": ("0", "1"), "--quant_mode": ("nf4", "int8", {"--quant": "1"}),
         "--layer_profile": ("auto", "p.csv"), "--peft": ("lora", "dora"), "--lora_r": ("1", "2"), "--lora_alpha": ("1", "2"),
         "--load_adapter": ("a", "b"), "--rlhf_train_file": ("a", "b"), "--train_data_file": ("a", "b", SFT),
-        "--skip_bad_rows": ("0", "1", SFT), "--tokenizer": ("bytes", "world", SFT), "--eval_file": ("a", "b"),
+        "--skip_bad_rows": ("0", "1", SFT), "--tokenizer": ("bytes", "world", SFT),
+        "--template": ("classic", "g1"), "--loss_on": ("all", "answer", SFT), "--eval_file": ("a", "b"),
         "--ctx_len": ("9", "10"), "--rlhf_max_corpus_len": ("9", "10"), "--sft": ("0", "1"), "--loss": ("dpo", "ipo"),
         "--dpo": ("0", "1"), "--orpo": ("0", "1"), "--simpo": ("0", "1"), "--dpo_beta": ("1", "2"), "--dpo_alpha": ("1", "2"),
         "--label_smoothing": ("0", "0.1"), "--orpo_alpha": ("1", "2", {"--loss": "orpo"}),
@@ -65,7 +66,7 @@ EFFECT = {
         "--load_model": ("a", "b"), "--adapter": ("a", "b"), "--pairs": ("a", "b"), "--skip_bad_rows": ("0", "1"),
         "--reference_model": ("a", "b"), "--output_json": ("a", "b"), "--dpo_beta": ("1", "2"),
         "--strategy": ("cpu fp32", "cpu bf16"), "--rlhf_max_corpus_len": ("9", "10"), "--tokenizer": ("bytes", "world"),
-        "--seed": ("0", "1"), "--batch_tokens": ("8", "9")},
+        "--seed": ("0", "1"), "--batch_tokens": ("8", "9"), "--template": ("classic", "g1"), "--loss_on": ("all", "answer")},
 }
 PROFILE, OLD_PROFILE, TEXTS = "profile.csv", "old.csv", "texts.txt"  # written into the folder of a test
 NO_PREFERENCES = ("--dpo_beta", "--dpo_alpha", "--label_smoothing", "--orpo_alpha", "--simpo_beta", "--simpo_gamma",
@@ -96,6 +97,8 @@ NONE = {
         (SFT, "--allow_reference_mismatch", "0", "1", "no preferences"),
         (SFT, "--samples", "0", "3", "no samples"), (SFT, "--sample_tokens", "5", "6", "no samples"),
         ({}, "--tokenizer", "bytes", "world", "tokens"), ({}, "--skip_bad_rows", "0", "1", "tokens"),
+        ({}, "--loss_on", "all", "answer", "tokens"),
+        (SFT | {"--train_data_file": TEXTS}, "--loss_on", "all", "answer", "no rows"),
         (SFT | {"--train_data_file": TEXTS}, "--skip_bad_rows", "0", "1", "no rows"),
         ({}, "--quant_mode", "nf4", "int8", "--quant 1"), ({}, "--gpu_arch", "cuda", "rocm", "CPU"),
         *[({"--layer_profile": PROFILE}, flag, *values, "profile") for flag, values in (
@@ -111,7 +114,8 @@ NONE = {
         ({"--samples": "0"}, "--sample_tokens", "5", "6", "--samples 0"),
         *[({"--loss": loss}, "--allow_reference_mismatch", "0", "1", "no reference") for loss in ("simpo", "orpo", "cpo")]],
     EVALUATE: [({"--pairs": "p.save"}, flag, *values, "tokens") for flag, values in (
-        ("--tokenizer", ("bytes", "world")), ("--seed", ("0", "1")), ("--skip_bad_rows", ("0", "1")))],
+        ("--tokenizer", ("bytes", "world")), ("--seed", ("0", "1")), ("--skip_bad_rows", ("0", "1")),
+        ("--loss_on", ("all", "answer")))],
 }
 CASES = [(script, *case) for script, cases in NONE.items() for case in cases]
 IDS = [f"{script}-{flag}-{reason.split()[-1]}" for script, _, flag, _, _, reason in CASES]
@@ -223,6 +227,11 @@ def test_a_flag_that_is_given_twice_is_named():
     assert made.base == "other.pth" and notes == ("note: given more than once, the last one counts: --base (2 times)",)
     made, _, notes = cli(TRAIN).parse([*words_of(NEEDED[TRAIN]), "--seed", "1", "--random_seed", "2"])
     assert made.run.seed == 2 and notes == ("note: given more than once, the last one counts: --seed (2 times)",)
+
+
+def test_stops_are_collected():
+    made, notes = cli(GENERATE).parse([*words_of(NEEDED[GENERATE]), "--stop", "a", "--stop=\\n\\nUser:", "--stop", ""])
+    assert made.sampling.stop == ("a", "\n\nUser:", "") and notes == ()
 
 
 def test_an_old_spelling_counts_as_what_it_means():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from src.data.read import read_pairs
-from src.data.templates import format_prompt
 from src.errors import UserError
+from tests.classic import format_prompt
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from src.data.conversation import (
     write_prompt,
 )
 from src.data.messages import message_turns
-from src.data.templates import format_answer, format_conversation, format_prompt
 from src.errors import UserError
+from tests.classic import format_answer, format_conversation, format_prompt
 
 # The words that structure a transcript come often, within lines and at their beginnings.
 words = st.sampled_from(["Human:", "Assistant:", "System:", "User:", "\n", "\n\n", "\r\n\r\n", " ", "\n \n", "yes", "a b", "é😀"])

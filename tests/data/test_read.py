@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from src.data.conversation import clean
 from src.data.read import read_table
 from src.data.rows import Row
-from src.data.templates import format_prompt
 from src.errors import UserError
+from tests.classic import format_prompt
 from tests.data.reading import read_pairs
 from tests.pairs_csv import write_pairs_csv
 

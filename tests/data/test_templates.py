@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data.templates import NAMES, clean, draw_template, format_answer, format_prompt
+from src.data.conversation import clean
+from src.data.templates import CLASSIC, draw_form
+from tests.classic import NAMES, format_answer, format_prompt
 
 texts = st.text(st.one_of(st.sampled_from(" \t\r\n\x0b\u00a0\u2028ab"), st.characters()), max_size=40)
 
@@ -45,7 +47,7 @@ def test_a_turn_ends_only_where_the_template_ends_it(text):
 @pytest.mark.parametrize("generator", [np.random.default_rng(3), Random(3)])
 def test_templates_are_drawn_80_10_10(generator):
     n = 20_000
-    counts = np.bincount([draw_template(generator) for _ in range(n)], minlength=3)
+    counts = np.bincount([draw_form(CLASSIC, generator) for _ in range(n)], minlength=3)
     # Five standard deviations of a binomial count; the seed is fixed, so this never flickers.
     for count, share in zip(counts, (0.8, 0.1, 0.1), strict=True):
         assert abs(count - share * n) < 5 * (n * share * (1 - share)) ** 0.5

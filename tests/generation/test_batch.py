@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer
 
 from src.checkpoint.base import load_base
-from src.data.templates import clean
+from src.data.conversation import clean
 from src.errors import UserError
 from src.generation.batch import ATTEMPTS, Request, generate, prefill
 from src.generation.config import Sampling
@@ -40,7 +40,7 @@ def test_greedy_tokens_are_the_packages(version, kind, tiny_checkpoints):
     arguments = {"temperature": 0, "alpha_frequency": 1.0, "alpha_presence": 0.2, "alpha_decay": 0.996, "token_ban": [0]}
     expected = package_generate(path, version, [list(prompt) for prompt in PROMPTS], 200, arguments)
     weights, dimensions = load_base(path)
-    sampling = Sampling(temperature=0, presence=0.2, max_tokens=200, stop="")
+    sampling = Sampling(temperature=0, presence=0.2, max_tokens=200, stop=())
     exact = build_model(weights, dimensions, torch.float64)
     closed = [first_open_step(exact, prompt, tokens, sampling) for prompt, tokens in zip(PROMPTS, expected, strict=True)]
     assert sum(closed) > 0.8 * 200 * len(PROMPTS)
@@ -59,7 +59,7 @@ def first_open_step(exact: RWKV, prompt: bytes, tokens: list[int], sampling: Sam
     hidden, _ = exact(torch.tensor([*prompt, *tokens]))
     logits = exact.logits(hidden[len(prompt) - 1:-1]).index_fill(1, torch.tensor([0]), -torch.inf)
     bounds = 4e-6 * logits[:, 1:].norm(dim=1)
-    weight = read_vocabulary(BYTES, 256, True).weight
+    weight = read_vocabulary(BYTES, 256, []).weight
     times, seen = torch.zeros(1, 256, dtype=torch.float64), torch.zeros(1, 256, dtype=torch.bool)
     for step, (token, bound) in enumerate(zip(tokens, bounds, strict=True)):
         lowered = penalize(logits[step], times, seen, sampling.presence, sampling.frequency)[0]
@@ -73,7 +73,7 @@ def first_open_step(exact: RWKV, prompt: bytes, tokens: list[int], sampling: Sam
 def test_greedy_tokens_are_the_argmax_of_the_model_alone():
     """In float64, where no two tokens lie within rounding of each other."""
     model = random_model("x070", torch.float64)
-    ours = answers(model, Sampling(temperature=0, frequency=0, max_tokens=12, stop="", ban_end_of_text=False))
+    ours = answers(model, Sampling(temperature=0, frequency=0, max_tokens=12, stop=(), ban_end_of_text=False))
     for row, prompt in enumerate(PROMPTS):
         text = list(prompt)
         for _ in range(12):
@@ -86,7 +86,7 @@ def test_greedy_tokens_are_the_argmax_of_the_model_alone():
 @pytest.mark.parametrize(("version", "dtype"), [("x070", torch.float32), ("x060", torch.float32), ("x070", torch.bfloat16)])
 def test_a_rows_answer_depends_on_seed_row_and_prompt_alone(version, dtype):
     """By the kernels to the last bit, so that this holds at any precision and not only where no two outcomes lie close."""
-    model, sampling = random_model(version, dtype), Sampling(top_p=0.95, max_tokens=30, stop="e")
+    model, sampling = random_model(version, dtype), Sampling(top_p=0.95, max_tokens=30, stop=("e",))
     model.head.weight[ord("e")] *= 5  # likely now and then, so that rows end at different times
     model = decoder_for(model)
     assert isinstance(model, Kernels)
@@ -218,10 +218,10 @@ def test_a_blank_line_ends_an_answer_across_tokens():
 
 def test_a_stop_of_ones_own_and_none_at_all():
     model = fixed_model(logits_of(a=2.0, b=2.0, newline=1.0))
-    for answer in answers(model, Sampling(top_p=1.0, frequency=0, stop="abab"), [b"x"] * 10).values():
+    for answer in answers(model, Sampling(top_p=1.0, frequency=0, stop=("abab",)), [b"x"] * 10).values():
         assert answer.reason == "stop" and bytes(answer.tokens).decode().removesuffix("abab").strip().replace("\n\n", "\n")
         assert "abab" not in answer.text
-    endless = answers(model, Sampling(top_p=1.0, frequency=0, stop="", max_tokens=200), [b"x"])[0]
+    endless = answers(model, Sampling(top_p=1.0, frequency=0, stop=(), max_tokens=200), [b"x"])[0]
     assert endless.reason == "max_tokens" and len(endless.tokens) == 200 and b"\n\n" in bytes(endless.tokens)
 
 
@@ -264,7 +264,7 @@ def test_with_a_hugging_face_tokenizer_answers_are_what_the_library_decodes_up_t
         logits[token] = torch.rand((), generator=likely)
     prompts = [tuple(tokenizer.encode("User: the\n\nAssistant:"))] * 20
     requests = [Request(row, prompt) for row, prompt in enumerate(prompts)]
-    sampling = Sampling(top_p=1.0, frequency=0.0, max_tokens=100, stop=stop)
+    sampling = Sampling(top_p=1.0, frequency=0.0, max_tokens=100, stop=(stop,))
     found = list(generate(fixed_model(logits), tokenizer, requests, sampling, 0, 8))
 
     def decoded(tokens: list[int]) -> str:

@@ -14,8 +14,8 @@ from src.errors import UserError
 from src.generation.output import open_output, read_progress
 from tests.data.reading import read_pairs
 
-OTHERS = {"seed": 2, "stop": "", "top_p": 0.3, "quantization": None}
-SETTINGS = {"seed": 1, "stop": "\n\n", "top_p": 0.3, "quantization": None}
+OTHERS = {"seed": 2, "stop": [], "top_p": 0.3, "quantization": None}
+SETTINGS = {"seed": 1, "stop": ["\n\n"], "top_p": 0.3, "quantization": None}
 characters = st.one_of(st.sampled_from('",\n\r'), st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 text = st.text(characters, min_size=1, max_size=8)
 rows_and_kept = st.lists(st.tuples(st.builds(Row, text, text, text), st.booleans()), min_size=1, max_size=4)
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_finished_rows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("sidecar", "message"), [
     (None, "exists without the out.csv.json"), ("{", "is damaged"), ("[]", "is damaged"),
     (json.dumps(SETTINGS | {"seed": 2, "top_p": 0.5}), r"started with seed 2 \(now 1\), top_p 0.5 \(now 0.3\); give the same"),
-    (json.dumps({"seed": 1, "stop": "\n\n", "top_p": 0.3}), r"quantization None \(now None\)"),
+    (json.dumps({"seed": 1, "stop": ["\n\n"], "top_p": 0.3}), r"quantization None \(now None\)"),
 ])
 def test_another_runs_settings_are_refused(sidecar, message, tmp_path):
     path = tmp_path / "out.csv"

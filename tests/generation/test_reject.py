@@ -13,7 +13,7 @@ import rlhf_generate_reject_csv as script
 from src.checkpoint.io import save_checkpoint
 from src.cli.run import run
 from src.data.csv import Row
-from src.data.templates import format_prompt
+from tests.classic import format_prompt
 from tests.data.reading import read_pairs
 from tests.pairs_csv import write_pairs_csv
 from tests.random_checkpoint import make_dimensions, random_weights

@@ -40,7 +40,7 @@ def test_a_step_looks_at_no_value_on_the_host(version, quantize):
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_steps_of_more_rows_than_there_are_change_no_text(ahead, monkeypatch):
     """As CUDA graphs do them: slots behind the last row hold rows that have left, or nothing."""
-    model, sampling, tokenizer = random_model("x070"), Sampling(top_p=0.95, max_tokens=20, stop="e"), load_tokenizer("bytes")
+    model, sampling, tokenizer = random_model("x070"), Sampling(top_p=0.95, max_tokens=20, stop=("e",)), load_tokenizer("bytes")
     model.head.weight[ord("e")] *= 5  # likely now and then, so that rows end at different times
     engine = decoder_for(model)
     requests = [Request(row, tuple(PROMPTS[row % 5]), row // 5) for row in range(20)]

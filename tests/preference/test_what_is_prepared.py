@@ -11,6 +11,7 @@ import torch
 
 from src.checkpoint.base import load_base_and_fingerprint
 from src.data.rows import Row
+from src.data.templates import CLASSIC
 from src.errors import UserError
 from src.preference.config import PrepareConfig
 from src.preference.prepare import _digest, prepare
@@ -41,7 +42,10 @@ def test_the_sidecar_and_a_summary_tell_what_was_made(mixed, tmp_path, capsys, r
     how = {"precision": "fp32", "quantization": None, "unquantized_blocks": [], "quantized_otherwise": {}}
     assert sidecar == {
         "base_model": "x070.pth", "base_fingerprint": load_base_and_fingerprint(mixed.load_model)[2], "version": "x070",
-        "tokenizer": "bytes", "seed": 0, "max_len": 64, "cut": 1, "dropped": 1, "changed_texts": 0,
+        "tokenizer": "bytes", "seed": 0, "loss_on": "all", "template": {
+            "name": "classic", "fingerprint": CLASSIC.fingerprint, "stops": ["\n\n"], "controls": [], "opening": "",
+            "collapses": True},
+        "max_len": 64, "cut": 1, "dropped": 1, "changed_texts": 0,
         "skipped_rows": {"count": 1, "rows": {"empty chosen answer": [3]}}, "references": references,
         **(how if references else {}), "count": 2, "sha256": hashlib.sha256((tmp_path / "made.save").read_bytes()).hexdigest()}
     answers = [tuple(bytes(tokens).decode() for tokens in pair[1:3]) for pair in made]

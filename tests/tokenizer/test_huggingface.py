@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from src.data.templates import clean
+from src.data.conversation import clean
 from src.errors import UserError
 from src.tokenizer.huggingface import HuggingFaceTokenizer
 from tests.tokenizer.files import ASCII, KINDS, LOSSLESS, SPACE, saved

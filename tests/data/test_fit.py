@@ -1,0 +1,50 @@
+"""Rows that a template can't render are faults, found before anything is made; answers that it changes are counted."""
+
+from pathlib import Path
+
+from src.data.conversation import ASSISTANT, HUMAN, Turn
+from src.data.examples import Example
+from src.data.faults import Fault, Reading
+from src.data.fit import fitted, has_turn_inside
+from src.data.rows import Row
+from src.data.templates import CLASSIC, TEMPLATES
+
+ROWS = [Row("q", "<think>a</think>b", "<think>c</think>d"), Row("q", "a", "<think>b</think>c"),
+        Row("q", "<think>a</think>b", "c"), Row("q", "<think>a</think>b", "")]
+
+
+def reading(rows: list) -> Reading:
+    return Reading(Path("x.csv"), rows, list(range(2, 2 + len(rows))), [Fault(1, "empty prompt", "x.csv: row 1 ...")], ["a note"])
+
+
+def test_rows_that_can_not_be_rendered_are_faults_with_their_numbers():
+    found = fitted(reading(ROWS), TEMPLATES["g1-think"])
+    assert found.rows == [ROWS[0], ROWS[3]] and found.numbers == [2, 5]
+    assert [(fault.row, fault.kind) for fault in found.faults] == [
+        (1, "empty prompt"), (3, "answer without thinking"), (4, "answer without thinking")]
+    assert found.faults[1].message.startswith("x.csv: row 3: its chosen does not begin with <think>")
+    assert found.faults[2].message.startswith("x.csv: row 4: its reject does not begin with <think>")
+    assert fitted(reading(ROWS), TEMPLATES["g1"]) == reading(ROWS)
+
+
+def test_answers_that_are_nothing_but_thinking_are_faults_where_thinking_has_no_loss():
+    rows = [Row("q", "<think>a</think>b", "c"), Row("q", "<think>a", "c"), Row("q", "c", "<think>a</think>")]
+    found = fitted(reading(rows), TEMPLATES["g1"], "answer")
+    assert found.rows == rows[:1] and [fault.kind for fault in found.faults[1:]] == ["unfinished thinking", "only thinking"]
+    talk = Example([Turn(HUMAN, "q"), Turn(ASSISTANT, "<think>", trained=False), Turn(HUMAN, "q"), Turn(ASSISTANT, "a")], 0)
+    assert fitted(reading([talk, "a text"]), TEMPLATES["g1"], "answer").rows == [talk, "a text"]
+
+
+def test_changed_answers_are_counted_once_a_file():
+    rows = [Row("a\n\nb", "a\n\nb", "c"), Row("q", " a\r\nb ", "a\n \nb"), Row("q", "a\nb", "")]
+    assert fitted(reading(rows), CLASSIC).notes[1:] == [
+        "2 of 5 answers lose their blank lines, since --template classic ends a turn at one; --template g1 keeps them"]
+    assert fitted(reading(rows), TEMPLATES["g1"]).notes == ["a note"]
+
+
+def test_answers_with_a_turn_inside():
+    g1 = TEMPLATES["g1"]
+    inside = [Row("q", "a\n\nUser: b", "c"), Row("q", "a", "b\n\nSystem: c"), Row("q", "a\n\nAssistant:b", "c")]
+    outside = [Row("q\n\nUser: x", "a\nUser: b", "c"), Row("q", "a User: b", "User: c"), Row("q", "a\n\nQuestion: b", "c")]
+    assert [has_turn_inside(row, g1) for row in (*inside, *outside)] == [True] * 3 + [False] * 3
+    assert has_turn_inside(Row("q", "a\n\nQuestion: b", "c"), CLASSIC) and has_turn_inside(Row("q", "a\nUser: b", "c"), CLASSIC)

@@ -1,0 +1,142 @@
+"""Chat templates of files as templates: what becomes prompt, answer and control token, by hand."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn
+from src.data.faults import BadRow
+from src.data.load_template import load_template
+from src.data.rows import Row
+from src.data.templates import Ending, Piece, answer_pieces
+from src.data.tokenize import tokenize_pairs
+from src.errors import UserError
+from src.generation.vocabulary import answer_text
+from src.tokenizer import load_tokenizer
+from src.tokenizer.base import END_OF_TEXT
+
+WORLD = load_tokenizer("world")
+CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+# In the style of RWKV's conversions, with a word for the end of a text, and turns that end at a blank line.
+RWKV = ("{{ bos_token }}{% for m in messages %}{{ {'user': 'User', 'assistant': 'Assistant', 'system': 'System'}[m.role] }}: "
+        "{{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}")
+# Ends answers with the end-of-text token, opens thinking where an answer begins.
+THINKING = ("{% for m in messages %}{% if m.role == 'assistant' %}A: {{ m.content }}{{ eos_token }}"
+            "{% else %}U: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A: <think>{% endif %}")
+TURNS = [Turn(SYSTEM, "Be\n\nkind."), Turn(HUMAN, " Why? ")]
+
+
+@pytest.fixture
+def template(tmp_path):
+    def make(source: str, tokenizer=WORLD, **special: str):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        path = folder / ("tokenizer_config.json" if special else "chat.jinja")
+        path.write_text(json.dumps({"chat_template": source, **special}) if special else source)
+        return load_template(str(path), tokenizer)
+
+    return make
+
+
+def test_chatml_on_a_vocabulary_without_its_words(template):
+    made = template(CHATML)
+    prompt = "<|im_start|>system\nBe\n\nkind.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert made.prompt(TURNS) == [Piece(prompt, False)]
+    assert made.conversation([*TURNS, Turn(ASSISTANT, "So.\n\nYes.")], 2) == [
+        Piece(prompt, False), Piece("So.\n\nYes.<|im_end|>\n", True)]
+    assert made.ending == Ending(("<|im_end|>",), ()) and not made.begins_with_end_of_text
+    assert made.turn_openings == ("<|im_end|>\n<|im_start|>user",)
+
+
+@pytest.mark.parametrize("special", [{}, {"bos_token": "<|rwkv_tokenizer_end_of_text|>", "eos_token": "\n\n"},
+                                     {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}])
+def test_token_0_under_its_names_and_turns_that_end_at_a_blank_line(template, special):
+    made = template(RWKV, **special)
+    assert made.prompt(TURNS[1:]) == [Piece(END_OF_TEXT, False, is_control=True), Piece("User: Why?\n\nAssistant:", False)]
+    assert made.begins_with_end_of_text and made.ending == Ending(("\n\n",), (), collapses=True)
+    assert made.conversation([*TURNS[1:], Turn(ASSISTANT, "So.")], 1)[2:] == [Piece(" So.\n\n", True)]
+
+
+def test_an_opening_and_an_end_by_token(template):
+    made = template(THINKING)
+    assert made.ending == Ending((), (END_OF_TEXT,), "<think>")
+    assert made.conversation([*TURNS[1:], Turn(ASSISTANT, "<think>Hm.</think>\n\nYes.")], 1) == [
+        Piece("U: Why?\nA: <think>", False), Piece("Hm.</think>\n\nYes.", True), Piece(END_OF_TEXT, True, is_control=True)]
+    assert made.ending.answer("Hm.</think>\n\nYes.") == "<think>Hm.</think>\n\nYes."
+    with pytest.raises(BadRow, match="does not follow the prompt"):
+        made.conversation([*TURNS[1:], Turn(ASSISTANT, "Yes.")], 1)
+
+
+def test_control_words_in_texts_stay_text(template):
+    made = template(RWKV.replace("\n\n", "{{ eos_token }}"))
+    turns = [Turn(HUMAN, f"What is {END_OF_TEXT}?"), Turn(ASSISTANT, f"It is {END_OF_TEXT}, twice: {END_OF_TEXT}.")]
+    assert made.conversation(turns, 1) == [
+        Piece(END_OF_TEXT, False, is_control=True), Piece(f"User: What is {END_OF_TEXT}?", False),
+        Piece(END_OF_TEXT, False, is_control=True), Piece("Assistant:", False),
+        Piece(f" It is {END_OF_TEXT}, twice: {END_OF_TEXT}.", True), Piece(END_OF_TEXT, True, is_control=True)]
+    [pair], _ = tokenize_pairs([Row(turns[0].text, turns[1].text, "a")], WORLD, None, 1000, 0, template=made)
+    assert [tokens.count(0) for tokens in pair[:3]] == [2, 1, 1]
+
+
+def test_several_answers_and_messages_of_the_same_speaker(template):
+    turns = [*TURNS, Turn(ASSISTANT, "a"), Turn(HUMAN, "b"), Turn(ASSISTANT, "c", trained=False), Turn(HUMAN, "d"),
+             Turn(ASSISTANT, "e")]
+    pieces = template(CHATML).conversation(turns, 0)
+    assert [piece.text for piece in pieces if piece.is_answer] == ["a<|im_end|>\n", "e<|im_end|>\n"]
+    assert "".join(piece.text for piece in pieces).count("<|im_start|>") == 7
+    assert [piece.may_train for piece in pieces] == [True, True, True, False, True, True]
+
+
+@pytest.mark.parametrize(("source", "answer", "words"), [
+    ("{% for m in messages %}{{ m.content.split('</think>')[-1] }}|{% endfor %}", "<think>x</think>y", "is changed by"),
+    ("{% for m in messages %}{{ m.content | upper }}|{% endfor %}", "no", "must be exactly once"),
+    ("{% for m in messages %}{{ m.content }}|{% endfor %}{% if '@' in messages[-1].content %}"
+     "{{ messages[-1].content }}{% endif %}", "a @", "is changed by"),
+    ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}|{% endfor %}", "a", "must be exactly once"),
+    ("{% for m in messages %}{% if 'q' in m.content %}{{ raise_exception('no q, please') }}{% endif %}{{ m.content }}|"
+     "{% endfor %}", "q", "no q, please"),
+    ("{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}Bot:{% endif %}", "a",
+     "does not follow the prompt"),
+    ("{% for m in messages %}{% if 'z' in m.content %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+     "{% endfor %}{% endif %}{{ m.content }}|{% endfor %}", "z", "takes over"),
+])
+def test_a_template_that_does_not_give_every_answer_exactly_once(template, source, answer, words):
+    with pytest.raises(UserError, match=words):
+        answer_pieces(template(source), "Why?", answer)
+
+
+def test_turns_that_change_later(template):
+    made = template("{% for m in messages %}{{ m.content }}{% if loop.last and m.role == 'assistant' %}{{ eos_token }}"
+                    "{% endif %}|{% endfor %}")
+    turns = [Turn(HUMAN, "a"), Turn(ASSISTANT, "b"), Turn(HUMAN, "c"), Turn(ASSISTANT, "d")]
+    assert made.conversation(turns, 3)
+    with pytest.raises(BadRow, match="rendered otherwise .* once further turns follow"):
+        made.conversation(turns, 1)
+
+
+def test_a_control_token_that_the_tokenizer_lacks(template, tmp_path):
+    from tests.tokenizer.files import KINDS, saved
+    tokenizer = load_tokenizer(saved(KINDS["ByteLevel"](), tmp_path))
+    with pytest.raises(UserError, match="its bos_token is '<s>', which --tokenizer .* does not have"):
+        template(RWKV, tokenizer, bos_token="<s>", eos_token="<|endoftext|>")
+
+
+def test_the_fingerprint_is_that_of_source_and_special_tokens(template):
+    prints = {template(source, **special).fingerprint for source in (CHATML, RWKV)
+              for special in ({}, {"bos_token": "<s>"}, {"bos_token": "<s>", "eos_token": "</s>"})}
+    assert len(prints) == 6
+
+
+@settings(max_examples=30)
+@given(st.lists(st.text(st.one_of(st.sampled_from(" \n\t<|>:{}%"), st.characters(exclude_categories=["Cs"])), max_size=30)
+                .filter(str.strip), min_size=2, max_size=2))
+def test_answers_come_back_from_their_tokens(tmp_path_factory, answers):
+    path = tmp_path_factory.getbasetemp() / "chatml.jinja"
+    path.write_text(CHATML)
+    made = load_template(str(path), WORLD)
+    [pair], _ = tokenize_pairs([Row("Why?", *answers)], WORLD, None, 10**6, 0, template=made)
+    for text, tokens in zip(answers, pair[1:3], strict=True):
+        assert answer_text(WORLD, tokens, made.ending) == text.replace("\r\n", "\n").strip()
