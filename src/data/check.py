@@ -43,7 +43,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
     """
     rows, numbers = reading.rows, reading.numbers
     pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers)
-    prompt, chosen, reject = (np.array([len(pair[part]) for pair in pairs]) for part in range(3))
+    prompt, chosen, reject = (np.array(list(map(len, part))) for part in list(zip(*pairs, strict=True))[:3])
     longer = np.maximum(chosen, reject)
     lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
     turns = [len(prompt_turns(row.prompt)) for row in rows]

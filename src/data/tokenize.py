@@ -9,6 +9,7 @@ border, both ways give the same tokens.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,15 @@ from src.errors import UserError
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes, Encoder
 
-TokenPair = tuple[list[int], list[int], list[int]]
+
+class TokenPair(NamedTuple):
+    """A prompt with its two answers, as tokens. With one answer empty it is a thumb: up without reject, down without chosen."""
+
+    prompt: list[int]
+    chosen: list[int]
+    reject: list[int]
+    chosen_from: int = 0  # tokens of chosen before this one have no loss
+    reject_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class PairCounts:
     dropped: int  # pairs left out, since an answer alone is longer than the limit
     equal: int  # pairs kept whose two answers are the same once cleaned
     longest: int  # tokens of the longest prompt + longer answer among the pairs kept
+    rows: list[int]  # the index of each kept pair's row
     changes: Changes  # texts, of prompts and answers, that do not come back from their tokens as written
 
 
@@ -56,14 +66,14 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     many repetitions small.
 
     Args:
-        rows: with a reject in each.
+        rows: with an empty answer it is a thumb, whose answer stays empty.
         target_pair_count: number of pairs to make; None for each row once.
         max_len: most tokens of prompt and longer answer together.
         seed: of the generator that draws templates; the same seed gives the same pairs.
         numbers: of the rows in their file, for messages; None counts from 1.
 
     Returns:
-        (prompt_tokens, chosen_tokens, reject_tokens) for each pair kept, and the counts.
+        a TokenPair for each pair kept, and the counts.
 
     Raises:
         UserError: the target is below 1, or no pair is left under the limit.
@@ -75,8 +85,9 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
 
     @cache
     def answers(index: int) -> tuple[list[int], list[int]]:
-        return (encoder.encode(format_answer(rows[index].chosen), numbers[index], "chosen", continues=True),
-                encoder.encode(format_answer(rows[index].reject), numbers[index], "reject", continues=True))
+        chosen, reject = (encoder.encode(format_answer(text), numbers[index], part, continues=True) if text else []
+                          for text, part in ((rows[index].chosen, "chosen"), (rows[index].reject, "reject")))
+        return chosen, reject
 
     @cache
     def prompt_of(index: int, template: int) -> tuple[list[int], bool]:
@@ -87,6 +98,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
 
     is_of_turns = cache(lambda index: is_conversation(rows[index].prompt))
     pairs: list[TokenPair] = []
+    of_pairs: list[int] = []
     templates = dict.fromkeys(NAMES, 0)
     cut = dropped = equal = longest = 0
     for index in walk_rows(len(rows), target_pair_count):
@@ -98,7 +110,8 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
             continue
         template = 0 if is_of_turns(index) else template
         prompt, was_cut = prompt_of(index, template)
-        pairs.append((prompt, chosen, reject))
+        pairs.append(TokenPair(prompt, chosen, reject))
+        of_pairs.append(index)
         templates[NAMES[template]] += 1
         cut += was_cut
         equal += chosen == reject
@@ -106,4 +119,4 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     if not pairs:
         raise UserError(f"no pair is left: each of the {dropped} has an answer of over {max_len} tokens; "
                         "raise --rlhf_max_corpus_len")
-    return pairs, PairCounts(templates, cut, dropped, equal, longest, encoder.changes())
+    return pairs, PairCounts(templates, cut, dropped, equal, longest, of_pairs, encoder.changes())

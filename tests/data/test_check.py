@@ -22,7 +22,7 @@ READING = Reading(Path("pairs.csv"), ROWS, list(range(1, len(ROWS) + 1)), [], []
 
 def test_cut_and_dropped_are_those_of_preparing():
     tokenizer = load_tokenizer("bytes")
-    whole = [(len(p), len(c), len(r)) for p, c, r in tokenize_pairs(ROWS, tokenizer, None, 10**6, seed=3)[0]]
+    whole = [(len(p), len(c), len(r)) for p, c, r, *_ in tokenize_pairs(ROWS, tokenizer, None, 10**6, seed=3)[0]]
     for limit in [*range(14, 60), *(p + max(c, r) for p, c, r in whole)]:
         found = check_pairs(READING, tokenizer, limit, seed=3)
         pairs, report = tokenize_pairs(ROWS, tokenizer, None, limit, seed=3)
@@ -38,7 +38,7 @@ def test_bins_hold_equally_many_lengths_and_every_pair_is_in_its_own(letters):
     rows = [Row("a" * count, "b", "c") for count in letters]
     tokenizer = load_tokenizer("bytes")
     found = check_pairs(Reading(Path("pairs.csv"), rows, list(range(1, len(rows) + 1)), [], []), tokenizer, 1000, seed=0)
-    lengths = [len(p) + max(len(c), len(r)) for p, c, r in tokenize_pairs(rows, tokenizer, None, 1000, seed=0)[0]]
+    lengths = [len(p) + max(len(c), len(r)) for p, c, r, *_ in tokenize_pairs(rows, tokenizer, None, 1000, seed=0)[0]]
     edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
     widths = {high - low for low, high in zip(edges, edges[1:], strict=False)}
     assert len(widths) == 1 and all(isinstance(edge, int) for edge in edges) and len(counts) <= 12

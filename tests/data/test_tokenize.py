@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from src.data.csv import Row
 from src.data.templates import format_answer, format_prompt
-from src.data.tokenize import tokenize_pairs, walk_rows
+from src.data.tokenize import TokenPair, tokenize_pairs, walk_rows
 from src.errors import UserError
 from src.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from tests.data.reading import read_pairs
@@ -31,7 +31,7 @@ def test_pairs_are_templated_texts_apart():
     pairs, report = tokenize_pairs(ROWS, BYTES, 300, max_len=1000, seed=1)
     assert len(pairs) == 300 == sum(report.templates.values())
     counts = dict.fromkeys(("user", "question", "input"), 0)
-    for index, (prompt, chosen, reject) in enumerate(pairs):
+    for index, (prompt, chosen, reject, *_) in enumerate(pairs):
         row = ROWS[index % 3]
         assert bytes(chosen).decode() == format_answer(row.chosen)
         assert bytes(reject).decode() == format_answer(row.reject)
@@ -40,7 +40,7 @@ def test_pairs_are_templated_texts_apart():
         assert bytes(prompt).decode() == format_prompt(("user", "question", "input").index(name), row.prompt)
     assert report.templates == counts and min(counts.values()) > 0
     assert (report.cut, report.dropped, report.equal) == (0, 0, 100)
-    assert report.longest == max(len(prompt) + max(len(chosen), len(reject)) for prompt, chosen, reject in pairs)
+    assert report.longest == max(len(prompt) + max(len(chosen), len(reject)) for prompt, chosen, reject, *_ in pairs)
 
 
 def test_the_seed_alone_decides():
@@ -56,7 +56,7 @@ def test_long_pairs_lose_their_beginning_or_are_dropped(lengths, max_len, seed):
     rows = [Row("p" * a, "c" * b, "r" * c) for a, b, c in lengths]
     whole, _ = tokenize_pairs(rows, BYTES, 12, 10_000, seed)
     expected = []
-    for prompt, chosen, reject in whole:
+    for prompt, chosen, reject, *_ in whole:
         longer = max(chosen, reject, key=len)
         if len(longer) > max_len:
             continue
@@ -68,7 +68,7 @@ def test_long_pairs_lose_their_beginning_or_are_dropped(lengths, max_len, seed):
             tokenize_pairs(rows, BYTES, 12, max_len, seed)
         return
     pairs, report = tokenize_pairs(rows, BYTES, 12, max_len, seed)
-    assert pairs == expected
+    assert [pair[:3] for pair in pairs] == expected
     assert report.dropped == 12 - len(expected)
     # A whole prompt begins with its template's capital; no other capital comes before the colon.
     assert report.cut == sum(bytes(prompt[:1]) not in (b"U", b"Q", b"I") for prompt, _, _ in expected)
@@ -77,7 +77,7 @@ def test_long_pairs_lose_their_beginning_or_are_dropped(lengths, max_len, seed):
 
 def test_an_answer_of_exactly_the_limit_empties_the_prompt():
     pairs, report = tokenize_pairs([Row("prompt", "yes", "n")], BYTES, None, max_len=6, seed=0)
-    assert pairs == [([], list(b" yes\n\n"), list(b" n\n\n"))]
+    assert pairs == [TokenPair([], list(b" yes\n\n"), list(b" n\n\n"))]
     assert (report.cut, report.longest) == (1, 6)
 
 
@@ -126,7 +126,7 @@ def test_prompt_and_answer_have_the_tokens_of_the_whole_text(kind, cells, seed, 
     """By the `tokenizers` library; and both answers follow the very same prompt."""
     path = saved(KINDS[kind](), tmp_path)
     row, library = Row(*cells), Tokenizer.from_file(path)
-    [(prompt, chosen, reject)], report = tokenize_pairs([row], HuggingFaceTokenizer(path), None, 1000, seed)
+    [(prompt, chosen, reject, *_)], report = tokenize_pairs([row], HuggingFaceTokenizer(path), None, 1000, seed)
     template = next(number for number, name in enumerate(report.templates) if report.templates[name])
     for tokens, answer in ((chosen, row.chosen), (reject, row.reject)):
         whole = format_prompt(template, row.prompt) + format_answer(answer)
