@@ -21,6 +21,7 @@ from src import kernels  # noqa: E402
 from src.adapters.apply import apply_layer_profile  # noqa: E402
 from src.adapters.layer_profile import auto_layer_profile  # noqa: E402
 from src.data.packing import pack_pairs  # noqa: E402
+from src.data.tokenize import TokenPair  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.model import build_model  # noqa: E402
 from src.preference.objective import Objective, pair_losses  # noqa: E402
@@ -40,7 +41,7 @@ def main() -> None:
     apply_layer_profile(model, auto_layer_profile(12, 1e-4, 1e-5, rank=16), seed=0)
     generator = torch.Generator().manual_seed(0)
     prompt, chosen, reject = (torch.randint(1, 65536, (n,), generator=generator).tolist() for n in (PROMPT, ANSWER, ANSWER))
-    batch = pack_pairs([(prompt, chosen, reject, 0.0, 0.0)])
+    batch = pack_pairs([TokenPair(prompt, chosen, reject)])
     steps = []
     for step in range(options.steps + 1):
         with profile(activities=[ProfilerActivity.CPU]) as found:

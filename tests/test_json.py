@@ -8,7 +8,7 @@ import pytest
 
 from src.errors import NotFinite
 from src.files import json_text
-from src.preference.pairs import save_pairs
+from src.preference.pairs import Pair, save_pairs
 from src.run_files import append_line
 
 
@@ -29,7 +29,7 @@ def test_the_rest_is_what_the_library_writes():
 
 def test_files_that_have_it_already_stay(tmp_path: Path):
     append_line(tmp_path / "m.jsonl", {"step": 1})
-    save_pairs(tmp_path / "p.save", [([1], [2], [3], -1.0, -2.0)], {"seed": 0})
+    save_pairs(tmp_path / "p.save", [Pair([1], [2], [3], -1.0, -2.0)], {"seed": 0})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(NotFinite, match="m.jsonl: not written, since loss"):
         append_line(tmp_path / "m.jsonl", {"step": 2, "loss": math.inf})

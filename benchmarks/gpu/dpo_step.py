@@ -22,6 +22,7 @@ from shapes import SIZES, VOCABULARY, add_rows, need_a_gpu, random_model
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
 from src.data.packing import pack_pairs
+from src.data.tokenize import TokenPair
 from src.model import RWKV
 from src.preference.objective import Objective, pair_losses
 
@@ -65,7 +66,7 @@ def step_of(model: RWKV, n_pairs: int, grad_cp: bool) -> Callable[[], None]:
     trained = trained_parameters(model)
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     objective, generator = Objective({"beta": 0.1}, alpha=0.1), torch.Generator().manual_seed(0)
-    pairs = [[torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (PROMPT, ANSWER, ANSWER)]
+    pairs = [TokenPair(*(torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (PROMPT, ANSWER, ANSWER)))
              for _ in range(n_pairs)]
     references = torch.full((n_pairs, 2), -1e3, dtype=torch.float64).pin_memory()
 

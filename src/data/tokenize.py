@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 
 
 class TokenPair(NamedTuple):
-    """The tokens of a prompt and its two answers. A row with one answer has no tokens for the other."""
+    """A prompt with its two answers, as tokens. With one answer empty it is a thumb: up without reject, down without chosen."""
 
     prompt: list[int]
     chosen: list[int]
@@ -44,6 +44,7 @@ class PairCounts:
     dropped: int  # pairs left out, since an answer alone is longer than the limit
     equal: int  # pairs kept whose two answers are the same once cleaned
     longest: int  # tokens of the longest prompt + longer answer among the pairs kept
+    rows: list[int]  # the index of each kept pair's row
     changes: Changes  # texts, of prompts and answers, that do not come back from their tokens as written
 
 
@@ -70,7 +71,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     many repetitions small.
 
     Args:
-        rows: with an answer at least in each.
+        rows: with an empty answer it is a thumb, whose answer stays empty.
         target_pair_count: number of pairs to make; None for each row once.
         max_len: most tokens of prompt and longer answer together.
         seed: of the generator that draws forms; the same seed gives the same pairs.
@@ -78,7 +79,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         loss_on: "answer" leaves the thinking part of an answer out of its loss.
 
     Returns:
-        the tokens of each pair kept, and the counts.
+        a TokenPair for each pair kept, and the counts.
 
     Raises:
         UserError: the target is below 1, or no pair is left under the limit.
@@ -109,6 +110,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     is_of_turns = cache(lambda index: is_conversation(rows[index].prompt))
     pairs: list[TokenPair] = []
     forms: Counter[str] = Counter(dict.fromkeys(template.forms, 0))
+    of_pairs: list[int] = []
     cut = dropped = equal = longest = 0
     for index in walk_rows(len(rows), target_pair_count):
         form = draw_form(template, generator)
@@ -120,6 +122,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         form = 0 if is_of_turns(index) else form
         prompt, was_cut = prompt_of(index, form)
         pairs.append(TokenPair(prompt, chosen, reject, *skipped))
+        of_pairs.append(index)
         forms[template.forms[form]] += 1
         cut += was_cut
         equal += chosen == reject
@@ -127,7 +130,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     if not pairs:
         raise UserError(f"no pair is left: each of the {dropped} has an answer of over {max_len} tokens; "
                         "raise --rlhf_max_corpus_len")
-    return pairs, PairCounts(dict(forms), cut, dropped, equal, longest, encoder.changes())
+    return pairs, PairCounts(dict(forms), cut, dropped, equal, longest, of_pairs, encoder.changes())
 
 
 def encode_answer(template: Template, prompt: str, answer: str, encoder: Encoder, row: int, part: str) -> list[int]:

@@ -28,7 +28,7 @@ from src.files import atomic_write, check_output, json_text
 from src.kernels import recycle_memory
 from src.model import RWKV, build_model
 from src.numbers import STRENGTH
-from src.preference.pairs import check_sidecar, has_references, load_pairs
+from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
 from src.preference.reference import with_references
 from src.progress import progress_bar
 from src.settings import input_files
@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
         apply_layer_profile(model, settings, seed=0)
         load_adapter(model, adapter, base)
 
-    tokens = np.array([[len(pair.chosen), len(pair.reject)] for pair in pairs])
+    tokens = np.array([[len(pair.chosen) - pair.chosen_from, len(pair.reject) - pair.reject_from] for pair in pairs])
     source = f"the adapter {config.adapter} on {config.load_model}" if adapter else f"the checkpoint {config.load_model}"
     numbers = preference_measures(_log_probs(model, pairs, config, "pairs", source), references, tokens, beta)
     if config.output_json:
@@ -148,7 +148,7 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
         raise UserError(f"--template {config.template}: {path} was prepared with --template {found}; leave the flag out")
     for note in _template_note(trained, recorded_in(sidecar), config.adapter):
         say(note)
-    pairs = [TokenPair(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]
+    pairs = [TokenPair(pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) for pair in loaded]
     if not has_references(loaded, sidecar):
         return pairs, None, facts
     if config.reference_model:
@@ -161,7 +161,7 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
     name = sidecar.get("base_model", "unnamed") if sidecar is not None else "unknown"
     facts["references"] = f"cached, of {name}"
     facts["references_of_this_model"] = None if sidecar is None else sidecar.get("base_fingerprint") == base
-    return pairs, np.array([pair[3:] for pair in loaded]), facts
+    return pairs, _references_of(loaded), facts
 
 
 def _trained_template(adapter: Adapter | None) -> dict[str, Any] | None:
@@ -190,7 +190,11 @@ def _reference_model(config: EvaluateConfig, path: str, dimensions: Dimensions) 
 def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, what: str, source: str) -> np.ndarray:
     """[n, 2]: sums over the chosen and the rejected answers, nats; raises NotFinite, naming `source`, if one is not finite."""
     with progress_bar(what, len(pairs)) as advance:
-        return np.array([pair[3:] for pair in with_references(model, pairs, config.batch_tokens, advance, source)])
+        return _references_of(with_references(model, pairs, config.batch_tokens, advance, source))
+
+
+def _references_of(pairs: Sequence[Pair]) -> np.ndarray:
+    return np.array([(pair.chosen_base_prob, pair.reject_base_prob) for pair in pairs])
 
 
 def _beta_of(adapter: Adapter | None) -> float:

@@ -7,13 +7,16 @@ from torch import Tensor
 
 from src.data.batching import batches_by_tokens
 from src.data.packing import Text, pack_pairs, pack_texts
+from src.data.tokenize import TokenPair
 from src.evaluation.measures import TIE, won
 from src.model import RWKV
-from src.preference.loss import takes
+from src.preference.kto import by_kind, kl_estimate, kl_part, pack_mismatched
+from src.preference.loss import is_of_thumbs, takes
 from src.preference.objective import Objective, pair_losses, text_losses
 from src.preference.pairs import Pair
 
 BATCH_TOKENS = 8192
+UNREPORTED = ("log_prob_chosen", "log_prob_reject", "answer_tokens")
 
 
 @torch.no_grad()
@@ -26,13 +29,16 @@ def evaluate_pairs(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> 
             which is the reference and ties on every pair, has 0.5.
         policy_accuracy: share of pairs whose chosen answer the policy itself finds likelier than the rejected one.
         pairs: how many there are.
+        With KTO, see `_evaluate_thumbs`.
     """
+    if is_of_thumbs(objective.loss):
+        return _evaluate_thumbs(model, pairs, objective)
     was_training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
     for batch in batches_by_tokens(pairs, BATCH_TOKENS):
         chosen_pairs = [pairs[at] for at in batch]
-        losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), [pair[3:] for pair in chosen_pairs], objective)
+        losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), _references(chosen_pairs), objective)
         # Rounding makes two means over tokens differ as much as one token, two sums as much as all tokens.
         tokens = 2 if takes(objective.loss, "chosen_tokens") else losses["answer_tokens"]
         losses["accuracy"] = won(losses["margin"] / objective.numbers.get("beta", 1.0), TIE * tokens)
@@ -40,9 +46,43 @@ def evaluate_pairs(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> 
         for name, values in losses.items():
             sums[name] = sums.get(name, 0.0) + values.double().sum()
     model.train(was_training)
-    unreported = ("log_prob_chosen", "log_prob_reject", "answer_tokens")
     means = dict(zip(sums, torch.stack(list(sums.values())).div(len(pairs)).tolist(), strict=True))
-    return {name: mean for name, mean in means.items() if name not in unreported} | {"pairs": len(pairs)}
+    return {name: mean for name, mean in means.items() if name not in UNREPORTED} | {"pairs": len(pairs)}
+
+
+def _evaluate_thumbs(model: RWKV, thumbs: Sequence[Pair], objective: Objective) -> dict[str, float]:
+    """Means over thumbs, under the KL of all of them.
+
+    Returns:
+        loss, preference_loss: means over all thumbs.
+        sft_loss, reward_chosen: means over the thumbs up; reward_rejected: over those down; margin: the first reward minus the
+            second. Left out where there are no such thumbs.
+        kl: the estimate, in nats.
+        accuracy: share of thumbs whose reward is on the right side of beta * kl; a tie up to rounding counts one half.
+        pairs: number of thumbs.
+    """
+    was_training = model.training
+    model.eval()
+    mismatched = [TokenPair(thumb.prompt, list(thumb.kl), []) for thumb in thumbs]
+    parts = []
+    for batch in batches_by_tokens(mismatched, BATCH_TOKENS):
+        packed, references = pack_mismatched([thumbs[at] for at in batch])
+        parts.append(kl_part(model, packed.to(model.device), references.to(model.device), 1 / len(thumbs)))
+    objective = objective.with_kl(kl_estimate(torch.stack(parts).sum()))
+    sums: dict[str, Tensor] = {}
+    for batch in batches_by_tokens(thumbs, BATCH_TOKENS):
+        some = [thumbs[at] for at in batch]
+        losses = pair_losses(model, pack_pairs(some).to(model.device), _references(some), objective)
+        losses["accuracy"] = won(losses["margin"] / objective.numbers["beta"], TIE * losses["answer_tokens"])
+        for name, values in losses.items():
+            sums[name] = sums.get(name, 0.0) + values.double().sum()
+    model.train(was_training)
+    means = dict(zip(sums, torch.stack(list(sums.values())).div(len(thumbs)).tolist(), strict=True))
+    return by_kind({name: mean for name, mean in means.items() if name not in UNREPORTED}) | {"pairs": len(thumbs)}
+
+
+def _references(pairs: Sequence[Pair]) -> list[tuple[float, float]]:
+    return [(pair.chosen_base_prob, pair.reject_base_prob) for pair in pairs]
 
 
 @torch.no_grad()

@@ -44,3 +44,5 @@ class PrepareConfig:
     reference: bool = flag(values.zero_or_one, True,
                            "0: compute no references and store 0.0, for losses without a reference "
                            f"({', '.join(without_reference())})")
+    unpair: bool = flag(values.zero_or_one, False,
+                        "1: make each pair a thumb up and a thumb down, for --loss kto; single answers are thumbs anyway")

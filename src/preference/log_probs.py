@@ -11,7 +11,7 @@ from src.preference.target_log_probs import target_log_probs
 
 
 class AnswerLogProbs(NamedTuple):
-    """Sums over each of the 2 B answers of a batch, in nats, and the number of tokens in each sum."""
+    """Sums over each of the 2 B answers of a batch, in nats, and the number of tokens in each sum: 0 for an empty answer."""
 
     answer: Tensor  # [2 B] float32
     answer_tokens: Tensor  # [2 B] int64
@@ -20,7 +20,7 @@ class AnswerLogProbs(NamedTuple):
 
 
 def answer_log_probs(model: RWKV, batch: PackedBatch, with_prompt: bool = False, grad_cp: bool = False) -> AnswerLogProbs:
-    """Sum log pi(token | all before it) over each answer, in float32 at every precision of the model.
+    """Sum log pi(token | all before it) over each answer's tokens that have a loss, in float32 at every precision of the model.
 
     Args:
         batch: packed pairs, on the model's device.
@@ -28,7 +28,7 @@ def answer_log_probs(model: RWKV, batch: PackedBatch, with_prompt: bool = False,
         grad_cp: recompute the blocks in the backward instead of keeping their activations.
     """
     hidden, _ = model(batch.tokens, batch.cu_seqlens, parents=batch.parents, grad_cp=grad_cp)
-    positions, targets, n_answers = batch.answer_positions, batch.answer_targets, len(batch.parents)
+    positions, targets, n_answers = batch.answer_positions, batch.answer_targets, len(batch.answer_prompts)
     if with_prompt:
         positions = torch.cat((positions, batch.prompt_positions))
         targets = torch.cat((targets, batch.prompt_targets))
@@ -39,6 +39,6 @@ def answer_log_probs(model: RWKV, batch: PackedBatch, with_prompt: bool = False,
     return AnswerLogProbs(
         log_probs.new_zeros(n_answers).index_add(0, batch.answer_of, log_probs),
         batch.answer_tokens,
-        prompt[batch.parents],
+        prompt[batch.answer_prompts],
         batch.prompt_tokens if with_prompt else torch.zeros_like(batch.prompt_tokens),
     )

@@ -12,6 +12,8 @@ Every loss takes what it needs of these, by name, and returns the same four vect
 
     -> losses [B], reward_chosen [B], reward_rejected [B], margin [B]
 
+KTO's pairs are thumbs: each has one answer, and the numbers of the other are 0.
+
 The margin is the first reward minus the second, before a target is subtracted from it. A reward is beta times the
 log-probability of the answer, relative to the reference if the loss has one, and a mean over its tokens if the loss divides by
 length. `LOSSES` has them all, each with its settings: a new loss is a function and an entry there.
@@ -126,6 +128,31 @@ def orpo_loss(policy_chosen: Tensor, policy_reject: Tensor, chosen_tokens: Tenso
     return -beta * logsigmoid(log_odds), beta * chosen, beta * reject, beta * (chosen - reject)
 
 
+def kto_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Tensor, reference_reject: Tensor,
+             chosen_tokens: Tensor, kl: Tensor, beta: float, desirable_weight: float = 1.0,
+             undesirable_weight: float = 1.0) -> Losses:
+    """Kahneman-Tversky optimization on thumbs (Ethayarajh et al. 2024, arXiv:2402.01306, equation 7), as in TRL.
+
+    `desirable_weight (1 - sigmoid(beta (h - kl)))` for a thumb up, `undesirable_weight (1 - sigmoid(beta (kl - h)))` for one
+    down, h being the answer's log-ratio of policy and reference.
+
+    Args:
+        policy_chosen ... reference_reject: [B], where the answer of the other kind is empty, any numbers.
+        chosen_tokens: [B], 0 for a thumb down.
+        kl: [], the estimated divergence of the policy from the reference, in nats, without a gradient (src/preference/kto.py).
+
+    Returns:
+        [B] each: losses; reward_chosen and reward_rejected, 0 in thumbs of the other kind; margin, by how much the reward is on
+        the right side of beta * kl.
+    """
+    up = chosen_tokens > 0
+    reward_chosen, reward_rejected, _ = _rewards(policy_chosen, policy_reject, reference_chosen, reference_reject, beta)
+    margin = torch.where(up, reward_chosen - beta * kl, beta * kl - reward_rejected)
+    weight = torch.where(up, desirable_weight, undesirable_weight).to(margin)
+    # sigmoid(-x) is 1 - sigmoid(x) without its cancellation.
+    return weight * torch.sigmoid(-margin), reward_chosen.where(up, 0.0), reward_rejected.where(~up, 0.0), margin
+
+
 class Setting(NamedTuple):
     """A number that a loss takes: the name of its flag, without dashes, and the flag's description."""
 
@@ -164,6 +191,12 @@ LOSSES: dict[str, Loss] = {
         {"beta": Setting("cpo_beta", Flag(values.strength, 0.1, "scale of the answers' log-probabilities")),
          "label_smoothing": _SMOOTHING},
         Setting("cpo_alpha", Flag(values.weight, 1.0, "share of the SFT loss on the chosen answers"))),
+    "kto": Loss(
+        kto_loss,
+        {"beta": Setting("kto_beta", Flag(values.strength, 0.1, "strength of the pull towards the reference")),
+         "desirable_weight": Setting("kto_desirable_weight", Flag(values.strength, 1.0, "weight of the thumbs up")),
+         "undesirable_weight": Setting("kto_undesirable_weight", Flag(values.strength, 1.0, "weight of the thumbs down"))},
+        Setting("kto_alpha", Flag(values.weight, 0.0, "share of the SFT loss on the thumbs up"))),
 }
 
 
@@ -187,6 +220,11 @@ def takes(loss: str, name: str) -> bool:
     return name in signature(LOSSES[loss].function).parameters
 
 
+def is_of_thumbs(loss: str) -> bool:
+    """Whether the loss of this name is of single answers, not of pairs."""
+    return takes(loss, "kl")
+
+
 def needs_reference(loss: str) -> bool:
     return takes(loss, "reference_chosen")
 
@@ -202,11 +240,11 @@ def preference_loss(loss: str, **given: Tensor | float) -> Losses:
 
 
 def sft_loss(chosen_log_prob: Tensor, chosen_token_count: Tensor) -> Tensor:
-    """Mean negative log-likelihood of a token, [B], from sums [B] and their numbers of tokens [B].
+    """Mean negative log-likelihood of a token, [B], from sums [B] and their numbers of tokens [B]; 0 for no tokens.
 
     With a loss on the prompt too, both the sums and the counts include the prompt's tokens.
     """
-    return -_full(chosen_log_prob) / chosen_token_count
+    return -_full(chosen_log_prob) / chosen_token_count.clamp(min=1)
 
 
 def pref_percentage(previous: float, accuracy: float) -> float:

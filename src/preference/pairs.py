@@ -1,8 +1,9 @@
 """The `.save` file: token pairs with their cached reference log-probabilities, and its sidecar.
 
-`NAME.save` is `torch.save` of a list of `Pair`. `NAME.save.json` says how the references were made, how many
-pairs there are, and the sha256 of the `.save` that it belongs to, so that the two can't be mixed up. Files
-written by RWKV-LM-RLHF have no sidecar and are read all the same. Messages count pairs from 1.
+`NAME.save` is `torch.save` of a list of tuples: a pair's prompt, chosen and reject tokens, its two references, and where it has
+more, a dict of that (src/preference/entries.py). `NAME.save.json` says how the references were made, how many pairs there are,
+and the sha256 of the `.save` that it belongs to, so that the two can't be mixed up. Files written by RWKV-LM-RLHF have no sidecar
+and are read all the same. Messages count pairs from 1.
 """
 
 import hashlib
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from src.checked_json import BadJson, parse_json
 from src.checkpoint.archive import Described, read_content
@@ -23,12 +23,8 @@ from src.console import short
 from src.data.load_template import RECORDED
 from src.errors import UserError, out_of_memory
 from src.files import atomic_write, existing_file, json_text
+from src.preference.entries import LOWEST, MORE, PARTS, Pair, as_entry, is_log_prob, read_entry, references_of
 
-# prompt_tokens, chosen_tokens, reject_tokens, then the summed log-probability, in nats, of each answer's tokens
-# given all before them under the base model: chosen_base_prob, reject_base_prob.
-Pair = tuple[list[int], list[int], list[int], float, float]
-
-_PARTS = ("prompt", "chosen", "reject", "chosen_base_prob", "reject_base_prob")
 # A sidecar's fields, including those of older versions; other fields are accepted.
 _SIDECAR = {
     "sha256": str, "count?": int, "base_model?": str, "base_fingerprint?": str, "version?": str, "tokenizer?": str,
@@ -37,10 +33,6 @@ _SIDECAR = {
     "skipped_rows?": {"count": int, "rows": {str: [int]}}, "references?": bool, "precision?": str, "quantization?": (str, None),
     "unquantized_blocks?": [int], "quantized_otherwise?": {str: str},
 }
-# The range of a sum of log-probabilities, in nats: at most 0, up to rounding, and above the point where float32, which losses
-# are computed in, no longer resolves one nat.
-_OVER_ZERO, _LOWEST = 1e-3, -2.0 ** 24
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any]) -> None:
@@ -54,7 +46,7 @@ def save_pairs(path: str | Path, pairs: Sequence[Pair], sidecar: dict[str, Any])
     """
     # Through memory: torch's own file writer turns a full disk into a RuntimeError that names no file.
     buffer = io.BytesIO()
-    write_archive(list(pairs), buffer)
+    write_archive([as_entry(pair) for pair in pairs], buffer)
     sidecar = sidecar | {"count": len(pairs), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
     text = json_text(sidecar, _sidecar_path(path), indent=2, ensure_ascii=False)
     with atomic_write(_sidecar_path(path)) as sidecar_file, atomic_write(path) as file:
@@ -74,7 +66,8 @@ def check_sidecar_place(path: str | Path) -> None:
                             "it") from None
 
 
-def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pair], dict[str, Any] | None, dict[str, int]]:
+def load_pairs(path: str | Path, vocab_size: int, max_len: int,
+               thumbs: bool = False) -> tuple[list[Pair], dict[str, Any] | None, dict[str, int]]:
     """Read and check a `.save`; nothing in it is ever executed.
 
     Tokens may be lists, tuples or 1-D integer tensors, references numbers or tensors of one element; they are returned as lists
@@ -82,7 +75,8 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
     log-probabilities, unless none in the file is below 0, as in a file without references (see `has_references`).
 
     A pair with prompt + longer answer over `max_len` is left out, never cut, since its references were
-    computed on the whole pair. So is a pair with an empty answer, which teaches nothing.
+    computed on the whole pair; a mismatched completion for KTO counts as an answer here. A pair with two empty answers is left
+    out too, and unless `thumbs` a pair with one, which has nothing to teach then.
 
     Returns:
         the pairs; the sidecar, None where there is none; the number of pairs left out by reason, under
@@ -103,35 +97,30 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int) -> tuple[list[Pa
 
     pairs: list[Pair] = []
     left_out = {"too_long": 0, "empty_answer": 0}
-    unlikely, is_free = None, True
-    checked: dict[int, list[int]] = {}
+    unlikely, is_free, n_thumbs = None, True, 0
+    checked: dict[int, list[int]] = {}  # `content` keeps all lists alive, so that an id identifies one
     for number, entry in enumerate(content, start=1):
-        if not isinstance(entry, (list, tuple)) or len(entry) != len(_PARTS):
-            what = f"{len(entry)} entries" if isinstance(entry, (list, tuple)) else f"a {type(entry).__name__}"
-            raise UserError(f"{path}: pair {number} is {what} where {len(_PARTS)} are expected: {', '.join(_PARTS)}")
-        # Pairs made from the same row share their lists, and each list needs only one check; `content` keeps them
-        # alive, so that an id identifies one list.
-        for at, tokens in enumerate(entry[:3]):
-            if id(tokens) not in checked:
-                checked[id(tokens)] = _checked_tokens(tokens, at, vocab_size, number, path)
-        prompt, chosen, reject = (checked[id(tokens)] for tokens in entry[:3])
-        references = [_checked_reference(entry[at], at, number, path) for at in (3, 4)]
-        is_free &= min(references) >= 0
-        if unlikely is None and not all(map(is_log_prob, references)):
-            at = [is_log_prob(value) for value in references].index(False)
-            unlikely = f"{_PARTS[3 + at]} of pair {number} is {references[at]:g}"
-        if not chosen or not reject:
+        pair = read_entry(entry, vocab_size, number, path, checked)
+        references = references_of(pair)
+        is_free &= min(references.values()) >= 0
+        wrong = [name for name, value in references.items() if not is_log_prob(value)]
+        if unlikely is None and wrong:
+            unlikely = f"{wrong[0]} of pair {number} is {references[wrong[0]]:g}"
+        is_thumb = bool(pair.chosen) != bool(pair.reject)
+        n_thumbs += is_thumb
+        if not (pair.chosen and pair.reject) and not (is_thumb and thumbs):
             left_out["empty_answer"] += 1
-        elif len(prompt) + max(len(chosen), len(reject)) > max_len:
+        elif len(pair.prompt) + max(len(pair.chosen), len(pair.reject), len(pair.kl)) > max_len:
             left_out["too_long"] += 1
         else:
-            pairs.append((prompt, chosen, reject, references[0], references[1]))
+            pairs.append(pair)
     if unlikely and not is_free:
-        raise UserError(f"{path}: {unlikely}, which no answer's log-probability can be (at most 0, and above {_LOWEST:.0f}); "
+        raise UserError(f"{path}: {unlikely}, which no answer's log-probability can be (at most 0, and above {LOWEST:.0f}); "
                         "make the file again with rlhf_dpo_generate_save.py")
     if not pairs:
+        of_thumbs = " (single answers, thumbs up or down, train with --loss kto)" if n_thumbs and not thumbs else ""
         raise UserError(f"{path}: none of its {len(content)} pairs can be used: {left_out['too_long']} are longer than {max_len} "
-                        f"tokens, {left_out['empty_answer']} have an empty answer; see --rlhf_max_corpus_len")
+                        f"tokens, {left_out['empty_answer']} have an empty answer{of_thumbs}; see --rlhf_max_corpus_len")
     return pairs, sidecar, left_out
 
 
@@ -163,12 +152,7 @@ def has_references(pairs: Sequence[Pair], sidecar: dict[str, Any] | None) -> boo
     """
     if sidecar is not None and not sidecar.get("references", True):
         return False
-    return any(min(pair[3:]) < 0 for pair in pairs)
-
-
-def is_log_prob(value: float) -> bool:
-    """Whether this can be an answer's summed log-probability, in nats."""
-    return _LOWEST < value <= _OVER_ZERO
+    return any(min(pair.chosen_base_prob, pair.reject_base_prob) < 0 for pair in pairs)
 
 
 def _worded(value: Any) -> str:
@@ -222,49 +206,9 @@ def _content(data: bytes, path: Path) -> Any:
 
 def _place_of_other_form(content: Any) -> str:
     for number, entry in enumerate(content if isinstance(content, list) else (), start=1):
-        if isinstance(entry, (list, tuple)) and len(entry) == len(_PARTS):
-            for part, value in zip(_PARTS, entry, strict=True):
+        if isinstance(entry, (list, tuple)) and len(entry) >= len(PARTS):
+            more = entry[5] if len(entry) == len(PARTS) + 1 and isinstance(entry[5], dict) else {}
+            for part, value in (*zip(PARTS, entry, strict=False), *((name, more.get(name)) for name in MORE)):
                 if isinstance(value, Described) and value.dtype is None:
                     return f"the {part} of pair {number}"
     return "something in it"
-
-
-def _checked_tokens(tokens: Any, at: int, vocab_size: int, number: int, path: Path) -> list[int]:
-    if isinstance(tokens, Tensor):
-        if tokens.dim() != 1 or tokens.dtype not in _INTEGERS:
-            raise UserError(f"{_where(path, at, number)} is a tensor of shape {tuple(tokens.shape)} and {tokens.dtype} where "
-                            "token ids are expected")
-        tokens = tokens.tolist()
-    elif not isinstance(tokens, (list, tuple)):
-        raise UserError(f"{_where(path, at, number)} is a {type(tokens).__name__} where a list of token ids is expected")
-    kinds = {kind.__name__ for kind in set(map(type, tokens)) - {int}}
-    if kinds:
-        raise UserError(f"{_where(path, at, number)} holds a {min(kinds)} where token ids are expected")
-    if tokens and min(tokens) < 0:
-        raise UserError(f"{path}: token id {_short(min(tokens))} in pair {number} is negative")
-    if tokens and max(tokens) >= vocab_size:
-        raise UserError(f"{path}: token id {_short(max(tokens))} in pair {number} is beyond the vocabulary of {vocab_size}; "
-                        "the file was made with another tokenizer than the model's")
-    return tokens if isinstance(tokens, list) else list(tokens)
-
-
-def _checked_reference(value: Any, at: int, number: int, path: Path) -> float:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise UserError(f"{_where(path, at, number)} is a tensor of shape {tuple(value.shape)} where one number is expected")
-        value = value.item()
-    if type(value) not in (int, float):
-        raise UserError(f"{_where(path, at, number)} is a {type(value).__name__} where a number is expected")
-    if not abs(value) <= torch.finfo(torch.float32).max:  # false for nan, and right for an int beyond all floats
-        raise UserError(f"{_where(path, at, number)} is not a finite number of float32; make the file again with "
-                        "rlhf_dpo_generate_save.py")
-    return float(value)
-
-
-def _where(path: Path, at: int, number: int) -> str:
-    return f"{path}: {'the ' if at < 3 else ''}{_PARTS[at]} of pair {number}"
-
-
-def _short(token: int) -> str:
-    """Python refuses to print numbers of thousands of digits."""
-    return str(token) if abs(token) < 2 ** 63 else f"of {token.bit_length()} bits"

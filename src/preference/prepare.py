@@ -25,8 +25,9 @@ from src.kernels import recycle_memory
 from src.model import build_model
 from src.preference.config import PrepareConfig
 from src.preference.journal import hold_journal, open_journal
+from src.preference.kto import mismatched_answers, unpaired
 from src.preference.pairs import check_sidecar_place, save_pairs
-from src.preference.reference import with_references
+from src.preference.reference import join, to_score, with_references
 from src.progress import progress_bar
 from src.settings import input_files
 from src.tokenizer import load_tokenizer
@@ -67,6 +68,11 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     rows = usable(reading, config.skip_bad_rows)
     pairs, counts = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
                                    reading.numbers, template, config.loss_on)
+    prompts = [rows[row].prompt for row in counts.rows]
+    if config.unpair:
+        of_halves = [(half, prompt) for pair, prompt in zip(pairs, prompts, strict=True) for half in unpaired(pair)]
+        pairs, prompts = [half for half, _ in of_halves], [prompt for _, prompt in of_halves]
+    kl = _mismatched(config, pairs, prompts)
     held = how_quantized(settings, weights, config.strategy.quantization)
 
     def say_notes() -> None:
@@ -86,44 +92,63 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     journal_path = Path(f"{config.output_save}.partial")
     if not config.reference:
         # The journal stays empty, but that of an interrupted run has to be kept or removed by the same rules.
-        with open_journal(journal_path, held_file, _digest(["no references"], pairs)):
+        with open_journal(journal_path, held_file, _digest(["no references"], to_score(pairs, kl))):
             say_notes()
-            save_pairs(config.output_save, [(*pair[:3], 0.0, 0.0) for pair in pairs], sidecar)
+            unknown = [join(pair, (0.0, 0.0), completion, 0.0) for pair, completion in zip(pairs, kl, strict=True)]
+            save_pairs(config.output_save, unknown, sidecar)
     else:
         if config.strategy.device.type == "cpu":
             recycle_memory()
         # The adapters of the later training start as the identity, so they don't change the references.
         model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
                             hold=quantized_linears(settings, config.strategy.quantization))
-        digest = _digest([base, config.strategy.precision, held, config.batch_tokens], pairs)
+        wanted = to_score(pairs, kl)
+        digest = _digest([base, config.strategy.precision, held, config.batch_tokens], wanted)
         with open_journal(journal_path, held_file, digest) as journal:
             say_notes()
             if journal.done:
                 say(f"{journal.path}: resuming after {len(journal.done)} finished batches")
-            with progress_bar("pairs", len(pairs)) as advance:
+            with progress_bar("pairs", len(wanted)) as advance:
                 source = f"the checkpoint {config.load_model}"
-                scored = with_references(model, pairs, config.batch_tokens, advance, source, journal)
+                scored = with_references(model, pairs, config.batch_tokens, advance, source, journal, kl)
             save_pairs(config.output_save, scored, sidecar | {"precision": config.strategy.precision, **held})
-    _say_what_was_made(config, len(rows), len(pairs), counts, time.monotonic() - started)
+    _say_what_was_made(config, len(rows), pairs, counts, time.monotonic() - started)
+
+
+def _mismatched(config: PrepareConfig, pairs: Sequence[TokenPair], prompts: Sequence[str]) -> list[list[int]]:
+    """`mismatched_answers`; a UserError where there can be none."""
+    try:
+        return mismatched_answers(pairs, prompts, config.seed, config.rlhf_max_corpus_len)
+    except ValueError:
+        raise UserError(f"{config.input_csv}: all of its single answers are to one prompt, and KTO compares them with answers to "
+                        "others; add some to another prompt, or remove them") from None
 
 
 def _digest(settings: list[Any], pairs: Sequence[TokenPair]) -> str:
-    """SHA-256 of the JSON of `[*settings, pairs]`; a list of tokens that several pairs share is converted only once."""
+    """SHA-256 of the JSON of `[*settings, pairs]`; a list of tokens that several pairs share is converted only once.
+
+    The tokens from which on answers have a loss are left out of pairs where all do.
+    """
     written: dict[int, str] = {}
     for pair in pairs:
-        for tokens in pair:
+        for tokens in pair[:3]:
             if id(tokens) not in written:
                 written[id(tokens)] = json.dumps(tokens)
     digest = hashlib.sha256(json.dumps(settings)[:-1].encode() + b", [")
     for number, pair in enumerate(pairs):
-        digest.update(f"{', ' * (number > 0)}[{', '.join(written[id(tokens)] for tokens in pair)}]".encode())
+        starts = map(str, pair[3:] if any(pair[3:]) else ())
+        digest.update(f"{', ' * (number > 0)}[{', '.join((*(written[id(tokens)] for tokens in pair[:3]), *starts))}]".encode())
     digest.update(b"]]")
     return digest.hexdigest()
 
 
-def _say_what_was_made(config: PrepareConfig, n_rows: int, n_pairs: int, counts: PairCounts, seconds: float) -> None:
+def _say_what_was_made(config: PrepareConfig, n_rows: int, pairs: Sequence[TokenPair], counts: PairCounts,
+                       seconds: float) -> None:
+    up, down = sum(not pair.reject for pair in pairs), sum(not pair.chosen for pair in pairs)
+    kinds = ((len(pairs) - up - down, "pairs"), (up, "thumbs up"), (down, "thumbs down"))
+    what = " and ".join(f"{number} {kind}" for number, kind in kinds if number)
     templates = ", ".join(f"{name} {count}" for name, count in counts.templates.items())
-    say(f"{config.output_save}: {n_pairs} pairs from {n_rows} rows in {seconds:.1f} s; "
+    say(f"{config.output_save}: {what} from {n_rows} rows in {seconds:.1f} s; "
         f"{counts.cut} prompts cut and {counts.dropped} pairs dropped at {config.rlhf_max_corpus_len} tokens; "
         f"{counts.equal} with equal answers; longest {counts.longest} tokens; templates {templates}"
         f"{'' if config.reference else '; no references'}")

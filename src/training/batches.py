@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.batching import batches_from, epoch_order, pass_by_tokens
 from src.data.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts
 from src.errors import UserError
+from src.preference.kto import pack_mismatched
 from src.preference.pairs import Pair
 from src.progress import progress_bar
 
+# With KTO, of each of a step's micro-batches: its mismatched answers, packed, their references, and its share.
+Ahead = list[tuple[PackedBatch, Tensor, float]]
 # Most micro-batches to make to find where an epoch begins: some minutes.
 MOST_BEFORE = 10**7
 
@@ -29,6 +32,8 @@ class MicroBatch(NamedTuple):
     # Weight of each pair's loss (each token's, in texts): 1 / how many of them the whole optimizer step has, over all its
     # micro-batches and processes. 0 in a batch that only keeps a process busy while the others finish the epoch.
     share: float
+    # With KTO, in the first of an optimizer step: all of the process's micro-batches in it, whose KL is needed before.
+    ahead: tuple["MicroBatch", ...] = ()
 
 
 class PairBatches:
@@ -43,11 +48,13 @@ class PairBatches:
         batch_tokens: if not 0, a micro-batch instead has as many pairs, of similar length, as fit in so many input tokens.
         accumulate: micro-batches an optimizer step, for each process; the last step of an epoch has those that are left.
         first_epoch: number of epochs done before.
+        with_kl: give the first micro-batch of each optimizer step all of the step's, for KTO.
     """
 
     def __init__(self, pairs: Sequence[Pair | Text], epoch_steps: int, micro_bsz: int, batch_tokens: int, accumulate: int,
-                 seed: int, first_epoch: int, world_size: int):
+                 seed: int, first_epoch: int, world_size: int, with_kl: bool = False):
         self.pairs, self.epoch_steps, self.world_size = pairs, epoch_steps, world_size
+        self.accumulate, self.with_kl = accumulate, with_kl
         self.together = accumulate * world_size  # micro-batches of an optimizer step
         self.draw = _ByTokens(pairs, epoch_steps * world_size, batch_tokens, seed, first_epoch) if batch_tokens else \
             _ByNumber(pairs, epoch_steps * world_size, micro_bsz, seed, first_epoch)
@@ -66,6 +73,12 @@ class PairBatches:
                 steps += -(-self.draw.length(number) // self.together)
                 advance(1)
         return steps
+
+    def smallest_step(self, most: int = 1000) -> int:
+        """Fewest losses of an optimizer step, of the first `most` of the first epoch and its last one."""
+        length = self.draw.length(0)
+        starts = {*range(0, length, self.together)[:most], (length - 1) // self.together * self.together}
+        return min(self.draw.losses(0, start, min(start + self.together, length)) for start in sorted(starts))
 
 
 class Epoch(Sequence[MicroBatch]):
@@ -93,11 +106,18 @@ class Epoch(Sequence[MicroBatch]):
     def _batch(self, at: int) -> MicroBatch:
         if not 0 <= at < len(self):
             raise IndexError(at)
+        accumulate = self._batches.accumulate
+        if not self._batches.with_kl or at % accumulate:
+            return self._plain(at)
+        ahead = tuple(map(self._plain, range(at, min(at + accumulate, len(self)))))
+        return ahead[0]._replace(ahead=ahead)
+
+    def _plain(self, at: int) -> MicroBatch:
         place, draw, together = at * self._batches.world_size + self._rank, self._batches.draw, self._batches.together
+        step = place // together
         if place >= self._all:
             # One pair is enough to take part in the exchange of gradients.
-            return MicroBatch(draw.batch(self._number, 0)[:1], 0.0)
-        step = place // together
+            return MicroBatch(draw.batch(self._number, step * together)[:1], 0.0)
         if step != self._step:
             first, end = step * together, min((step + 1) * together, self._all)
             # Texts of a single token have no loss.
@@ -211,15 +231,17 @@ class TrainingData(pl.LightningDataModule):
         self.batches = batches
 
     def train_dataloader(self) -> DataLoader:
-        """Micro-batches of this process: each one's pairs or texts, collated, and their share."""
+        """Micro-batches of this process: each one's pairs or texts, collated, their share, and what of the step comes before."""
         assert self.trainer is not None  # the trainer calls this
         micro_batches = cast(Dataset[MicroBatch], self.batches.epoch(self.trainer.current_epoch, self.trainer.global_rank))
         # A generator of its own: a loader draws a seed at each epoch's start, which must not shift dropout's numbers.
         return DataLoader(micro_batches, batch_size=None, collate_fn=self._packed, generator=torch.Generator(),
                           pin_memory=self.trainer.strategy.root_device.type == "cuda")
 
-    def _packed(self, micro_batch: Any) -> tuple[PackedBatch | TextBatch, Tensor | None, float]:
-        return *collate([self.batches.pairs[index] for index in micro_batch.indices]), micro_batch.share
+    def _packed(self, micro_batch: Any) -> tuple[PackedBatch | TextBatch, Tensor | None, float, Ahead]:
+        pairs = self.batches.pairs
+        ahead = [(*pack_mismatched([cast(Pair, pairs[index]) for index in one.indices]), one.share) for one in micro_batch.ahead]
+        return *collate([pairs[index] for index in micro_batch.indices]), micro_batch.share, ahead
 
 
 def collate(items: Sequence[Pair | Text]) -> tuple[PackedBatch | TextBatch, Tensor | None]:
@@ -227,4 +249,6 @@ def collate(items: Sequence[Pair | Text]) -> tuple[PackedBatch | TextBatch, Tens
     texts = [item for item in items if isinstance(item, Text)]
     if texts:
         return pack_texts(texts), None
-    return pack_pairs(items), torch.tensor([item[3:] for item in items], dtype=torch.float64)
+    pairs = [item for item in items if not isinstance(item, Text)]
+    references = [(pair.chosen_base_prob, pair.reject_base_prob) for pair in pairs]
+    return pack_pairs(pairs), torch.tensor(references, dtype=torch.float64)

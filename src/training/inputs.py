@@ -19,7 +19,8 @@ from src.data.packing import Text
 from src.data.templates import CLASSIC
 from src.errors import UserError
 from src.files import sha256
-from src.preference.loss import needs_reference, without_reference
+from src.preference.kto import is_thumb
+from src.preference.loss import is_of_thumbs, needs_reference, without_reference
 from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
 from src.quantization.linear import STRATEGY_SUFFIXES
 from src.tokenizer import load_tokenizer
@@ -124,8 +125,9 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
         lines: gets the lines for stderr.
     """
     max_len, loss = config.data.rlhf_max_corpus_len, config.objective.loss
-    pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, max_len)
-    data = Data(path, pairs, {"pairs": len(pairs), **left_out, "sidecar": sidecar})
+    pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, max_len, thumbs=is_of_thumbs(loss))
+    kinds = _kinds_of_thumbs(path, pairs) if is_of_thumbs(loss) else {}
+    data = Data(path, pairs, {"pairs": len(pairs), **kinds, **left_out, "sidecar": sidecar})
     _check_template(config.data.template, data, dimensions)
     if left_out["too_long"] or left_out["empty_answer"]:
         lines.append(f"{path}: left out {left_out['too_long']} pairs longer than {max_len} tokens and "
@@ -159,6 +161,19 @@ def _check_template(name: str | None, data: Data, dimensions: Dimensions) -> Non
     if found := difference(data.template, recorded(load_template(name, tokenizer))):
         raise UserError(f"--template {name}: {data.path} was prepared with --template {found}; leave the flag out, or prepare it "
                         "again")
+
+
+def _kinds_of_thumbs(path: str, pairs: Sequence[Pair]) -> dict[str, int]:
+    """How many thumbs up and down there are. Raises UserError if some of the pairs are none that KTO can train on."""
+    two, alone = sum(not is_thumb(pair) for pair in pairs), sum(not pair.kl for pair in pairs)
+    if two:
+        raise UserError(f"{path}: {two} of its {len(pairs)} pairs have two answers, and --loss kto takes single ones, thumbs up "
+                        "and down; run rlhf_dpo_generate_save.py with --unpair 1, which makes each pair one of both")
+    if alone:
+        raise UserError(f"{path}: {alone} of its {len(pairs)} thumbs have no mismatched answer for KTO's estimate of the KL; run "
+                        "rlhf_dpo_generate_save.py again, which adds it")
+    up = sum(bool(pair.chosen) for pair in pairs)
+    return {"thumbs_up": up, "thumbs_down": len(pairs) - up}
 
 
 def _preparation(config: TrainConfig, held: dict[str, Any]) -> str:

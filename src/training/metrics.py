@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from src.errors import NotFinite
+from src.preference.kto import by_kind
 from src.preference.loss import pref_percentage
 from src.run_files import METRICS_FILE, append_line
 from src.training.module import PreferenceModule
 
-AVERAGED = ("sft_loss", "reward_chosen", "reward_rejected", "margin", "pref_accuracy")
+AVERAGED = ("sft_loss", "reward_chosen", "reward_rejected", "margin", "kl", "desirable", "undesirable", "pref_accuracy")
 
 
 class StepMetrics(pl.Callback):
@@ -85,7 +86,9 @@ class StepMetrics(pl.Callback):
         now = time.monotonic()
         means, preferences = self.totals, {}
         tokens, pairs = means.pop("tokens"), means.pop("pairs")
-        if "margin" in means:  # texts have none
+        if "desirable" in means:
+            means = by_kind(means)
+        if "pref_accuracy" in means:  # texts have none
             accuracy = means.pop("pref_accuracy")
             self.pref_percentage = pref_percentage(self.pref_percentage, accuracy)
             preferences = {"pref_percentage": self.pref_percentage, "pref_accuracy": accuracy,

@@ -12,6 +12,7 @@ from src.adapters.files import adapter_tensors
 from src.adapters.layer_profile import LayerSetting
 from src.data.packing import TextBatch
 from src.model import RWKV
+from src.preference.kto import kl_estimate, kl_part
 from src.preference.loss import LOSSES
 from src.preference.objective import Objective, pair_losses, text_losses
 from src.quantization.bitsandbytes import load_bitsandbytes
@@ -28,6 +29,8 @@ class PreferenceModule(pl.LightningModule):
     last_losses: dict[str, Tensor]
     last_share: float
     last_tokens: int
+    # With KTO, of the last optimizer step that began.
+    kl: Tensor | None = None
 
     def __init__(self, model: RWKV, settings: list[LayerSetting], config: TrainConfig, total_steps: int):
         super().__init__()
@@ -37,17 +40,24 @@ class PreferenceModule(pl.LightningModule):
 
     def training_step(self, batch: tuple, _: int) -> Tensor:
         """The micro-batch's part of its optimizer step's loss, the mean over all pairs (tokens) of the step."""
-        packed, references, share = batch
+        packed, references, share, ahead = batch
+        if ahead:
+            mean = torch.stack([kl_part(self.model, *part) for part in ahead]).sum()
+            self.kl = kl_estimate(self.trainer.strategy.reduce(mean, reduce_op="sum"))
         if isinstance(packed, TextBatch):
             losses = text_losses(self.model, packed, self.config.steps.grad_cp)
         else:
-            losses = pair_losses(self.model, packed, references, self.objective, grad_cp=self.config.steps.grad_cp)
+            losses = pair_losses(self.model, packed, references, self.objective_now(), grad_cp=self.config.steps.grad_cp)
         loss = share * losses["loss"].sum()
         self.last_losses = {name: values.detach() for name, values in losses.items()}
         self.last_share, self.last_tokens = share, len(packed.tokens)
         # Lightning divides each micro-batch's loss by accumulate_grad_batches, even where a step has fewer, and DDP and
         # DeepSpeed average gradients over the processes; the share already includes both.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def objective_now(self) -> Objective:
+        """The objective in the current optimizer step."""
+        return self.objective if self.kl is None else self.objective.with_kl(self.kl)
 
     def configure_optimizers(self) -> dict[str, Any]:
         config = self.config

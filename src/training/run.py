@@ -19,6 +19,8 @@ from src.files import hold_folder, named_file, sha256
 from src.kernels import recycle_memory
 from src.model import build_model
 from src.model.rwkv import RWKV
+from src.preference.kto import balance
+from src.preference.loss import is_of_thumbs
 from src.quantization.strategy import PRECISIONS
 from src.run_files import CURVES_FILE, EVAL_FILE, FINAL_FILE, METRICS_FILE, REPORT_FILE
 from src.training.batches import PairBatches
@@ -68,14 +70,15 @@ def _train(config: TrainConfig, environment: ClusterEnvironment, expected: dict[
     model = _model(inputs, config)
     steps = config.steps
     batches = PairBatches(inputs.train.items, steps.epoch_steps, steps.micro_bsz, steps.batch_tokens,
-                          steps.accumulate_grad_batches, config.run.seed, steps.epoch_begin, config.machine.devices)
+                          steps.accumulate_grad_batches, config.run.seed, steps.epoch_begin, config.machine.devices,
+                          with_kl=is_of_thumbs(config.objective.loss) and not config.objective.sft)
     total_steps = batches.total_steps(steps.epoch_count)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if environment.global_rank() == 0:
         checkpoint = _prepare(folder, config, inputs, model, trained, total_steps)
     else:
         checkpoint = resume_file(config)
-    for line in [*inputs.lines, *notes]:
+    for line in [*inputs.lines, *notes, *_about_thumbs(config, inputs.train, batches)]:
         say(line)
     _say_what_trains(config, inputs, trained, total_steps)
 
@@ -127,9 +130,27 @@ def _say_what_trains(config: TrainConfig, inputs: Inputs, trained: int, total_st
     dimensions, warmup = inputs.dimensions, config.steps.warmup_steps
     held_in = f"{config.machine.precision} {config.model.quantization or ''}".rstrip()
     say(f"{dimensions.version} L{dimensions.n_layer} D{dimensions.n_embd}, {trained:,} trained parameters, "
-        f"{len(inputs.train.items)} {'texts' if config.objective.sft else 'pairs'}, {total_steps} optimizer steps, {held_in}")
+        f"{len(inputs.train.items)} {_items(config)}, {total_steps} optimizer steps, {held_in}")
     if warmup >= total_steps:
         say(f"warning: --warmup_steps {warmup} lasts as long as the run, so the full learning rate is never reached")
+
+
+def _items(config: TrainConfig) -> str:
+    return "texts" if config.objective.sft else "thumbs" if is_of_thumbs(config.objective.loss) else "pairs"
+
+
+def _about_thumbs(config: TrainConfig, train: Data, batches: PairBatches) -> list[str]:
+    """Lines on what KTO asks of its data and steps."""
+    if not batches.with_kl:
+        return []
+    lines, weights = [], config.objective.of_the_losses
+    if words := balance(train.facts["thumbs_up"], train.facts["thumbs_down"], weights["kto_desirable_weight"],
+                        weights["kto_undesirable_weight"]):
+        lines.append(f"warning: {train.path}: {words}")
+    if batches.smallest_step() < 2:
+        lines.append("warning: there are optimizer steps of a single thumb, whose KL is too rough an estimate for KTO; take "
+                     f"--accumulate_grad_batches {max(8, 2 * config.steps.accumulate_grad_batches)}")
+    return lines
 
 
 def _samples(folder: Path, config: TrainConfig, answer: Answer | None, asked: Data, vocab_size: int) -> Samples | None:

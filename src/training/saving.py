@@ -62,10 +62,10 @@ class CheckAdapter(pl.Callback):
 
 
 def _losses(pl_module: PreferenceModule, batch: tuple) -> dict[str, Tensor]:
-    packed, references, _ = batch
+    packed, references, *_ = batch
     if isinstance(packed, TextBatch):
         return text_losses(pl_module.model, packed)
-    return pair_losses(pl_module.model, packed, references, pl_module.objective)
+    return pair_losses(pl_module.model, packed, references, pl_module.objective_now())
 
 
 class SaveAdapters(pl.Callback):

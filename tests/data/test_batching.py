@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from src.data.batching import batches_by_tokens, batches_from, epoch_order, pass_by_tokens
 from src.data.packing import pack_pairs, packed_length
+from src.data.tokenize import TokenPair
 
 # Few prompts, so that many pairs share theirs.
 prompts = st.sampled_from([[], [1], [2] * 7, [3] * 20])
@@ -16,7 +17,7 @@ pair_lists = st.lists(st.tuples(prompts, answers, answers), max_size=30)
 
 
 def size(pairs: list[tuple], group: list[int]) -> int:
-    return len(pack_pairs([pairs[index] for index in group]).tokens)
+    return len(pack_pairs([TokenPair(*pairs[index][:3]) for index in group]).tokens)
 
 
 @given(pairs=pair_lists, limit=st.integers(1, 200))

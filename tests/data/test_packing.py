@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.data.packing import Text, pack_pairs, pack_texts, packed_length
+from src.data.tokenize import TokenPair
 
 # Few tokens, so that prompts repeat.
 prompts = st.lists(st.integers(0, 2), max_size=3)
@@ -30,7 +31,7 @@ def predictions(batch, *columns) -> list[tuple]:
 
 @given(pairs=pair_lists, share_prompts=st.booleans())
 def test_every_token_of_an_answer_is_predicted_from_all_before_it(pairs, share_prompts):
-    batch = pack_pairs([(*pair, -1.0, -2.0) for pair in pairs], share_prompts)
+    batch = pack_pairs([TokenPair(*pair) for pair in pairs], share_prompts)
     expected = []
     for number, (prompt, chosen, reject) in enumerate(pairs):
         for which, answer in enumerate((chosen, reject)):
@@ -50,20 +51,20 @@ def test_every_token_of_an_answer_is_predicted_from_all_before_it(pairs, share_p
 
 @given(pairs=pair_lists)
 def test_the_length_told_is_the_length_packed(pairs):
-    for pair in pairs:
+    for pair in (TokenPair(*pair) for pair in pairs):
         assert packed_length(pair) == len(pack_pairs([pair]).tokens)
         assert packed_length(pair) + packed_length(pair, shared=True) == len(pack_pairs([pair, pair]).tokens)
 
 
 def test_an_answer_is_predicted_whole_even_after_an_empty_prompt():
-    batch = pack_pairs([([], [7, 8], [9])])
+    batch = pack_pairs([TokenPair([], [7, 8], [9])])
     assert batch.tokens.tolist() == [0, 7] and batch.answer_targets.tolist() == [7, 8, 9]
     assert batch.answer_positions.tolist() == [0, 1, 0] and batch.answer_of.tolist() == [0, 0, 1]
     assert batch.cu_seqlens.tolist() == [0, 1, 2, 2] and batch.prompt_positions.tolist() == []
 
 
 def test_moving_keeps_the_sequence_starts_on_the_cpu():
-    moved = pack_pairs([([1], [2], [3])]).to("meta")
+    moved = pack_pairs([TokenPair([1], [2], [3])]).to("meta")
     assert moved.tokens.device.type == moved.answer_of.device.type == moved.parents.device.type == "meta"
     assert moved.cu_seqlens.device.type == "cpu" and moved.n_prompts == 1
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from src.data.csv import Row
-from src.data.tokenize import tokenize_pairs, walk_rows
+from src.data.tokenize import TokenPair, tokenize_pairs, walk_rows
 from src.errors import UserError
 from src.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from tests.classic import format_answer, format_prompt
@@ -78,7 +78,7 @@ def test_long_pairs_lose_their_beginning_or_are_dropped(lengths, max_len, seed):
 
 def test_an_answer_of_exactly_the_limit_empties_the_prompt():
     pairs, report = tokenize_pairs([Row("prompt", "yes", "n")], BYTES, None, max_len=6, seed=0)
-    assert pairs == [([], list(b" yes\n\n"), list(b" n\n\n"), 0, 0)]
+    assert pairs == [TokenPair([], list(b" yes\n\n"), list(b" n\n\n"))]
     assert (report.cut, report.longest) == (1, 6)
 
 

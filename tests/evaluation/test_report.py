@@ -15,7 +15,7 @@ from src.evaluation.picture import MOST_POINTS, curve_svgs, read_columns, thinne
 from src.evaluation.report import paired, profile_rows, write_report
 from src.evaluation.samples import read_questions
 from src.generation.greedy import likeliest_answers
-from src.preference.pairs import load_pairs, save_pairs
+from src.preference.pairs import Pair, load_pairs, save_pairs
 from src.training.run import train
 from tests.settings import changed
 from tests.training.outside import lines
@@ -202,13 +202,13 @@ def test_questions_differ_and_need_the_pairs_own_tokenizer(prepared, capsys):
     assert questions.tokens == [pair[0] for pair in pairs[:3]] and len({text["prompt"] for text in questions.texts}) == 3
     assert read_questions(pairs, 3, {"tokenizer": "/nowhere/tokenizer.json"}, 256) is None
     assert read_questions(pairs, 3, None, 300) is None
-    assert read_questions([([256], [1], [2], 0.0, 0.0)], 3, {"tokenizer": "bytes"}, 300) is None
+    assert read_questions([Pair([256], [1], [2], 0.0, 0.0)], 3, {"tokenizer": "bytes"}, 300) is None
     assert capsys.readouterr().err.count("warning: no samples") == 3
 
 
 def test_pairs_without_a_sidecar_are_reported_as_such(config, prepared, tmp_path):
     pairs, _, _ = load_pairs(prepared("x070"), 256, 512)
-    save_pairs(tmp_path / "old.save", [*pairs, ([1], [], [2], 0.0, 0.0)], {})
+    save_pairs(tmp_path / "old.save", [*pairs, Pair([1], [], [2], 0.0, 0.0)], {})
     (tmp_path / "old.save.json").unlink()
     run = config(rlhf_train_file=str(tmp_path / "old.save"), epoch_count=1, samples=1)
     train(run, {}, likeliest_answers)

@@ -11,6 +11,7 @@ from src.checkpoint.base import load_base
 from src.model import build_model
 from src.preference.config import PrepareConfig
 from src.preference.objective import Objective, pair_losses
+from src.preference.pairs import Pair
 from src.preference.prepare import prepare
 from src.quantization.strategy import Strategy
 from src.training.batches import collate
@@ -93,7 +94,7 @@ def test_the_host_waits_nowhere_in_a_micro_batch(tiny_checkpoints, waiting_fails
     settings = auto_layer_profile(dimensions.n_layer, 1e-3, 1e-4, rank=4, alpha=8.0)
     model = build_model(weights, dimensions, torch.bfloat16, "cuda", quantization, hold=quantized_linears(settings, quantization))
     apply_layer_profile(model, settings, seed=0)
-    packed, references = collate([([1, 2, 3], [4, 5], [6], -3.0, -4.0), ([], [2] * 40, [3, 4], -7.0, -8.0)])
+    packed, references = collate([Pair([1, 2, 3], [4, 5], [6], -3.0, -4.0), Pair([], [2] * 40, [3, 4], -7.0, -8.0)])
 
     def micro_batch() -> None:
         on_gpu = packed.pin_memory().to("cuda"), references.pin_memory().to("cuda", non_blocking=True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
 from src.data.packing import pack_pairs
+from src.data.tokenize import TokenPair
 from src.model import build_model
 from src.preference.objective import Objective, pair_losses
 from src.quantization.linear import quantize_linear
@@ -41,11 +42,11 @@ def test_a_fork_is_the_whole_sequence(version, roots, forks, with_state):
     same(end, cat([one for _, one in alone]))
 
 
-def pairs() -> list[tuple]:
+def pairs() -> list[TokenPair]:
     """Three pairs of one prompt, one without a prompt, one of its own, and answers of a single token."""
     lengths = [(12, 5, 7), (12, 1, 9), (12, 30, 1), (0, 4, 1), (17, 8, 8)]
     drawn = [tuple(tokens(n, 10 * at + part).tolist() for part, n in enumerate(row)) for at, row in enumerate(lengths)]
-    return [(drawn[0][0] if len(prompt) == 12 else prompt, chosen, reject) for prompt, chosen, reject in drawn]
+    return [TokenPair(drawn[0][0] if len(prompt) == 12 else prompt, chosen, reject) for prompt, chosen, reject in drawn]
 
 
 REFERENCES = [(-30.0, -40.0), (-6.0, -50.0), (-160.0, -6.0), (-20.0, -5.0), (-44.0, -45.0)]

@@ -6,12 +6,13 @@ import torch
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.data.packing import Text, pack_pairs, pack_texts
+from src.data.tokenize import TokenPair
 from src.model import build_model
 from src.preference.log_probs import answer_log_probs
 from src.preference.objective import Objective, pair_losses, text_losses
 from tests import plain_model
 
-PAIRS = [([5, 9, 2], [7, 1], [8]), ([4], [3, 3, 6], [2, 7]), ([5, 9, 2], [1], [6, 6, 6])]
+PAIRS = [TokenPair([5, 9, 2], [7, 1], [8]), TokenPair([4], [3, 3, 6], [2, 7]), TokenPair([5, 9, 2], [1], [6, 6, 6])]
 
 
 @pytest.fixture(params=["x060", "x070"])
@@ -24,7 +25,7 @@ def model(request, material):
 def test_sums_and_counts_of_answers_and_where_asked_of_prompts(model, asked):
     sums = answer_log_probs(model[0], pack_pairs(PAIRS), **asked)
     of_answers, of_prompts, counts = [], [], []
-    for prompt, *answers in PAIRS:
+    for prompt, *answers in (pair[:3] for pair in PAIRS):
         for answer in answers:
             values = plain_model.log_probs(model[1], prompt + answer)
             of_answers.append(values[len(prompt) - 1:].sum())

@@ -13,7 +13,7 @@ from src.data.packing import Text, pack_pairs, pack_texts
 from src.evaluation.held_out import evaluate_pairs
 from src.model import build_model
 from src.preference.objective import Objective, pair_losses, text_losses
-from src.preference.pairs import load_pairs
+from src.preference.pairs import Pair, load_pairs
 from src.quantization.strategy import PRECISIONS
 from tests.conftest import prepare_csv
 from tests.plain_model import log_probs
@@ -40,7 +40,7 @@ def test_before_the_first_step_the_policy_is_the_reference(material, tiny_checkp
     model, _ = policy(checkpoint, PRECISIONS[precision], quantization)
     # Other batches than those the references were computed in, so that only the model can make them agree.
     for batch in (pairs[:1], pairs[1:4], pairs[4:]):
-        losses = pair_losses(model, pack_pairs(batch), [pair[3:] for pair in batch], Objective({"beta": 0.1}, alpha=0.0))
+        losses = pair_losses(model, pack_pairs(batch), [pair[3:5] for pair in batch], Objective({"beta": 0.1}, alpha=0.0))
         tokens = losses["answer_tokens"]
         # In float32 sums of hundreds of nats round at 1e-5; in bf16 products of another shape may round another way,
         # which moves a token's log-probability by up to a hundredth of a nat.
@@ -69,7 +69,7 @@ def test_loss_and_gradients_equal_dpo_written_out_in_float64(material, prepared,
         return every[len(prompt) - 1:].sum(), every[:len(prompt) - 1].sum()
 
     expected = 0.0
-    for prompt, chosen, reject, reference_chosen, reference_reject in pairs:
+    for prompt, chosen, reject, reference_chosen, reference_reject, *_ in pairs:
         (c, c_prompt), (r, _) = log_probs(prompt, chosen), log_probs(prompt, reject)
         margin = beta * ((c - r) - (reference_chosen - reference_reject))
         nll = -(c + c_prompt) / (len(prompt) - 1 + len(chosen)) if sft_on_prompt else -c / len(chosen)
@@ -80,7 +80,7 @@ def test_loss_and_gradients_equal_dpo_written_out_in_float64(material, prepared,
     for name in trained:
         model.get_parameter(name).data = start[name].clone()
     objective = Objective({"beta": beta}, alpha, sft_on_prompt)
-    losses = pair_losses(model, pack_pairs(pairs), [pair[3:] for pair in pairs], objective, grad_cp)
+    losses = pair_losses(model, pack_pairs(pairs), [pair[3:5] for pair in pairs], objective, grad_cp)
     loss = losses["loss"].mean()
     loss.backward()
     # Float32 carries 1e-7; sums over some hundred tokens of a random model lose two digits of it.
@@ -97,7 +97,7 @@ def test_evaluation_is_the_mean_over_pairs_and_ties_count_half(material, prepare
     assert before["pairs"] == len(pairs) == 12
     assert abs(before["loss"] - math.log(2) - 0.5 * before["sft_loss"]) < 1e-5
     # References moved by one nat in the policy's favour, for a quarter of the pairs: these and no others are won.
-    moved = [(*pair[:3], pair[3] - 1.0, pair[4]) if n < 3 else pair for n, pair in enumerate(pairs)]
+    moved = [pair._replace(chosen_base_prob=pair.chosen_base_prob - 1.0) if n < 3 else pair for n, pair in enumerate(pairs)]
     after = evaluate_pairs(model, moved, Objective({"beta": 0.1}, alpha=0.5))
     assert after["accuracy"] == 0.25 + 0.75 * 0.5
     assert abs(after["margin"] - 0.25 * 0.1) < 1e-5
@@ -115,11 +115,11 @@ def test_evaluation_is_the_mean_over_pairs_and_ties_count_half(material, prepare
     ({"loss": "orpo", "orpo_alpha": 0.4}, Objective({"beta": 0.4}, 1.0, loss="orpo")),
 ], ids=lambda value: value.get("loss", "dpo") if isinstance(value, dict) else "")
 def test_every_number_of_a_pair_by_hand(material, flags, objective):
-    pairs = [([5, 9, 2], [7, 1], [8], -9.0, -7.0), ([4], [3, 3, 6], [2, 7], -20.0, -8.0)]
+    pairs = [Pair([5, 9, 2], [7, 1], [8], -9.0, -7.0), Pair([4], [3, 3, 6], [2, 7], -20.0, -8.0)]
     weights = load_checkpoint(material / "x070.pth")
-    losses = pair_losses(build_model(weights, read_dimensions(weights, "x070")), pack_pairs(pairs), [pair[3:] for pair in pairs],
+    losses = pair_losses(build_model(weights, read_dimensions(weights, "x070")), pack_pairs(pairs), [pair[3:5] for pair in pairs],
                          objective)
-    by_hand = [pair_numbers({name: x.double() for name, x in weights.items()}, pair, flags) for pair in pairs]
+    by_hand = [pair_numbers({name: x.double() for name, x in weights.items()}, pair[:5], flags) for pair in pairs]
     for name in by_hand[0].keys() - {"pref_accuracy", "count"}:
         # Float32 sums of some tens of nats.
         assert losses[name].tolist() == pytest.approx([numbers[name].item() for numbers in by_hand], rel=1e-4, abs=1e-5), name

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import UserError
-from src.preference.pairs import has_references, load_pairs, save_pairs
+from src.preference.pairs import Pair, has_references, load_pairs, save_pairs
 
 VOCAB = 65536
 GOOD = ([1, 2], [3], [4, 5], -1.5, -2.5)
@@ -20,7 +20,8 @@ GOOD = ([1, 2], [3], [4, 5], -1.5, -2.5)
 token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=5)
 answers = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5)
 floats = st.floats(-1e7, 0.0)
-pair_lists = st.lists(st.tuples(token_lists, answers, answers, floats, floats), min_size=1, max_size=5)
+pair_lists = st.lists(st.tuples(token_lists, answers, answers, floats, floats).map(lambda parts: Pair(*parts)), min_size=1,
+                      max_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +50,14 @@ def test_round_trip(folder, pairs):
     save_pairs(path, pairs, {"tokenizer": "wörld"})
     loaded, sidecar, left_out = load_pairs(path, VOCAB, 100)
     assert loaded == pairs and left_out == {"too_long": 0, "empty_answer": 0}
-    assert all(type(value) is float for pair in loaded for value in pair[3:])
+    assert all(type(value) is float for pair in loaded for value in pair[3:5])
     assert sidecar["tokenizer"] == "wörld" and sidecar["count"] == len(pairs)
-    assert torch.load(path, weights_only=True) == pairs
+    assert torch.load(path, weights_only=True) == [pair[:5] for pair in pairs]
 
 
 def test_the_same_pairs_give_the_same_bytes(folder):
-    save_pairs(folder / "a.save", [GOOD, GOOD], {})
-    save_pairs(folder / "b.save", [GOOD, GOOD], {})
+    save_pairs(folder / "a.save", [Pair(*GOOD)] * 2, {})
+    save_pairs(folder / "b.save", [Pair(*GOOD)] * 2, {})
     assert (folder / "a.save").read_bytes() == (folder / "b.save").read_bytes()
     assert (folder / "a.save.json").read_text() == (folder / "b.save.json").read_text()
 
@@ -67,9 +68,9 @@ def test_older_files_with_tensors_tuples_and_ints(folder):
         [[1, 2], [3], [4, 5], -2, torch.tensor(-2.5, dtype=torch.bfloat16)],
     ]
     pairs, sidecar, _ = load_pairs(old(folder, content), VOCAB, 100)
-    assert pairs == [GOOD, (*GOOD[:3], -2.0, -2.5)] and sidecar is None
+    assert pairs == [Pair(*GOOD), Pair(*GOOD[:3], -2.0, -2.5)] and sidecar is None
     assert all(type(tokens) is list and set(map(type, tokens)) == {int} for pair in pairs for tokens in pair[:3])
-    assert all(type(value) is float for pair in pairs for value in pair[3:])
+    assert all(type(value) is float for pair in pairs for value in pair[3:5])
 
 
 @pytest.mark.parametrize("how", [{"_use_new_zipfile_serialization": False}, {"pickle_protocol": 3}])
@@ -79,7 +80,7 @@ def test_the_format_before_zip_and_other_pickles_are_read(folder, how):
         torch.save(content, path, **how)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # torch has some for such files, which a user can do nothing about
-            assert load_pairs(path, VOCAB, 100)[0] == [GOOD]
+            assert load_pairs(path, VOCAB, 100)[0] == [Pair(*GOOD)]
 
 
 def test_tensors_that_were_saved_on_a_gpu_are_read_without_one(folder):
@@ -90,7 +91,7 @@ def test_tensors_that_were_saved_on_a_gpu_are_read_without_one(folder):
             # A short text in a pickle: X, its length in four bytes, its letters.
             gpu.writestr(name, cpu.read(name).replace(b"X\3\0\0\0cpu", b"X\6\0\0\0cuda:0"))
     assert b"cuda:0" in path.read_bytes()
-    assert load_pairs(path, VOCAB, 100)[0] == [GOOD]
+    assert load_pairs(path, VOCAB, 100)[0] == [Pair(*GOOD)]
 
 
 def test_tuples_that_pairs_share_become_one_list(folder):
@@ -104,7 +105,7 @@ def test_long_pairs_and_empty_answers_are_left_out_whole(folder):
                ([1], [2], [], -1.0, 0.0), ([], [2] * 10, [3], -1.0, -1.0), ([1], [2] * 10, [3], -1.0, -1.0),
                ([1] * 11, [2], [3], -1.0, -1.0)]
     pairs, _, left_out = load_pairs(old(folder, content), VOCAB, 10)
-    assert pairs == [content[0], content[4]] and left_out == {"too_long": 3, "empty_answer": 2}
+    assert pairs == [Pair(*content[0]), Pair(*content[4])] and left_out == {"too_long": 3, "empty_answer": 2}
     message = refusal(old(folder, content[1:4]), max_len=10)
     assert "1 are longer than 10 tokens, 2 have an empty answer" in message
 
@@ -224,9 +225,9 @@ def test_memory_that_ends_is_no_fault_of_the_file(folder, monkeypatch, where):
 def test_many_rounds_over_few_rows_share_their_tokens(folder):
     rows = [([1 + i] * 50, [2] * 50, [3] * 50) for i in range(200)]
     path = folder / "many.save"
-    save_pairs(path, [rows[i % 200] + (-1.0 - i, -2.0) for i in range(20_000)], {})
+    save_pairs(path, [Pair(*rows[i % 200], -1.0 - i, -2.0) for i in range(20_000)], {})
     pairs, _, _ = load_pairs(path, VOCAB, 100)
-    assert len(pairs) == 20_000 and pairs[-1] == ([200] * 50, [2] * 50, [3] * 50, -20_000.0, -2.0)
+    assert len(pairs) == 20_000 and pairs[-1] == Pair([200] * 50, [2] * 50, [3] * 50, -20_000.0, -2.0)
     assert len({id(tokens) for pair in pairs for tokens in pair[:3]}) == 600
     # Two floats and three references are about 40 bytes a pair; the tokens written out would be 300 at least.
     assert path.stat().st_size < 20_000 * 60

@@ -10,6 +10,7 @@ from src.adapters.layer_profile import LayerSetting
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.data.packing import packed_length
+from src.data.tokenize import TokenPair
 from src.errors import UserError
 from src.model import build_model
 from src.preference.reference import with_references
@@ -18,8 +19,9 @@ from tests.rwkv_package import package_logits_of_many
 from tests.tiny import HEAD_SIZES, KINDS, VERSIONS, tiny_dimensions
 
 
-def turn(prompt: str, chosen: str, reject: str) -> tuple[list[int], list[int], list[int]]:
-    return list(f"User: {prompt}\n\nAssistant:".encode()), *(list(f" {answer}\n\n".encode()) for answer in (chosen, reject))
+def turn(prompt: str, chosen: str, reject: str) -> TokenPair:
+    answers = (list(f" {answer}\n\n".encode()) for answer in (chosen, reject))
+    return TokenPair(list(f"User: {prompt}\n\nAssistant:".encode()), *answers)
 
 
 # The trained models know the first answers by heart; then an unseen question, one token, no prompt, and noise.
@@ -27,9 +29,9 @@ PAIRS = [
     turn("What colour is the sky?", "It is blue.", "It is green."),
     turn("2 plus 3?", "5.", "What colour is grass? It is 9."),
     turn("What colour is a plum?", "It is as blue as the sky.", "Yes."),
-    ([65], [66], [200]),
-    ([], list(b"User: 3 plus 3?"), [7]),
-    tuple(torch.randint(1, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (20, 33, 50)),
+    TokenPair([65], [66], [200]),
+    TokenPair([], list(b"User: 3 plus 3?"), [7]),
+    TokenPair(*(torch.randint(1, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (20, 33, 50))),
 ]
 
 
@@ -47,7 +49,7 @@ def package(request, tiny_checkpoints):
     """The version, and both answers' log-probabilities of all PAIRS by (kind, head size), from the package's logits."""
     cases = [(kind, head_size) for kind in KINDS for head_size in HEAD_SIZES]
     # End-of-text stands before an answer without a prompt.
-    texts = [(prompt or [0], answer) for prompt, *answers in PAIRS for answer in answers]
+    texts = [(prompt or [0], answer) for prompt, *answers in (pair[:3] for pair in PAIRS) for answer in answers]
     sequences = [prompt + answer for prompt, answer in texts]
     found = package_logits_of_many([(tiny_checkpoints(request.param, *case), sequences) for case in cases], request.param)
     sums = {}
@@ -67,8 +69,8 @@ def test_references_are_the_packages(package, kind, head_size, tiny_checkpoints)
     weights = load_checkpoint(path)
     found = references(build_model(weights, read_dimensions(weights, str(path))))
     for pair, ours, theirs in zip(PAIRS, found, expected[kind, head_size], strict=True):
-        assert ours[:3] == pair
-        for answer, mine, its in zip(pair[1:], ours[3:], theirs, strict=True):
+        assert ours[:3] == pair[:3]
+        for answer, mine, its in zip(pair[1:3], ours[3:5], theirs, strict=True):
             assert isinstance(mine, float) and abs(mine - its) / len(answer) < 1e-4, (pair, mine, its)
     # 14 bytes that a trained model has read often, and that a random one gives some 6 nats each.
     assert found[0][3] > -8 if kind == "trained" else found[0][3] < -40
@@ -80,19 +82,20 @@ def test_what_else_is_in_the_batch_does_not_matter(version, dtype):
     model = random_model(version, dtype=dtype)
     together = references(model, batch_tokens=10**6)
     # Rounding alone, and of sums up to 300 nats: 5e-7 is seen in float32.
-    near = pytest.approx([x for pair in together for x in pair[3:]], rel=0, abs=1e-4 if dtype == torch.float32 else 1e-10)
+    near = pytest.approx([x for pair in together for x in pair[3:5]], rel=0, abs=1e-4 if dtype == torch.float32 else 1e-10)
     for batch_tokens in (1, 64, 150):
-        assert [x for pair in references(model, batch_tokens=batch_tokens) for x in pair[3:]] == near
+        assert [x for pair in references(model, batch_tokens=batch_tokens) for x in pair[3:5]] == near
     order = [3, 0, 5, 1, 4, 2]
     shuffled = references(model, [PAIRS[index] for index in order])
-    assert [pair[:3] for pair in shuffled] == [PAIRS[index] for index in order]
-    assert [x for index in range(6) for x in shuffled[order.index(index)][3:]] == near
+    assert [pair[:3] for pair in shuffled] == [PAIRS[index][:3] for index in order]
+    assert [x for index in range(6) for x in shuffled[order.index(index)][3:5]] == near
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_equal_pairs_are_computed_once(version):
     model = random_model(version)
-    pairs = [PAIRS[0], PAIRS[3], PAIRS[0], PAIRS[1], (list(PAIRS[3][0]), [66], [200]), (*PAIRS[0][:2], PAIRS[1][2]), PAIRS[0]]
+    pairs = [PAIRS[0], PAIRS[3], PAIRS[0], PAIRS[1], TokenPair(list(PAIRS[3][0]), [66], [200]),
+             PAIRS[0]._replace(reject=PAIRS[1].reject), PAIRS[0]]
     passed, told = [], []
     model.register_forward_pre_hook(lambda module, inputs: passed.append(len(inputs[0])))
     found = with_references(model, pairs, 60, told.append, "the base")
@@ -101,7 +104,7 @@ def test_equal_pairs_are_computed_once(version):
     # Told after each pass, of every pair that it answered.
     assert len(told) == len(passed) > 1 and sum(told) == len(pairs) and min(told) > 0
     assert found[0] == found[2] == found[6] and found[1] == found[4]
-    assert [pair[:3] for pair in found] == [tuple(map(list, pair)) for pair in pairs]
+    assert [pair[:3] for pair in found] == [pair[:3] for pair in pairs]
 
 
 def test_no_batch_is_larger_than_asked_but_for_a_long_pair():

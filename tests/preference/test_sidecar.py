@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import pytest
 
 from src.errors import UserError
-from src.preference.pairs import check_sidecar, check_sidecar_place, load_pairs, save_pairs
+from src.preference.pairs import Pair, check_sidecar, check_sidecar_place, load_pairs, save_pairs
 
 VOCAB = 256
-GOOD = ([1, 2], [3], [4, 5], -1.5, -2.5)
+GOOD = Pair([1, 2], [3], [4, 5], -1.5, -2.5)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_full_disk_leaves_both_files_as_they_were(folder):
     path = folder / "full.save"
     save_pairs(path, [GOOD], {"seed": 1})
     with largest_file(4096), pytest.raises(UserError, match=r"full\.save: cannot be written"):  # the sidecar fits
-        save_pairs(path, [([1] * 9000, [2], [3], -1.0, -1.0)], {"seed": 2})
+        save_pairs(path, [Pair([1] * 9000, [2], [3], -1.0, -1.0)], {"seed": 2})
     pairs, sidecar, _ = load_pairs(path, VOCAB, 100)
     assert pairs == [GOOD] and sidecar["seed"] == 1
     assert not list(folder.glob(".full*"))
@@ -97,7 +97,7 @@ def test_a_disk_that_is_full_for_the_sidecar_leaves_both_files_as_they_were(fold
     path = folder / "crowded.save"
     save_pairs(path, [GOOD], {"seed": 1})
     with largest_file(path.stat().st_size + 500), pytest.raises(UserError, match=r"crowded\.save\.json: cannot be written"):
-        save_pairs(path, [(*GOOD[:3], -3.0, -4.0)], {"base_model": "x" * (path.stat().st_size + 500)})
+        save_pairs(path, [GOOD._replace(chosen_base_prob=-3.0)], {"base_model": "x" * (path.stat().st_size + 500)})
     pairs, sidecar, _ = load_pairs(path, VOCAB, 100)
     assert pairs == [GOOD] and sidecar["seed"] == 1
 

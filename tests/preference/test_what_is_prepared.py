@@ -12,6 +12,7 @@ import torch
 from src.checkpoint.base import load_base_and_fingerprint
 from src.data.rows import Row
 from src.data.templates import CLASSIC
+from src.data.tokenize import TokenPair
 from src.errors import UserError
 from src.preference.config import PrepareConfig
 from src.preference.prepare import _digest, prepare
@@ -135,6 +136,8 @@ def test_a_check_of_good_rows_or_of_none(mixed, capsys):
 
 def test_a_journal_s_digest_is_of_the_settings_and_all_tokens():
     shared = [1, 2]
-    for pairs in ([(shared, [3], [4, 5])], [(shared, [3], [4, 5]), (shared, [6], []), ([], [3], [4, 5])]):
+    for pairs in ([(shared, [3], [4, 5])], [(shared, [3], [4, 5]), (shared, [6], []), ([], [3], [4, 5])],
+                  [(shared, [3], [4, 5], 0, 1)]):
         whole = json.dumps(["base", None, {"a": [1]}, pairs])
-        assert _digest(["base", None, {"a": [1]}], pairs) == hashlib.sha256(whole.encode()).hexdigest()
+        found = _digest(["base", None, {"a": [1]}], [TokenPair(*pair) for pair in pairs])
+        assert found == hashlib.sha256(whole.encode()).hexdigest()

@@ -7,9 +7,10 @@ import torch
 import src.training.batches as micro_batches
 from src.data.packing import Text, pack_pairs, pack_texts, packed_length
 from src.errors import UserError
+from src.preference.pairs import Pair
 from src.training.batches import PairBatches, TrainingData, collate
 
-PAIRS = [([number], [1] * (1 + number % 4), [2, 3], 0.0, 0.0) for number in range(10)]
+PAIRS = [Pair([number], [1] * (1 + number % 4), [2, 3], 0.0, 0.0) for number in range(10)]
 
 
 def batches(epoch_steps: int = 4, micro_bsz: int = 1, batch_tokens: int = 0, accumulate: int = 1, seed: int = 0,
@@ -218,9 +219,9 @@ def test_the_trainer_gets_the_micro_batches_of_its_epoch_and_process_packed():
     drawn_from = batches(3, 2, world_size=2)
     given = list(loader(drawn_from, epoch=1, rank=1))
     assert len(given) == 3
-    for (packed, references, share), expected in zip(given, drawn_from.epoch(1, 1), strict=True):
+    for (packed, references, share, ahead), expected in zip(given, drawn_from.epoch(1, 1), strict=True):
         pairs = [PAIRS[index] for index in expected.indices]
-        assert torch.equal(packed.tokens, pack_pairs(pairs).tokens) and share == expected.share
+        assert torch.equal(packed.tokens, pack_pairs(pairs).tokens) and share == expected.share and not ahead
         assert references.tolist() == [[0.0, 0.0]] * 2
 
 
@@ -236,9 +237,9 @@ def test_memory_is_pinned_for_a_gpu_alone():
 
 
 def test_pairs_come_with_their_references_in_full_precision_and_texts_with_none():
-    packed, references = collate([([1], [2], [3], -0.1, -1e-9), ([4], [5], [6], -3.0, -4.0)])
+    packed, references = collate([Pair([1], [2], [3], -0.1, -1e-9), Pair([4], [5], [6], -3.0, -4.0)])
     assert references.dtype == torch.float64 and references.tolist() == [[-0.1, -1e-9], [-3.0, -4.0]]
-    assert packed.tokens.tolist() == pack_pairs([([1], [2], [3]), ([4], [5], [6])]).tokens.tolist()
+    assert packed.tokens.tolist() == pack_pairs([Pair([1], [2], [3], 0.0, 0.0), Pair([4], [5], [6], 0.0, 0.0)]).tokens.tolist()
     texts = [Text([1, 2, 3], [True] * 3), Text([4, 5], [False, True])]
     packed, references = collate(texts)
     assert references is None and packed.positions.tolist() == pack_texts(texts).positions.tolist()

@@ -11,6 +11,7 @@ from pytorch_lightning.plugins import DeepSpeedPrecision
 from torch.utils import cpp_extension
 
 from src.data.packing import pack_pairs
+from src.data.tokenize import TokenPair
 from src.training.deepspeed import AsItIs, SteppingDeepSpeed
 
 
@@ -35,7 +36,8 @@ class Engine:
 
 
 def test_batches_and_weights_keep_their_precision():
-    plugin, batch, weights = SteppingDeepSpeed(stage=2).precision_plugin, pack_pairs([([1], [2], [3])]), torch.nn.Linear(2, 2)
+    plugin, weights = SteppingDeepSpeed(stage=2).precision_plugin, torch.nn.Linear(2, 2)
+    batch = pack_pairs([TokenPair([1], [2], [3])])
     assert isinstance(plugin, DeepSpeedPrecision) and plugin.precision == "32-true"
     assert plugin.convert_input(batch) is batch
     weights = weights.bfloat16()

@@ -8,13 +8,13 @@ import pytest
 
 from src.checkpoint.dimensions import Dimensions
 from src.errors import UserError
-from src.preference.pairs import save_pairs
+from src.preference.pairs import Pair, save_pairs
 from src.training.inputs import Data, check_flags, layer_settings, read_inputs, training_pairs
 from tests.random_checkpoint import random_weights
 from tests.settings import changed
 from tests.tiny import tiny_dimensions
 
-PAIR = ([1, 2, 3], [4], [5, 6], -1.0, -2.0)
+PAIR = Pair([1, 2, 3], [4], [5, 6], -1.0, -2.0)
 PLAIN = {"quantization": None, "unquantized_blocks": [], "quantized_otherwise": {}}
 MADE_WITH = {"base_model": "base.pth", "base_fingerprint": "aa", "precision": "fp32", **PLAIN}
 
@@ -88,7 +88,7 @@ def test_without_a_sidecar_a_line_says_what_cant_be_checked(read):
 
 
 def test_references_of_none_or_of_another_base_are_refused_unless_the_loss_has_none(read):
-    without = [(*PAIR[:3], 0.0, 0.0)]
+    without = [PAIR._replace(chosen_base_prob=0.0, reject_base_prob=0.0)]
     for sidecar in (MADE_WITH | {"references": False}, None):
         with pytest.raises(UserError, match="made without references, which --loss ipo needs; .* --loss simpo, orpo or cpo"):
             read(without, sidecar, loss="ipo")

@@ -9,14 +9,16 @@ import torch
 import src.training.module as module_file
 from src.adapters.files import adapter_tensors
 from src.data.packing import Text, pack_pairs, pack_texts
+from src.data.tokenize import TokenPair
 from src.training.module import objective_of
 
-PAIRS = [(list(range(1, 30)), list(range(30, 60)), list(range(60, 80))), ([5], [6], [7])]
+PAIRS = [TokenPair(list(range(1, 30)), list(range(30, 60)), list(range(60, 80))), TokenPair([5], [6], [7])]
 TEXTS = [Text(list(range(1, 80)), [True] * 79)]
 
 
 def batch_of(items: list, share: float) -> tuple:
-    return (pack_texts(items), None, share) if isinstance(items[0], Text) else (pack_pairs(items), torch.zeros(2, 2), share)
+    packed, references = (pack_texts(items), None) if isinstance(items[0], Text) else (pack_pairs(items), torch.zeros(2, 2))
+    return packed, references, share, []
 
 
 @pytest.mark.parametrize("items", [PAIRS, TEXTS])
@@ -114,13 +116,15 @@ def test_a_checkpoint_has_the_adapters_tensors_alone(module):
 
 
 FLAGS = {"dpo_beta": 0.31, "dpo_alpha": 0.32, "label_smoothing": 0.33, "simpo_beta": 0.34, "simpo_gamma": 0.35,
-         "simpo_alpha": 0.36, "orpo_alpha": 0.37, "cpo_beta": 0.38, "cpo_alpha": 0.39}
+         "simpo_alpha": 0.36, "orpo_alpha": 0.37, "cpo_beta": 0.38, "cpo_alpha": 0.39, "kto_beta": 0.4,
+         "kto_desirable_weight": 0.41, "kto_undesirable_weight": 0.42, "kto_alpha": 0.43}
 
 
 @pytest.mark.parametrize("loss, beta, alpha, more", [
     ("dpo", 0.31, 0.32, {"label_smoothing": 0.33}), ("ipo", 0.31, 0.32, {}), ("hinge", 0.31, 0.32, {}),
     ("robust", 0.31, 0.32, {"label_smoothing": 0.33}), ("simpo", 0.34, 0.36, {"gamma": 0.35, "label_smoothing": 0.33}),
     ("orpo", 0.37, 1.0, {}), ("cpo", 0.38, 0.39, {"label_smoothing": 0.33}),
+    ("kto", 0.4, 0.43, {"desirable_weight": 0.41, "undesirable_weight": 0.42}),
 ])
 def test_a_losss_flags_are_its_numbers(config, loss, beta, alpha, more):
     """ORPO's loss is the NLL of the chosen answer plus lambda times the odds ratio's (arXiv:2403.07691, equation 6)."""

@@ -10,6 +10,7 @@ import torch
 import src.training.saving as saving
 from src.adapters.files import adapter_tensors, read_adapter
 from src.data.packing import Text, pack_pairs, pack_texts
+from src.data.tokenize import TokenPair
 from src.errors import NotFinite
 from src.training.saving import CheckAdapter, SaveAdapters, explain
 
@@ -18,7 +19,7 @@ TEXTS = pack_texts([Text([1, 2, 3], [True] * 3)])
 
 
 def pair_batch(number: int) -> tuple:
-    return pack_pairs([([number], [6], [7])]), torch.tensor([[-1.0, -2.0]]), 0.5
+    return pack_pairs([TokenPair([number], [6], [7])]), torch.tensor([[-1.0, -2.0]]), 0.5, []
 
 
 @pytest.fixture

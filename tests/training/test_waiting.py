@@ -11,13 +11,15 @@ from src.adapters.layer_profile import auto_layer_profile
 from src.data.packing import Text, pack_texts
 from src.model import build_model
 from src.preference.objective import Objective, pair_losses, text_losses
+from src.preference.pairs import Pair
 from src.training.batches import collate
 from src.wkv import native
 from tests.compiled import compiled
 from tests.random_checkpoint import random_weights
 from tests.tiny import VERSIONS, tiny_dimensions
 
-PAIRS = [([1, 2, 3], [4, 5], [6], -3.0, -4.0), ([1, 2, 3], [7], [8, 9, 1], -5.0, -6.0), ([], [2], [3, 4], -7.0, -8.0)]
+PAIRS = [Pair([1, 2, 3], [4, 5], [6], -3.0, -4.0), Pair([1, 2, 3], [7], [8, 9, 1], -5.0, -6.0),
+         Pair([], [2], [3, 4], -7.0, -8.0)]
 
 
 class Literals(TorchFunctionMode):
