@@ -2,6 +2,7 @@
 used. Also counts the answers that the template changes."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from src.data.conversation import ASSISTANT, Turn, prompt_turns, untouched
@@ -9,6 +10,7 @@ from src.data.faults import BadRow, Fault, Reading
 from src.data.rows import Row
 from src.data.templates import Template
 from src.data.thinking import check_thinking
+from src.progress import progress_bar
 
 
 def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Reading:
@@ -21,19 +23,19 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
     faults: list[Fault] = []
     rows, numbers = [], []
     changed = answers = 0
-    for row, number in zip(reading.rows, reading.numbers, strict=True):
-        where = f"{reading.path}: row {number}"
-        try:
-            for part, turns, first in _conversations(row):
-                _check(template, part, turns, first, loss_on)
-                texts = [turn.text for turn in turns[first:] if turn.speaker == ASSISTANT]
+    long = template.can_refuse  # rendering takes a while
+    with progress_bar("rows in the template", len(reading.rows)) if long else nullcontext(lambda count: None) as advance:
+        for row, number in zip(reading.rows, reading.numbers, strict=True):
+            try:
+                texts = _answers(row, template, loss_on)
+            except BadRow as fault:
+                faults.append(Fault(number, fault.kind, f"{reading.path}: row {number}: {fault}"))
+            else:
+                rows.append(row)
+                numbers.append(number)
                 answers += len(texts)
                 changed += sum(template.ending.kept(text) != untouched(text) for text in texts)
-        except BadRow as fault:
-            faults.append(Fault(number, fault.kind, f"{where}: {fault}"))
-            continue
-        rows.append(row)
-        numbers.append(number)
+            advance(1)
     notes = [f"{changed} of {answers} answers lose their blank lines, since --template {template.name} ends a turn at one; "
              "--template g1 keeps them"] if changed else []
     return reading._replace(rows=rows, numbers=numbers, faults=sorted([*reading.faults, *faults]), notes=[*reading.notes, *notes])
@@ -41,7 +43,7 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
 
 def has_turn_inside(row: Any, template: Template) -> bool:
     """Whether an answer has what begins a turn of the template inside: a model that learns it runs on."""
-    answers = [template.ending.kept(turn.text) for _, turns, first in _conversations(row) for turn in turns[first:]
+    answers = [template.ending.kept(turn.text) for _, turns, _ in _conversations(row) for turn in turns
                if turn.speaker == ASSISTANT]
     return any(opening in text for opening in template.turn_openings for text in answers)
 
@@ -57,13 +59,18 @@ def _conversations(row: Any) -> Iterator[tuple[str, list[Turn], int]]:
         yield "its answer", row.turns, row.first
 
 
-def _check(template: Template, part: str, turns: list[Turn], first: int, loss_on: str) -> None:
-    if template.can_refuse:
-        try:
-            template.conversation(turns, first)
-        except BadRow as fault:
-            raise BadRow(fault.kind, f"{part} {fault}") from None
-    if loss_on == "answer":
-        for turn in turns[first:]:
-            if turn.speaker == ASSISTANT and turn.trained:
+def _answers(row: Any, template: Template, loss_on: str) -> list[str]:
+    """The texts of the row's answers. Raises BadRow, beginning with the answer, if the template can't render one."""
+    texts: list[str] = []
+    for part, turns, first in _conversations(row):
+        if template.can_refuse:
+            try:
+                template.conversation(turns, first)
+            except BadRow as fault:
+                raise BadRow(fault.kind, f"{part} {fault}") from None
+        answers = [turn for turn in turns[first:] if turn.speaker == ASSISTANT]
+        for turn in answers if loss_on == "answer" else []:
+            if turn.trained:
                 check_thinking(turn.text, part)
+        texts += [turn.text for turn in answers]
+    return texts

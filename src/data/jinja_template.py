@@ -9,10 +9,11 @@ import secrets
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from string import ascii_lowercase
 from typing import Any
 
 from src.data.chat_template import read_chat_template
-from src.data.conversation import ASSISTANT, HUMAN, ROLES, Turn, untouched
+from src.data.conversation import ASSISTANT, HUMAN, ROLES, SYSTEM, Turn, untouched
 from src.data.faults import BadRow
 from src.data.rendering import ChatTemplate, Fault, Job, Renderer
 from src.data.templates import Ending, Piece
@@ -20,7 +21,8 @@ from src.errors import UserError
 from src.tokenizer import Tokenizer
 from src.tokenizer.base import END_OF_TEXT
 
-_PROBES = tuple(f"probe{secrets.token_hex(8)}" for _ in range(3))
+# Texts that no data have: of an answer, and of the two questions around it.
+_ANSWER, _QUESTION, _NEXT = ("".join(secrets.choice(ascii_lowercase) for _ in range(20)) for _ in range(3))
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class JinjaTemplate:
     ending: Ending
     controls: _Controls
     renderer: Renderer
+    fault: str = ""  # why a conversation of its own could not be rendered
     can_refuse: bool = True
 
     @property
@@ -70,7 +73,7 @@ class JinjaTemplate:
         places = [at for at, turn in enumerate(turns) if turn.speaker == ASSISTANT and at >= first]
         # For each answer the prompt before it, the turns up to it, and the same with a probe in its place.
         jobs = [job for at in places for job in (
-            (turns[:at], True), (turns[:at + 1], False), ([*turns[:at], Turn(ASSISTANT, _PROBES[0])], False))]
+            (turns[:at], True), (turns[:at + 1], False), ([*turns[:at], Turn(ASSISTANT, _ANSWER)], False))]
         texts = _render(self.renderer, self.controls, jobs)
         pieces: list[Piece] = []
         done, whole = 0, texts[-2]
@@ -80,10 +83,12 @@ class JinjaTemplate:
             pieces += self.controls.pieces(prompt[done:], False, True)
             pieces += self.controls.pieces(text[len(prompt):], trained, trained)
             done = len(text)
+        if self.fault:
+            raise BadRow("not rendered", f"can't be rendered by --template {self.name}: {self.fault}")
         return pieces
 
     def _check(self, answer: str, prompt: str, text: str, probe: str, whole: str) -> None:
-        before, *after = probe.split(_PROBES[0])
+        before, *after = probe.split(_ANSWER)
         if len(after) != 1:
             raise BadRow("answer not rendered once", f"is rendered {len(after)} times by --template {self.name}, where it must "
                                                      "be exactly once; correct the template")
@@ -99,33 +104,43 @@ class JinjaTemplate:
 
 
 def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
-    """Raises UserError for a file that is no chat template, renders no conversation, or names tokens that the tokenizer lacks."""
+    """The template of a file. One that can't render a question and its answer has a fault, which each row then reports.
+
+    Raises UserError for a file that is no chat template, or that names tokens which the tokenizer lacks.
+    """
     template = read_chat_template(path)
     named = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT} | dict(template.special_tokens)
     template = ChatTemplate(template.path, template.source, named)
-    controls = _Controls(_control_words(template, tokenizer))
-    renderer = Renderer(template)
-    question, answer, other = Turn(HUMAN, _PROBES[1]), Turn(ASSISTANT, _PROBES[0]), Turn(HUMAN, _PROBES[2])
+    controls, renderer = _Controls(_control_words(template, tokenizer)), Renderer(template)
+    fault = ""
     try:
-        prompt, whole, longer = _render(renderer, controls, [
-            ([question], True), ([question, answer], False), ([question, answer, other], False)])
-        before, *after = whole.split(_PROBES[0])
-        if len(after) != 1:
-            raise BadRow("", f"renders an answer {len(after)} times, where it must be exactly once")
-        if not (before.startswith(prompt) or prompt.startswith(before)):
-            raise BadRow("", f"renders the beginning of an answer as {prompt[-40:]!r} with add_generation_prompt, but as "
-                             f"{before[-40:]!r} before an answer")
+        begins, openings, ending = _learned(renderer, controls)
     except BadRow as error:
-        renderer.close()
-        raise UserError(f"--template {path}: {error}; correct the template, or choose another") from None
-    following = longer.partition(_PROBES[0])[2].partition(_PROBES[2])[0]
-    first = controls.pieces(prompt, False, True)[0]
-    made = JinjaTemplate(
-        path, template.fingerprint, first.is_control and tokenizer.control[first.text] == tokenizer.end_of_text,
-        tuple(text for text in [following.rstrip()] if text.strip() and not controls.pieces(text, False, True)[0].is_control),
-        _ending(controls, after[0], following, prompt[len(before):]), controls, renderer)
+        fault, begins, openings, ending = str(error), False, (), Ending((), (END_OF_TEXT,))
+    made = JinjaTemplate(path, template.fingerprint, begins, openings, ending, controls, renderer, fault)
     weakref.finalize(made, renderer.close)
     return made
+
+
+def _learned(renderer: Renderer, controls: _Controls) -> tuple[bool, tuple[str, ...], Ending]:
+    """Whether texts begin with the end of text, what comes before the text of a turn, and what ends an answer, from a question
+    with its answer, and with another question after it. Raises BadRow if they can't be rendered."""
+    turns = [Turn(HUMAN, _QUESTION), Turn(ASSISTANT, _ANSWER), Turn(HUMAN, _NEXT)]
+    try:
+        prompt, whole, longer = _render(renderer, controls, [(turns[:1], True), (turns[:2], False), (turns, False)])
+    except BadRow:  # some need a system message
+        system = Turn(SYSTEM, "You answer questions.")
+        prompt, whole, longer = _render(renderer, controls, [
+            ([system, *turns[:end]], open_answer) for end, open_answer in ((1, True), (2, False), (3, False))])
+    before, *after = whole.split(_ANSWER)
+    if len(after) != 1:
+        raise BadRow("not rendered", f"an answer is rendered {len(after)} times, where it must be exactly once")
+    following = longer.partition(_ANSWER)[2].partition(_NEXT)[0]
+    opening = following.rstrip()
+    openings = (opening,) if opening and not any(piece.is_control for piece in controls.pieces(opening, False, True)) else ()
+    first = controls.pieces(prompt, False, True)[0]
+    return (first.is_control and first.text == END_OF_TEXT, openings,
+            _ending(controls, after[0], following, prompt[len(before):]))
 
 
 def _ending(controls: _Controls, end: str, following: str, opening: str) -> Ending:

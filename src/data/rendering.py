@@ -32,7 +32,7 @@ LARGEST_JOB = 64 << 20  # bytes of a conversation
 _BATCH_JOBS, _BATCH_BYTES = 1000, 4 << 20
 _PATIENCE = 10.0  # seconds, for the end of a child that has closed its pipe
 # Processes that one renderer loses before it gives the template up.
-MOST_ENDED = 10
+MOST_ENDED = 3
 # What the child sees of the environment: how its interpreter is loaded, and the time zone for `strftime_now`.
 _VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 _WORKER = Path(__file__).with_name("jinja_worker.py")

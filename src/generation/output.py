@@ -145,7 +145,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     differing = [f"{name} {reprlib.repr(found.get(name))} (now {reprlib.repr(value)})" for name, value in settings.items()
                  if name != "template" and (name not in found or found[name] != value)]
     if "template" in settings and (other := difference(recorded_in(found), settings["template"])):
-        differing.append(f"template {other}")
+        differing.insert(0, f"template {other}")
     if differing:
         raise UserError(f"{path}: was started with {', '.join(differing)}; give the same to continue, or {_ANOTHER}")
 

@@ -100,8 +100,8 @@ def test_several_answers_and_messages_of_the_same_speaker(template):
      "{% endfor %}", "q", "no q, please"),
     ("{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}Bot:{% endif %}", "a",
      "does not follow the prompt"),
-    ("{% for m in messages %}{% if 'z' in m.content %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
-     "{% endfor %}{% endif %}{{ m.content }}|{% endfor %}", "z", "takes over"),
+    ("{% for m in messages %}{% if '@' in m.content %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+     "{% endfor %}{% endif %}{{ m.content }}|{% endfor %}", "@", "takes over"),
 ])
 def test_a_template_that_does_not_give_every_answer_exactly_once(template, source, answer, words):
     with pytest.raises(UserError, match=words):

@@ -1,0 +1,179 @@
+"""One template through all scripts: what one writes the next reads, and a difference is refused or reported."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.data.templates import CLASSIC, TEMPLATES
+from tests.cli.conftest import SCRIPTS, words_of
+
+GENERATE, PREPARE, TRAIN, MERGE, EVALUATE = SCRIPTS
+CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+HOSTILE = {
+    "raises.jinja": ("{% for m in messages %}{% if '7' in m.content %}{{ raise_exception('no sevens') }}{% endif %}"
+                     "{{ m.content }}|{% endfor %}", "no sevens"),
+    "loops.jinja": ("{% for m in messages %}{{ m.content }}|{% if '7' in m.content %}"
+                    "{% for a in range(9999) %}"
+                    "{% for b in range(9999) %}{% endfor %}{% endfor %}{% endif %}{% endfor %}", "takes over 2 s"),
+    "drops.jinja": ("{% for m in messages %}{% if '14' not in m.content %}{{ m.content }}{% endif %}|{% endfor %}",
+                    "is changed by"),
+    "syntax.jinja": ("{% for m in messages %}{{ m.content }}", "syntax.jinja"),
+    "config.json": ('{"chat_template": null}', "there is no chat_template in it"),
+}
+
+
+@pytest.fixture
+def chatml(tmp_path) -> str:
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    return str(tmp_path / "chat.jinja")
+
+
+def rejects(path: str) -> list[str]:
+    with open(path, newline="") as file:
+        return [row["reject"] for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", ["g1", "g1-think", "chatml"])
+def test_what_one_script_writes_the_next_reads(call, good, tmp_path, chatml, name):
+    name, out = chatml if name == "chatml" else name, tmp_path / "out"
+    (tmp_path / "in.jsonl").write_text("".join(
+        json.dumps({"prompt": f"What is {n}?", "chosen": f"<think>{n}</think>\n\nIt is {n}.\n\n- so"}) + "\n" for n in range(4)))
+    code, err = call(GENERATE, words_of(good(GENERATE) | {"--template": name, "--input_csv": str(tmp_path / "in.jsonl")}))
+    assert code == 0, err
+    written = str(out / "o.csv")
+    assert all(text.startswith("<think") for text in rejects(written)) if name == "g1-think" else len(rejects(written)) == 4
+    made_how = json.loads(Path(f"{written}.json").read_text())
+    assert made_how["template"]["name"] == name
+    assert made_how["stop"] == {"g1": ["\n\nUser:"], "g1-think": ["\n\nUser:"]}.get(name, ["<|im_end|>"])
+    assert made_how["ban_end_of_text"] is (name == chatml)
+
+    flags = good(PREPARE) | {"--template": name, "--input_csv": written, "--skip_bad_rows": "1"}
+    if name == "g1-think":  # three drawn letters finish no <think>
+        Path(written).write_text(re.sub('"<think(?!>)', '"<think>', Path(written).read_text(errors="replace")))
+    code, err = call(PREPARE, words_of(flags))
+    assert code == 0 and "warning" not in err, err
+    save = str(out / "o.save")
+    sidecar = json.loads(Path(f"{save}.json").read_text())
+    assert sidecar["template"] == made_how["template"] and sidecar["templates"] == {name: sidecar["count"]}
+    prompt, chosen, *_ = torch.load(save, weights_only=True)[0]
+    begins = {"g1": "\0User: What is 0?\n\nAssistant:", "g1-think": "\0User: What is 0?\n\nAssistant: <think"}
+    ends = {"g1": " <think>0</think>\n\nIt is 0.\n\n- so\0", "g1-think": ">0</think>\n\nIt is 0.\n\n- so\0"}
+    asked = "<|im_start|>user\nWhat is 0?<|im_end|>\n<|im_start|>assistant\n"
+    assert bytes(prompt).decode() == begins.get(name, asked)
+    assert bytes(chosen).decode() == ends.get(name, "<think>0</think>\n\nIt is 0.\n\n- so<|im_end|>\n")
+
+    run = good(TRAIN) | {"--rlhf_train_file": save, "--samples": "1", "--sample_tokens": "2", "--template": name}
+    code, err = call(TRAIN, words_of(run))
+    assert code == 0, err
+    sample = json.loads((out / "run" / "samples.jsonl").read_text().splitlines()[0])["samples"][0]
+    assert sample["chosen"].startswith("<think>0</think>\n\nIt is 0.\n\n- so")
+    assert sample["answer"].startswith("<think") is (name == "g1-think")
+    config = json.loads((out / "run" / "config.json").read_text())
+    assert config["template_fingerprint"] == sidecar["template"]["fingerprint"]
+
+    adapter = str(out / "run" / "rwkv-final.safetensors")
+    flags = good(EVALUATE) | {"--adapter": adapter, "--pairs": str(tmp_path / "held.jsonl")}
+    row = {"prompt": "What?", "chosen": "<think>a</think>b", "rejected": "<think>c</think>"}
+    (tmp_path / "held.jsonl").write_text(json.dumps(row))
+    for template, warned in ((None, False), ("classic", True)):
+        code, err = call(EVALUATE, words_of(flags | {"--template": template}))
+        assert code == 0 and (f"was trained with --template {name}" in err) is warned, err
+    assert json.loads((out / "o.json").read_text())["template"] == "classic"
+
+
+def test_another_template_than_before_is_refused_or_reported(call, good, fails, prepared, tmp_path, chatml):
+    assert call(GENERATE, words_of(good(GENERATE)))[0] == 0
+    made, csv_file = snapshot_of(tmp_path), str(tmp_path / "out" / "o.csv")
+    code, err = call(GENERATE, words_of(good(GENERATE) | {"--template": "g1"}))
+    assert code == 2 and "was started with template classic, not g1" in err and snapshot_of(tmp_path) == made
+    code, err = call(PREPARE, words_of(good(PREPARE) | {"--input_csv": csv_file, "--template": "g1"}))
+    assert code == 0 and "its rejects were written under --template classic, not g1" in err
+    code, err = call(PREPARE, words_of(good(PREPARE) | {"--input_csv": csv_file}))
+    assert code == 0 and "warning" not in err
+    code, err = call(TRAIN, words_of(good(TRAIN) | {"--template": "g1"}))
+    assert code == 2 and "was prepared with --template classic, not g1" in err
+    code, err = call(EVALUATE, words_of(good(EVALUATE) | {"--template": "g1"}))
+    assert code == 2 and "was prepared with --template classic, not g1" in err
+    assert call(PREPARE, words_of(good(PREPARE) | {"--template": chatml}))[0] == 0
+    held = str(tmp_path / "out" / "o.save")
+    code, err = call(TRAIN, words_of(good(TRAIN) | {"--eval_file": held, "--samples": "0"}))
+    assert code == 0 and f"--eval_file {held} is in the template {chatml}" in err
+
+
+def snapshot_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_changed_chat_template_is_another(call, good, tmp_path, chatml):
+    flags = words_of(good(GENERATE) | {"--template": chatml})
+    assert call(GENERATE, flags)[0] == 0
+    code, err = call(GENERATE, flags)
+    assert code == 0 and "nothing to do" in err
+    Path(chatml).write_text(CHATML.replace("im_end", "end"))
+    code, err = call(GENERATE, flags)
+    assert code == 2 and f"{chatml}, which has changed since" in err
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("script", [GENERATE, PREPARE])
+def test_a_template_that_fails_is_one_line_with_the_row(fails, tmp_path, script, name):
+    source, words = HOSTILE[name]
+    (tmp_path / name).write_text(source)
+    err = fails(script, {"--template": str(tmp_path / name)}, name, words)
+    if name in ("raises.jinja", "loops.jinja", "drops.jinja"):
+        assert "row 8" in err  # What is 7 plus 7? It is 14.
+
+
+@pytest.mark.parametrize("script", [GENERATE, PREPARE, TRAIN, EVALUATE])
+def test_a_name_that_is_no_template(fails, script):
+    fails(script, {"--template": "g2"}, "--template", "classic, g1, g1-think", "'g2'")
+
+
+@pytest.mark.parametrize(("name", "noted"), [
+    ("rwkv7-g1-0.1b.pth", True), ("RWKV-G1a2-2.9b.pth", True), ("rwkv7_G0a_7b.pth", True), ("rwkv-g12.pth", False),
+    ("big1.pth", False), ("x070.pth", False)])
+def test_a_g1_model_under_classic_is_noted(call, good, material, tmp_path, name, noted):
+    (tmp_path / name).write_bytes((material / "x070.pth").read_bytes())
+    for script in (GENERATE, PREPARE):
+        flags = good(script) | {"--load_model": str(tmp_path / name)}
+        code, err = call(script, words_of(flags))
+        assert code == 0 and (err.count("is a G1 model by its name") == 1) is noted
+    (tmp_path / "out" / "o.csv").unlink()
+    (tmp_path / "out" / "o.csv.json").unlink()
+    code, err = call(GENERATE, words_of(good(GENERATE) | {"--load_model": str(tmp_path / name), "--template": "g1"}))
+    assert code == 0 and "G1 model" not in err
+
+
+def test_several_stops_and_end_of_text(call, good, tmp_path):
+    flags = [*words_of(good(GENERATE) | {"--template": "g1", "--ban_end_of_text": "1"}), "--stop", "a", "--stop", "\\n\\n"]
+    assert call(GENERATE, flags)[0] == 0
+    made_how = json.loads((tmp_path / "out" / "o.csv.json").read_text())
+    assert made_how["stop"] == ["a", "\n\n"] and made_how["ban_end_of_text"] is True
+
+
+def test_fingerprints_stay_what_they_are():
+    """Files record them: a change of these is a change of what templates do, and older files then count as another's."""
+    assert {name: TEMPLATES[name].fingerprint[:8] for name in ("classic", "g1", "g1-think", "g1-fakethink")} == {
+        "classic": "0c2c2fd8", "g1": "c189065c", "g1-think": "f8acd1c6", "g1-fakethink": "6760d0f4"}
+    assert CLASSIC.fingerprint == TEMPLATES["classic"].fingerprint
+
+
+def test_sft_under_a_template(call, good, tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"messages": [
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b</think>c"}, {"role": "user", "content": "d"},
+        {"role": "assistant", "content": "e\n\nf"}]}) + "\n")
+    flags = {name: value for name, value in good(TRAIN).items() if name != "--rlhf_train_file"} | {
+        "--sft": "1", "--train_data_file": str(tmp_path / "t.jsonl"), "--template": "g1"}
+    counts = {}
+    for number, more in enumerate(({}, {"--loss_on": "answer"}, {"--template": "classic"})):
+        code, err = call(TRAIN, words_of(flags | more | {"--proj_dir": str(tmp_path / f"run{number}")}))
+        assert code == 0, err
+        counts[number] = json.loads((tmp_path / f"run{number}" / "config.json").read_text())["train_data"]
+    # " <think>b</think>c\n\nUser:" and " e\n\nf" with token 0; without the thinking; " <think>b</think>c\n\n", " e\nf\n\n".
+    assert [count["trained"] for count in counts.values()] == [25 + 6, 8 + 6, 20 + 6]
+    assert [count["template"]["name"] for count in counts.values()] == ["g1", "g1", "classic"]
