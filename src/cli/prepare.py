@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str]) -> tuple[PrepareConfig, tuple[str, ...]]:
     strategy = flags["strategy"] = parse_strategy(flags["strategy"])
     held = "layer_profile peft lora_r"
     rules = [
-        NoEffect(f"output_save target_pair_count strategy batch_tokens reference {held}", flags["check_data"],
+        NoEffect(f"output_save target_pair_count strategy batch_tokens reference unpair {held}", flags["check_data"],
                  "--check_data 1 writes nothing"),
         NoEffect(f"strategy batch_tokens {held}", not flags["reference"], "--reference 0 computes nothing"),
         NoEffect(held, not strategy.quantization, "no weight is quantized"),

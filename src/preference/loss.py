@@ -148,7 +148,7 @@ def kto_loss(policy_chosen: Tensor, policy_reject: Tensor, reference_chosen: Ten
     up = chosen_tokens > 0
     reward_chosen, reward_rejected, _ = _rewards(policy_chosen, policy_reject, reference_chosen, reference_reject, beta)
     margin = torch.where(up, reward_chosen - beta * kl, beta * kl - reward_rejected)
-    weight = torch.where(up, desirable_weight, undesirable_weight).to(margin)
+    weight = torch.full_like(margin, undesirable_weight).masked_fill(up, desirable_weight)
     # sigmoid(-x) is 1 - sigmoid(x) without its cancellation.
     return weight * torch.sigmoid(-margin), reward_chosen.where(up, 0.0), reward_rejected.where(~up, 0.0), margin
 

@@ -38,7 +38,8 @@ EFFECT = {
         "--skip_bad_rows": ("0", "1"), "--target_pair_count": ("1", "2"), "--strategy": ("cpu fp32", "cpu bf16"),
         "--rlhf_max_corpus_len": ("9", "10"), "--tokenizer": ("bytes", "world"), "--layer_profile": ("auto", "no.csv"),
         "--peft": ("lora", "pissa"), "--lora_r": ("1", "2", {"--peft": "pissa"}), "--seed": ("0", "1"),
-        "--batch_tokens": ("8", "9"), "--reference": ("0", "1"), "--template": ("classic", "g1"), "--loss_on": ("all", "answer")},
+        "--batch_tokens": ("8", "9"), "--reference": ("0", "1"), "--template": ("classic", "g1"), "--loss_on": ("all", "answer"),
+        "--unpair": ("0", "1")},
     TRAIN: {
         "--load_model": ("a", "b"), "--n_layer": ("1", "2"), "--n_embd": ("1", "2"), "--vocab_size": ("1", "2"),
         "--my_testing": ("x060", "x070"), "--quant": ("0", "1"), "--quant_mode": ("nf4", "int8", {"--quant": "1"}),
@@ -51,7 +52,9 @@ EFFECT = {
         "--label_smoothing": ("0", "0.1"), "--orpo_alpha": ("1", "2", {"--loss": "orpo"}),
         "--simpo_beta": ("1", "2", {"--loss": "simpo"}), "--simpo_gamma": ("1", "2", {"--loss": "simpo"}),
         "--simpo_alpha": ("1", "2", {"--loss": "simpo"}), "--cpo_beta": ("1", "2", {"--loss": "cpo"}),
-        "--cpo_alpha": ("1", "2", {"--loss": "cpo"}), "--sft_on_prompt": ("0", "1"), "--infctx": ("0", "1"),
+        "--cpo_alpha": ("1", "2", {"--loss": "cpo"}), "--kto_beta": ("1", "2", {"--loss": "kto"}),
+        "--kto_desirable_weight": ("1", "2", {"--loss": "kto"}), "--kto_undesirable_weight": ("1", "2", {"--loss": "kto"}),
+        "--kto_alpha": ("1", "2", {"--loss": "kto"}), "--sft_on_prompt": ("0", "1"), "--infctx": ("0", "1"),
         "--epoch_steps": ("0", "1"), "--epoch_count": ("1", "2"), "--epoch_begin": ("0", "1"), "--epoch_save": ("1", "2"),
         "--micro_bsz": ("1", "2"), "--batch_tokens": ("0", "9"), "--accumulate_grad_batches": ("1", "2"),
         "--lr_init": ("0", "1"), "--lr_final": ("0", "1"), "--lr_advanced": ("0", "1", {"--layer_profile": "p.csv"}),
@@ -70,7 +73,8 @@ EFFECT = {
 }
 PROFILE, OLD_PROFILE, TEXTS = "profile.csv", "old.csv", "texts.txt"  # written into the folder of a test
 NO_PREFERENCES = ("--dpo_beta", "--dpo_alpha", "--label_smoothing", "--orpo_alpha", "--simpo_beta", "--simpo_gamma",
-                  "--simpo_alpha", "--cpo_beta", "--cpo_alpha")
+                  "--simpo_alpha", "--cpo_beta", "--cpo_alpha", "--kto_beta", "--kto_desirable_weight",
+                  "--kto_undesirable_weight", "--kto_alpha")
 # Flags that have no effect: what else is given, the flag, two values, and a word of the reason.
 NONE = {
     GENERATE: [
@@ -89,7 +93,8 @@ NONE = {
         ({}, "--lora_r", "4", "8", "--peft lora splits no weight"),
         *[({"--check_data": "1"}, flag, *values, "writes nothing") for flag, values in (
             ("--output_save", ("x", "y")), ("--target_pair_count", ("5", "6")), ("--strategy", ("cpu fp32", "cpu bf16")),
-            ("--batch_tokens", ("99", "8192")), ("--reference", ("0", "1")), ("--layer_profile", ("auto", PROFILE)),
+            ("--batch_tokens", ("99", "8192")), ("--reference", ("0", "1")), ("--unpair", ("0", "1")),
+            ("--layer_profile", ("auto", PROFILE)),
             ("--peft", ("full", "pissa")), ("--lora_r", ("4", "8")))]],
     TRAIN: [
         *[(SFT, flag, "0.1", "0.2", "no preferences") for flag in NO_PREFERENCES],

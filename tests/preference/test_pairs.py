@@ -20,8 +20,8 @@ GOOD = ([1, 2], [3], [4, 5], -1.5, -2.5)
 token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=5)
 answers = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5)
 floats = st.floats(-1e7, 0.0)
-pair_lists = st.lists(st.tuples(token_lists, answers, answers, floats, floats).map(lambda parts: Pair(*parts)), min_size=1,
-                      max_size=5)
+pair_parts = st.tuples(token_lists, answers, answers, floats, floats)
+pair_lists = st.lists(pair_parts.map(lambda parts: Pair(*parts)), min_size=1, max_size=5)
 
 
 @pytest.fixture(scope="module")

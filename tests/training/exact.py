@@ -37,7 +37,7 @@ class Exact:
 
     def pair(self, pair: tuple) -> tuple[float, Tensor]:
         """DPO's loss of one pair with its share of SFT, and its gradient."""
-        loss = pair_numbers(self.weights, pair, {"dpo_beta": BETA, "dpo_alpha": ALPHA})["loss"]
+        loss = pair_numbers(self.weights, pair[:5], {"dpo_beta": BETA, "dpo_alpha": ALPHA})["loss"]
         return loss.item(), self.gradient(loss)
 
     def text(self, tokens: list[int], trained: list[bool]) -> tuple[float, Tensor, int]:

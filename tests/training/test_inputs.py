@@ -65,7 +65,7 @@ def test_the_profiles_own_rates_are_in_force_with_lr_advanced_alone(config, dime
 
 
 def test_pairs_that_are_left_out_are_counted_in_a_line_and_in_the_report(read, tmp_path):
-    long, empty = ([1] * 9, [4], [5, 6], -1.0, -2.0), ([1], [], [5], 0.0, -2.0)
+    long, empty = Pair([1] * 9, [4], [5, 6], -1.0, -2.0), Pair([1], [], [5], 0.0, -2.0)
     data, lines = read([PAIR, long, empty, long])
     assert data.pairs == [PAIR] and data.path == str(tmp_path / "pairs.save")
     assert lines == [f"{data.path}: left out 2 pairs longer than 10 tokens and 1 with an empty answer; 1 remain"]

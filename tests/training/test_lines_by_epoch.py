@@ -58,7 +58,7 @@ def test_only_the_first_process_writes(tmp_path):
     assert one.steps == [0, 4] and not (tmp_path / "lines").exists()
 
 
-def answers_by(model, tokenizer, tokens, most):
+def answers_by(model, tokenizer, tokens, most, ending):
     """In place of the sampler."""
     return [(f"{model(torch.ones(2))[0]:g}", True)]
 
@@ -74,7 +74,7 @@ def test_samples_of_a_compiled_model_are_not_compiled_for(tmp_path):
 
     model = torch.compile(lambda x: x + 1, backend=backend)
     module = SimpleNamespace(model=model, config=SimpleNamespace(steps=SimpleNamespace(compile=True)))
-    samples = Samples(tmp_path, (None, [[1]], [{"prompt": "?", "chosen": "!"}]), answers_by, 5)
+    samples = Samples(tmp_path, (None, [[1]], [{"prompt": "?", "chosen": "!"}], None), answers_by, 5)
     samples.on_train_epoch_end(trainer(4), module)
     assert not compilations
     assert lines(tmp_path / "samples.jsonl") == [
