@@ -34,6 +34,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
     Returns:
         rows (those that can be used), conversations (of several turns, or with a system message), most_turns;
         bad_rows: "count", and under "rows" the numbers of those that can't be used, by kind; notes: what has no effect;
+        thumbs or lists, of a file of these: what the rows were made of;
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
         duplicate_rows (all three texts equal an earlier row's), duplicate_prompts (only the prompt does), equal_answers, cut,
         dropped: counts, all of texts as the model reads them; under `..._at` the first rows of each kind, from 1, as in the file;
@@ -59,6 +60,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int)
     return {
         "rows": len(rows), "conversations": sum(count > 1 for count in turns), "most_turns": max(turns) + 1, "max_len": max_len,
         "tokenizer": tokenizer.name, "bad_rows": skipped_rows(reading), "notes": reading.notes,
+        **(reading.facts or {}),
         "tokens": {name: _spread(values) for name, values in lengths.items()},
         "begins_at": numbers[0], "begins": "".join(texts[0][:2])[:BEGINNING],
         **{name: len(found) for name, found in kinds.items()},

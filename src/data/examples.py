@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.data.columns import (
+    ANSWERS,
     CONVERSATIONS,
     PromptColumns,
     Table,
@@ -40,7 +41,7 @@ from src.errors import UserError
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes, Encoder
 
-ANSWERS = ("chosen", "completion", "response", "output", "answer", "chosen_messages", "chosen_response")
+_ANSWERS = ("chosen", *ANSWERS, "chosen_messages", "chosen_response")
 TEXT = "text"
 # End of a document within a .txt: the character 0, or the word that many corpora use for it.
 _END = re.compile(r"\0|<\|endoftext\|>")
@@ -117,7 +118,7 @@ def read_examples(table: Table) -> Reading:
 
     Raises UserError if no column can be trained on, or two could be.
     """
-    messages, answer, text = (find_column(table, names) for names in (CONVERSATIONS, ANSWERS, (TEXT,)))
+    messages, answer, text = (find_column(table, names) for names in (CONVERSATIONS, _ANSWERS, (TEXT,)))
     if not (messages or answer or text):
         raise UserError(f"{table.path}: {table.where} has no column to train on (found: {known_columns(table)}); the columns "
                         "must be prompt,completion or prompt,chosen or instruction,input,output, or messages, or text")

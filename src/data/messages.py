@@ -152,7 +152,7 @@ def _speaker(message: dict[str, Any], place: str) -> str:
     role = _first(message, ROLE)
     speaker = SPEAKERS.get(role.lower()) if isinstance(role, str) else None
     if speaker is None:
-        raise BadRow("unsupported role", f"{place} has the role {_shown(role)}; supported are user, assistant and system")
+        raise BadRow("unsupported role", f"{place} has the role {shown(role)}; supported are user, assistant and system")
     return speaker
 
 
@@ -175,11 +175,11 @@ def _part(part: Any, place: str) -> str:
         part = part.get("text")
     if not isinstance(part, str):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise BadRow("no text", f"{place} has a part of type {_shown(kind)} in its content; only text is supported")
+        raise BadRow("no text", f"{place} has a part of type {shown(kind)} in its content; only text is supported")
     return part
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Any value from a file, for a message."""
     try:
         return repr(value)[:80]
@@ -193,7 +193,7 @@ def _has_loss(message: dict[str, Any], place: str) -> bool:
         if message.get(key) is not None:
             flag = as_flag(message[key])
             if flag is None:
-                raise BadRow("unsupported weight", f"{place} has {key} {_shown(message[key])}; supported are 0 and 1")
+                raise BadRow("unsupported weight", f"{place} has {key} {shown(message[key])}; supported are 0 and 1")
             flags.append(flag)
     return all(flags)
 

@@ -56,7 +56,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     many repetitions small.
 
     Args:
-        rows: with a reject in each.
+        rows: with two answers each, or one that has a thumb; the other one's tokens are then [].
         target_pair_count: number of pairs to make; None for each row once.
         max_len: most tokens of prompt and longer answer together.
         seed: of the generator that draws templates; the same seed gives the same pairs.
@@ -75,8 +75,10 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
 
     @cache
     def answers(index: int) -> tuple[list[int], list[int]]:
-        return (encoder.encode(format_answer(rows[index].chosen), numbers[index], "chosen", continues=True),
-                encoder.encode(format_answer(rows[index].reject), numbers[index], "reject", continues=True))
+        # An unpaired answer has none beside it.
+        chosen, reject = (encoder.encode(format_answer(text), numbers[index], part, continues=True) if text else []
+                          for part, text in zip(("chosen", "reject"), rows[index][1:], strict=True))
+        return chosen, reject
 
     @cache
     def prompt_of(index: int, template: int) -> tuple[list[int], bool]:
@@ -89,14 +91,16 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     pairs: list[TokenPair] = []
     templates = dict.fromkeys(NAMES, 0)
     cut = dropped = equal = longest = 0
+    drawn = 0
     for index in walk_rows(len(rows), target_pair_count):
-        template = draw_template(generator)
+        # The pairs of one list have one template, so that they share their prompt.
+        drawn = drawn if index and numbers[index] == numbers[index - 1] else draw_template(generator)
         chosen, reject = answers(index)
         longer = max(len(chosen), len(reject))
         if longer > max_len:
             dropped += 1
             continue
-        template = 0 if is_of_turns(index) else template
+        template = 0 if is_of_turns(index) else drawn
         prompt, was_cut = prompt_of(index, template)
         pairs.append((prompt, chosen, reject))
         templates[NAMES[template]] += 1

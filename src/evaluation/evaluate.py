@@ -15,6 +15,7 @@ from src.checkpoint.base import load_base, load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import printable, say, show
 from src.data.faults import report_reading, skipped_rows, usable
+from src.data.ranking import pair_rule, rule_without_effect
 from src.data.read import read_pairs
 from src.data.tokenize import TokenPair, tokenize_pairs
 from src.errors import UserError
@@ -121,14 +122,19 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
     """The pairs, their cached references if the file has them, and facts on both for the report."""
     path = config.pairs
     if not path.lower().endswith(".save"):
-        reading = read_pairs(path, require_reject=True)
+        reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))
         rows = usable(reading, config.skip_bad_rows)
+        if "thumbs" in (reading.facts or {}):
+            raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs")
         tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
         pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers)
         report_reading(reading)
+        for line in rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap}):
+            say(line)
         report.changes.report(path, tokenizer.name)
         return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped,
-                             "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading)}
+                             "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading),
+                             **(reading.facts or {})}
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "left_out": sum(left_out.values())}
     pairs = [(prompt, chosen, reject) for prompt, chosen, reject, _, _ in loaded]

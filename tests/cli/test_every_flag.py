@@ -38,7 +38,7 @@ EFFECT = {
         "--skip_bad_rows": ("0", "1"), "--target_pair_count": ("1", "2"), "--strategy": ("cpu fp32", "cpu bf16"),
         "--rlhf_max_corpus_len": ("9", "10"), "--tokenizer": ("bytes", "world"), "--layer_profile": ("auto", "no.csv"),
         "--peft": ("lora", "pissa"), "--lora_r": ("1", "2", {"--peft": "pissa"}), "--seed": ("0", "1"),
-        "--batch_tokens": ("8", "9"), "--reference": ("0", "1")},
+        "--batch_tokens": ("8", "9"), "--reference": ("0", "1"), "--pairs": ("all", "adjacent"), "--min_gap": ("0.5", "1")},
     TRAIN: {
         "--load_model": ("a", "b"), "--n_layer": ("1", "2"), "--n_embd": ("1", "2"), "--vocab_size": ("1", "2"),
         "--my_testing": ("x060", "x070"), "--quant": ("0", "1"), "--quant_mode": ("nf4", "int8", {"--quant": "1"}),
@@ -65,7 +65,7 @@ EFFECT = {
         "--load_model": ("a", "b"), "--adapter": ("a", "b"), "--pairs": ("a", "b"), "--skip_bad_rows": ("0", "1"),
         "--reference_model": ("a", "b"), "--output_json": ("a", "b"), "--dpo_beta": ("1", "2"),
         "--strategy": ("cpu fp32", "cpu bf16"), "--rlhf_max_corpus_len": ("9", "10"), "--tokenizer": ("bytes", "world"),
-        "--seed": ("0", "1"), "--batch_tokens": ("8", "9")},
+        "--seed": ("0", "1"), "--batch_tokens": ("8", "9"), "--list_pairs": ("all", "adjacent"), "--min_gap": ("0.5", "1")},
 }
 PROFILE, OLD_PROFILE, TEXTS = "profile.csv", "old.csv", "texts.txt"  # written into the folder of a test
 NO_PREFERENCES = ("--dpo_beta", "--dpo_alpha", "--label_smoothing", "--orpo_alpha", "--simpo_beta", "--simpo_gamma",
@@ -111,7 +111,8 @@ NONE = {
         ({"--samples": "0"}, "--sample_tokens", "5", "6", "--samples 0"),
         *[({"--loss": loss}, "--allow_reference_mismatch", "0", "1", "no reference") for loss in ("simpo", "orpo", "cpo")]],
     EVALUATE: [({"--pairs": "p.save"}, flag, *values, "tokens") for flag, values in (
-        ("--tokenizer", ("bytes", "world")), ("--seed", ("0", "1")), ("--skip_bad_rows", ("0", "1")))],
+        ("--tokenizer", ("bytes", "world")), ("--seed", ("0", "1")), ("--skip_bad_rows", ("0", "1")),
+        ("--list_pairs", ("all", "adjacent")), ("--min_gap", ("0.5", "1")))],
 }
 CASES = [(script, *case) for script, cases in NONE.items() for case in cases]
 IDS = [f"{script}-{flag}-{reason.split()[-1]}" for script, _, flag, _, _, reason in CASES]
