@@ -5,13 +5,14 @@ Answers have a loss, prompts have none. In plain text every token has a loss exc
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from src.data.binidx import corpus_at, read_corpus
 from src.data.columns import (
     ANSWERS,
     CONVERSATIONS,
@@ -67,8 +68,9 @@ class TextCounts:
 
 
 def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool,
-               skip_bad_rows: bool = False) -> tuple[list[Text], TextCounts]:
-    """Read a `.txt` of documents, or a table (see src/data/read.py) of documents, prompts with answers, or conversations.
+               skip_bad_rows: bool = False) -> tuple[Sequence[Text], TextCounts]:
+    """Read a `.txt` of documents, a tokenized corpus (src/data/binidx.py), or a table (src/data/read.py) of documents, prompts
+    with answers, or conversations.
 
     A conversation over `max_len` tokens loses its beginning; one whose last answer alone is longer is dropped. A longer document
     is cut into pieces of `max_len` inputs. Each piece begins with the last token of the piece before it, so that every token of
@@ -83,6 +85,11 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     Raises:
         UserError: the file or a row of it is malformed, both named; no text is left under the limit.
     """
+    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
+    if corpus := corpus_at(path):
+        found = read_corpus(corpus, tokenizer.end_of_text, tokenizer.vocab_size, max_len)
+        trained = int(found.pieces.losses().sum())
+        return found.pieces, TextCounts(found.documents, trained, found.cut, 0, encoder.changes(), {"count": 0, "rows": {}})
     path = data_file(path, "--train_data_file or --eval_file")
     if data_ending(path) == ".txt":
         documents = _read_documents(path)
@@ -90,7 +97,6 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     else:
         reading = read_examples(read_table(path))
     rows = usable(reading, skip_bad_rows)
-    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
     texts: list[Text] = []
     cut = dropped = 0
     for number, row in zip(reading.numbers, rows, strict=True):

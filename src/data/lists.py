@@ -141,12 +141,13 @@ def _of_objects(found: list[Any], words: list[str], where: str) -> tuple[list[An
         if not isinstance(item, dict):
             raise BadRow("no score", f"{where}: {word} is of type {type(item).__name__} where an object with an answer and its "
                                      "score is expected")
+    scores: list[float | None] = [None] * len(found)
     for key in (*_SCORES, *_RANKS):
-        scores = [_score(item, key, f"{where}: {word}") for item, word in zip(found, words, strict=True)]
-        if sum(score is not None for score in scores) > 1:
+        by_key = [_score(item, key, f"{where}: {word}") for item, word in zip(found, words, strict=True)]
+        known = sum(score is not None for score in by_key)
+        scores = by_key if known > 1 or scores.count(None) == len(scores) else scores
+        if known > 1:
             break
-    else:
-        scores = [None] * len(found)
     return [next((item[key] for key in _TEXTS if item.get(key) is not None), None) for item in found], scores
 
 

@@ -11,6 +11,7 @@ from src.adapters.layer_profile import read_layer_profile
 from src.checkpoint.io import load_safetensors
 from src.errors import UserError
 from tests.cli.conftest import SCRIPTS, words_of
+from tests.data.test_binidx import put
 
 MODULES = {"rlhf_generate_reject_csv": "generate", "rlhf_dpo_generate_save": "prepare", "train": "train", "merge": "merge",
            "evaluate": "evaluate"}
@@ -67,7 +68,7 @@ EFFECT = {
         "--strategy": ("cpu fp32", "cpu bf16"), "--rlhf_max_corpus_len": ("9", "10"), "--tokenizer": ("bytes", "world"),
         "--seed": ("0", "1"), "--batch_tokens": ("8", "9"), "--list_pairs": ("all", "adjacent"), "--min_gap": ("0.5", "1")},
 }
-PROFILE, OLD_PROFILE, TEXTS = "profile.csv", "old.csv", "texts.txt"  # written into the folder of a test
+PROFILE, OLD_PROFILE, TEXTS, CORPUS = "profile.csv", "old.csv", "texts.txt", "corpus.bin"  # written into the folder of a test
 NO_PREFERENCES = ("--dpo_beta", "--dpo_alpha", "--label_smoothing", "--orpo_alpha", "--simpo_beta", "--simpo_gamma",
                   "--simpo_alpha", "--cpo_beta", "--cpo_alpha")
 # Flags that have no effect: what else is given, the flag, two values, and a word of the reason.
@@ -96,7 +97,8 @@ NONE = {
         (SFT, "--allow_reference_mismatch", "0", "1", "no preferences"),
         (SFT, "--samples", "0", "3", "no samples"), (SFT, "--sample_tokens", "5", "6", "no samples"),
         ({}, "--tokenizer", "bytes", "world", "tokens"), ({}, "--skip_bad_rows", "0", "1", "tokens"),
-        (SFT | {"--train_data_file": TEXTS}, "--skip_bad_rows", "0", "1", "no rows"),
+        *[(SFT | {"--train_data_file": file}, flag, "0", "1", "no rows") for flag in ("--skip_bad_rows", "--sft_on_prompt")
+          for file in (TEXTS, CORPUS, CORPUS.removesuffix(".bin"))],
         ({}, "--quant_mode", "nf4", "int8", "--quant 1"), ({}, "--gpu_arch", "cuda", "rocm", "CPU"),
         *[({"--layer_profile": PROFILE}, flag, *values, "profile") for flag, values in (
             ("--lora_r", ("4", "8")), ("--lora_alpha", ("1", "2")), ("--peft", ("full", "bone")), ("--lr_init", ("0.1", "0.2")),
@@ -128,6 +130,7 @@ def here(tmp_path, monkeypatch):
     Path(PROFILE).write_text(RATES)
     Path(OLD_PROFILE).write_text(OLD)
     Path(TEXTS).write_text("One document.\0Another one.")
+    put(Path(), [[*b"One document.", 0], [*b"Another one.", 0]])
 
 
 def cli(script):
