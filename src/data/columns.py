@@ -15,7 +15,7 @@ from src.data.faults import BadRow, Reading, read_rows
 from src.data.messages import as_flag, checked_text, message_turns, messages_in, parse
 from src.errors import UserError
 
-PROMPTS = ("prompt", "instruction", "question", "query", "context_messages")
+PROMPTS = ("prompt", "instruction", "question", "query", "context_messages", "prompt_messages")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 ABOUT = ("input", "context")  # next to a prompt: its input; the prompt itself if there is no other
 SYSTEMS = ("system", "system_prompt", "system_message")
