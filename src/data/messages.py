@@ -86,17 +86,17 @@ def messages_in(value: Any, where: str) -> list[Any] | None:
 
 def _without_exchanges(values: list[Any]) -> list[Any]:
     """Messages for a list of exchanges, objects with a question and its answer; any other list as it is."""
-    first = values[0] if values else None
-    keys = next((keys for keys in EXCHANGES if isinstance(first, dict) and keys[0] in first and set(first) & set(keys[1:])), None)
-    if keys is None or _first(first, ROLE) is not None:
+    if not values or not all(isinstance(value, dict) for value in values) or _first(values[0], ROLE) is not None:
         return values
-    asked, *answers = keys
+    keys = next((keys for keys in EXCHANGES if set(keys) <= values[0].keys()), None)
+    if keys is None:
+        return values
+    asked, answered = keys
     messages: list[Any] = []
     for number, exchange in enumerate(values, start=1):
-        if not isinstance(exchange, dict):
-            return values
-        messages.append({"role": "user", "content": exchange.get(asked)})
-        answer = _first(exchange, answers)
+        others = {key: value for key, value in exchange.items() if key not in keys}  # for the note on what has no effect
+        messages.append(others | {"role": "user", "content": exchange.get(asked)})
+        answer = exchange.get(answered)
         if answer or number < len(values):  # the last question may be open
             messages.append({"role": "assistant", "content": answer})
     return messages
