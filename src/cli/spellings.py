@@ -102,8 +102,8 @@ INSTEAD = {
 # Which tokens have a loss with --sft 1, and what it reads. `none` and `pad`: all tokens of a text; `none` includes padding, but
 # there is none here. `qa`: what follows each "Assistant:", with the word itself.
 ON_ALL_TOKENS = ("none", "pad")
-SFT_TYPES = (("", "none", "utf-8", "jsonl", "sft"),
-             "give the texts themselves as --train_data_file, in CSV, JSONL, Parquet or .txt, in UTF-8")
+SFT_TYPES = (("", "none", "utf-8", "jsonl", "sft", "binidx"),
+             "give the texts themselves as --train_data_file, in CSV, JSONL, Parquet or .txt, in UTF-8, or a binidx")
 
 # RWKV-PEFT's adapter settings as JSON: the modes of each flag, and what each name is here: a flag, or values that change nothing.
 CONFIGS: dict[str, tuple[tuple[str, ...], dict[str, str | tuple[Sequence[str], str] | None]]] = {

@@ -13,6 +13,7 @@ from src.adapters.layer_profile import NEEDED as NEEDED_BY_MODE
 from src.adapters.layer_profile import has_rates
 from src.cli.parser import NoEffect, Parser, notes
 from src.cli.spellings import EPILOG, translate
+from src.data.binidx import corpus_at
 from src.data.source import data_ending
 from src.errors import UserError
 from src.preference.loss import LOSSES, needs_reference, takers
@@ -128,8 +129,9 @@ def _without_effect(flags: dict[str, Any]) -> list[NoEffect]:
         NoEffect(f"{' '.join((*TAKEN_BY, *SWITCHES))} allow_reference_mismatch", sft, "--sft 1 has no preferences"),
         NoEffect("samples sample_tokens", sft, "--sft 1 writes no samples"),
         NoEffect("tokenizer skip_bad_rows loss_on", not sft, "a .save holds tokens"),
-        NoEffect("skip_bad_rows sft_on_prompt loss_on", all(data_ending(file) == ".txt" for file in texts) and sft,
-                 "a .txt has no rows and no prompts"),
+        NoEffect("skip_bad_rows sft_on_prompt loss_on",
+                 all(data_ending(file) == ".txt" or corpus_at(file) for file in texts) and sft,
+                 "documents have no rows and no prompts"),
         NoEffect("quant_mode", not flags["quant"], "without --quant 1 no weight is quantized"),
         NoEffect("peft lora_r lora_alpha", not auto, "the layer profile says what trains"),
         NoEffect("lora_r", "Rank" not in NEEDED_BY_MODE[peft], f"--peft {peft} has no rank"),

@@ -1,12 +1,12 @@
 """Which pairs form a batch, and in what order. Knows nothing about texts or models."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, count, islice
 
 import numpy as np
 
-from src.data.packing import packed_length
+from src.data.packing import Text, packed_length
 
 # Pairs that are sorted by length together: enough for batches of similar lengths, few enough that each pass mixes them again.
 WINDOW = 512
@@ -19,21 +19,24 @@ def batches_by_tokens(pairs: Sequence[tuple], batch_tokens: int, among: Iterable
     than `batch_tokens` is a group of its own. Every index occurs exactly once; the longest come first, so that a batch that
     does not fit in memory fails at the start.
     """
-    together: dict[tuple, list[int]] = {}
+    together: dict[Hashable, list[int]] = {}
     for index in range(len(pairs)) if among is None else among:
-        together.setdefault(tuple(pairs[index][0]), []).append(index)
+        # Texts share nothing, and the tokens of all may not fit in memory.
+        key: Hashable = index if isinstance(pairs[index], Text) else tuple(pairs[index][0])
+        together.setdefault(key, []).append(index)
     for members in together.values():
         members.sort(key=lambda index: -packed_length(pairs[index]))
     groups: list[list[int]] = []
-    total, in_group = 0, None
-    for prompt, members in sorted(together.items(), key=lambda item: -packed_length(pairs[item[1][0]])):
+    total = 0
+    in_group: Hashable = None
+    for key, members in sorted(together.items(), key=lambda item: -packed_length(pairs[item[1][0]])):
         for index in members:
-            length = packed_length(pairs[index], shared=in_group == prompt)
+            length = packed_length(pairs[index], shared=in_group == key)
             if not groups or total + length > batch_tokens:
                 groups.append([])
                 total, length = 0, packed_length(pairs[index])
             groups[-1].append(index)
-            total, in_group = total + length, prompt
+            total, in_group = total + length, key
     return groups
 
 

@@ -39,6 +39,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
     Returns:
         rows (those that can be used), conversations (of several turns, or with a system message), most_turns;
         bad_rows: "count", and under "rows" the numbers of those that can't be used, by kind; notes: what has no effect;
+        thumbs or lists, of a file of these: what the rows were made of;
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
         duplicate_rows (all three texts equal an earlier row's), duplicate_prompts (only the prompt does), equal_answers, cut,
         dropped: counts, all of texts as the model reads them; thinking (an answer begins with <think>), turn_names (an answer has
@@ -72,7 +73,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
         "tokenizer": tokenizer.name, "template": {"name": template.name, "fingerprint": template.fingerprint},
         "shown": None if shown is None else {
             "row": numbers[shown], **pair_as_read(pairs[shown], tokenizer, max_len, template.begins_with_end_of_text)},
-        "bad_rows": skipped_rows(reading), "notes": reading.notes,
+        "bad_rows": skipped_rows(reading), "notes": reading.notes, **(reading.facts or {}),
         "tokens": {name: _spread(values) for name, values in lengths.items()},
         "begins_at": numbers[0], "begins": "".join(texts[0][:2])[:BEGINNING],
         **{name: len(found) for name, found in kinds.items()},

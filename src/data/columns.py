@@ -15,11 +15,12 @@ from src.data.faults import BadRow, Reading, read_rows
 from src.data.messages import as_flag, checked_text, message_turns, messages_in, parse
 from src.errors import UserError
 
-PROMPTS = ("prompt", "instruction", "question", "query")
+PROMPTS = ("prompt", "instruction", "question", "query", "context_messages", "prompt_messages")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 ABOUT = ("input", "context")  # next to a prompt: its input; the prompt itself if there is no other
 SYSTEMS = ("system", "system_prompt", "system_message")
 HISTORIES = ("history",)
+ANSWERS = ("completion", "response", "output", "answer")  # to a prompt; good ones, unless another column says otherwise
 # Columns that say whether to train on a row: thumbs of unpaired preferences, and weights.
 THUMBS = ("label", "kto_tag")
 FLAGS = (*THUMBS, "weight", "loss_weight", "train")
@@ -55,7 +56,7 @@ class Usage:
         """In words, what has a value in some of the rows read (of these numbers) but no effect anywhere."""
         records = (table.records[number - 1] for number in numbers)
         filled = {name for record in records if not isinstance(record, BadRow) for name, value in record.items()
-                  if not _is_blank(value)} - self.columns
+                  if not is_blank(value)} - self.columns
         unused = [" ".join(name.split())[:40] or "(no name)" for name in dict.fromkeys(table.names) if name in filled]
         parts = [f"{_listed(unused, 'column')}"] if unused else []
         if self.unused_keys:
@@ -132,7 +133,7 @@ def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
     found = []
     for name in filter(None, (find_column(table, (flag,)) for flag in FLAGS)):
         values = [record[name] for record in table.records
-                  if not isinstance(record, BadRow) and not _is_blank(record.get(name))]
+                  if not isinstance(record, BadRow) and not is_blank(record.get(name))]
         if name.lower() in THUMBS and not numbers_are_thumbs:
             values = [value if not str(value).strip().isdigit() else None for value in values]
         if values and all(as_flag(value) is not None for value in values):
@@ -142,6 +143,8 @@ def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
 
 def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callable[[dict[str, Any], str], Any]) -> Reading:
     """`read(record, where)` of the table's rows, except rows that one of the `flags` marks as not to be learned.
+
+    A record for which `read` returns a list gives all of its entries, with the record's number.
 
     Args:
         flags: from `flag_columns`.
@@ -176,16 +179,21 @@ def read_cell(record: dict[str, Any], column: str | None, where: str, part: str,
     if column is None:
         return ""
     value = record.get(column, "")
-    if _is_blank(value):
+    if not is_blank(value):
+        usage.columns.add(column)
+    return read_value(value, f"{where}: its {part}", usage)
+
+
+def read_value(value: Any, place: str, usage: Usage) -> str | list[Turn]:
+    """The same of a value that need not be a cell; `place` is the row and what the value is there."""
+    if is_blank(value):
         return value if isinstance(value, str) else ""
-    usage.columns.add(column)
-    messages = messages_in(value, f"{where}: its {part}")
+    messages = messages_in(value, place)
     if messages is not None:
-        return message_turns(messages, f"{where}: its {part}", usage.unused_keys)
+        return message_turns(messages, place, usage.unused_keys)
     if not isinstance(value, str):
-        raise BadRow("no text", f"{where}: its {part} is of type {type(value).__name__} where text or a list of messages is "
-                                "expected")
-    return checked_text(value, f"{where}: its {part}")
+        raise BadRow("no text", f"{place} is of type {type(value).__name__} where text or a list of messages is expected")
+    return checked_text(value, place)
 
 
 def read_prompt(record: dict[str, Any], columns: PromptColumns, where: str, usage: Usage) -> str:
@@ -279,7 +287,8 @@ def _after(earlier: Sequence[Turn], turns: Sequence[Turn], where: str, column: s
     return [*earlier, *turns]
 
 
-def _is_blank(value: Any) -> bool:
+def is_blank(value: Any) -> bool:
+    """Whether a cell has nothing in it."""
     return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list | dict) and not value)
 
 

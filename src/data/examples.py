@@ -5,14 +5,16 @@ Answers have a loss, prompts have none. In plain text every token has a loss exc
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from src.data.binidx import corpus_at, read_corpus
 from src.data.columns import (
+    ANSWERS,
     CONVERSATIONS,
     PromptColumns,
     Table,
@@ -43,7 +45,7 @@ from src.errors import UserError
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes, Encoder
 
-ANSWERS = ("chosen", "completion", "response", "output", "answer", "chosen_messages", "chosen_response")
+_ANSWERS = ("chosen", *ANSWERS, "chosen_messages", "chosen_response")
 TEXT = "text"
 # End of a document within a .txt: the character 0, or the word that many corpora use for it.
 _END = re.compile(r"\0|<\|endoftext\|>")
@@ -69,8 +71,9 @@ class TextCounts:
 
 
 def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, on_prompt: bool, skip_bad_rows: bool = False,
-               template: Template = CLASSIC, loss_on: str = "all") -> tuple[list[Text], TextCounts]:
-    """Read a `.txt` of documents, or a table (see src/data/read.py) of documents, prompts with answers, or conversations.
+               template: Template = CLASSIC, loss_on: str = "all") -> tuple[Sequence[Text], TextCounts]:
+    """Read a `.txt` of documents, a tokenized corpus (src/data/binidx.py), or a table (src/data/read.py) of documents, prompts
+    with answers, or conversations.
 
     A conversation over `max_len` tokens loses its beginning; one whose last answer alone is longer is dropped. A longer document
     is cut into pieces of `max_len` inputs. Each piece begins with the last token of the piece before it, so that every token of
@@ -87,6 +90,11 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     Raises:
         UserError: the file or a row of it is malformed, both named; no text is left under the limit.
     """
+    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
+    if corpus := corpus_at(path):
+        found = read_corpus(corpus, tokenizer.end_of_text, tokenizer.vocab_size, max_len)
+        trained = int(found.pieces.losses().sum())
+        return found.pieces, TextCounts(found.documents, trained, found.cut, 0, encoder.changes(), {"count": 0, "rows": {}})
     path = data_file(path, "--train_data_file or --eval_file")
     if data_ending(path) == ".txt":
         documents = _read_documents(path)
@@ -94,7 +102,6 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     else:
         reading = fitted(read_examples(read_table(path)), template, loss_on)
     rows = usable(reading, skip_bad_rows)
-    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
     texts: list[Text] = []
     cut = dropped = 0
     for number, row in zip(reading.numbers, rows, strict=True):
@@ -124,7 +131,7 @@ def read_examples(table: Table) -> Reading:
 
     Raises UserError if no column can be trained on, or two could be.
     """
-    messages, answer, text = (find_column(table, names) for names in (CONVERSATIONS, ANSWERS, (TEXT,)))
+    messages, answer, text = (find_column(table, names) for names in (CONVERSATIONS, _ANSWERS, (TEXT,)))
     if not (messages or answer or text):
         raise UserError(f"{table.path}: {table.where} has no column to train on (found: {known_columns(table)}); the columns "
                         "must be prompt,completion or prompt,chosen or instruction,input,output, or messages, or text")

@@ -45,15 +45,19 @@ class Reading(NamedTuple):
     faults: list[Fault]
     notes: list[str]  # parts of the file that have no effect
     left_out: str = ""  # in words, how many rows the file itself marks as not to be learned, and by which column
+    facts: dict[str, Any] | None = None  # of a file of thumbs or lists: what the rows were made of, for sidecars and reports
+    made: str = ""  # the same in words
 
 
-def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], RowType | None]
+def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], RowType | list[RowType] | None]
               ) -> tuple[list[RowType], list[int], list[Fault]]:
     """`read(record, number)` of every record: the rows, their numbers, and the faults.
 
-    A row for which `read` returns None is left out.
+    A record for which `read` returns None is left out; one for which it returns a list gives several rows, or none.
     """
-    rows, numbers, faults = [], [], []
+    rows: list[RowType] = []
+    numbers: list[int] = []
+    faults: list[Fault] = []
     for number, record in enumerate(records, start=1):
         try:
             if isinstance(record, BadRow):
@@ -62,9 +66,9 @@ def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], 
         except BadRow as fault:
             faults.append(Fault(number, fault.kind, str(fault)))
             continue
-        if row is not None:
-            rows.append(row)
-            numbers.append(number)
+        made = row if isinstance(row, list) else [] if row is None else [row]
+        rows += made
+        numbers += [number] * len(made)
     return rows, numbers, faults
 
 
@@ -76,11 +80,13 @@ def usable(reading: Reading, skip_bad_rows: bool) -> list[Any]:
     """
     if reading.faults and not skip_bad_rows:
         raise UserError(refusal(reading))
+    if not reading.rows and not reading.faults and not reading.left_out:
+        raise UserError(f"{reading.path}: {reading.made}, so there is no pair to learn from")
     if not reading.rows and not reading.faults:
         raise UserError(f"{reading.path}: none of its rows is to be learned: it has only {reading.left_out}; correct "
                         "that column, or remove it")
     if not reading.rows:
-        besides = f" besides {reading.left_out}" if reading.left_out else ""
+        besides = f" besides {reading.left_out}" if reading.left_out else f" ({reading.made})" if reading.made else ""
         raise UserError(f"{reading.path}: none of its {len(reading.faults)} rows{besides} can be used; "
                         f"{reading.faults[0].message}")
     return reading.rows
@@ -93,23 +99,31 @@ def report_reading(reading: Reading) -> None:
     """
     report_notes(reading)
     if reading.faults:
-        total = len(reading.rows) + len(reading.faults)
-        say(f"{reading.path}: left out {len(reading.faults)} of {total} rows, which can't be used: {in_words(reading.faults)}")
+        say(f"{reading.path}: left out {len(reading.faults)} of {_total(reading)} rows, which can't be used: "
+            f"{in_words(reading.faults)}")
 
 
 def report_notes(reading: Reading) -> None:
-    """Report on stderr, in one line, which parts of the file have no effect."""
+    """Report on stderr, in a line each, what rows of thumbs or lists were made of, and which parts of the file have no effect."""
+    if reading.made:
+        say(f"{reading.path}: {reading.made}")
     if reading.notes:
         say(f"note: {reading.path}: {'; '.join(reading.notes)}")
 
 
 def refusal(reading: Reading) -> str:
     """Why a run refuses the file: all faults by kind, and the first one in full."""
-    first, total = reading.faults[0], len(reading.rows) + len(reading.faults)
+    first, total = reading.faults[0], _total(reading)
     if len(reading.faults) == 1:
         return f"{first.message}; --skip_bad_rows 1 leaves the row out"
     return (f"{reading.path}: {len(reading.faults)} of {total} rows can't be used: {in_words(reading.faults)}; the first: "
             f"{first.message.removeprefix(f'{reading.path}: ')}; --skip_bad_rows 1 leaves such rows out")
+
+
+def _total(reading: Reading) -> int:
+    """Rows of the file, without those that it marks as not to be learned."""
+    lists = (reading.facts or {}).get("lists")
+    return (lists["count"] if lists else len(reading.rows)) + len(reading.faults)
 
 
 def by_kind(faults: Iterable[Fault]) -> dict[str, list[int]]:

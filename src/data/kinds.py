@@ -33,7 +33,9 @@ _KINDS = (
     (rb"FEA1\0", "is Feather in its first version", "save it as Parquet, or as Feather in version 2"),
     (rb"ORC[\0-\x08\x0e-\x1f]", "is an ORC file", _TABLE),
     (rb"Obj\x01", "is an Avro file", _TABLE),
-    (rb"MMIDIDX\0\0", "is the index of a tokenized corpus (binidx)", _TEXTS),
+    (rb"MMIDIDX\0\0", "is the index of a tokenized corpus (binidx)",
+     "give it to train.py --sft 1 with its ending .idx, next to its .bin, and elsewhere the texts themselves, as CSV, JSONL or "
+     "Parquet"),
     (rb"GGUF[\x01-\x0f]\0", "is a model in GGUF, not texts", _TEXTS),
     (rb".{3}\0{5}\{", "is a safetensors file, which holds tensors", _TEXTS),
     (rb"%PDF-", "is a PDF", "save its text as CSV or JSONL"),

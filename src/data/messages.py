@@ -20,6 +20,8 @@ SPEAKERS = {"user": HUMAN, "human": HUMAN, "prompter": HUMAN, "assistant": ASSIS
 # Roles that no template has.
 UNSUPPORTED = ("tool", "function", "observation", "function_call", "tool_call", "ipython", "environment")
 ROLE, CONTENT = ("role", "from"), ("content", "value")
+# Keys of an exchange, a question with its answer, as in ms-swift and in Capybara.
+EXCHANGES = (("human", "assistant"), ("user", "assistant"), ("input", "output"))
 # Keys that say whether a message has a loss: OpenAI's and Mistral's weight, axolotl's train, ms-swift's loss.
 LOSS = ("weight", "loss_weight", "train", "loss")
 # Possessive, so that no part of a text is scanned twice: otherwise a million blank lines take hours.
@@ -69,7 +71,7 @@ def messages_in(value: Any, where: str) -> list[Any] | None:
     Raises BadRow, beginning with `where`, for a text that begins like a list of messages but can't be read as one.
     """
     if isinstance(value, list):
-        return value
+        return _without_exchanges(value)
     if isinstance(value, dict):
         return [value] if _first(value, ROLE) is not None or _first(value, CONTENT) is not None else None
     if not isinstance(value, str) or not _BEGINS.match(value) or not _A_ROLE.search(value):
@@ -78,8 +80,26 @@ def messages_in(value: Any, where: str) -> list[Any] | None:
     if found is None:
         raise BadRow("unreadable messages", f"{where} begins like a list of messages written as text, but can't be read as one; "
                                             "write the file as JSONL, or the cell as JSON")
-    found = found if isinstance(found, list) else [found]
+    found = _without_exchanges(found if isinstance(found, list) else [found])
     return found if all(map(_is_message, found)) else None
+
+
+def _without_exchanges(values: list[Any]) -> list[Any]:
+    """Messages for a list of exchanges, objects with a question and its answer; any other list as it is."""
+    if not values or not all(isinstance(value, dict) for value in values) or _first(values[0], ROLE) is not None:
+        return values
+    keys = next((keys for keys in EXCHANGES if set(keys) <= values[0].keys()), None)
+    if keys is None:
+        return values
+    asked, answered = keys
+    messages: list[Any] = []
+    for number, exchange in enumerate(values, start=1):
+        others = {key: value for key, value in exchange.items() if key not in keys}  # for the note on what has no effect
+        messages.append(others | {"role": "user", "content": exchange.get(asked)})
+        answer = exchange.get(answered)
+        if answer or number < len(values):  # the last question may be open
+            messages.append({"role": "assistant", "content": answer})
+    return messages
 
 
 def parse(text: str) -> Any | None:
@@ -152,7 +172,7 @@ def _speaker(message: dict[str, Any], place: str) -> str:
     role = _first(message, ROLE)
     speaker = SPEAKERS.get(role.lower()) if isinstance(role, str) else None
     if speaker is None:
-        raise BadRow("unsupported role", f"{place} has the role {_shown(role)}; supported are user, assistant and system")
+        raise BadRow("unsupported role", f"{place} has the role {shown(role)}; supported are user, assistant and system")
     return speaker
 
 
@@ -170,16 +190,16 @@ def _text(message: dict[str, Any], place: str, last: bool) -> str:
 
 
 def _part(part: Any, place: str) -> str:
-    """One part of a content: `{"type": "text", "text": ...}`, or a text."""
+    """One part of a content: `{"type": "text", "text": ...}`, `value` in place of `text` (LLaMA-Factory), or a text."""
     if isinstance(part, dict) and part.get("type", "text") == "text":
-        part = part.get("text")
+        part = part.get("text", part.get("value"))
     if not isinstance(part, str):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise BadRow("no text", f"{place} has a part of type {_shown(kind)} in its content; only text is supported")
+        raise BadRow("no text", f"{place} has a part of type {shown(kind)} in its content; only text is supported")
     return part
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Any value from a file, for a message."""
     try:
         return repr(value)[:80]
@@ -193,7 +213,7 @@ def _has_loss(message: dict[str, Any], place: str) -> bool:
         if message.get(key) is not None:
             flag = as_flag(message[key])
             if flag is None:
-                raise BadRow("unsupported weight", f"{place} has {key} {_shown(message[key])}; supported are 0 and 1")
+                raise BadRow("unsupported weight", f"{place} has {key} {shown(message[key])}; supported are 0 and 1")
             flags.append(flag)
     return all(flags)
 

@@ -8,7 +8,8 @@ from src.data.csv import has_known_header, read_csv
 from src.data.faults import Reading
 from src.data.jsonl import looks_like_json, read_json
 from src.data.kinds import check_kind, is_arrow, is_parquet
-from src.data.rows import to_pairs
+from src.data.preferences import to_rows
+from src.data.ranking import DEFAULT_RULE, PairRule
 from src.data.source import data_ending, data_file, open_data, read_text
 
 _ARROW_ENDINGS = (".arrow", ".feather")
@@ -37,16 +38,17 @@ def read_table(path: str | Path) -> Table:
     return read_json(text, path) if _is_json(text, ending) else read_csv(text, path, tabs_first=ending in _TAB_ENDINGS)
 
 
-def read_pairs(path: str | Path, require_reject: bool) -> Reading:
-    """All rows of a file of preferences, and those that can't be used.
+def read_pairs(path: str | Path, require_reject: bool, rule: PairRule = DEFAULT_RULE) -> Reading:
+    """All rows of a file of preferences, and those that can't be used. A single answer with a thumb is a row with one answer.
 
     Args:
-        require_reject: True if every row must have a rejected answer; False if it may be empty or absent.
+        require_reject: True if every row must be a preference; False if rejected answers may be empty or absent.
+        rule: which pairs lists of scored answers make.
 
     Raises:
         UserError: the file as a whole can't be used.
     """
-    return to_pairs(read_table(path), require_reject)
+    return to_rows(read_table(path), require_reject, rule)
 
 
 def _is_json(text: str, ending: str) -> bool:

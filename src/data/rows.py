@@ -1,4 +1,4 @@
-"""From a table's columns to rows of prompt, chosen and reject, for every file format.
+"""From a record's prompt and two answers to a row of prompt, chosen and reject, for every file format.
 
 A prompt may have columns of its own (src/data/columns.py) or be the common beginning of chosen and reject; texts may be plain,
 transcripts, or messages (TRL's dataset formats: standard and conversational, explicit and implicit prompt). Rows are counted
@@ -11,20 +11,13 @@ from typing import Any, NamedTuple, TypeGuard
 
 from src.data.columns import (
     ABOUT,
-    CONVERSATIONS,
     PromptColumns,
     Table,
     Usage,
-    find_column,
-    find_prompt_columns,
-    flag_columns,
     known_columns,
-    prompt_candidate,
     read_cell,
     read_prompt,
-    read_records,
     read_system,
-    require_rows,
     with_system,
 )
 from src.data.conversation import (
@@ -37,19 +30,18 @@ from src.data.conversation import (
     read_transcript,
     write_prompt,
 )
-from src.data.faults import BadRow, Reading
+from src.data.faults import BadRow
 from src.errors import UserError
 
-CHOSEN = ("chosen", "chosen_messages", "chosen_response")
-REJECT = ("reject", "rejected", "rejected_messages", "rejected_response")
-_GENERATE = "run rlhf_generate_reject_csv.py to have the base model write it"
+GENERATE = "run rlhf_generate_reject_csv.py to have the base model write it"
 _NAME = re.compile(rf"\s*{ASSISTANT}:")
 
 
 class Row(NamedTuple):
     """One data row; plain texts are unchanged from the file, and `reject` is "" if the file has none.
 
-    A prompt of several turns is a transcript, which `src/data/conversation.py` reads and writes.
+    An unpaired answer with a thumb is a row without a reject (up), or without a chosen answer (down). A prompt of several turns
+    is a transcript, which `src/data/conversation.py` reads and writes.
     """
 
     prompt: str
@@ -57,74 +49,43 @@ class Row(NamedTuple):
     reject: str
 
 
-class PairColumns(NamedTuple):
-    """Names of the columns that a pair is read from, None if the table has none."""
+class Rows(NamedTuple):
+    """What every row of a table is read with."""
 
+    table: Table
     prompt: PromptColumns
-    chosen: str
-    reject: str | None
+    candidate: str | None  # without a prompt column: another column that could be it
+    require_reject: bool
+    usage: Usage
 
 
-def to_pairs(table: Table, require_reject: bool) -> Reading:
-    """The table's rows, those that can't be used, and what has no effect.
-
-    Args:
-        require_reject: True if every row must have a rejected answer; False if it may be empty or absent, as before reject
-            generation.
+def pair_row(record: dict[str, Any], chosen: str | list[Turn], reject: str | list[Turn], where: str, rows: Rows) -> Row:
+    """The row of a record's prompt with these two answers, as from `read_answer`; `reject` may be "" unless one is required.
 
     Raises:
-        UserError: a column is missing, or it is unclear which one is the prompt.
+        BadRow: a text is empty or malformed, or the three do not belong together.
+        UserError: it is unclear which column is the prompt.
     """
-    columns = _columns(table, require_reject)
-    require_rows(table)
-    usage, candidate = Usage(), None
-    if columns.prompt.prompt is None:
-        candidate = prompt_candidate(table, (columns.chosen, columns.reject, columns.prompt.system, columns.prompt.history))
-
-    def read(record: dict[str, Any], where: str) -> Row:
-        return _row(record, columns, table, where, require_reject, candidate, usage)
-
-    return read_records(table, flag_columns(table, numbers_are_thumbs=False), usage, read)
-
-
-def _columns(table: Table, require_reject: bool) -> PairColumns:
-    prompt, chosen, reject = find_prompt_columns(table), find_column(table, CHOSEN), find_column(table, REJECT)
-    if chosen is None and reject and prompt.prompt and prompt.prompt.lower() in CONVERSATIONS:
-        # The whole conversation is the chosen one, as in ms-swift.
-        prompt, chosen = prompt._replace(prompt=None), prompt.prompt
-    if chosen is None:
-        missing = "chosen" if prompt.prompt else "prompt and chosen"
-        raise UserError(f"{table.path}: {table.where} lacks {missing} (found: {known_columns(table)}); "
-                        "the columns must be prompt,chosen,reject")
-    if require_reject and reject is None:
-        raise UserError(f"{table.path}: there is no reject column (found: {known_columns(table)}), so row 1 has no reject; "
-                        f"{_GENERATE}")
-    return PairColumns(prompt, chosen, reject)
-
-
-def _row(record: dict[str, Any], columns: PairColumns, table: Table, where: str, require_reject: bool, candidate: str | None,
-         usage: Usage) -> Row:
-    chosen = _answer(record, columns.chosen, where, "chosen", usage)
-    reject = _answer(record, columns.reject, where, "reject", usage)
-    has_prompt = columns.prompt.prompt is not None or columns.prompt.history is not None
+    columns = rows.prompt
+    has_prompt = columns.prompt is not None or columns.history is not None
     prompt = None
     if has_prompt and not _is_whole(chosen):
-        prompt = read_prompt(record, columns.prompt, where, usage)
+        prompt = read_prompt(record, columns, where, rows.usage)
         chosen, reject = without_prompt(chosen, reject, prompt)
     whole_chosen, whole_reject = (_whole_turns(answer, implicit=not has_prompt) for answer in (chosen, reject))
     if _is_whole(chosen) and not whole_reject and (other := reject if isinstance(reject, str) else reject[0].text).strip():
         whole_reject = [*chosen[:-1], Turn(ASSISTANT, other)]
     if whole_chosen or whole_reject:
-        row = _from_conversations(whole_chosen, whole_reject, reject, record, columns, where, usage)
+        row = _from_conversations(whole_chosen, whole_reject, reject, record, columns, where, rows.usage)
     else:
         chosen, reject = (answer if isinstance(answer, str) else answer[0].text for answer in (chosen, reject))
         if prompt is None:
-            row = _shared_beginning(chosen, reject, table, where, candidate)
-            if system := read_system(record, columns.prompt.system, where, usage):
+            row = _shared_beginning(chosen, reject, rows, where)
+            if system := read_system(record, columns.system, where, rows.usage):
                 row = row._replace(prompt=write_prompt(with_system(prompt_turns(row.prompt), system, where)))
         else:
             row = Row(prompt, chosen, reject)
-    return _checked(row, where, require_reject)
+    return _checked(row, where, rows.require_reject)
 
 
 def _checked(row: Row, where: str, require_reject: bool) -> Row:
@@ -132,11 +93,12 @@ def _checked(row: Row, where: str, require_reject: bool) -> Row:
         if not getattr(row, part).strip():
             raise BadRow(f"empty {words}", f"{where} has an empty {words}; fill it in or remove the row")
     if require_reject and not row.reject.strip():
-        raise BadRow("no reject", f"{where} has no reject; {_GENERATE}")
+        raise BadRow("no reject", f"{where} has no reject; {GENERATE}")
     return row
 
 
-def _answer(record: dict[str, Any], column: str | None, where: str, part: str, usage: Usage) -> str | list[Turn]:
+def read_answer(record: dict[str, Any], column: str | None, where: str, part: str, usage: Usage) -> str | list[Turn]:
+    """An answer's text or turns. Raises BadRow if the data say that it is not to be learned."""
     cell = read_cell(record, column, where, part, usage)
     if isinstance(cell, list) and cell[-1].speaker == ASSISTANT and not cell[-1].trained:
         raise BadRow("answer without a loss", f"{where}: its {part} ends in a message of weight 0, which is not to be learned; "
@@ -161,7 +123,7 @@ def _whole_turns(answer: str | list[Turn], implicit: bool) -> list[Turn] | None:
 
 
 def _from_conversations(whole_chosen: list[Turn] | None, whole_reject: list[Turn] | None, reject: str | list[Turn],
-                        record: dict[str, Any], columns: PairColumns, where: str, usage: Usage) -> Row:
+                        record: dict[str, Any], columns: PromptColumns, where: str, usage: Usage) -> Row:
     """A row from two conversations that are equal up to their last answers."""
     if not (whole_chosen and (whole_reject or not reject)):
         raise BadRow("no common form", f"{where}: one of chosen and reject is a conversation with its prompt and the other is "
@@ -172,12 +134,12 @@ def _from_conversations(whole_chosen: list[Turn] | None, whole_reject: list[Turn
         raise BadRow("two prompts", f"{where}: chosen and reject are not the same conversation up to their last answers")
     if turns[-1].speaker != HUMAN:
         raise BadRow("prompt without a question", f"{where}: there is no message of the user before its answers")
-    if columns.prompt.prompt is not None:
+    if columns.prompt is not None:
         if turns[0].speaker == ASSISTANT:
             raise BadRow("several answers", f"{where}: its answers have several turns; move all but the last into the prompt")
-        if columns.prompt.prompt.lower() not in ABOUT:
-            _check_prompt_within(record, columns.prompt.prompt, turns, where, usage)
-    if system := read_system(record, columns.prompt.system, where, usage):
+        if columns.prompt.lower() not in ABOUT:
+            _check_prompt_within(record, columns.prompt, turns, where, usage)
+    if system := read_system(record, columns.system, where, usage):
         turns = with_system(turns, system, where)
     return Row(write_prompt(turns), answer, other_answer)
 
@@ -216,11 +178,11 @@ def split_answer(turns: list[Turn], where: str) -> tuple[list[Turn], str]:
     return list(turns[:-1]), turns[-1].text
 
 
-def _shared_beginning(chosen: str, reject: str, table: Table, where: str, candidate: str | None) -> Row:
+def _shared_beginning(chosen: str, reject: str, rows: Rows, where: str) -> Row:
     """Take the common beginning of two plain answers, in whole words, as the prompt, if no column could be the prompt."""
-    if candidate is not None:
-        raise UserError(f"{table.path}: {table.where} has no prompt column, and {candidate!r} could be it (found: "
-                        f"{known_columns(table)}); rename it to prompt, or remove it if the answers begin with their prompt")
+    if rows.candidate is not None:
+        raise UserError(f"{rows.table.path}: {rows.table.where} has no prompt column, and {rows.candidate!r} could be it (found: "
+                        f"{known_columns(rows.table)}); rename it to prompt, or remove it if the answers begin with their prompt")
     alike = next((at for at, (one, other) in enumerate(zip(chosen, reject, strict=False)) if one != other), 0)
     shared = re.match(r"(?s).*\s", chosen[:alike])
     if not (shared and shared[0].strip()):

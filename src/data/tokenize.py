@@ -71,7 +71,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     many repetitions small.
 
     Args:
-        rows: with an empty answer it is a thumb, whose answer stays empty.
+        rows: with two answers each, or one that has a thumb; the other one's tokens are then [].
         target_pair_count: number of pairs to make; None for each row once.
         max_len: most tokens of prompt and longer answer together.
         seed: of the generator that draws forms; the same seed gives the same pairs.
@@ -112,14 +112,16 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     forms: Counter[str] = Counter(dict.fromkeys(template.forms, 0))
     of_pairs: list[int] = []
     cut = dropped = equal = longest = 0
+    drawn = 0
     for index in walk_rows(len(rows), target_pair_count):
-        form = draw_form(template, generator)
+        # The pairs of one list have one form, so that they share their prompt.
+        drawn = drawn if index and numbers[index] == numbers[index - 1] else draw_form(template, generator)
         chosen, reject, *skipped = answers(index)
         longer = max(len(chosen), len(reject))
         if longer > max_len:
             dropped += 1
             continue
-        form = 0 if is_of_turns(index) else form
+        form = 0 if is_of_turns(index) else drawn
         prompt, was_cut = prompt_of(index, form)
         pairs.append(TokenPair(prompt, chosen, reject, *skipped))
         of_pairs.append(index)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from src import values
 from src.data.faults import SKIP_BAD_ROWS
+from src.data.ranking import MIN_GAP, RULES, WHICH_PAIRS
 from src.data.source import DATA_FORMATS
 from src.data.thinking import HELP_LOSS_ON, LOSS_ON
 from src.quantization.strategy import HELP, STRATEGY, Strategy
@@ -21,6 +22,8 @@ class EvaluateConfig:
     adapter: str | None = flag(values.input_file, None, "adapter file of train.py, applied to the base as in training")
     pairs: str = flag(values.input_file, NEEDED, f".save file, whose cached references give margins, or {DATA_FORMATS}")
     skip_bad_rows: bool = flag(values.zero_or_one, False, SKIP_BAD_ROWS)
+    list_pairs: str | None = flag(RULES, None, WHICH_PAIRS)
+    min_gap: float | None = flag(values.weight, None, MIN_GAP)
     reference_model: str | None = flag(values.input_file, None,
                                        "with a CSV: checkpoint that margins are measured against; if not given, the base with"
                                        " --adapter, else none")

@@ -18,6 +18,7 @@ from src.console import printable, say, show
 from src.data.faults import report_reading, skipped_rows, usable
 from src.data.fit import fitted
 from src.data.load_template import RECORDED, difference, load_template, model_note, recorded, recorded_in
+from src.data.ranking import pair_rule, rule_without_effect
 from src.data.read import read_pairs
 from src.data.templates import CLASSIC
 from src.data.tokenize import TokenPair, tokenize_pairs
@@ -125,8 +126,10 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
     """The pairs, their cached references if the file has them, and facts on both for the report."""
     path, trained = config.pairs, _trained_template(adapter)
     if not path.lower().endswith(".save"):
-        reading = read_pairs(path, require_reject=True)
+        reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))
         usable(reading, config.skip_bad_rows)
+        if "thumbs" in (reading.facts or {}):
+            raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs")
         tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
         template = load_template(config.template or (trained or recorded(CLASSIC))["name"], tokenizer)
         reading = fitted(reading, template, config.loss_on)
@@ -134,12 +137,13 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
         pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers, template,
                                        config.loss_on)
         report_reading(reading)
-        for note in (*model_note(config.load_model, template), *_template_note(trained, recorded(template), config.adapter)):
+        for note in (*model_note(config.load_model, template), *_template_note(trained, recorded(template), config.adapter),
+                     *rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap})):
             say(note)
         report.changes.report(path, tokenizer.name)
         return pairs, None, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "cut": report.cut,
                              "left_out": report.dropped, "changed_texts": report.changes.texts,
-                             "skipped_rows": skipped_rows(reading)}
+                             "skipped_rows": skipped_rows(reading), **(reading.facts or {})}
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None,
              "template": recorded_in(sidecar)["name"], "left_out": sum(left_out.values())}

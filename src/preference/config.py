@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from src import values
 from src.adapters.layer_profile import BLOCK_MODES
 from src.data.faults import SKIP_BAD_ROWS
+from src.data.ranking import MIN_GAP, RULES, WHICH_PAIRS
 from src.data.source import DATA_FORMATS
 from src.data.thinking import HELP_LOSS_ON, LOSS_ON
 from src.preference.loss import without_reference
@@ -17,7 +18,7 @@ class PrepareConfig:
     """The flags, resolved. With check_data output_save may be None, and so may load_model if the tokenizer is named."""
 
     load_model: str | None = flag(values.input_file, None, "base checkpoint, the same that training will start from; required")
-    input_csv: str = flag(values.input_file, NEEDED, f"prompts with chosen and rejected answers: {DATA_FORMATS}")
+    input_csv: str = flag(values.input_file, NEEDED, f"preferences (docs/data.md): {DATA_FORMATS}")
     output_save: str | None = flag(values.output, None,
                                    ".save file to write; a .save.json next to it says how it was made; required")
     check_data: bool = flag(values.zero_or_one, False,
@@ -25,6 +26,8 @@ class PrepareConfig:
                             " stdout), and write nothing; --output_save is not required then, nor is --load_model if "
                             "--tokenizer is given")
     skip_bad_rows: bool = flag(values.zero_or_one, False, SKIP_BAD_ROWS)
+    pairs: str | None = flag(RULES, None, WHICH_PAIRS)
+    min_gap: float | None = flag(values.weight, None, MIN_GAP)
     target_pair_count: int | None = flag(values.whole(1, 10**7), None,
         "pairs to make, repeating the rows as often as needed; if not given, every row once")
     template: str = flag(values.template, "classic", f"{values.TEMPLATE}; training and evaluation compare it")

@@ -14,10 +14,12 @@ from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.console import say
 from src.data.check import check_pairs, print_check
-from src.data.faults import refusal, report_notes, report_reading, skipped_rows, usable
+from src.data.faults import Reading, refusal, report_notes, report_reading, skipped_rows, usable
 from src.data.fit import fitted
 from src.data.load_template import load_template, model_note, recorded, rejects_note
+from src.data.ranking import pair_rule, rule_without_effect
 from src.data.read import read_pairs
+from src.data.templates import Template
 from src.data.tokenize import PairCounts, TokenPair, tokenize_pairs
 from src.errors import UserError
 from src.files import check_output
@@ -58,7 +60,7 @@ def prepare(config: PrepareConfig, notes: Sequence[str] = ()) -> None:
 
 def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> None:
     assert config.load_model and config.output_save  # the flags were checked for both
-    reading = read_pairs(config.input_csv, require_reject=True)
+    reading = read_pairs(config.input_csv, require_reject=True, rule=pair_rule(config.pairs, config.min_gap))
     usable(reading, config.skip_bad_rows)
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     settings = settings_for(weights, config.layer_profile, config.peft, config.lora_r)
@@ -78,7 +80,7 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     def say_notes() -> None:
         report_reading(reading)
         counts.changes.report(config.input_csv, tokenizer.name)
-        for note in (*notes, *model_note(config.load_model, template), *rejects_note(config.input_csv, template)):
+        for note in (*notes, *_notes(config, reading, template)):
             say(note)
 
     sidecar = {
@@ -87,6 +89,7 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
         "templates": counts.templates, "seed": config.seed,
         "max_len": config.rlhf_max_corpus_len, "cut": counts.cut, "dropped": counts.dropped,
         "changed_texts": counts.changes.texts, "skipped_rows": skipped_rows(reading), "references": config.reference,
+        **(reading.facts or {}),
     }
     started = time.monotonic()
     journal_path = Path(f"{config.output_save}.partial")
@@ -124,6 +127,12 @@ def _mismatched(config: PrepareConfig, pairs: Sequence[TokenPair], prompts: Sequ
                         "others; add some to another prompt, or remove them") from None
 
 
+def _notes(config: PrepareConfig, reading: Reading, template: Template) -> list[str]:
+    """Lines on what may not be meant: a template that does not fit the model or the rejects, flags without effect."""
+    return [*model_note(config.load_model, template), *rejects_note(config.input_csv, template),
+            *rule_without_effect(reading, {"--pairs": config.pairs, "--min_gap": config.min_gap})]
+
+
 def _digest(settings: list[Any], pairs: Sequence[TokenPair]) -> str:
     """SHA-256 of the JSON of `[*settings, pairs]`; a list of tokens that several pairs share is converted only once.
 
@@ -156,7 +165,7 @@ def _say_what_was_made(config: PrepareConfig, n_rows: int, pairs: Sequence[Token
 
 def _check(config: PrepareConfig, notes: Sequence[str]) -> None:
     """Report what preparing would make of the file; UserError at the end if it would refuse it."""
-    reading = read_pairs(config.input_csv, require_reject=True)
+    reading = read_pairs(config.input_csv, require_reject=True, rule=pair_rule(config.pairs, config.min_gap))
     # Reads only the shapes, not the values.
     vocab_size = read_dimensions(load_checkpoint(config.load_model), config.load_model).vocab_size if config.load_model else None
     tokenizer = load_tokenizer(config.tokenizer, vocab_size)
@@ -164,7 +173,7 @@ def _check(config: PrepareConfig, notes: Sequence[str]) -> None:
     reading = fitted(reading, template, config.loss_on)
     usable(reading, skip_bad_rows=True)  # refuses a file without any
     report_notes(reading)
-    for note in (*notes, *model_note(config.load_model, template), *rejects_note(config.input_csv, template)):
+    for note in (*notes, *_notes(config, reading, template)):
         say(note)
     first_of_kind = {fault.kind: fault.message for fault in reversed(reading.faults)}
     found = check_pairs(reading, tokenizer, config.rlhf_max_corpus_len, config.seed, template, config.loss_on)

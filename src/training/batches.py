@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.batching import batches_from, epoch_order, pass_by_tokens
+from src.data.binidx import Pieces
 from src.data.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts
 from src.errors import UserError
 from src.preference.kto import pack_mismatched
@@ -129,7 +130,8 @@ class _Losses:
     """How many losses each contributes to a step's mean: a pair one, a text one for each trained token."""
 
     def __init__(self, pairs: Sequence[Pair | Text]):
-        self._of = [sum(pair.trained[1:]) if isinstance(pair, Text) else 1 for pair in pairs]
+        self._of = pairs.losses().tolist() if isinstance(pairs, Pieces) else \
+            [sum(pair.trained[1:]) if isinstance(pair, Text) else 1 for pair in pairs]
         self.of_all = sum(self._of)
 
     def of(self, indices: Iterable[int]) -> int:

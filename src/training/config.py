@@ -42,7 +42,7 @@ class DataSettings:
                                        ".save file of rlhf_dpo_generate_save.py; required unless --sft 1", free=True)
     train_data_file: str | None = flag(values.input_file, None,
                                        "with --sft 1: prompts and answers, conversations or plain text, as "
-                                       f"{DATA_FORMATS}, or documents as .txt", free=True)
+                                       f"{DATA_FORMATS}, documents as .txt, or a tokenized corpus as .bin and .idx", free=True)
     skip_bad_rows: bool = flag(values.zero_or_one, False, f"with --sft 1, {SKIP_BAD_ROWS}")
     tokenizer: str | None = flag(values.tokenizer, None, f"with --sft 1: {values.TOKENIZER}")
     template: str | None = flag(values.template, None,

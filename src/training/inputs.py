@@ -13,6 +13,7 @@ from src.adapters.tensors import settings_for
 from src.checkpoint.base import load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import say
+from src.data.binidx import corpus_at
 from src.data.examples import read_texts
 from src.data.load_template import difference, load_template, model_note, recorded, recorded_in
 from src.data.packing import Text
@@ -53,8 +54,10 @@ class Data:
         return self.facts.get("sidecar")
 
     def sha256(self) -> str:
-        """Of the file, in hexadecimal; the sidecar's was checked when the file was read."""
-        return self.sidecar["sha256"] if self.sidecar else sha256(self.path)
+        """Of the file (of a tokenized corpus both) in hexadecimal; the sidecar's was checked when the file was read."""
+        if self.sidecar:
+            return self.sidecar["sha256"]
+        return "-".join(map(sha256, corpus_at(self.path) or (self.path,)))
 
 
 @dataclass(frozen=True)

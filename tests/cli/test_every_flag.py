@@ -11,6 +11,7 @@ from src.adapters.layer_profile import read_layer_profile
 from src.checkpoint.io import load_safetensors
 from src.errors import UserError
 from tests.cli.conftest import SCRIPTS, words_of
+from tests.data.test_binidx import put
 
 MODULES = {"rlhf_generate_reject_csv": "generate", "rlhf_dpo_generate_save": "prepare", "train": "train", "merge": "merge",
            "evaluate": "evaluate"}
@@ -39,7 +40,7 @@ EFFECT = {
         "--rlhf_max_corpus_len": ("9", "10"), "--tokenizer": ("bytes", "world"), "--layer_profile": ("auto", "no.csv"),
         "--peft": ("lora", "pissa"), "--lora_r": ("1", "2", {"--peft": "pissa"}), "--seed": ("0", "1"),
         "--batch_tokens": ("8", "9"), "--reference": ("0", "1"), "--template": ("classic", "g1"), "--loss_on": ("all", "answer"),
-        "--unpair": ("0", "1")},
+        "--unpair": ("0", "1"), "--pairs": ("all", "adjacent"), "--min_gap": ("0.5", "1")},
     TRAIN: {
         "--load_model": ("a", "b"), "--n_layer": ("1", "2"), "--n_embd": ("1", "2"), "--vocab_size": ("1", "2"),
         "--my_testing": ("x060", "x070"), "--quant": ("0", "1"), "--quant_mode": ("nf4", "int8", {"--quant": "1"}),
@@ -69,9 +70,10 @@ EFFECT = {
         "--load_model": ("a", "b"), "--adapter": ("a", "b"), "--pairs": ("a", "b"), "--skip_bad_rows": ("0", "1"),
         "--reference_model": ("a", "b"), "--output_json": ("a", "b"), "--dpo_beta": ("1", "2"),
         "--strategy": ("cpu fp32", "cpu bf16"), "--rlhf_max_corpus_len": ("9", "10"), "--tokenizer": ("bytes", "world"),
-        "--seed": ("0", "1"), "--batch_tokens": ("8", "9"), "--template": ("classic", "g1"), "--loss_on": ("all", "answer")},
+        "--seed": ("0", "1"), "--batch_tokens": ("8", "9"), "--template": ("classic", "g1"), "--loss_on": ("all", "answer"),
+        "--list_pairs": ("all", "adjacent"), "--min_gap": ("0.5", "1")},
 }
-PROFILE, OLD_PROFILE, TEXTS = "profile.csv", "old.csv", "texts.txt"  # written into the folder of a test
+PROFILE, OLD_PROFILE, TEXTS, CORPUS = "profile.csv", "old.csv", "texts.txt", "corpus.bin"  # written into the folder of a test
 NO_PREFERENCES = ("--dpo_beta", "--dpo_alpha", "--label_smoothing", "--orpo_alpha", "--simpo_beta", "--simpo_gamma",
                   "--simpo_alpha", "--cpo_beta", "--cpo_alpha", "--kto_beta", "--kto_desirable_weight",
                   "--kto_undesirable_weight", "--kto_alpha")
@@ -103,8 +105,9 @@ NONE = {
         (SFT, "--samples", "0", "3", "no samples"), (SFT, "--sample_tokens", "5", "6", "no samples"),
         ({}, "--tokenizer", "bytes", "world", "tokens"), ({}, "--skip_bad_rows", "0", "1", "tokens"),
         ({}, "--loss_on", "all", "answer", "tokens"),
-        (SFT | {"--train_data_file": TEXTS}, "--loss_on", "all", "answer", "no rows"),
-        (SFT | {"--train_data_file": TEXTS}, "--skip_bad_rows", "0", "1", "no rows"),
+        *[(SFT | {"--train_data_file": file}, flag, *values, "no rows") for flag, values in (
+            ("--skip_bad_rows", ("0", "1")), ("--sft_on_prompt", ("0", "1")), ("--loss_on", ("all", "answer")))
+          for file in (TEXTS, CORPUS, CORPUS.removesuffix(".bin"))],
         ({}, "--quant_mode", "nf4", "int8", "--quant 1"), ({}, "--gpu_arch", "cuda", "rocm", "CPU"),
         *[({"--layer_profile": PROFILE}, flag, *values, "profile") for flag, values in (
             ("--lora_r", ("4", "8")), ("--lora_alpha", ("1", "2")), ("--peft", ("full", "bone")), ("--lr_init", ("0.1", "0.2")),
@@ -120,7 +123,7 @@ NONE = {
         *[({"--loss": loss}, "--allow_reference_mismatch", "0", "1", "no reference") for loss in ("simpo", "orpo", "cpo")]],
     EVALUATE: [({"--pairs": "p.save"}, flag, *values, "tokens") for flag, values in (
         ("--tokenizer", ("bytes", "world")), ("--seed", ("0", "1")), ("--skip_bad_rows", ("0", "1")),
-        ("--loss_on", ("all", "answer")))],
+        ("--loss_on", ("all", "answer")), ("--list_pairs", ("all", "adjacent")), ("--min_gap", ("0.5", "1")))],
 }
 CASES = [(script, *case) for script, cases in NONE.items() for case in cases]
 IDS = [f"{script}-{flag}-{reason.split()[-1]}" for script, _, flag, _, _, reason in CASES]
@@ -136,6 +139,7 @@ def here(tmp_path, monkeypatch):
     Path(PROFILE).write_text(RATES)
     Path(OLD_PROFILE).write_text(OLD)
     Path(TEXTS).write_text("One document.\0Another one.")
+    put(Path(), [[*b"One document.", 0], [*b"Another one.", 0]])
 
 
 def cli(script):

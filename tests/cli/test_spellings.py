@@ -152,10 +152,10 @@ def test_loss_masks_of_rwkv_peft(capsys):
 
 
 def test_data_types_of_rwkv_peft(capsys):
-    for value in ("utf-8", "jsonl", "sft"):
+    for value in ("utf-8", "jsonl", "sft", "binidx"):
         config("--data_type", value, needed=SFT)
         assert capsys.readouterr().err == "note: ignored: --data_type (a file's ending says what it holds)\n"
-    for value in ("binidx", "numpy", "uint16", "utf-16le", "dummy"):
+    for value in ("numpy", "uint16", "utf-16le", "dummy"):
         with pytest.raises(UserError, match=f"--data_type {value} is not supported; give the texts themselves"):
             config("--data_type", value, needed=SFT)
 

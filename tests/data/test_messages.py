@@ -147,3 +147,29 @@ def test_single_values_that_json_lacks_are_no_text(value):
     unused: set[str] = set()
     assert message_turns(messages_in(f"[{{'role': 'user', 'content': 'x', 'more': {value}}}]", "row 1"), "row 1", unused)
     assert unused == {"more"}
+
+
+EXCHANGED = [Turn(HUMAN, "Why?"), Turn(ASSISTANT, "So."), Turn(HUMAN, "Oh?"), Turn(ASSISTANT, "Yes.")]
+
+
+@pytest.mark.parametrize(("asked", "answered"), [("human", "assistant"), ("user", "assistant"), ("input", "output")])
+def test_exchanges(asked, answered):
+    exchanges = [{asked: "Why?", answered: "So."}, {asked: "Oh?", answered: "Yes."}]
+    assert message_turns(messages_in(exchanges, "x"), "x") == EXCHANGED
+    for last in ({asked: "Oh?", answered: ""}, {asked: "Oh?", answered: None}):
+        assert message_turns(messages_in([exchanges[0], last], "x"), "x") == EXCHANGED[:3]
+    with pytest.raises(BadRow, match="^x, message 2, has no text"):
+        message_turns(messages_in([{asked: "Why?", answered: ""}, exchanges[1]], "x"), "x")
+    with pytest.raises(BadRow, match="^x, message 1, has no text"):
+        message_turns(messages_in([{asked: None, answered: "So."}], "x"), "x")
+
+
+def test_objects_that_are_no_exchanges_stay_what_they_are():
+    for values in ([{"input": "a"}], [{"output": "a"}], [{"role": "user", "content": "a", "input": "b", "output": "c"}], [5], [],
+                   [{"input": "a", "output": "b"}, 5]):
+        assert messages_in(values, "x") == values
+
+
+def test_parts_may_have_their_text_under_value():
+    content = [{"type": "text", "value": "Why?"}]
+    assert message_turns([{"role": "user", "content": content}], "x") == [Turn(HUMAN, "Why?")]
