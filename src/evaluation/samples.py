@@ -24,18 +24,21 @@ class Questions(NamedTuple):
 def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | None, vocab_size: int) -> Questions | None:
     """The first `count` different prompts, with the tokenizer that the sidecar names, or else the vocabulary's.
 
+    Of pairs of the same prompt it takes the first with a chosen answer, which a thumb down lacks.
+
     None, with a line on stderr, if that tokenizer can't be loaded or is not the pairs'.
     """
     first: dict[tuple[int, ...], Pair] = {}
     for pair in pairs:
-        if len(first) < count:
-            first.setdefault(tuple(pair[0]), pair)
+        prompt = tuple(pair.prompt)
+        if len(first) < count if prompt not in first else not first[prompt].chosen:
+            first[prompt] = pair
     name = (sidecar or {}).get("tokenizer")
     try:
         tokenizer = load_tokenizer(name if isinstance(name, str) else None, vocab_size)
-        texts = [{"prompt": tokenizer.decode(pair[0]).strip(), "chosen": tokenizer.decode(pair[1]).strip()}
+        texts = [{"prompt": tokenizer.decode(pair.prompt).strip(), "chosen": tokenizer.decode(pair.chosen).strip()}
                  for pair in first.values()]
     except UserError as error:
         say(f"warning: no samples in the report, since the pairs' tokenizer can't be used: {error}")
         return None
-    return Questions(tokenizer, [pair[0] for pair in first.values()], texts)
+    return Questions(tokenizer, [pair.prompt for pair in first.values()], texts)
