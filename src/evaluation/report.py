@@ -44,7 +44,7 @@ MEASURES = {
 SYMBOLS = {"beta": "β", "gamma": "γ", "label_smoothing": "ε", "desirable_weight": "λ of thumbs up",
            "undesirable_weight": "λ of thumbs down"}
 OF_THUMBS = {"accuracy": "thumbs whose reward is on the right side of the KL (ties count half)",
-             "margin": "mean reward of thumbs up minus that of thumbs down", "sft_loss": "nats a token of answers with a thumb up",
+             "margin": "mean reward of thumbs up minus that of thumbs down", "sft_loss": "nats a token of answers thumbed up",
              "reward_chosen": "reward, thumbs up", "reward_rejected": "reward, thumbs down"}
 UNMEASURED = ("step", "pairs", "tokens", "texts")
 FILES = {

@@ -30,8 +30,8 @@ def save_thumbs(exact: Exact, path: Path, count: int) -> list[tuple]:
         answer, start = list(f"It is {'x' * (2 * number % 7)}{number}.".encode()), 3 if number == 2 else 0
         is_up = number % 3 != 1
         with torch.no_grad():
-            reference = answer_log_prob(exact.weights, prompt, answer, start).item() - 3.2 + 1.6 * number
-            of_other = answer_log_prob(exact.weights, prompt, other).item() - 0.4 - 0.9 * (number % 4)
+            reference = answer_log_prob(exact.weights, prompt, answer, start).item() - 3.13 + 1.57 * number
+            of_other = answer_log_prob(exact.weights, prompt, other).item() - 0.43 - 0.87 * (number % 4)
         more = {"kl": other, "kl_base_prob": of_other} | ({"chosen_from": start} if start else {})
         thumbs.append((prompt, answer, [], reference, 0.0, more) if is_up else (prompt, [], answer, 0.0, reference, more))
     torch.save(thumbs, path)
