@@ -25,6 +25,7 @@ PANELS = (
     ("rewards (β · nats)",
      ("reward_chosen", "chosen", "tab:green", False), ("reward_rejected", "rejected", "tab:red", False),
      ("margin", "margin", "tab:purple", False), ("margin", "margin, held out", "black", True)),
+    ("KL to the base (nats)", ("kl", "each step", "tab:blue", False), ("kl", "held out", "black", True)),
     ("learning rate", ("lr", "highest of the layers", "tab:orange", False)),
     ("gradient norm, before clipping", ("grad_norm", "gradient norm", "tab:brown", False)),
     ("speed", ("tokens_per_s", "tokens a second", "tab:gray", False)),

@@ -14,6 +14,7 @@ from src.checked_json import BadJson, parse_json
 from src.errors import UserError
 from src.evaluation.picture import columns, curve_svgs, read_columns
 from src.files import atomic_write
+from src.preference.loss import LOSSES, is_of_thumbs
 from src.run_files import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -37,8 +38,14 @@ MEASURES = {
     "accuracy": "preference accuracy (margin > 0; ties count half)", "margin": "mean margin",
     "policy_accuracy": "the model itself finds the good answer likelier", "sft_loss": "nats a token of the good answers",
     "dpo_loss": "DPO loss", "preference_loss": "preference loss", "loss": "loss, all of it",
-    "reward_chosen": "reward, chosen", "reward_rejected": "reward, rejected",
+    "reward_chosen": "reward, chosen", "reward_rejected": "reward, rejected", "kl": "KL to the base, nats",
 }
+# Parameters of losses, as the papers write them.
+SYMBOLS = {"beta": "β", "gamma": "γ", "label_smoothing": "ε", "desirable_weight": "λ of thumbs up",
+           "undesirable_weight": "λ of thumbs down"}
+OF_THUMBS = {"accuracy": "thumbs whose reward is on the right side of the KL (ties count half)",
+             "margin": "mean reward of thumbs up minus that of thumbs down", "sft_loss": "nats a token of answers thumbed up",
+             "reward_chosen": "reward, thumbs up", "reward_rejected": "reward, thumbs down"}
 UNMEASURED = ("step", "pairs", "tokens", "texts")
 FILES = {
     CONFIG_FILE: "the run's settings, and the base's fingerprint", METRICS_FILE: "a line for each optimizer step",
@@ -67,7 +74,8 @@ def write_report(folder: Path) -> None:
         samples, held_out = read_lines(folder / SAMPLES_FILE), read_lines(folder / EVAL_FILE)
         metrics = read_columns(folder / METRICS_FILE)
         page = template.render(
-            name=folder.resolve().name, written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), config=config,
+            name=folder.resolve().name, objective=objective(config),
+            written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), config=config,
             flags={name: value for name, value in config.items() if name not in FACTS},
             profile=profile_rows(config.get("layer_profile_rows", [])), facts=facts(config, metrics, held_out),
             held_out=held_out, measures=measures(held_out),
@@ -86,6 +94,20 @@ def write_report(folder: Path) -> None:
         raise UserError(f"{folder}: {REPORT_FILE} can't be made, since a file of the run is missing or damaged") from None
     with atomic_write(folder / REPORT_FILE, "w", encoding="utf-8", errors="replace") as file:
         file.write(page)
+
+
+def objective(config: dict[str, Any]) -> str | None:
+    """What the run learns from, in words; None where config.json does not say it."""
+    name = str(config.get("loss", "dpo"))
+    if name not in LOSSES or config.get("sft"):
+        return None
+    loss = LOSSES[name]
+    numbers = {SYMBOLS.get(parameter, parameter): config.get(of.name) for parameter, of in loss.settings.items()}
+    words = ", ".join(f"{symbol} = {setting(value)}" for symbol, value in numbers.items() if value)
+    share = setting(config.get(loss.sft_share.name)) if loss.sft_share else "all"
+    answer = "answer with a thumb up" if is_of_thumbs(name) else "chosen answer"
+    on = f"prompt and {answer}" if config.get("sft_on_prompt") else f"the {answer}"
+    return f"{name.upper()} with {words}, and {share} of the SFT loss on {on}"
 
 
 def facts(config: dict[str, Any], metrics: dict[str, list[float]], held_out: list[dict[str, float]]) -> list[tuple[str, str]]:
@@ -115,7 +137,8 @@ def measures(held_out: list[dict[str, float]]) -> dict[str, str]:
     """The measures that every evaluation has, by name, in words."""
     everywhere = [name for name in (held_out or [{}])[0] if name not in UNMEASURED and all(name in row for row in held_out)]
     order = list(MEASURES)
-    return {name: MEASURES.get(name, name.replace("_", " "))
+    words = MEASURES | (OF_THUMBS if "kl" in everywhere else {})
+    return {name: words.get(name, name.replace("_", " "))
             for name in sorted(everywhere, key=lambda name: order.index(name) if name in order else len(order))}
 
 

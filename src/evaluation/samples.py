@@ -27,21 +27,24 @@ class Questions(NamedTuple):
 def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | None, vocab_size: int) -> Questions | None:
     """The first `count` different prompts, with the tokenizer that the sidecar names, or else the vocabulary's.
 
+    Of pairs of the same prompt it takes the first with a chosen answer, which a thumb down lacks.
+
     None, with a line on stderr, if that tokenizer can't be loaded or is not the pairs'.
     """
     first: dict[tuple[int, ...], Pair] = {}
     for pair in pairs:
-        if len(first) < count:
-            first.setdefault(tuple(pair[0]), pair)
+        prompt = tuple(pair.prompt)
+        if len(first) < count if prompt not in first else not first[prompt].chosen:
+            first[prompt] = pair
     name = (sidecar or {}).get("tokenizer")
     try:
         tokenizer = load_tokenizer(name if isinstance(name, str) else None, vocab_size)
         ending = ending_of(recorded_in(sidecar))
         ends = {tokenizer.control.get(word) for word in ending.controls}
-        texts = [{"prompt": tokenizer.decode(pair[0]).strip(), "chosen": (
-            ending.opening + tokenizer.decode([token for token in pair[1] if token not in ends])).strip()}
-            for pair in first.values()]
+        chosen = [tokenizer.decode([token for token in pair.chosen if token not in ends]) for pair in first.values()]
+        texts = [{"prompt": tokenizer.decode(pair.prompt).strip(), "chosen": (ending.opening + text).strip()}
+                 for pair, text in zip(first.values(), chosen, strict=True)]
     except UserError as error:
         say(f"warning: no samples in the report, since the pairs' tokenizer can't be used: {error}")
         return None
-    return Questions(tokenizer, [pair[0] for pair in first.values()], texts, ending)
+    return Questions(tokenizer, [pair.prompt for pair in first.values()], texts, ending)

@@ -60,7 +60,8 @@ class ProgressBar(pl.Callback):
         line = f"epoch {epoch}, step {trainer.global_step}/{self.total_steps}: {self._words()}"
         if self.held_out is not None and self.held_out.last:
             last = self.held_out.last
-            line += (f"; held out: accuracy {last['accuracy']:.3f}, margin {last['margin']:+.4f}" if "margin" in last
+            margin = f", margin {last['margin']:+.4f}" if "margin" in last else ""
+            line += (f"; held out: accuracy {last['accuracy']:.3f}{margin}" if "accuracy" in last
                      else f"; held out: {last['loss']:.4f} nats a token")
         say(line)
 
@@ -79,8 +80,9 @@ class ProgressBar(pl.Callback):
         if not last:
             return ""
         preferences = pairs = ""
-        if "margin" in last:
-            preferences = f" pref {last['pref_percentage']:.0%} margin {last['margin']:+.4f}"
+        if "pref_percentage" in last:
+            margin = f" margin {last['margin']:+.4f}" if "margin" in last else ""
+            preferences = f" pref {last['pref_percentage']:.0%}{margin}"
             pairs = f" {last['pairs_per_s']:.3g} pairs/s"
         return (f"loss {last['loss']:.4f}{preferences}{pairs} {last['tokens_per_s']:.0f} tok/s "
                 f"{last['peak_memory_bytes'] / 2**30:.1f} GiB")

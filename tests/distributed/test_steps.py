@@ -16,6 +16,7 @@ from src.tokenizer import load_tokenizer
 from src.training.schedule import learning_rate
 from tests.training.exact import ALPHA, BETA, Exact, save_pairs
 from tests.training.outside import lines
+from tests.training.plain_thumbs import FLAGS, Thumb, save_thumbs, step_of
 from tests.training.test_accumulation import CLOSE
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,22 @@ def test_steps_of_pairs(material, nine, tmp_path, script):
         seconds = last["elapsed_s"] - first["elapsed_s"]
         assert last["pairs_per_s"] * seconds == pytest.approx(3)
         assert last["tokens_per_s"] * seconds == pytest.approx(sum(packed_length(pairs[number]) for number in left))
+
+
+@pytest.mark.parametrize("script", [("train.py",), (DEEPSPEED, "deepspeed_stage_2")], ids=lambda script: script[-1])
+def test_steps_of_thumbs_share_their_kl(material, tmp_path, script):
+    """The mean log-ratio of the mismatched answers is over both processes, and no repeated thumb counts."""
+    exact = Exact(material / "x070.pth")
+    thumbs = [Thumb(exact, thumb) for thumb in save_thumbs(exact, tmp_path / "thumbs.save", PAIRS)]
+    metrics = run(tmp_path / "run", *script, load_model=material / "x070.pth", rlhf_train_file=tmp_path / "thumbs.save",
+                  epoch_count=1, **FLAGS)
+    assert len(metrics) == 2
+
+    def is_of(line: dict, some: tuple[int, ...]) -> bool:
+        return line == pytest.approx(line | step_of([thumbs[number] for number in some])[0], rel=CLOSE, abs=1e-5)
+
+    left, = (left for left in combinations(range(PAIRS), 3) if is_of(metrics[1], left))
+    assert is_of(metrics[0], tuple(set(range(PAIRS)) - set(left)))
 
 
 def test_a_step_of_texts_is_the_mean_over_the_tokens_of_all_processes(material, tmp_path):
