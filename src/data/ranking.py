@@ -38,8 +38,7 @@ def make_pairs(scores: Sequence[float | None], rule: PairRule) -> list[tuple[int
         return []
     if rule.which == "best_worst":
         # Of equally bad answers, too, the first one in the list.
-        worst = min(known, key=lambda index: _score(scores, index))
-        pairs = [(order[0], worst)]
+        pairs = [(order[0], min(order, key=lambda index: _score(scores, index)))]
     else:
         pairs = list(combinations(order, 2) if rule.which == "all" else pairwise(order))
     return [(better, worse) for better, worse in pairs

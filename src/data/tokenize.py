@@ -94,7 +94,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     drawn = 0
     for index in walk_rows(len(rows), target_pair_count):
         # The pairs of one list have one template, so that they share their prompt.
-        drawn = drawn if index and numbers[index] == numbers[index - 1] else draw_template(generator)
+        drawn = drawn if numbers[index] == numbers[index - 1] else draw_template(generator)
         chosen, reject = answers(index)
         longer = max(len(chosen), len(reject))
         if longer > max_len:
