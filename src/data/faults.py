@@ -45,7 +45,7 @@ class Reading(NamedTuple):
     faults: list[Fault]
     notes: list[str]  # parts of the file that have no effect
     left_out: str = ""  # in words, how many rows the file itself marks as not to be learned, and by which column
-    facts: dict[str, Any] | None = None  # of a file of thumbs or lists: what the rows were made of, for sidecars and reports
+    facts: dict[str, Any] | None = None  # of thumbs, lists or scored pairs: what the rows were made of, for sidecars and reports
     made: str = ""  # the same in words
 
 
@@ -104,7 +104,7 @@ def report_reading(reading: Reading) -> None:
 
 
 def report_notes(reading: Reading) -> None:
-    """Report on stderr, in a line each, what rows of thumbs or lists were made of, and which parts of the file have no effect."""
+    """Report on stderr, in a line each, what the rows were made of if not of plain pairs, and what has no effect."""
     if reading.made:
         say(f"{reading.path}: {reading.made}")
     if reading.notes:

@@ -118,12 +118,12 @@ def _beside(value: Any, answers: list[Any], columns: ListColumns, where: str) ->
     if len(scores) != len(answers):
         raise BadRow("unequal lists", f"{where}: its {columns.answers[0]} has {len(answers)} entries and its {name} "
                                       f"{len(scores)}; each answer needs one, or null")
-    numbers = [_number(score, f"{where}: entry {number} of its {name}") for number, score in enumerate(scores, start=1)]
+    numbers = [read_score(score, f"{where}: entry {number} of its {name}") for number, score in enumerate(scores, start=1)]
     return [None if number is None else -number for number in numbers] if columns.are_ranks else numbers
 
 
 def _of_two(record: dict[str, Any], columns: ListColumns, where: str) -> list[float | None]:
-    numbers = [_number(record.get(name), f"{where}: its {name}") for name in columns.scores]
+    numbers = [read_score(record.get(name), f"{where}: its {name}") for name in columns.scores]
     if len(numbers) == 2:
         return numbers
     if numbers[0] is None:
@@ -153,20 +153,20 @@ def _of_objects(found: list[Any], words: list[str], where: str) -> tuple[list[An
 
 def _score(item: dict[str, Any], key: str, place: str) -> float | None:
     if key != _RATINGS:
-        number = _number(item.get(key), f"{place}: its {key}")
+        number = read_score(item.get(key), f"{place}: its {key}")
         return -number if number is not None and key in _RANKS else number
     aspects = item.get(_RATINGS)
     if not isinstance(aspects, dict):
         return None
     entries = [entry for aspect in aspects.values() for entry in (aspect if isinstance(aspect, list) else [aspect])]
     place = f"{place}: a Rating of its {_RATINGS}"
-    ratings = (_number(entry.get("Rating"), place) for entry in entries if isinstance(entry, dict))
+    ratings = (read_score(entry.get("Rating"), place) for entry in entries if isinstance(entry, dict))
     known = [rating for rating in ratings if rating is not None]
     return fmean(known) if known else None
 
 
-def _number(value: Any, place: str) -> float | None:
-    """A score, also one written as text; None for null, NaN, and words like N/A. Raises BadRow for anything else."""
+def read_score(value: Any, place: str) -> float | None:
+    """A number, also one written as text; None for null, NaN, and words like N/A. Raises BadRow for anything else."""
     if value is None or value != value or (isinstance(value, str) and value.strip().lower() in _NO_SCORE):
         return None
     try:

@@ -24,6 +24,7 @@ from src.data.columns import (
 )
 from src.data.conversation import read_transcript
 from src.data.faults import BadRow, Reading
+from src.data.gaps import Gaps, find_scores
 from src.data.lists import ListColumns, find_lists, read_list
 from src.data.messages import as_flag, shown
 from src.data.ranking import DEFAULT_RULE, ListCounts, PairRule, make_pairs
@@ -66,7 +67,7 @@ def to_rows(table: Table, require_reject: bool, rule: PairRule = DEFAULT_RULE) -
     require_rows(table)
     if isinstance(columns, ListColumns):
         return _read_lists(table, columns, rule)
-    return _read_thumbs(table, columns, columns.thumb) if columns.thumb else _read_pairs(table, columns, require_reject)
+    return _read_thumbs(table, columns, columns.thumb) if columns.thumb else _read_pairs(table, columns, require_reject, rule)
 
 
 def _columns(table: Table) -> AnswerColumns | ListColumns:
@@ -105,15 +106,20 @@ def _rows(table: Table, prompt: PromptColumns, others: list[str | None], require
     return Rows(table, prompt, candidate, require_reject, Usage())
 
 
-def _read_pairs(table: Table, columns: AnswerColumns, require_reject: bool) -> Reading:
+def _read_pairs(table: Table, columns: AnswerColumns, require_reject: bool, rule: PairRule) -> Reading:
+    scores = find_scores(table) if rule.min_gap else []
+    gaps = Gaps(scores, rule.min_gap) if scores else None
     rows = _rows(table, columns.prompt, [columns.answer, columns.reject], require_reject)
 
-    def read(record: dict[str, Any], where: str) -> Row:
+    def read(record: dict[str, Any], where: str) -> Row | None:
+        if gaps and not gaps.keeps(record, where, rows.usage):
+            return None
         chosen = read_answer(record, columns.answer, where, "chosen", rows.usage)
         reject = read_answer(record, columns.reject, where, "reject", rows.usage)
         return pair_row(record, chosen, reject, where, rows)
 
-    return read_records(table, flag_columns(table, numbers_are_thumbs=False), rows.usage, read)
+    reading = read_records(table, flag_columns(table, numbers_are_thumbs=False), rows.usage, read)
+    return reading._replace(facts={"gaps": gaps.facts()}, made=gaps.words()) if gaps else reading
 
 
 def _read_thumbs(table: Table, columns: AnswerColumns, thumb: str) -> Reading:

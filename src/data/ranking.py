@@ -12,7 +12,8 @@ RULES = ("best_worst", "all", "adjacent")
 # The help of the two flags.
 WHICH_PAIRS = ("pairs of a list of scored or ranked answers: best_worst the best with the worst, all every two, adjacent each "
                "with the next by score; equal scores make none; if not given, best_worst")
-MIN_GAP = "least difference in score, or in places of a ranking, of such a pair; if not given, any"
+MIN_GAP = ("least difference in score, or in places of a ranking, of such a pair, and of pairs with scores of their own; if not "
+           "given, any")
 _EQUAL = 1e-9  # relative: scores that differ by less differ by rounding
 
 
@@ -37,13 +38,17 @@ def make_pairs(scores: Sequence[float | None], rule: PairRule) -> list[tuple[int
         return []
     if rule.which == "best_worst":
         # Of equally bad answers, too, the first one in the list.
-        worst = min(known, key=lambda index: _score(scores, index))
-        pairs = [(order[0], worst)]
+        pairs = [(order[0], min(order, key=lambda index: _score(scores, index)))]
     else:
         pairs = list(combinations(order, 2) if rule.which == "all" else pairwise(order))
-    least = rule.min_gap * (1 - _EQUAL)
     return [(better, worse) for better, worse in pairs
-            if (gap := _gap(_score(scores, better), _score(scores, worse))) > 0 and gap >= least]
+            if is_gap(_score(scores, better), _score(scores, worse), rule.min_gap)]
+
+
+def is_gap(better: float, worse: float, min_gap: float) -> bool:
+    """Whether the first score is higher, by at least this much; rounding decides neither."""
+    gap = _gap(better, worse)
+    return gap > 0 and gap >= min_gap * (1 - _EQUAL)
 
 
 def pair_rule(which: str | None, min_gap: float | None) -> PairRule:
@@ -52,9 +57,13 @@ def pair_rule(which: str | None, min_gap: float | None) -> PairRule:
 
 
 def rule_without_effect(reading: Reading, flags: Mapping[str, Any]) -> list[str]:
-    """A line on those of these flags that are given (not None) where the file has no lists."""
-    given = [name for name, value in flags.items() if value is not None]
-    if not given or "lists" in (reading.facts or {}):
+    """A line on those of these flags that are given (not None) and change nothing, since the file has no lists.
+
+    --min_gap has an effect on pairs with scores, too.
+    """
+    found = reading.facts or {}
+    given = [name for name, value in flags.items() if value is not None and not ("gaps" in found and name == "--min_gap")]
+    if not given or "lists" in found:
         return []
     return [f"note: no effect: {', '.join(given)} ({reading.path} has no lists of scored answers)"]
 

@@ -15,6 +15,7 @@ from src.data.packing import Text, pack_texts
 from src.errors import UserError
 from src.tokenizer import load_tokenizer
 from src.training.batches import PairBatches
+from src.training.inputs import Data
 
 BYTES = load_tokenizer("bytes")
 CODES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
@@ -115,6 +116,15 @@ def test_epochs_are_those_of_texts_in_memory(tmp_path):
     for batch_tokens in (0, 25):
         one, other = (list(PairBatches(items, 0, 3, batch_tokens, 2, 1, 0, 1).epoch(0, 0)) for items in (texts, list(texts)))
         assert one == other and sorted(at for batch in one for at in batch.indices) == list(range(len(texts)))
+
+
+def test_either_file_tells_one_corpus_from_another(tmp_path):
+    path = put(tmp_path, [[1, 2], [3, 4, 5]])
+    digests = {Data(str(path), [], {}).sha256(), Data(str(path.with_suffix("")), [], {}).sha256()}
+    assert len(digests) == 1
+    for entries in ([[1, 2, 3], [4, 5]], [[1, 2], [3, 4, 6]]):
+        digests.add(Data(str(put(tmp_path, entries)), [], {}).sha256())
+    assert len(digests) == 3
 
 
 def test_a_slice_of_the_texts(tmp_path):

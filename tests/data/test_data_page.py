@@ -11,7 +11,7 @@ import pytest
 from src.data import columns, lists, preferences
 from src.data.examples import read_texts
 from src.data.faults import usable
-from src.data.ranking import PairRule
+from src.data.ranking import pair_rule
 from src.data.read import read_pairs
 from src.data.rows import Row
 from src.errors import UserError
@@ -69,7 +69,8 @@ def test_the_page_has_every_form():
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
 @pytest.mark.parametrize(("form", "record", "rows"), PREFERENCES, ids=[form[:40] for form, *_ in PREFERENCES])
 def test_a_preference_becomes_what_the_page_states(tmp_path, form, record, rows, ending):
-    rule = PairRule(*re.findall(r"--pairs (\w+)", form)[:1], *map(float, re.findall(r"--min_gap (\d+)", form)))
+    which, gap = re.search(r"--pairs (\w+)", form), re.search(r"--min_gap (\d+)", form)
+    rule = pair_rule(which[1] if which else None, float(gap[1]) if gap else None)
     reading = read_pairs(put(tmp_path / f"rows.{ending}", record), require_reject=True, rule=rule)
     assert not reading.faults, reading.faults
     assert reading.rows == [Row(*row) for row in rows] * 2

@@ -125,6 +125,21 @@ def test_pairs_by_the_stated_rule(scores, rule, gap):
     assert pairs == sorted(pairs, key=lambda pair: (-scores[pair[0]], pair[0]))  # better answers first
 
 
+@pytest.mark.parametrize(("completions", "pair"), [
+    # The first kind of score that two answers have; another kind is never compared with it.
+    ([{"response": "A", "fine-grained_score": 5, "overall_score": 3}, {"response": "B", "overall_score": 4},
+      {"response": "C", "overall_score": 1}], "BC"),
+    ([{"response": "A", "fine-grained_score": 5, "overall_score": 3}, {"response": "B", "fine-grained_score": 1,
+     "overall_score": 10}, {"response": "C", "overall_score": 1}], "AB"),
+    ([{"response": "A", "score": 5}, {"response": "B", "rating": 4}], ""),
+    ([{"response": "A", "score": 5, "rank": 2}, {"response": "B", "score": 4, "rank": 1}], "AB"),
+])
+def test_kinds_of_scores_are_not_mixed(read, completions, pair):
+    reading = read({"prompt": "why?", "completions": completions})
+    assert reading.rows == ([Row("why?", *pair)] if pair else []) and not reading.faults
+    assert reading.facts["lists"]["answers_without_score"] == len(completions) - (3 if pair == "BC" else 2 if pair else 1)
+
+
 def test_rounding_makes_neither_a_gap_nor_a_tie():
     assert make_pairs([0.1 + 0.2, 0.3], PairRule("all")) == []
     assert make_pairs([4.3, 4.0], PairRule("all", 0.3)) == [(0, 1)]  # 4.3 - 4.0 is a little less than 0.3
@@ -242,3 +257,12 @@ def test_pairs_of_a_list_share_their_prompt_s_tokens(read):
     assert len(prompts) == 240 and len(set(prompts)) == 3
     for start in range(0, 240, 6):
         assert len(set(prompts[start:start + 6])) == 1
+
+
+def test_a_single_list_draws_its_template_too(read):
+    reading = read(GOOD | {"responses": ["a", "b", "c"], "scores": [1, 2, 3]}, rule=("all",))
+    rows, numbers = reading.rows, reading.numbers
+    bytes_ = load_tokenizer("bytes")
+    assert len({bytes(tokenize_pairs(rows, bytes_, None, 100, seed, numbers)[0][0][0]) for seed in range(30)}) == 3
+    rounds = [bytes(pair[0]) for pair in tokenize_pairs(rows, bytes_, 90, 100, 0, numbers)[0]]
+    assert all(len(set(rounds[start:start + 3])) == 1 for start in range(0, 90, 3)) and len(set(rounds)) == 3
