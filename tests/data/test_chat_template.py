@@ -51,7 +51,8 @@ def test_a_file_of_any_ending_is_a_template(tmp_path, name):
     assert read_chat_template(path) == ChatTemplate(str(path), CHATML, TOKENS)
 
 
-@pytest.mark.parametrize("source", ['{"a": 1}', '{"role": "{{ messages[0].role }}"}', "[1]", '"text"', "", "{%- if true %}{% endif %}"])
+@pytest.mark.parametrize("source", ['{"a": 1}', '{"role": "{{ messages[0].role }}"}', "[1]", '"text"', "",
+                                    "{%- if true %}{% endif %}"])
 def test_a_template_that_resembles_json(tmp_path, source):
     path = tmp_path / "a.jinja"
     path.write_text(source, encoding="utf-8")

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,8 @@ from tests.data.chat_templates import CHATML, answer, user
 ROOT = Path(__file__).resolve().parents[2]
 ECHO = "{{ messages[0].content }}"
 # Endless for one text, and the same as ECHO for others.
-TRAP = ("{% if messages[0].content == 'trap' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
-        + ECHO)
+TRAP = ("{% if messages[0].content == 'trap' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+        "{% endif %}" + ECHO)
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # half characters too
 
 
@@ -68,8 +68,8 @@ def test_texts_come_back_as_they_are(echo, texts):
     assert echo.render(jobs(*texts)) == texts
 
 
-@pytest.mark.parametrize("text", ["", "\0", "\r\n", "\r", "\u2028\u2029\x85", "\ufeffa\ufeff", "\ud83d\ude00", "\U0001f600", "\udc80",
-                                  '"\\u0041\\', "{{ 1 }}", "{% endif %}", "a" * 3_000_000, "\U0001f600" * 1_000_000])
+@pytest.mark.parametrize("text", ["", "\0", "\r\n", "\r", "\u2028\u2029\x85", "\ufeffa\ufeff", "\ud83d\ude00", "\U0001f600",
+                                  "\udc80", '"\\u0041\\', "{{ 1 }}", "{% endif %}", "a" * 3_000_000, "\U0001f600" * 1_000_000])
 def test_special_texts_come_back_as_they_are(echo, text):
     found, = echo.render(jobs(text))
     assert found == text
@@ -93,7 +93,8 @@ def test_a_conversation_without_messages(echo):
     ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}", "takes over 0.2 s"),
     # too much memory
     ("{{ 'a' * 10 ** 10 }}", "over 512 MB of memory"), ("{{ messages[0].content * 10 ** 10 }}", "over 512 MB of memory"),
-    ("{{ messages[0].content | center(10 ** 10) }}", "over 512 MB of memory"), ("{{ '%1000000000d' % 1 }}", "over 512 MB of memory"),
+    ("{{ messages[0].content | center(10 ** 10) }}", "over 512 MB of memory"),
+    ("{{ '%1000000000d' % 1 }}", "over 512 MB of memory"),
     ("{{ '{:1000000000d}'.format(1) }}", "over 512 MB of memory"), ("{{ [messages] * 10 ** 10 }}", "over 512 MB of memory"),
     ("{% set ns = namespace(x='ab') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
      "over 512 MB of memory|takes over 0.2 s"),
@@ -237,7 +238,7 @@ def test_the_day(monkeypatch):
     monkeypatch.setenv("TZ", "Etc/GMT+5")
     with renderer_of("{{ strftime_now('%H') }}") as renderer:
         found, = renderer.render(jobs("a"))
-    assert (datetime.utcnow().hour - int(found)) % 24 in (5, 6)
+    assert (datetime.now(UTC).hour - int(found)) % 24 in (5, 6)
 
 
 def test_nothing_is_left():
