@@ -1,5 +1,6 @@
 """From --template to a `Template`, and what files record of it, so that later steps can compare."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from src.checked_json import BadJson, parse_json
 from src.data.jinja_template import jinja_template
 from src.data.templates import CLASSIC, TEMPLATES, Ending, Template
-from src.tokenizer import Tokenizer
+from src.errors import UserError
+from src.tokenizer import Tokenizer, load_tokenizer
 
 # What a sidecar records of a template.
 RECORDED = {"name": str, "fingerprint": str, "stops": [str], "controls": [str], "opening": str, "collapses": bool}
@@ -34,6 +36,16 @@ def recorded_in(sidecar: dict[str, Any] | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else recorded(CLASSIC)
 
 
+def recorded_in_adapter(extra: dict[str, Any], path: str | Path) -> dict[str, Any] | None:
+    """The template that an adapter was trained with; None if it does not say. Raises UserError if the record is damaged."""
+    if "template" not in extra:
+        return None
+    try:
+        return parse_json(json.dumps(extra["template"]), RECORDED)
+    except BadJson as error:
+        raise UserError(f"{path}: what it records of its template is damaged ({error}); save it again") from None
+
+
 def ending_of(record: dict[str, Any]) -> Ending:
     return Ending(tuple(record["stops"]), tuple(record["controls"]), record["opening"], record["collapses"])
 
@@ -47,12 +59,31 @@ def difference(record: dict[str, Any], other: dict[str, Any]) -> str | None:
     return f"{record['name']}, not {other['name']}"
 
 
+def check_template(name: str | None, record: dict[str, Any], path: str, tokenizer: str | None, vocab_size: int) -> None:
+    """Raise UserError if a --template is given that is not the one recorded for the pairs in `path`.
+
+    Args:
+        tokenizer: name of the pairs' tokenizer, None to determine it by the vocabulary.
+    """
+    if name is None:
+        return
+    if found := difference(record, recorded(load_template(name, load_tokenizer(tokenizer, vocab_size)))):
+        raise UserError(f"--template {name}: {path} was prepared with --template {found}; leave the flag out, or prepare it "
+                        "again")
+
+
 def model_note(checkpoint: str | None, template: Template) -> list[str]:
     """A line where a checkpoint is a G1 model by its name and the template is not of that kind."""
     if checkpoint is None or template is not CLASSIC or not _G1.search(Path(checkpoint).name):
         return []
     return [f"note: {checkpoint} is a G1 model by its name, and --template classic is not what G1 models are trained on; "
             "--template g1 (or g1-think, g1-fakethink) is, see docs/templates.md"]
+
+
+def adapter_note(adapter: str | Path | None, trained: dict[str, Any] | None, used: dict[str, Any]) -> list[str]:
+    """A line where the adapter was trained with another template than the one used now."""
+    found = difference(trained, used) if trained else None
+    return [f"warning: the adapter {adapter} was trained with --template {found} as the data are now"] if found else []
 
 
 def rejects_note(path: str, template: Template) -> list[str]:

@@ -11,13 +11,20 @@ from rich.table import Table
 from src.adapters.apply import apply_layer_profile, how_quantized, quantized_linears
 from src.adapters.files import Adapter, check_adapter, load_adapter, read_adapter
 from src.adapters.layer_profile import auto_layer_profile
-from src.checked_json import BadJson, parse_json
 from src.checkpoint.base import load_base, load_base_and_fingerprint
 from src.checkpoint.dimensions import Dimensions
 from src.console import printable, say, show
 from src.data.faults import report_reading, skipped_rows, usable
 from src.data.fit import fitted
-from src.data.load_template import RECORDED, difference, load_template, model_note, recorded, recorded_in
+from src.data.load_template import (
+    adapter_note,
+    check_template,
+    load_template,
+    model_note,
+    recorded,
+    recorded_in,
+    recorded_in_adapter,
+)
 from src.data.ranking import pair_rule, rule_without_effect
 from src.data.read import read_pairs
 from src.data.templates import CLASSIC
@@ -124,33 +131,46 @@ def _shown(value: float | None, form: str) -> str:
 def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
            made_with: dict[str, Any], adapter: Adapter | None) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
     """The pairs, their cached references if the file has them, and facts on both for the report."""
-    path, trained = config.pairs, _trained_template(adapter)
-    if not path.lower().endswith(".save"):
-        reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))
-        usable(reading, config.skip_bad_rows)
-        if "thumbs" in (reading.facts or {}):
-            raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs")
-        tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
-        template = load_template(config.template or (trained or recorded(CLASSIC))["name"], tokenizer)
-        reading = fitted(reading, template, config.loss_on)
-        rows = usable(reading, config.skip_bad_rows)
-        pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers, template,
-                                       config.loss_on)
-        report_reading(reading)
-        for note in (*model_note(config.load_model, template), *_template_note(trained, recorded(template), config.adapter),
-                     *rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap})):
-            say(note)
-        report.changes.report(path, tokenizer.name)
-        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "cut": report.cut,
-                             "left_out": report.dropped, "changed_texts": report.changes.texts,
-                             "skipped_rows": skipped_rows(reading), **(reading.facts or {})}
+    trained = recorded_in_adapter(adapter.extra, adapter.path) if adapter else None
+    if config.pairs.lower().endswith(".save"):
+        return _prepared_pairs(config, dimensions, base, made_with, trained)
+    pairs, facts = _pairs_of_texts(config, dimensions, trained)
+    return pairs, None, facts
+
+
+def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
+                    trained: dict[str, Any] | None) -> tuple[list[TokenPair], dict[str, Any]]:
+    """`trained`: the template that the adapter was trained with."""
+    path = config.pairs
+    reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))
+    usable(reading, config.skip_bad_rows)
+    if "thumbs" in (reading.facts or {}):
+        raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs")
+    tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
+    template = load_template(config.template or (trained or recorded(CLASSIC))["name"], tokenizer)
+    reading = fitted(reading, template, config.loss_on)
+    rows = usable(reading, config.skip_bad_rows)
+    pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers, template,
+                                   config.loss_on)
+    report_reading(reading)
+    for note in (*model_note(config.load_model, template), *adapter_note(config.adapter, trained, recorded(template)),
+                 *rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap})):
+        say(note)
+    report.changes.report(path, tokenizer.name)
+    return pairs, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "cut": report.cut,
+                   "left_out": report.dropped, "changed_texts": report.changes.texts,
+                   "skipped_rows": skipped_rows(reading), **(reading.facts or {})}
+
+
+def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, made_with: dict[str, Any],
+                    trained: dict[str, Any] | None) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
+    path = config.pairs
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
-    facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None,
-             "template": recorded_in(sidecar)["name"], "left_out": sum(left_out.values())}
-    if config.template and (found := difference(recorded_in(sidecar), recorded(load_template(
-            config.template, load_tokenizer(facts["tokenizer"], dimensions.vocab_size))))):
-        raise UserError(f"--template {config.template}: {path} was prepared with --template {found}; leave the flag out")
-    for note in _template_note(trained, recorded_in(sidecar), config.adapter):
+    template = recorded_in(sidecar)
+    facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "template": template["name"],
+             "left_out": sum(left_out.values())}
+    check_template(config.template, template, path, facts["tokenizer"], dimensions.vocab_size)
+    for note in adapter_note(config.adapter, trained, template):
         say(note)
     pairs = [TokenPair(pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) for pair in loaded]
     if not has_references(loaded, sidecar):
@@ -166,21 +186,6 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
     facts["references"] = f"cached, of {name}"
     facts["references_of_this_model"] = None if sidecar is None else sidecar.get("base_fingerprint") == base
     return pairs, _references_of(loaded), facts
-
-
-def _trained_template(adapter: Adapter | None) -> dict[str, Any] | None:
-    """What the adapter records of the template that it was trained with; None for none."""
-    if adapter is None or "template" not in adapter.extra:
-        return None
-    try:
-        return parse_json(json.dumps(adapter.extra["template"]), RECORDED)
-    except BadJson as error:
-        raise UserError(f"{adapter.path}: what it records of its template is damaged ({error}); save it again") from None
-
-
-def _template_note(trained: dict[str, Any] | None, used: dict[str, Any], adapter: str | None) -> list[str]:
-    found = difference(trained, used) if trained else None
-    return [f"warning: the adapter {adapter} was trained with --template {found} as these pairs are"] if found else []
 
 
 def _reference_model(config: EvaluateConfig, path: str, dimensions: Dimensions) -> RWKV:

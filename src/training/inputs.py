@@ -15,7 +15,7 @@ from src.checkpoint.dimensions import Dimensions
 from src.console import say
 from src.data.binidx import corpus_at
 from src.data.examples import read_texts
-from src.data.load_template import difference, load_template, model_note, recorded, recorded_in
+from src.data.load_template import check_template, difference, load_template, model_note, recorded, recorded_in
 from src.data.packing import Text
 from src.data.templates import CLASSIC
 from src.errors import UserError
@@ -131,7 +131,7 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, max_len, thumbs=is_of_thumbs(loss))
     kinds = _kinds_of_thumbs(path, pairs) if is_of_thumbs(loss) else {}
     data = Data(path, pairs, {"pairs": len(pairs), **kinds, **left_out, "sidecar": sidecar})
-    _check_template(config.data.template, data, dimensions)
+    check_template(config.data.template, data.template, path, (sidecar or {}).get("tokenizer"), dimensions.vocab_size)
     if left_out["too_long"] or left_out["empty_answer"]:
         lines.append(f"{path}: left out {left_out['too_long']} pairs longer than {max_len} tokens and "
                      f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain")
@@ -154,16 +154,6 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
                         f"{_preparation(config, held)}, or train with --allow_reference_mismatch 1")
     lines += [f"warning: {path}: {difference}" for difference in differences]
     return data
-
-
-def _check_template(name: str | None, data: Data, dimensions: Dimensions) -> None:
-    """Refuse a --template that is not the one of the pairs."""
-    if name is None:
-        return
-    tokenizer = load_tokenizer((data.sidecar or {}).get("tokenizer"), dimensions.vocab_size)
-    if found := difference(data.template, recorded(load_template(name, tokenizer))):
-        raise UserError(f"--template {name}: {data.path} was prepared with --template {found}; leave the flag out, or prepare it "
-                        "again")
 
 
 def _kinds_of_thumbs(path: str, pairs: Sequence[Pair]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from src.adapters.apply import apply_layer_profile, quantized_linears
 from src.adapters.files import adapter_tensors, load_adapter
 from src.console import say
+from src.data.load_template import adapter_note, recorded_in_adapter
 from src.errors import UserError, out_of_memory
 from src.evaluation.picture import draw_curves, read_columns
 from src.evaluation.report import write_report
@@ -103,7 +104,9 @@ def _model(inputs: Inputs, config: TrainConfig) -> RWKV:
     inputs.weights.clear()
     apply_layer_profile(model, inputs.settings, config.run.seed)
     if config.model.load_adapter:
-        load_adapter(model, config.model.load_adapter, inputs.base_fingerprint)
+        adapter = load_adapter(model, config.model.load_adapter, inputs.base_fingerprint)
+        trained = recorded_in_adapter(adapter.extra, adapter.path)
+        inputs.lines.extend(adapter_note(adapter.path, trained, inputs.train.template))
     if config.steps.compile:
         for block in model.blocks:
             block.att.compile(dynamic=True)

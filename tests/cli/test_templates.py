@@ -102,7 +102,11 @@ def test_another_template_than_before_is_refused_or_reported(call, good, fails, 
     assert call(PREPARE, words_of(good(PREPARE) | {"--template": chatml}))[0] == 0
     held = str(tmp_path / "out" / "o.save")
     code, err = call(TRAIN, words_of(good(TRAIN) | {"--eval_file": held, "--samples": "0"}))
-    assert code == 0 and f"--eval_file {held} is in the template {chatml}" in err
+    assert code == 0 and f"--eval_file {held} is in the template {chatml}, not classic" in err
+    adapter = str(tmp_path / "out" / "run" / "rwkv-final.safetensors")
+    code, err = call(TRAIN, words_of(good(TRAIN) | {"--load_adapter": adapter, "--rlhf_train_file": held, "--samples": "0",
+                                                    "--proj_dir": str(tmp_path / "next")}))
+    assert code == 0 and f"the adapter {adapter} was trained with --template classic, not {chatml}" in err
 
 
 def snapshot_of(folder: Path) -> dict[str, bytes]:
