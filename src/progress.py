@@ -3,12 +3,14 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from src.console import console, say
 
+# Rows from which on a pass over them takes some seconds.
+MANY = 20_000
 # Seconds between plain lines if stderr is a file or a pipe.
 LINE_EVERY = 10.0
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -30,6 +32,12 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[...,
             bar.update(task, advance=count, description=f"{what} {note}".rstrip())
 
         yield advance
+
+
+def bar_if_long(what: str, total: int, long: bool | None = None) -> AbstractContextManager[Callable[..., None]]:
+    """A `progress_bar` if the work takes more than a few seconds, which `long` says, else MANY rows."""
+    is_long = total >= MANY if long is None else long
+    return progress_bar(what, total) if is_long else nullcontext(lambda count, note="": None)
 
 
 def plain_lines(what: str, total: int, done: int = 0) -> Callable[..., None]:

@@ -3,37 +3,48 @@
 Lists and objects become Python's; missing values are left out.
 """
 
-from collections.abc import Callable, Iterable
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from src.data.arrow_sizes import unpacked
+from src.data.arrow_sizes import unpacked as unpacked_size
 from src.data.columns import Table
 from src.data.kinds import is_arrow
-from src.data.source import MOST_TIMES, MOST_WITHOUT_QUESTION, is_compressed, is_missing, read_data
+from src.data.source import MOST_TIMES, MOST_WITHOUT_QUESTION, is_compressed, is_missing, unpacked
+from src.data.spill import Spill
 from src.errors import UserError
 
-# More would not fit in memory as Python's objects; a few bytes can claim any number of rows without values.
+# A few bytes can claim any number of rows without values.
 MOST_ROWS = 10_000_000
 _INDEX = "__index_level_"  # prefix of columns that pandas adds for unnamed row labels
+_BATCH_BYTES = 1 << 23  # about, as encoded in the file
+_MOST_IN_BATCH = 1 << 16  # rows
+
+Records = Spill[dict[str, Any]]
 
 
 def read_parquet(path: Path) -> Table:
     """Raises UserError if the file is damaged or of another kind, or pyarrow is not installed."""
 
-    def load(source: Any) -> Any:
+    def load(source: Any) -> Table:
         import pyarrow.parquet
 
         schema = pyarrow.parquet.ParquetFile(source).schema
         columns = [schema.column(number) for number in range(len(schema))]
         # A text that many rows share is stored once in the file, and has to stay so in memory until the full size is checked.
         texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
-        file = pyarrow.parquet.ParquetFile(source, read_dictionary=texts)
+        # With a buffer, a row group is read piece by piece.
+        file = pyarrow.parquet.ParquetFile(source, read_dictionary=texts, buffer_size=1 << 20)
         metadata = file.metadata
+        n_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
         _check_rows(metadata.num_rows, path)
         _check_bytes(8 * metadata.num_rows * len(columns), path)
-        _check_bytes(sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)), path)
-        return _table(file.iter_batches(use_threads=False), file.schema_arrow, path)
+        _check_bytes(n_bytes, path)
+        rows = _BATCH_BYTES * metadata.num_rows // max(n_bytes, 1)
+        batches = file.iter_batches(batch_size=min(max(rows, 1), _MOST_IN_BATCH), use_threads=False)
+        return _table(batches, file.schema_arrow, path)
 
     return _read(path, "Parquet", load)
 
@@ -41,7 +52,7 @@ def read_parquet(path: Path) -> Table:
 def read_arrow(path: Path) -> Table:
     """A file or a stream. Raises UserError as `read_parquet` does."""
 
-    def load(source: Any) -> Any:
+    def load(source: Any) -> Table:
         import pyarrow.ipc
 
         begins = source.read(8)
@@ -57,33 +68,66 @@ def read_arrow(path: Path) -> Table:
     return _read(path, "Arrow", load)
 
 
-def _read(path: Path, kind: str, load: Callable[[Any], Any]) -> Table:
+def _read(path: Path, kind: str, load: Callable[[Any], Table]) -> Table:
     try:
         import pyarrow
     except ImportError:
         raise UserError(f"{path}: {kind} needs pyarrow; pip install pyarrow, or write the file as JSONL") from None
-    # Unless all bytes are in memory already, the reader allocates as much as Arrow's messages claim.
-    data = read_data(path) if is_compressed(path) or kind == "Arrow" else None
     try:
-        with pyarrow.OSFile(str(path)) if data is None else pyarrow.BufferReader(data) as source:
-            table = load(source)
+        if kind == "Parquet" and not is_compressed(path):
+            with pyarrow.OSFile(str(path)) as source:
+                return load(source)
+        # Of a file of its own, the reader allocates as much as Arrow's messages claim.
+        with _Bytes(path) as content, pyarrow.PythonFile(content, mode="r") as source:
+            return load(source)
     except pyarrow.ArrowMemoryError as error:
         raise UserError(f"{path}: needs more memory than there is ({_reason(error)}); split it, or get it again if it is "
                         "damaged") from None
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path}: can't be read as {kind} ({_reason(error)}); it is damaged or of another kind") from None
-    kept = [(name, column) for name, column in zip(table.column_names, table.columns, strict=True) if not name.startswith(_INDEX)]
-    names, columns = [name for name, _ in kept], [_values(column, name, path) for name, column in kept]
-    records = [{name: value for name, value in zip(names, values, strict=True) if not is_missing(value)}
-               for values in zip(*columns, strict=True)]
-    return Table(path, "the file", names, records)
 
 
-def _table(batches: Iterable[Any], schema: Any, path: Path) -> Any:
-    """All batches as one table, each checked before it is kept."""
-    import pyarrow
+class _Bytes(io.RawIOBase):
+    """A file's bytes, decompressed; no more are allocated than it has."""
 
-    kept, rows, n_bytes, looked_at = [], 0, 0, 0
+    def __init__(self, path: Path):
+        self._storage = unpacked(path) if is_compressed(path) else None
+        self._file = path.open("rb", buffering=0) if self._storage is None else None
+        self._size = path.stat().st_size if self._storage is None else self._storage.size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, to: int, whence: int = io.SEEK_SET) -> int:
+        self._at = to + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, count: int | None = -1) -> bytes:
+        rest = max(self._size - self._at, 0)
+        end = self._at + (rest if count is None or count < 0 else min(count, rest))
+        start, self._at = self._at, end
+        if self._storage is not None:
+            return self._storage.read(start, end)
+        assert self._file is not None
+        return os.pread(self._file.fileno(), end - start, start)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+
+def _table(batches: Iterable[Any], schema: Any, path: Path) -> Table:
+    """The rows of all batches, each checked before it is converted."""
+    records: Records = Spill()
+    rows, n_bytes, looked_at = 0, 0, 0
     for batch in batches:
         rows += batch.num_rows
         _check_rows(rows, path)
@@ -92,10 +136,19 @@ def _table(batches: Iterable[Any], schema: Any, path: Path) -> Any:
         _check_bytes(looked_at, path)
         # The readers do not check offsets and lengths, and in a damaged file the conversion would follow them anywhere.
         batch.validate(full=True)
-        n_bytes += sum(map(unpacked, batch.columns))
+        n_bytes += sum(map(unpacked_size, batch.columns))
         _check_bytes(n_bytes, path)
-        kept.append(batch)
-    return pyarrow.Table.from_batches(kept, kept[0].schema if kept else schema)
+        for record in _records(batch, path):
+            records.append(record)
+    return Table(path, "the file", [name for name in schema.names if not name.startswith(_INDEX)], records.finished())
+
+
+def _records(batch: Any, path: Path) -> Iterator[dict[str, Any]]:
+    """The batch's rows, without missing values."""
+    kept = [(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True) if not name.startswith(_INDEX)]
+    names, columns = [name for name, _ in kept], [_values(column, name, path) for name, column in kept]
+    for values in zip(*columns, strict=True):
+        yield {name: value for name, value in zip(names, values, strict=True) if not is_missing(value)}
 
 
 def _check_rows(count: int, path: Path) -> None:

@@ -1,42 +1,44 @@
 """Which pairs form a batch, and in what order. Knows nothing about texts or models."""
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, count, islice
 
 import numpy as np
 
-from src.data.packing import Text, packed_length
+from src.data.packing import Sizes, sizes_of
 
 # Pairs that are sorted by length together: enough for batches of similar lengths, few enough that each pass mixes them again.
 WINDOW = 512
 
 
-def batches_by_tokens(pairs: Sequence[tuple], batch_tokens: int, among: Iterable[int] | None = None) -> list[list[int]]:
+def batches_by_tokens(pairs: Sequence[tuple] | Sizes, batch_tokens: int, among: Iterable[int] | None = None) -> list[list[int]]:
     """Split the indices of `pairs`, or those `among` them, into groups of at most `batch_tokens` input tokens, longest first.
 
     Pairs with the same prompt come together, since they share it; otherwise lengths within a group are similar. A pair longer
     than `batch_tokens` is a group of its own. Every index occurs exactly once; the longest come first, so that a batch that
     does not fit in memory fails at the start.
+
+    Args:
+        pairs: or texts, or the `sizes_of` them.
     """
-    together: dict[Hashable, list[int]] = {}
-    for index in range(len(pairs)) if among is None else among:
-        # Texts share nothing, and the tokens of all may not fit in memory.
-        key: Hashable = index if isinstance(pairs[index], Text) else tuple(pairs[index][0])
-        together.setdefault(key, []).append(index)
-    for members in together.values():
-        members.sort(key=lambda index: -packed_length(pairs[index]))
+    sizes = pairs if isinstance(pairs, Sizes) else sizes_of(pairs)
+    indices = np.arange(len(sizes.rest)) if among is None else np.fromiter(among, np.int64)
+    alone, shared = sizes.alone[indices], sizes.rest[indices]
+    _, first, prompt = np.unique(sizes.same[indices], return_index=True, return_inverse=True)
+    longest = np.zeros(len(first), np.int64)
+    np.maximum.at(longest, prompt, alone)
+    # By the longest pair of the prompt, then the prompt, then the length.
+    order = np.lexsort((-alone, first[prompt], -longest[prompt]))
     groups: list[list[int]] = []
-    total = 0
-    in_group: Hashable = None
-    for key, members in sorted(together.items(), key=lambda item: -packed_length(pairs[item[1][0]])):
-        for index in members:
-            length = packed_length(pairs[index], shared=in_group == key)
-            if not groups or total + length > batch_tokens:
-                groups.append([])
-                total, length = 0, packed_length(pairs[index])
-            groups[-1].append(index)
-            total, in_group = total + length, key
+    total, before = 0, -1
+    for index, of_prompt, length, added in zip(*(x[order].tolist() for x in (indices, prompt, alone, shared)), strict=True):
+        added = added if of_prompt == before else length
+        if not groups or total + added > batch_tokens:
+            groups.append([])
+            total, added = 0, length
+        groups[-1].append(index)
+        total, before = total + added, of_prompt
     return groups
 
 
@@ -54,21 +56,23 @@ def epoch_order(n_pairs: int, seed: int, start: int, count: int) -> list[int]:
     return order
 
 
-def pass_by_tokens(pairs: Sequence[tuple], seed: int, number: int, batch_tokens: int) -> list[list[int]]:
+def pass_by_tokens(pairs: Sequence[tuple] | Sizes, seed: int, number: int, batch_tokens: int) -> list[list[int]]:
     """Batches of at most `batch_tokens` input tokens that see every pair once; the order depends only on seed and `number`.
 
     Pass `number` draws a permutation, sorts each window of it by length and cuts it into batches, and shuffles these.
     """
-    order = _permutation(len(pairs), seed, number)
+    sizes = pairs if isinstance(pairs, Sizes) else sizes_of(pairs)
+    order = _permutation(len(sizes.rest), seed, number)
     windows = (order[start:start + WINDOW].tolist() for start in range(0, len(order), WINDOW))
-    batches = [batch for window in windows for batch in batches_by_tokens(pairs, batch_tokens, window)]
+    batches = [batch for window in windows for batch in batches_by_tokens(sizes, batch_tokens, window)]
     shuffled = np.random.default_rng([seed, number, 1]).permutation(len(batches))
     return [batches[at] for at in shuffled]
 
 
-def batches_from(pairs: Sequence[tuple], seed: int, batch_tokens: int, start: int) -> Iterator[list[int]]:
+def batches_from(pairs: Sequence[tuple] | Sizes, seed: int, batch_tokens: int, start: int) -> Iterator[list[int]]:
     """The endless sequence of all passes' batches, from number `start` on."""
-    passes = (pass_by_tokens(pairs, seed, number, batch_tokens) for number in count())
+    sizes = pairs if isinstance(pairs, Sizes) else sizes_of(pairs)
+    passes = (pass_by_tokens(sizes, seed, number, batch_tokens) for number in count())
     return islice(chain.from_iterable(passes), start, None)
 
 

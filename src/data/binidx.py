@@ -16,7 +16,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from src.data.packing import Text
+from src.data.packing import Sizes, Text, sizes_of_texts
 from src.errors import UserError
 from src.files import existing_file
 
@@ -59,6 +59,9 @@ class Pieces(Sequence[Text]):
     def losses(self) -> np.ndarray:
         """[n] int64: tokens of each text that have a loss."""
         return self._ends - self._starts - 1
+
+    def sizes(self) -> Sizes:
+        return sizes_of_texts(self._ends - self._starts)
 
 
 class Found(NamedTuple):

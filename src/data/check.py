@@ -1,10 +1,12 @@
 """Reports what a file of pairs holds before anything is made of it: counts, lengths in tokens, a histogram."""
 
+import hashlib
 import json
 import sys
-from collections.abc import Hashable, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -13,10 +15,13 @@ from src.console import printable, say, show
 from src.data.conversation import prompt_turns
 from src.data.faults import NAMED, Reading, name_rows, skipped_rows
 from src.data.fit import has_turn_inside
+from src.data.rows import Row
 from src.data.shown_pair import pair_as_read, print_pair
 from src.data.templates import CLASSIC, Template, answer_pieces, prompt_pieces, text_of
 from src.data.thinking import has_thinking
+from src.data.token_lists import lengths_of
 from src.data.tokenize import tokenize_pairs
+from src.progress import bar_if_long
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes
 
@@ -51,33 +56,31 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
     """
     rows, numbers = reading.rows, reading.numbers
     pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers, template, loss_on)
-    prompt, chosen, reject = (np.array(list(map(len, part))) for part in zip(*(pair[:3] for pair in pairs), strict=True))
+    prompt, chosen, reject = lengths_of(pairs)
     longer = np.maximum(chosen, reject)
     lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
-    turns = [len(prompt_turns(row.prompt)) for row in rows]
-    prompts = [text_of(prompt_pieces(template, row.prompt)) for row in rows]
-    texts = [(text, *(text_of(answer_pieces(template, row.prompt, answer)) if answer.strip() else ""
-                      for answer in (row.chosen, row.reject))) for text, row in zip(prompts, rows, strict=True)]
+    texts = _look_at_texts(rows, template)
     kinds = {
-        "duplicate_rows": _repeated(texts), "duplicate_prompts": _repeated(prompts),
-        "equal_answers": [at for at, (_, one, other) in enumerate(texts) if one == other],
-        "cut": np.flatnonzero((lengths["pair"] > max_len) & (longer <= max_len)).tolist(),
-        "dropped": np.flatnonzero(longer > max_len).tolist(),
-        "thinking": [at for at, row in enumerate(rows) if has_thinking(row.chosen) or has_thinking(row.reject)],
-        "turn_names": [at for at, row in enumerate(rows) if has_turn_inside(row, template)],
+        "duplicate_rows": _repeated(texts.rows), "duplicate_prompts": _repeated(texts.prompts),
+        "equal_answers": np.flatnonzero(texts.equal_answers),
+        "cut": np.flatnonzero((lengths["pair"] > max_len) & (longer <= max_len)),
+        "dropped": np.flatnonzero(longer > max_len),
+        "thinking": np.flatnonzero(texts.thinking), "turn_names": np.flatnonzero(texts.turn_names),
     }
-    shown = next((at for at in range(len(rows)) if longer[at] <= max_len), None)
+    kept = np.flatnonzero(longer <= max_len)
+    shown = int(kept[0]) if len(kept) else None
     counts, edges = _histogram(lengths["pair"])
     return {
-        "rows": len(rows), "conversations": sum(count > 1 for count in turns), "most_turns": max(turns) + 1, "max_len": max_len,
+        "rows": len(rows), "conversations": int((texts.turns > 1).sum()), "most_turns": int(texts.turns.max()) + 1,
+        "max_len": max_len,
         "tokenizer": tokenizer.name, "template": {"name": template.name, "fingerprint": template.fingerprint},
         "shown": None if shown is None else {
             "row": numbers[shown], **pair_as_read(pairs[shown], tokenizer, max_len, template.begins_with_end_of_text)},
         "bad_rows": skipped_rows(reading), "notes": reading.notes, **(reading.facts or {}),
         "tokens": {name: _spread(values) for name, values in lengths.items()},
-        "begins_at": numbers[0], "begins": "".join(texts[0][:2])[:BEGINNING],
+        "begins_at": numbers[0], "begins": texts.begins,
         **{name: len(found) for name, found in kinds.items()},
-        **{f"{name}_at": [numbers[at] for at in found[:NAMED]] for name, found in kinds.items()},
+        **{f"{name}_at": [numbers[at] for at in found[:NAMED].tolist()] for name, found in kinds.items()},
         "changes": asdict(report.changes), "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
 
@@ -120,10 +123,53 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
     print(json.dumps({"file": path, **found}))
 
 
-def _repeated(values: Sequence[Hashable]) -> list[int]:
-    """The positions of values that occurred before."""
-    first: dict[Hashable, int] = {}
-    return [at for at, value in enumerate(values) if first.setdefault(value, at) != at]
+class _Texts(NamedTuple):
+    """What the texts of n rows are, as the model reads them."""
+
+    turns: np.ndarray  # [n] int64, of the prompt
+    prompts: np.ndarray  # [n, 2] int64: a digest of each prompt
+    rows: np.ndarray  # [n, 2] int64: of all three texts
+    equal_answers: np.ndarray  # [n] bool, like the two that follow
+    thinking: np.ndarray  # an answer begins with <think>
+    turn_names: np.ndarray  # an answer has a paragraph that begins like a turn of the template
+    begins: str  # the beginning of the first prompt and its chosen answer
+
+
+def _look_at_texts(rows: Sequence[Row], template: Template) -> _Texts:
+    turns, prompts, triples, equal, thinking, names = array("q"), bytearray(), bytearray(), bytearray(), bytearray(), bytearray()
+    begins = ""
+    with bar_if_long("rows as the model reads them", len(rows)) as advance:
+        for row in rows:
+            prompt = text_of(prompt_pieces(template, row.prompt))
+            chosen, reject = (text_of(answer_pieces(template, row.prompt, answer)) if answer.strip() else ""
+                              for answer in (row.chosen, row.reject))
+            begins = begins or (prompt + chosen)[:BEGINNING]
+            turns.append(len(prompt_turns(row.prompt)))
+            prompts += _digest(prompt)
+            triples += _digest(prompt, chosen, reject)
+            equal.append(chosen == reject)
+            thinking.append(has_thinking(row.chosen) or has_thinking(row.reject))
+            names.append(has_turn_inside(row, template))
+            advance(1)
+    of_prompts, of_rows = (np.frombuffer(found, np.int64).reshape(-1, 2) for found in (prompts, triples))
+    is_equal, has_thoughts, has_names = (np.frombuffer(found, bool) for found in (equal, thinking, names))
+    return _Texts(np.frombuffer(turns, np.int64), of_prompts, of_rows, is_equal, has_thoughts, has_names, begins)
+
+
+def _digest(*texts: str) -> bytes:
+    """16 bytes that are different for different texts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode(errors="surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.digest()
+
+
+def _repeated(digests: np.ndarray) -> np.ndarray:
+    """The positions of rows, of two numbers each, that occurred before."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # keeps equal ones in their order
+    again = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
+    return np.sort(order[1:][again])
 
 
 def _histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

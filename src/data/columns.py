@@ -6,7 +6,7 @@ message, the turns before it. Names are compared case-insensitively.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ class Table(NamedTuple):
     path: Path
     where: str  # where the columns are named: "the header", or "the file" itself
     names: Sequence[str]  # of the columns
-    records: Sequence[dict[str, Any] | BadRow]  # by name, without missing values; or why a row can't be read
+    records: Sequence[dict[str, Any] | BadRow]  # by name, without missing values; or why one can't be read
 
     def place(self, number: int) -> str:
         return f"{self.path}: row {number}"
@@ -52,11 +52,9 @@ class Usage:
         self.unused_keys: set[str] = set()
         self.open_ended = 0  # conversations that end in an unanswered message of the user
 
-    def notes(self, table: Table, numbers: Sequence[int]) -> list[str]:
-        """In words, what has a value in some of the rows read (of these numbers) but no effect anywhere."""
-        records = (table.records[number - 1] for number in numbers)
-        filled = {name for record in records if not isinstance(record, BadRow) for name, value in record.items()
-                  if not is_blank(value)} - self.columns
+    def notes(self, table: Table, filled: Iterable[str]) -> list[str]:
+        """In words, what has a value in some of the rows read, in these columns, but no effect anywhere."""
+        filled = set(filled) - self.columns
         unused = [" ".join(name.split())[:40] or "(no name)" for name in dict.fromkeys(table.names) if name in filled]
         parts = [f"{_listed(unused, 'column')}"] if unused else []
         if self.unused_keys:
@@ -130,15 +128,24 @@ def flag_columns(table: Table, numbers_are_thumbs: bool) -> list[str]:
 
     Raises UserError if one of them is there more than once.
     """
-    found = []
-    for name in filter(None, (find_column(table, (flag,)) for flag in FLAGS)):
-        values = [record[name] for record in table.records
-                  if not isinstance(record, BadRow) and not is_blank(record.get(name))]
-        if name.lower() in THUMBS and not numbers_are_thumbs:
-            values = [value if not str(value).strip().isdigit() else None for value in values]
-        if values and all(as_flag(value) is not None for value in values):
-            found.append(name)
-    return found
+    found = [name for flag in FLAGS if (name := find_column(table, (flag,)))]
+    filled: set[str] = set()
+    candidates = found
+    for record in table.records if found else ():
+        if not isinstance(record, BadRow):
+            of_row = [name for name in candidates if not is_blank(record.get(name))]
+            filled.update(of_row)
+            others = {name for name in of_row if not _is_truth(record[name], name, numbers_are_thumbs)}
+            candidates = [name for name in candidates if name not in others] if others else candidates
+        if not candidates:
+            break
+    return [name for name in candidates if name in filled]
+
+
+def _is_truth(value: Any, name: str, numbers_are_thumbs: bool) -> bool:
+    if name.lower() in THUMBS and not numbers_are_thumbs and str(value).strip().isdigit():
+        return False
+    return as_flag(value) is not None
 
 
 def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callable[[dict[str, Any], str], Any]) -> Reading:
@@ -152,6 +159,7 @@ def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callabl
     """
     usage.columns |= set(flags)
     flagged_out, flagged_by = 0, set()
+    filled: set[str] = set()  # columns that have a value in a row read
 
     def read_one(record: dict[str, Any], number: int) -> Any:
         nonlocal flagged_out
@@ -160,10 +168,13 @@ def read_records(table: Table, flags: Sequence[str], usage: Usage, read: Callabl
             flagged_out += 1
             flagged_by.update(marks)
             return None
-        return read(record, table.place(number))
+        row = read(record, table.place(number))
+        if row is not None and row != []:
+            filled.update(name for name, value in record.items() if name not in filled and not is_blank(value))
+        return row
 
     rows, numbers, faults = read_rows(table.records, read_one)
-    notes, left_out = usage.notes(table, numbers), ""
+    notes, left_out = usage.notes(table, filled), ""
     if flagged_out:
         marking = " or ".join(name for name in flags if name in flagged_by)
         left_out = f"{flagged_out} row{'s' * (flagged_out > 1)} that {marking} marks as not to be learned"

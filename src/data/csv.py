@@ -13,40 +13,42 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from src.data.columns import Table
 from src.data.faults import BadRow
+from src.data.quotes import without_outer_spaces
 from src.data.rows import Row
-from src.data.source import TELLING_NAMES, stray_byte
+from src.data.source import TELLING_NAMES, open_text, stray_byte
+from src.data.spill import Spill
 from src.errors import UserError
 
 HEADER = "prompt,chosen,reject\n"
+# Characters; without a limit, everything behind a quote that is not closed would be gathered in memory.
+LONGEST_FIELD = 1 << 25
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 # A first line that gives Excel the separator.
 _SEP_LINE = re.compile(r'"?sep=([,;|\t])"?[,;|\t ]*(?:\r\n?|\n)', re.IGNORECASE)
 
 
-def read_csv(text: str, path: Path, tabs_first: bool = False) -> Table:
+def read_csv(path: Path, tabs_first: bool = False) -> Table:
     """The header's columns and the texts under them; a row that has more or fewer fields than the header is a `BadRow`.
 
     Args:
-        text: of the file.
-        path: for messages.
         tabs_first: whether the file's ending indicates tabs rather than commas.
 
     Raises:
         UserError: the file is empty, or a row has an unclosed quote, so that the ends of rows are unknown.
     """
-    text, separator = _separator(text, tabs_first)
-    records = _records(text, separator, path)
-    if not records:
+    separator, first_line = _separator(path, tabs_first)
+    rows = _records(path, separator, first_line)
+    header = next(rows, None)
+    if header is None:
         raise UserError(f"{path}: the file is empty; it needs a header (prompt,chosen,reject) and a row for each prompt")
-    names, words = [name.strip() for name in records[0]], _SEPARATORS[separator]
-    if fault := stray_byte(" ".join(names), f"{path}: the header"):
-        raise UserError(str(fault))
+    names, words = [name.strip() for name in header], _SEPARATORS[separator]
 
-    def row(number: int, fields: list[str]) -> dict[str, str] | BadRow:
+    def record(number: int, fields: list[str]) -> dict[str, str] | BadRow:
         if fault := stray_byte("".join(fields), f"{path}: row {number}"):
             return fault
         if len(fields) == len(names):
@@ -54,14 +56,16 @@ def read_csv(text: str, path: Path, tabs_first: bool = False) -> Table:
         return BadRow("number of fields", f"{path}: row {number} has {len(fields)} fields where the header has {len(names)}, "
                                           f"separated by {words}; put texts that hold {words} or line breaks in double quotes")
 
-    where = "the header" if separator == "," else f"the header (separated by {words})"
-    return Table(path, where, names, [row(number, fields) for number, fields in enumerate(records[1:], start=1)])
+    records = Spill(record(number, fields) for number, fields in enumerate(rows, start=1)).finished()
+    if fault := stray_byte(" ".join(names), f"{path}: the header"):
+        raise UserError(str(fault))
+    return Table(path, "the header" if separator == "," else f"the header (separated by {words})", names, records)
 
 
-def has_known_header(text: str) -> bool:
+def has_known_header(path: Path) -> bool:
     """Whether a text begins with known column names, by any of the supported separators."""
-    text, separator = _separator(text, tabs_first=False)
-    return _is_telling(_header(text, separator))
+    separator, first_line = _separator(path, tabs_first=False)
+    return _is_telling(_header(path, separator, first_line))
 
 
 def format_row(row: Row) -> str:
@@ -75,77 +79,58 @@ def format_row(row: Row) -> str:
     return buffer.getvalue()
 
 
-def _separator(text: str, tabs_first: bool) -> tuple[str, str]:
-    """The text without a first line that only names the separator, and the separator.
+def _separator(path: Path, tabs_first: bool) -> tuple[str, int]:
+    """The separator, and the number of the header's first line, from 0: 1 if a line before it only names the separator.
 
     The separator is the first of the four that splits the header into names with a known one among them, else the first that
     splits it into several names, else the first.
     """
-    said = _SEP_LINE.match(text)
-    if said:
-        return text[said.end():], said[1]
+    if said := _SEP_LINE.match(next(_lines(path, 0), "")):
+        return said[1], 1
     order = sorted(_SEPARATORS, key=lambda separator: separator != "\t") if tabs_first else list(_SEPARATORS)
-    headers = {separator: _header(text, separator) for separator in order}
+    headers = {separator: _header(path, separator, 0) for separator in order}
     telling = [separator for separator, names in headers.items() if _is_telling(names)]
     several = [separator for separator, names in headers.items() if len(names) > 1]
-    return text, [*telling, *several, *order][0]
+    return [*telling, *several, *order][0], 0
 
 
 def _is_telling(names: list[str]) -> bool:
     return any(name.strip().lower() in TELLING_NAMES for name in names)
 
 
-def _header(text: str, separator: str) -> list[str]:
-    with _fields_of_any_length(text):
-        return next(filter(None, csv.reader(_lines(text), delimiter=separator)), [])
-
-
-def _records(text: str, separator: str, path: Path) -> list[list[str]]:
-    """All records, the header first, blank lines left out."""
-    records: list[list[str]] = []
+def _header(path: Path, separator: str, first_line: int) -> list[str]:
     try:
-        _parse(_without_outer_spaces(text, separator), separator, records, strict=True)
+        with _long_fields():
+            return next(filter(None, csv.reader(_lines(path, first_line), delimiter=separator)), [])
+    except csv.Error:  # `_records` says why it can't be read
+        return []
+
+
+def _records(path: Path, separator: str, first_line: int) -> Iterator[list[str]]:
+    """All records, the header first, blank lines left out."""
+    count = 0
+    try:
+        with _long_fields():
+            for fields in csv.reader(without_outer_spaces(_lines(path, first_line), separator), delimiter=separator, strict=True):
+                if fields:
+                    yield fields
+                    count += 1
     except csv.Error as error:
         reason = str(error).replace("\t", "tab")
-        raise UserError(f"{path}: {_place(len(records))}: a quoted field is not closed properly ({reason}); "
+        raise UserError(f"{path}: {_place(count)}: a quoted field is not closed properly ({reason}); "
                         "write a double quote inside a quoted text twice") from None
-    return records
 
 
-def _parse(text: str, separator: str, records: list[list[str]], strict: bool) -> None:
-    """Append to `records`, which on an error keeps the complete records before it."""
-    with _fields_of_any_length(text):
-        for fields in csv.reader(_lines(text), delimiter=separator, strict=strict):
-            if fields:
-                records.append(fields)
-
-
-def _without_outer_spaces(text: str, separator: str) -> str:
-    """The text without spaces between a field's quotes and its separators, as in `"a", "b"`.
-
-    The csv module would read such quotes as part of an unquoted text. Spaces around unquoted texts stay, and so do those before
-    a quote that does not close where the field ends.
-    """
-    ends = rf"[{re.escape(separator)}\r\n]"
-    if not re.search(rf'(?:{ends}|\A) +"|" +(?:{ends}|\Z)', text):
-        return text
-    kept, end = [], 0
-    for field in re.finditer(rf'(?:{ends}|\A)( *)("[^"]*+(?:""[^"]*+)*+")( *)(?={ends}|\Z)', text):
-        if field[1] or field[3]:
-            kept += [text[end:field.start(1)], field[2]]
-            end = field.end()
-    return "".join([*kept, text[end:]]) if kept else text
-
-
-def _lines(text: str) -> Iterator[str]:
-    """Lines with their endings, one at a time; io.StringIO would keep a copy of four bytes a character."""
-    return (line[0] for line in re.finditer(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+", text))
+def _lines(path: Path, first: int) -> Iterator[str]:
+    """Lines with their endings, from number `first` on."""
+    with open_text(path, newline="") as text:
+        yield from islice(text, first, None)
 
 
 @contextmanager
-def _fields_of_any_length(text: str) -> Iterator[None]:
+def _long_fields() -> Iterator[None]:
     # The csv module's limit of 131072 characters a field is process-wide, so it is restored afterwards.
-    limit = csv.field_size_limit(len(text) + 1)
+    limit = csv.field_size_limit(LONGEST_FIELD)
     try:
         yield
     finally:

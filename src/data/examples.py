@@ -37,11 +37,14 @@ from src.data.kinds import check_kind
 from src.data.packing import Text
 from src.data.read import read_table
 from src.data.rows import split_answer, without_prompt
-from src.data.source import data_ending, data_file, open_data, read_text
+from src.data.source import data_ending, data_file, open_data, open_text
+from src.data.spill import Spill
 from src.data.templates import CLASSIC, Template, draw_form
 from src.data.thinking import thinking_tokens
+from src.data.token_lists import Texts
 from src.data.tokenize import cut_beginning
 from src.errors import UserError
+from src.progress import bar_if_long
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes, Encoder
 
@@ -49,6 +52,8 @@ _ANSWERS = ("chosen", *ANSWERS, "chosen_messages", "chosen_response")
 TEXT = "text"
 # End of a document within a .txt: the character 0, or the word that many corpora use for it.
 _END = re.compile(r"\0|<\|endoftext\|>")
+_LONGEST_END = len("<|endoftext|>")
+_PIECE = 1 << 20  # characters read at a time
 
 
 class Example(NamedTuple):
@@ -98,32 +103,35 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     path = data_file(path, "--train_data_file or --eval_file")
     if data_ending(path) == ".txt":
         documents = _read_documents(path)
-        reading = Reading(path, documents, list(range(1, len(documents) + 1)), faults=[], notes=[])
+        reading = Reading(path, documents, range(1, len(documents) + 1), faults=[], notes=[])
     else:
         reading = fitted(read_examples(read_table(path)), template, loss_on)
     rows = usable(reading, skip_bad_rows)
-    texts: list[Text] = []
+    texts = Texts(tokenizer.vocab_size)
     cut = dropped = 0
-    for number, row in zip(reading.numbers, rows, strict=True):
-        if isinstance(row, str):
-            begins = [tokenizer.end_of_text] * template.begins_with_end_of_text
-            pieces = list(_document([*begins, *encoder.encode(row, number, "text"), tokenizer.end_of_text], max_len))
-            texts += pieces
-            cut += len(pieces) > 1
-            continue
-        text, last = _tokenized(row, number, encoder, template, draw_form(template, generator), on_prompt, loss_on)
-        if last > max_len:
-            dropped += 1
-            continue
-        cut += len(text.tokens) > max_len
-        keep_first = template.begins_with_end_of_text and last < max_len
-        texts.append(Text(cut_beginning(text.tokens, max_len, keep_first), cut_beginning(text.trained, max_len, keep_first)))
-    if not any(any(text.trained[1:]) for text in texts):
+    with bar_if_long("texts to tokens", len(rows)) as advance:
+        for number, row in zip(reading.numbers, rows, strict=True):
+            advance(1)
+            if isinstance(row, str):
+                begins = [tokenizer.end_of_text] * template.begins_with_end_of_text
+                pieces = list(_document([*begins, *encoder.encode(row, number, "text"), tokenizer.end_of_text], max_len))
+                for piece in pieces:
+                    texts.append(piece)
+                cut += len(pieces) > 1
+                continue
+            text, last = _tokenized(row, number, encoder, template, draw_form(template, generator), on_prompt, loss_on)
+            if last > max_len:
+                dropped += 1
+                continue
+            cut += len(text.tokens) > max_len
+            keep_first = template.begins_with_end_of_text and last < max_len
+            texts.append(Text(cut_beginning(text.tokens, max_len, keep_first), cut_beginning(text.trained, max_len, keep_first)))
+    trained = int(texts.losses().sum())
+    if not trained:
         raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(rows)} rows have an answer of over {max_len} "
                         "tokens; raise --ctx_len")
     report_reading(reading)
-    trained = sum(sum(text.trained[1:]) for text in texts)
-    return texts, TextCounts(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
+    return texts.finished(), TextCounts(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
 
 
 def read_examples(table: Table) -> Reading:
@@ -220,11 +228,25 @@ def _document(tokens: list[int], max_len: int) -> Iterator[Text]:
         yield Text(piece, [True] * len(piece))
 
 
-def _read_documents(path: Path) -> list[str]:
+def _read_documents(path: Path) -> Sequence[str]:
     with open_data(path) as stream:
         check_kind(stream, path, as_table=False)
-    text = read_text(path, lambda before: f"line {before.count(chr(10)) + 1}")
-    documents = [document for document in _END.split(text) if document.strip()]
+    documents = Spill(document for document in _split(path) if document.strip()).finished()
     if not documents:
         raise UserError(f"{path}: the file is empty; it needs text to train on")
     return documents
+
+
+def _split(path: Path) -> Iterator[str]:
+    """The parts of a file between its ends of documents."""
+    parts: list[str] = []  # of the document that goes on
+    rest = ""
+    with open_text(path, newline="\n", by_line=True) as text:
+        while piece := text.read(_PIECE):
+            *ended, rest = _END.split(rest + piece)
+            for document in ended:
+                yield "".join([*parts, document])
+                parts = []
+            # What could be the beginning of an end waits for the rest of it.
+            parts, rest = [*parts, rest[:-_LONGEST_END]], rest[-_LONGEST_END:]
+    yield "".join([*parts, rest])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from src.console import say
+from src.data.spill import Numbers, Spill
 from src.errors import UserError
 
 Record = TypeVar("Record")
@@ -27,6 +28,9 @@ class BadRow(UserError):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, str(self))
+
 
 class Fault(NamedTuple):
     """A row that can't be used, with the full message, which names the file and the row."""
@@ -40,8 +44,8 @@ class Reading(NamedTuple):
     """The rows read from a file, and those that can't be used."""
 
     path: Path
-    rows: list[Any]
-    numbers: list[int]  # of each of `rows` in the file, from 1
+    rows: Sequence[Any]  # may be too many for memory (src/data/spill.py)
+    numbers: Sequence[int]  # of each of `rows` in the file, from 1
     faults: list[Fault]
     notes: list[str]  # parts of the file that have no effect
     left_out: str = ""  # in words, how many rows the file itself marks as not to be learned, and by which column
@@ -49,14 +53,14 @@ class Reading(NamedTuple):
     made: str = ""  # the same in words
 
 
-def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], RowType | list[RowType] | None]
-              ) -> tuple[list[RowType], list[int], list[Fault]]:
+def read_rows(records: Iterable[Record | BadRow], read: Callable[[Record, int], RowType | list[RowType] | None]
+              ) -> tuple[Sequence[RowType], Sequence[int], list[Fault]]:
     """`read(record, number)` of every record: the rows, their numbers, and the faults.
 
     A record for which `read` returns None is left out; one for which it returns a list gives several rows, or none.
     """
-    rows: list[RowType] = []
-    numbers: list[int] = []
+    rows: Spill[RowType] = Spill()
+    numbers = Numbers()
     faults: list[Fault] = []
     for number, record in enumerate(records, start=1):
         try:
@@ -66,13 +70,13 @@ def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], 
         except BadRow as fault:
             faults.append(Fault(number, fault.kind, str(fault)))
             continue
-        made = row if isinstance(row, list) else [] if row is None else [row]
-        rows += made
-        numbers += [number] * len(made)
-    return rows, numbers, faults
+        for one in row if isinstance(row, list) else [] if row is None else [row]:
+            rows.append(one)
+            numbers.append(number)
+    return rows.finished(), numbers, faults
 
 
-def usable(reading: Reading, skip_bad_rows: bool) -> list[Any]:
+def usable(reading: Reading, skip_bad_rows: bool) -> Sequence[Any]:
     """The rows.
 
     Raises:

@@ -2,15 +2,15 @@
 used. Also counts the answers that the template changes."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 from src.data.conversation import ASSISTANT, Turn, prompt_turns, untouched
 from src.data.faults import BadRow, Fault, Reading
 from src.data.rows import Row
+from src.data.spill import Numbers, Spill
 from src.data.templates import Template
 from src.data.thinking import check_thinking
-from src.progress import progress_bar
+from src.progress import bar_if_long
 
 
 def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Reading:
@@ -20,25 +20,27 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
         reading: of pairs, or of conversations and plain texts (`--sft 1`).
         loss_on: "answer" also makes a fault of an answer that is nothing but thinking.
     """
-    faults: list[Fault] = []
-    rows, numbers = [], []
+    faults: dict[int, Fault] = {}  # by the place of the row
     changed = answers = 0
-    long = template.can_refuse  # rendering takes a while
-    with progress_bar("rows in the template", len(reading.rows)) if long else nullcontext(lambda count: None) as advance:
-        for row, number in zip(reading.rows, reading.numbers, strict=True):
+    # Rendering takes a while.
+    with bar_if_long("rows in the template", len(reading.rows), template.can_refuse or None) as advance:
+        for place, (row, number) in enumerate(zip(reading.rows, reading.numbers, strict=True)):
             try:
                 texts = _answers(row, template, loss_on)
             except BadRow as fault:
-                faults.append(Fault(number, fault.kind, f"{reading.path}: row {number}: {fault}"))
+                faults[place] = Fault(number, fault.kind, f"{reading.path}: row {number}: {fault}")
             else:
-                rows.append(row)
-                numbers.append(number)
                 answers += len(texts)
                 changed += sum(template.ending.kept(text) != untouched(text) for text in texts)
             advance(1)
+    rows, numbers = reading.rows, reading.numbers
+    if faults:
+        rows = Spill(row for place, row in enumerate(rows) if place not in faults).finished()
+        numbers = Numbers(number for place, number in enumerate(numbers) if place not in faults)
     notes = [f"{changed} of {answers} answers lose their blank lines, since --template {template.name} ends a turn at one; "
              "--template g1 keeps them"] if changed else []
-    return reading._replace(rows=rows, numbers=numbers, faults=sorted([*reading.faults, *faults]), notes=[*reading.notes, *notes])
+    all_faults = sorted([*reading.faults, *faults.values()])
+    return reading._replace(rows=rows, numbers=numbers, faults=all_faults, notes=[*reading.notes, *notes])
 
 
 def has_turn_inside(row: Any, template: Template) -> bool:

@@ -4,6 +4,8 @@ A recurrent model can read a sequence from any given state, so sequences of any 
 single row of tokens, and several can continue from the end of another. Knows nothing about texts or models.
 """
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -153,6 +155,48 @@ def pack_pairs(pairs: Sequence[Answered], share_prompts: bool = True) -> PackedB
         answer_tokens=torch.from_numpy(np.bincount(answer_of, minlength=2 * len(pairs))),
         prompt_tokens=torch.from_numpy((n_prompt - 1)[prompt_of]),
     )
+
+
+class Sizes(NamedTuple):
+    """Input tokens of pairs or texts in a batch, so that batches can be planned without any tokens."""
+
+    prompt: np.ndarray  # [n] int64, of its prompt, which pairs in a batch share if it is the same; 0 for a text
+    rest: np.ndarray  # [n] int64, of its answers, or of the text
+    same: np.ndarray  # [n], equal for equal prompts; different for all texts
+
+    @property
+    def alone(self) -> np.ndarray:
+        """[n] int64, in a batch that does not have its prompt."""
+        return self.prompt + self.rest
+
+
+def sizes_of(items: Sequence[tuple]) -> Sizes:
+    """The sizes of pairs or of texts; sequences in files know theirs, so that nothing is read."""
+    if hasattr(items, "sizes"):
+        return items.sizes()
+    if items and isinstance(items[0], Text):
+        return sizes_of_texts(np.fromiter((len(text[0]) for text in items), np.int64, len(items)))
+    found = [(max(len(item[0]), 1), packed_length(item, shared=True), prompt_key(item[0])) for item in items]
+    return Sizes(*np.array(found, np.int64).reshape(len(items), 3).T)
+
+
+def sizes_of_pairs(prompt: np.ndarray, chosen: np.ndarray, reject: np.ndarray, same: np.ndarray) -> Sizes:
+    """Of pairs with so many tokens; `same` as from `prompt_key`."""
+    return Sizes(np.maximum(prompt, 1), np.maximum(chosen - 1, 0) + np.maximum(reject - 1, 0), same)
+
+
+def sizes_of_texts(lengths: np.ndarray) -> Sizes:
+    """Of texts of so many tokens."""
+    return Sizes(np.zeros_like(lengths), lengths - 1, np.arange(len(lengths)))
+
+
+def prompt_key(tokens: Sequence[int]) -> int:
+    """64 bits that are equal for equal tokens, and hardly ever for others.
+
+    Batches are only planned by it; `pack_pairs` compares prompts in full.
+    """
+    digest = hashlib.blake2b(array("q", tokens).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def packed_length(pair: tuple, shared: bool = False) -> int:

@@ -10,7 +10,7 @@ from src.data.jsonl import looks_like_json, read_json
 from src.data.kinds import check_kind, is_arrow, is_parquet
 from src.data.preferences import to_rows
 from src.data.ranking import DEFAULT_RULE, PairRule
-from src.data.source import data_ending, data_file, open_data, read_text
+from src.data.source import data_ending, data_file, open_data
 
 _ARROW_ENDINGS = (".arrow", ".feather")
 _JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
@@ -34,8 +34,7 @@ def read_table(path: str | Path) -> Table:
         return read_arrow(path)
     if is_parquet(head) or ending == ".parquet":
         return read_parquet(path)
-    text = read_text(path, place=None)
-    return read_json(text, path) if _is_json(text, ending) else read_csv(text, path, tabs_first=ending in _TAB_ENDINGS)
+    return read_json(path) if _is_json(path, ending) else read_csv(path, tabs_first=ending in _TAB_ENDINGS)
 
 
 def read_pairs(path: str | Path, require_reject: bool, rule: PairRule = DEFAULT_RULE) -> Reading:
@@ -51,5 +50,5 @@ def read_pairs(path: str | Path, require_reject: bool, rule: PairRule = DEFAULT_
     return to_rows(read_table(path), require_reject, rule)
 
 
-def _is_json(text: str, ending: str) -> bool:
-    return looks_like_json(text) or (ending in _JSON_ENDINGS and not has_known_header(text))
+def _is_json(path: Path, ending: str) -> bool:
+    return looks_like_json(path) or (ending in _JSON_ENDINGS and not has_known_header(path))

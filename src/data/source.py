@@ -3,9 +3,10 @@
 The readers interpret the bytes; helpers that all of them need are here too.
 """
 
+import codecs
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +14,7 @@ from typing import IO, Any
 from src.data.columns import CONVERSATIONS, PROMPTS
 from src.data.compression import COMPRESSIONS, DAMAGED, compression_of
 from src.data.faults import BadRow
+from src.data.spill import Storage
 from src.errors import UserError
 from src.files import existing_file
 
@@ -73,41 +75,82 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"{path}: can't be unpacked with {found.name} ({reason}); it is damaged or cut off") from None
 
 
-def read_data(path: Path) -> bytes:
+def unpacked(path: Path) -> Storage:
     """All bytes of a file, decompressed. Raises UserError like `open_data`, and for a file made to fill memory."""
-    buffer, most = io.BytesIO(), max(MOST_WITHOUT_QUESTION, MOST_TIMES * path.stat().st_size)
+    storage = Storage()
     with open_data(path) as stream:
-        while piece := stream.read(_PIECE):
-            buffer.write(piece)
-            if buffer.tell() > most:
-                raise UserError(f"{path}: unpacks to over {MOST_TIMES} times its size, which no texts do; give the unpacked file")
-    return buffer.getvalue()
+        content = _Content(stream, b"", path)
+        while piece := content.read(_PIECE):
+            storage.append(piece)
+    return storage
 
 
-def read_text(path: Path, place: Callable[[str], str] | None) -> str:
-    """The text of a file, in UTF-8 or the encoding of its byte order mark, without that mark.
+@contextmanager
+def open_text(path: Path, newline: str, by_line: bool = False) -> Iterator[io.TextIOWrapper]:
+    """A stream of a file's text, in UTF-8 or the encoding of its byte order mark, without that mark.
 
     Args:
-        place: describes the position of an invalid byte, from the text before it. None keeps invalid bytes of UTF-8 in the text
-            as lone surrogates, for `stray_byte` to find.
+        newline: "" for lines that end as in CSV, with any of the three line endings; "\\n" for those that end with this one.
+            Both keep them as they are.
+        by_line: refuse an invalid byte of UTF-8, naming its line. False keeps it in the text as a lone surrogate, for
+            `stray_byte` to find.
 
     Raises:
-        UserError: like `open_data`, and for an invalid byte.
+        UserError: like `open_data`, for a file made to fill memory, and for an invalid byte, also within the block.
     """
-    data = read_data(path)
-    mark, encoding = next((pair for pair in _BYTE_ORDER_MARKS if data.startswith(pair[0])), (b"", "utf-8"))
-    body = memoryview(data)[len(mark):]
-    try:
-        return str(body, encoding, "surrogateescape" if place is None and encoding == "utf-8" else "strict")
-    except UnicodeDecodeError as error:
-        offset, before = len(mark) + error.start, str(body[:error.start], encoding)
-        name, where = "-".join(encoding.upper().split("-")[:2]), place(before) if place else "the file"
-        raise UserError(f"{path}: {where}: byte 0x{data[offset]:02x} at offset {offset} is not {name}; "
-                        "save the file as UTF-8") from None
+    with open_data(path) as stream:
+        head = stream.read(4)
+        mark, encoding = next((pair for pair in _BYTE_ORDER_MARKS if head.startswith(pair[0])), (b"", "utf-8"))
+        errors = "surrogateescape" if encoding == "utf-8" and not by_line else "strict"
+        content = io.BufferedReader(_Content(stream, head[len(mark):], path), _PIECE)
+        try:
+            with io.TextIOWrapper(content, encoding, errors, newline=newline) as text:
+                yield text
+        except UnicodeDecodeError:
+            raise _invalid_byte(path, mark, encoding, by_line) from None
+
+
+class _Content(io.RawIOBase):
+    """A stream's bytes after some of them; those of a file made to fill memory or a disk are refused."""
+
+    def __init__(self, stream: IO[bytes], first: bytes, path: Path):
+        self._stream, self._first, self._path = stream, first, path
+        self._count, self._most = 0, max(MOST_WITHOUT_QUESTION, MOST_TIMES * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._first[:len(buffer)] or self._stream.read(len(buffer))
+        self._first = self._first[len(buffer):]
+        self._count += len(piece)
+        if self._count > self._most:
+            raise UserError(f"{self._path}: unpacks to over {MOST_TIMES} times its size, which no texts do; give the unpacked "
+                            "file")
+        buffer[:len(piece)] = piece
+        return len(piece)
+
+
+def _invalid_byte(path: Path, mark: bytes, encoding: str, by_line: bool) -> UserError:
+    """What is wrong with a file that is not in this encoding."""
+    decoder, line, offset = codecs.getincrementaldecoder(encoding)(), 1, len(mark)
+    with open_data(path) as stream:
+        stream.read(len(mark))
+        while True:
+            piece, waiting = stream.read(_PIECE), len(decoder.getstate()[0])
+            try:
+                line += decoder.decode(piece, final=not piece).count("\n")
+            except UnicodeDecodeError as error:
+                line += error.object[:error.start].decode(encoding).count("\n")
+                offset += error.start - waiting
+                byte, name = error.object[error.start], "-".join(encoding.upper().split("-")[:2])
+                return UserError(f"{path}: {f'line {line}' if by_line else 'the file'}: byte 0x{byte:02x} at offset {offset} is "
+                                 f"not {name}; save the file as UTF-8")
+            offset += len(piece)
 
 
 def stray_byte(text: str, where: str) -> BadRow | None:
-    """The fault of a text from `read_text` that was not UTF-8, beginning with `where`; None if there is none."""
+    """The fault of a text from `open_text` that was not UTF-8, beginning with `where`; None if there is none."""
     bad = re.search("[\0\udc80-\udcff]", text)
     if bad is None:
         return None

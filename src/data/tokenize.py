@@ -9,30 +9,23 @@ border, both ways give the same tokens.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from src.data.conversation import is_conversation
 from src.data.rows import Row
+from src.data.spill import Numbers
 from src.data.templates import CLASSIC, Piece, Template, answer_pieces, draw_form, prompt_pieces, text_of
 from src.data.thinking import thinking_tokens
+from src.data.token_lists import TokenLists, TokenPair, TokenPairs
 from src.errors import UserError
+from src.progress import bar_if_long
 from src.tokenizer import Tokenizer
 from src.tokenizer.fidelity import Changes, Encoder
 
 Item = TypeVar("Item")
-
-
-class TokenPair(NamedTuple):
-    """A prompt with its two answers, as tokens. With one answer empty it is a thumb: up without reject, down without chosen."""
-
-    prompt: list[int]
-    chosen: list[int]
-    reject: list[int]
-    chosen_from: int = 0  # tokens of chosen before this one have no loss
-    reject_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class PairCounts:
     dropped: int  # pairs left out, since an answer alone is longer than the limit
     equal: int  # pairs kept whose two answers are the same once cleaned
     longest: int  # tokens of the longest prompt + longer answer among the pairs kept
-    rows: list[int]  # the index of each kept pair's row
+    rows: Sequence[int]  # the index of each kept pair's row
     changes: Changes  # texts, of prompts and answers, that do not come back from their tokens as written
 
 
@@ -56,7 +49,7 @@ def walk_rows(n_rows: int, target_pair_count: int | None) -> Iterator[int]:
 
 def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count: int | None, max_len: int,
                    seed: int, numbers: Sequence[int] | None = None, template: Template = CLASSIC,
-                   loss_on: str = "all") -> tuple[list[TokenPair], PairCounts]:
+                   loss_on: str = "all") -> tuple[Sequence[TokenPair], PairCounts]:
     """Walk the rows, draw one of the template's forms for each pair, and turn prompt, chosen and reject into tokens.
 
     A prompt of several turns always has the first form; one is drawn all the same, so that other rows' don't depend on it.
@@ -68,7 +61,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     of 0 is not a win.
 
     Pairs of the same row and form share their token lists: treat them as read-only. It keeps a `.save` with
-    many repetitions small.
+    many repetitions small. If they are too many for memory, they are in a file (`TokenPairs`).
 
     Args:
         rows: with two answers each, or one that has a thumb; the other one's tokens are then [].
@@ -86,53 +79,86 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     """
     if target_pair_count is not None and target_pair_count < 1:
         raise UserError(f"--target_pair_count is {target_pair_count}; it must be at least 1")
-    generator, encoder = np.random.default_rng(seed), Encoder(tokenizer)
+    generator = np.random.default_rng(seed)
     numbers = numbers or range(1, len(rows) + 1)
-
-    @cache
-    def answers(index: int) -> tuple[list[int], list[int], int, int]:
-        """The tokens of both answers, and how many of each have no loss."""
-        row, number = rows[index], numbers[index]
-        chosen = encode_answer(template, row.prompt, row.chosen, encoder, number, "chosen")
-        reject = encode_answer(template, row.prompt, row.reject, encoder, number, "reject")
-        if loss_on == "all":
-            return chosen, reject, 0, 0
-        return chosen, reject, thinking_tokens(chosen, row.chosen, tokenizer), thinking_tokens(reject, row.reject, tokenizer)
-
-    @cache
-    def prompt_of(index: int, form: int) -> tuple[list[int], bool]:
-        """The prompt's tokens that fit with the longer answer, and whether the prompt was cut."""
-        pieces = prompt_pieces(template, rows[index].prompt, form)
-        tokens = encode_pieces(pieces, encoder, numbers[index], "prompt")
-        room = max_len - max(map(len, answers(index)[:2]))
-        return cut_beginning(tokens, room, pieces[0].is_control), len(tokens) > room
-
-    is_of_turns = cache(lambda index: is_conversation(rows[index].prompt))
-    pairs: list[TokenPair] = []
+    tokenized = _Tokenized(rows, numbers, tokenizer, max_len, template, loss_on)
+    pairs = TokenPairs(tokenized.lists)
     forms: Counter[str] = Counter(dict.fromkeys(template.forms, 0))
-    of_pairs: list[int] = []
+    of_pairs = Numbers()
     cut = dropped = equal = longest = 0
     drawn = 0
-    for index in walk_rows(len(rows), target_pair_count):
-        # The pairs of one list have one form, so that they share their prompt.
-        drawn = drawn if index and numbers[index] == numbers[index - 1] else draw_form(template, generator)
-        chosen, reject, *skipped = answers(index)
-        longer = max(len(chosen), len(reject))
-        if longer > max_len:
-            dropped += 1
-            continue
-        form = 0 if is_of_turns(index) else drawn
-        prompt, was_cut = prompt_of(index, form)
-        pairs.append(TokenPair(prompt, chosen, reject, *skipped))
-        of_pairs.append(index)
-        forms[template.forms[form]] += 1
-        cut += was_cut
-        equal += chosen == reject
-        longest = max(longest, len(prompt) + longer)
+    count = len(rows) if target_pair_count is None else target_pair_count
+    with bar_if_long("rows to tokens", count) as advance:
+        for index in walk_rows(len(rows), target_pair_count):
+            advance(1)
+            # The pairs of one list have one form, so that they share their prompt.
+            drawn = drawn if index and numbers[index] == numbers[index - 1] else draw_form(template, generator)
+            answers = tokenized.answers(index)
+            if answers.longer > max_len:
+                dropped += 1
+                continue
+            form = 0 if answers.is_of_turns else drawn
+            prompt, was_cut = tokenized.prompt(index, form, answers.longer)
+            pairs.append(prompt, answers.chosen, answers.reject, answers.chosen_from, answers.reject_from)
+            of_pairs.append(index)
+            forms[template.forms[form]] += 1
+            cut += was_cut
+            equal += answers.are_equal
+            longest = max(longest, tokenized.lists.length(prompt) + answers.longer)
     if not pairs:
         raise UserError(f"no pair is left: each of the {dropped} has an answer of over {max_len} tokens; "
                         "raise --rlhf_max_corpus_len")
-    return pairs, PairCounts(dict(forms), cut, dropped, equal, longest, of_pairs, encoder.changes())
+    changes = tokenized.encoder.changes()
+    return pairs.finished(), PairCounts(dict(forms), cut, dropped, equal, longest, of_pairs, changes)
+
+
+class _Answers(NamedTuple):
+    """A row's two answers, by their numbers among all lists of tokens."""
+
+    chosen: int
+    reject: int
+    chosen_from: int
+    reject_from: int
+    longer: int  # tokens of the longer one
+    are_equal: bool
+    is_of_turns: bool  # the row's prompt
+
+
+class _Tokenized:
+    """Rows as tokens, each text tokenized when it is first needed, and only then."""
+
+    def __init__(self, rows: Sequence[Row], numbers: Sequence[int], tokenizer: Tokenizer, max_len: int, template: Template,
+                 loss_on: str):
+        self._numbers, self._max_len, self._template, self._loss_on = numbers, max_len, template, loss_on
+        self.encoder, self.lists = Encoder(tokenizer), TokenLists(tokenizer.vocab_size)
+        self._row = lru_cache(maxsize=1)(rows.__getitem__)  # several texts of a row are read one after another
+        self._answers = np.full((len(rows), len(_Answers._fields)), -1, np.int32)
+        self._prompts = np.full((len(rows), len(template.forms)), -1, np.int32)
+        self._cut = np.zeros(self._prompts.shape, bool)
+
+    def answers(self, index: int) -> _Answers:
+        if self._answers[index, 0] < 0:
+            self._answers[index] = self._new_answers(index)
+        return _Answers._make(self._answers[index].tolist())
+
+    def prompt(self, index: int, form: int, longer: int) -> tuple[int, bool]:
+        """The number of the prompt's tokens that fit with the longer answer, and whether the prompt was cut."""
+        if self._prompts[index, form] < 0:
+            pieces = prompt_pieces(self._template, self._row(index).prompt, form)
+            tokens = encode_pieces(pieces, self.encoder, self._numbers[index], "prompt")
+            room = self._max_len - longer
+            self._prompts[index, form] = self.lists.append(cut_beginning(tokens, room, pieces[0].is_control))
+            self._cut[index, form] = len(tokens) > room
+        return int(self._prompts[index, form]), bool(self._cut[index, form])
+
+    def _new_answers(self, index: int) -> _Answers:
+        row, number = self._row(index), self._numbers[index]
+        chosen, reject = (encode_answer(self._template, row.prompt, text, self.encoder, number, part)
+                          for text, part in ((row.chosen, "chosen"), (row.reject, "reject")))
+        chosen_from, reject_from = (0 if self._loss_on == "all" else thinking_tokens(tokens, text, self.encoder.tokenizer)
+                                    for tokens, text in ((chosen, row.chosen), (reject, row.reject)))
+        return _Answers(self.lists.append(chosen), self.lists.append(reject), chosen_from, reject_from,
+                        max(len(chosen), len(reject)), chosen == reject, is_conversation(row.prompt))
 
 
 def encode_answer(template: Template, prompt: str, answer: str, encoder: Encoder, row: int, part: str) -> list[int]:

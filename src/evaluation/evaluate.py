@@ -129,7 +129,7 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
-           made_with: dict[str, Any], adapter: Adapter | None) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
+           made_with: dict[str, Any], adapter: Adapter | None) -> tuple[Sequence[TokenPair], np.ndarray | None, dict[str, Any]]:
     """The pairs, their cached references if the file has them, and facts on both for the report."""
     trained = recorded_in_adapter(adapter.extra, adapter.path) if adapter else None
     if config.pairs.lower().endswith(".save"):
@@ -139,7 +139,7 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
 
 
 def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
-                    trained: dict[str, Any] | None) -> tuple[list[TokenPair], dict[str, Any]]:
+                    trained: dict[str, Any] | None) -> tuple[Sequence[TokenPair], dict[str, Any]]:
     """`trained`: the template that the adapter was trained with."""
     path = config.pairs
     reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))

@@ -108,7 +108,7 @@ def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template, 
     return [Request(number, prompts[number], sample) for number, sample in places if not kept[number]]
 
 
-def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: Tokenizer, ending: Ending, rows: list[Row],
+def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: Tokenizer, ending: Ending, rows: Sequence[Row],
                 kept: list[bool], places: list[tuple[int, int]], requests: list[Request], output: Output) -> dict[str, Any]:
     """Write the answers that `output` lacks, in the rows' order, each as soon as those before it are done."""
     started, first, tokens, equal = time.monotonic(), output.done, 0, 0

@@ -30,13 +30,32 @@ class Changes:
                 f"written; the first is {self.example}{lost}; choose a --tokenizer that keeps them, or change the texts")
 
 
+class _Marks:
+    """A set of places (part, row), in a bit each where rows follow one another."""
+
+    def __init__(self) -> None:
+        self._bits: dict[tuple[str, int], int] = {}
+        self.count = 0
+
+    def add(self, part: str, row: int) -> bool:
+        """Whether the place is new."""
+        key, bit = (part, row >> 10), 1 << (row & 1023)
+        marked = self._bits.get(key, 0)
+        if marked & bit:
+            return False
+        self._bits[key] = marked | bit
+        self.count += 1
+        return True
+
+
 class Encoder:
     """Encodes a file's texts, and records which of them do not come back from their tokens."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self._seen: set[tuple[int, str]] = set()
-        self._changed: dict[tuple[int, str], str] = {}
+        self._seen, self._changed = _Marks(), _Marks()
+        self._rows: list[int] = []  # the first with a change, in order
+        self._first: tuple[int, str, str] | None = None  # row, part and difference
         self._lost: Counter[str] = Counter()
 
     def encode(self, text: str, row: int, part: str, continues: bool = False) -> list[int]:
@@ -49,14 +68,17 @@ class Encoder:
         tokens = self.tokenizer.encode(text, continues)
         if self.tokenizer.lossless:
             return tokens
-        self._seen.add((row, part))
+        self._seen.add(part, row)
         back = self.tokenizer.decode_bytes(tokens).decode("utf-8", errors="replace")
         # The tokenizer itself may prepend a space to a whole text.
         if back != text and (continues or text not in (back.removeprefix(" "), self.tokenizer.decode(tokens))):
             lost = Counter(text) - Counter(back)
-            if (row, part) not in self._changed:
+            if self._changed.add(part, row):
                 self._lost.update(lost.keys())
-            self._changed.setdefault((row, part), _difference(text, back, "".join(lost)))
+                if self._first is None or (row, part) < self._first[:2]:
+                    self._first = row, part, _difference(text, back, "".join(lost))
+                if row not in self._rows and (len(self._rows) < NAMED_ROWS or row < self._rows[-1]):
+                    self._rows = sorted([*self._rows, row])[:NAMED_ROWS]
         return tokens
 
     def control(self, word: str) -> int:
@@ -65,11 +87,9 @@ class Encoder:
 
     def changes(self) -> Changes:
         """The changes of all texts so far."""
-        rows = sorted({row for row, _ in self._changed})[:NAMED_ROWS]
-        first = min(self._changed, default=None)
-        example = f"row {first[0]}'s {first[1]}, {self._changed[first]}" if first else ""
+        example = "row {}'s {}, {}".format(*self._first) if self._first else ""
         lost = "".join(character for character, _ in self._lost.most_common())
-        return Changes(len(self._seen), len(self._changed), tuple(rows), lost, example)
+        return Changes(self._seen.count, self._changed.count, tuple(self._rows), lost, example)
 
 
 def _difference(text: str, back: str, lost: str) -> str:

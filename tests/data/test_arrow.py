@@ -16,6 +16,8 @@ from src.data.arrow_sizes import unpacked
 from src.data.read import read_pairs
 from src.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 GOOD = {"prompt": ["q"], "chosen": ["good"], "reject": ["bad"]}
 
 

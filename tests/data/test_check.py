@@ -14,6 +14,8 @@ from src.tokenizer import load_tokenizer
 from tests.cli.conftest import snapshot
 from tests.pairs_csv import write_pairs_csv
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 ROWS = [Row("What?" * n, "yes" * (1 + n % 5), "no" * (1 + n % 7)) for n in range(1, 40)]
 ROWS += [ROWS[3], Row(" " + ROWS[5].prompt, "another", "answer"), Row("Why?", "so\n\n.", " so\n."),
          Row("Human: a\n\nAssistant: b\n\nHuman: c", "d", "e")]

@@ -9,6 +9,8 @@ from src.data.read import read_pairs
 from src.errors import UserError
 from tests.classic import format_prompt
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 
 @pytest.fixture
 def read(tmp_path):

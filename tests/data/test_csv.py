@@ -14,6 +14,8 @@ from src.errors import UserError
 from tests.data.reading import read_pairs
 from tests.pairs_csv import write_pairs_csv
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 # Any text of Unicode but NUL; the structural characters come often, and some words that parsers take for "missing".

@@ -14,6 +14,8 @@ from src.errors import UserError
 from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from tests.tokenizer.files import KINDS, saved
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 BYTES = load_tokenizer("bytes")
 
 

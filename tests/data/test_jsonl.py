@@ -9,6 +9,8 @@ from src.data.faults import BadRow
 from src.data.read import read_table
 from src.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 ROWS = [{"prompt": "p{", "chosen": 'c\n"]'}, {"prompt": "é", "chosen": "c, d"}, {"prompt": "q", "chosen": "\u2028"}]
 FRAME = pd.DataFrame(ROWS, index=["x", "y", "z"])
 TALK = [{"role": "user", "content": "hi"}]

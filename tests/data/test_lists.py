@@ -18,6 +18,8 @@ from src.data.tokenize import tokenize_pairs
 from src.errors import UserError
 from src.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 
 @pytest.fixture
 def read(tmp_path):

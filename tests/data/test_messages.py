@@ -13,6 +13,8 @@ from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn
 from src.data.faults import BadRow
 from src.data.messages import as_flag, message_turns, messages_in, parse
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 TURNS = [Turn(HUMAN, "Why?"), Turn(ASSISTANT, "So.")]
 any_character = st.characters(exclude_categories=["Cs"], exclude_characters="\0")

@@ -21,6 +21,8 @@ from tests.classic import format_prompt
 from tests.data.reading import read_pairs
 from tests.pairs_csv import write_pairs_csv
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "hh_harmless_pairs.csv"
 
 any_text = st.one_of(

@@ -19,6 +19,8 @@ from src.data.rows import Row
 from src.errors import UserError
 from tests.data.reading import read_pairs
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 ROWS = [Row("a, b", 'c\n"d"', "e\tf;g|h"), Row("é😀", "NA", " r ")]
 FRAME = pd.DataFrame(ROWS)
 
@@ -126,7 +128,8 @@ def test_members_of_any_sizes_are_read_whole(tmp_path, compression):
     parts = [bytes([97 + size % 26]) * size for size in (0, 1, 8191, 8192, 8193, 3_000_000, 0, 70_001)]
     noise = random.Random(0).randbytes(100_000)  # whose members are longer than what is read at a time
     data = b"".join(map(COMPRESSIONS[compression], [*parts, noise, noise[:8192]]))
-    assert source.read_data(put(tmp_path, f"a.csv{compression}", data)) == b"".join(parts) + noise + noise[:8192]
+    content = source.unpacked(put(tmp_path, f"a.csv{compression}", data))
+    assert content.read(0, content.size) == b"".join(parts) + noise + noise[:8192]
 
 
 def test_a_flipped_byte_of_gzip_is_told(tmp_path):

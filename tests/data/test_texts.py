@@ -9,6 +9,8 @@ import pytest
 from src.data.examples import read_examples
 from src.data.read import read_pairs, read_table
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 BAD = "a@b"  # where the character comes
 

@@ -15,6 +15,8 @@ from tests.classic import format_answer, format_prompt
 from tests.data.reading import read_pairs
 from tests.tokenizer.files import KINDS, saved
 
+pytestmark = pytest.mark.usefixtures("storage")
+
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 BYTES = ByteTokenizer()
 
