@@ -21,6 +21,7 @@ MOST_ROWS = 10_000_000
 _INDEX = "__index_level_"  # prefix of columns that pandas adds for unnamed row labels
 _BATCH_BYTES = 1 << 23  # about, as encoded in the file
 _MOST_IN_BATCH = 1 << 16  # rows
+_CONVERTED = 1 << 11  # rows at a time as Python's objects
 
 Records = Spill[dict[str, Any]]
 
@@ -145,10 +146,12 @@ def _table(batches: Iterable[Any], schema: Any, path: Path) -> Table:
 
 def _records(batch: Any, path: Path) -> Iterator[dict[str, Any]]:
     """The batch's rows, without missing values."""
-    kept = [(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True) if not name.startswith(_INDEX)]
-    names, columns = [name for name, _ in kept], [_values(column, name, path) for name, column in kept]
-    for values in zip(*columns, strict=True):
-        yield {name: value for name, value in zip(names, values, strict=True) if not is_missing(value)}
+    for start in range(0, batch.num_rows, _CONVERTED):
+        part = batch.slice(start, _CONVERTED)
+        kept = [(name, column) for name, column in zip(part.schema.names, part.columns, strict=True) if not name.startswith(_INDEX)]
+        names, columns = [name for name, _ in kept], [_values(column, name, path) for name, column in kept]
+        for values in zip(*columns, strict=True):
+            yield {name: value for name, value in zip(names, values, strict=True) if not is_missing(value)}
 
 
 def _check_rows(count: int, path: Path) -> None:

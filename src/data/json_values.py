@@ -13,7 +13,7 @@ from src.errors import UserError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _PIECE = 1 << 18  # characters read at a time
-_LONGEST_TOKEN = 16  # characters, of literals and escapes, which an error's place may be the beginning of
+_LONGEST_TOKEN = 16  # characters, more than any literal, escape or sign of an exponent has
 
 
 def is_list(path: Path) -> bool:
@@ -87,8 +87,8 @@ class _Window:
             except _GoesOn:
                 pass
             else:
-                # A number could go on behind the part.
-                if end < len(self._text) or self._ended:
+                # A number may go on behind the part, even from `1` to `1.5` if the part ends in `1.`.
+                if end < len(self._text) - _LONGEST_TOKEN or self._ended:
                     text, self._at = self._text[self._at:end], end
                     return stray_byte(text, where) or value
             self._read()

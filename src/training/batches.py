@@ -1,6 +1,7 @@
 """The training pairs, or texts, as micro-batches that know their weight in their optimizer step. The order is stateless: any
 epoch can be made without those before it."""
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.data.batching import batches_from, epoch_order, pass_by_tokens
 from src.data.binidx import Pieces
-from src.data.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts
+from src.data.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts, sizes_of
+from src.data.token_lists import Texts
 from src.errors import UserError
 from src.preference.kto import pack_mismatched
 from src.preference.pairs import Pair
@@ -130,8 +132,8 @@ class _Losses:
     """How many losses each contributes to a step's mean: a pair one, a text one for each trained token."""
 
     def __init__(self, pairs: Sequence[Pair | Text]):
-        self._of = pairs.losses().tolist() if isinstance(pairs, Pieces) else \
-            [sum(pair.trained[1:]) if isinstance(pair, Text) else 1 for pair in pairs]
+        self._of = array("q", pairs.losses() if isinstance(pairs, Pieces | Texts) else (
+            sum(pair.trained[1:]) if isinstance(pair, Text) else 1 for pair in pairs))
         self.of_all = sum(self._of)
 
     def of(self, indices: Iterable[int]) -> int:
@@ -171,10 +173,10 @@ class _ByTokens:
         if first_epoch * count > MOST_BEFORE:
             raise UserError(f"--epoch_begin {first_epoch}: with --batch_tokens all {first_epoch * count:,} micro-batches before "
                             f"it would have to be made, more than {MOST_BEFORE:,}; lower it or --epoch_steps")
-        self._pairs, self._count, self._batch_tokens, self._seed = pairs, count, batch_tokens, seed
+        self._sizes, self._count, self._batch_tokens, self._seed = sizes_of(pairs), count, batch_tokens, seed
         self._first_epoch, self._losses = first_epoch, _Losses(pairs)
         self._pass: tuple[int, list[list[int]]] = (-1, [])  # the last one used, with its number
-        self._endless, self._next = batches_from(pairs, seed, batch_tokens, 0), 0
+        self._endless, self._next = batches_from(self._sizes, seed, batch_tokens, 0), 0
         self._held: tuple[int, list[list[int]]] = (0, [])  # batches of the endless sequence, with their start
 
     def length(self, epoch: int) -> int:
@@ -199,13 +201,13 @@ class _ByTokens:
     def _whole_pass(self, epoch: int) -> list[list[int]]:
         number = self._first_epoch + epoch
         if self._pass[0] != number:
-            self._pass = number, pass_by_tokens(self._pairs, self._seed, number, self._batch_tokens)
+            self._pass = number, pass_by_tokens(self._sizes, self._seed, number, self._batch_tokens)
         return self._pass[1]
 
     def _take(self, start: int, count: int) -> list[list[int]]:
         """A part of the endless sequence. All batches before it have to be made, since passes differ in length."""
         if start < self._next:
-            self._endless, self._next = batches_from(self._pairs, self._seed, self._batch_tokens, 0), 0
+            self._endless, self._next = batches_from(self._sizes, self._seed, self._batch_tokens, 0), 0
         with _bar_if_long("finding where the epoch begins, batch", start - self._next, start - self._next) as advance:
             while self._next < start:
                 step = min(1000, start - self._next)
