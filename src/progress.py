@@ -2,15 +2,19 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from src.console import console, say
 
+Item = TypeVar("Item")
 # Rows from which on a pass over them takes some seconds.
 MANY = 20_000
+# Seconds until the first line on items whose number is not known.
+FIRST_LINE = 3.0
 # Seconds between plain lines if stderr is a file or a pipe.
 LINE_EVERY = 10.0
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -32,6 +36,16 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[...,
             bar.update(task, advance=count, description=f"{what} {note}".rstrip())
 
         yield advance
+
+
+def counting(what: str, items: Iterable[Item]) -> Iterator[Item]:
+    """The items; if there are more than can be read in a few seconds, a plain line now and then says how many so far."""
+    due = time.monotonic() + FIRST_LINE
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % 1000 == 0 and time.monotonic() >= due:
+            due = time.monotonic() + LINE_EVERY
+            say(f"{what} {number} so far")
 
 
 def bar_if_long(what: str, total: int, long: bool | None = None) -> AbstractContextManager[Callable[..., None]]:

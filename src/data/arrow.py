@@ -15,6 +15,7 @@ from src.data.kinds import is_arrow
 from src.data.source import MOST_TIMES, MOST_WITHOUT_QUESTION, is_compressed, is_missing, unpacked
 from src.data.spill import Spill
 from src.errors import UserError
+from src.progress import counting
 
 # A few bytes can claim any number of rows without values.
 MOST_ROWS = 10_000_000
@@ -22,8 +23,6 @@ _INDEX = "__index_level_"  # prefix of columns that pandas adds for unnamed row 
 _BATCH_BYTES = 1 << 23  # about, as encoded in the file
 _MOST_IN_BATCH = 1 << 16  # rows
 _CONVERTED = 1 << 11  # rows at a time as Python's objects
-
-Records = Spill[dict[str, Any]]
 
 
 def read_parquet(path: Path) -> Table:
@@ -126,8 +125,13 @@ class _Bytes(io.RawIOBase):
 
 
 def _table(batches: Iterable[Any], schema: Any, path: Path) -> Table:
+    names = [name for name in schema.names if not name.startswith(_INDEX)]
+    records = Spill(counting(f"{path}: rows read", _checked(batches, path)))
+    return Table(path, "the file", names, records.finished())
+
+
+def _checked(batches: Iterable[Any], path: Path) -> Iterator[dict[str, Any]]:
     """The rows of all batches, each checked before it is converted."""
-    records: Records = Spill()
     rows, n_bytes, looked_at = 0, 0, 0
     for batch in batches:
         rows += batch.num_rows
@@ -139,16 +143,15 @@ def _table(batches: Iterable[Any], schema: Any, path: Path) -> Table:
         batch.validate(full=True)
         n_bytes += sum(map(unpacked_size, batch.columns))
         _check_bytes(n_bytes, path)
-        for record in _records(batch, path):
-            records.append(record)
-    return Table(path, "the file", [name for name in schema.names if not name.startswith(_INDEX)], records.finished())
+        yield from _records(batch, path)
 
 
 def _records(batch: Any, path: Path) -> Iterator[dict[str, Any]]:
     """The batch's rows, without missing values."""
     for start in range(0, batch.num_rows, _CONVERTED):
         part = batch.slice(start, _CONVERTED)
-        kept = [(name, column) for name, column in zip(part.schema.names, part.columns, strict=True) if not name.startswith(_INDEX)]
+        found = zip(part.schema.names, part.columns, strict=True)
+        kept = [(name, column) for name, column in found if not name.startswith(_INDEX)]
         names, columns = [name for name, _ in kept], [_values(column, name, path) for name, column in kept]
         for values in zip(*columns, strict=True):
             yield {name: value for name, value in zip(names, values, strict=True) if not is_missing(value)}

@@ -23,6 +23,7 @@ from src.data.rows import Row
 from src.data.source import TELLING_NAMES, open_text, stray_byte
 from src.data.spill import Spill
 from src.errors import UserError
+from src.progress import counting
 
 HEADER = "prompt,chosen,reject\n"
 # Characters; without a limit, everything behind a quote that is not closed would be gathered in memory.
@@ -56,7 +57,8 @@ def read_csv(path: Path, tabs_first: bool = False) -> Table:
         return BadRow("number of fields", f"{path}: row {number} has {len(fields)} fields where the header has {len(names)}, "
                                           f"separated by {words}; put texts that hold {words} or line breaks in double quotes")
 
-    records = Spill(record(number, fields) for number, fields in enumerate(rows, start=1)).finished()
+    numbered = enumerate(counting(f"{path}: rows read", rows), start=1)
+    records = Spill(record(number, fields) for number, fields in numbered).finished()
     if fault := stray_byte(" ".join(names), f"{path}: the header"):
         raise UserError(str(fault))
     return Table(path, "the header" if separator == "," else f"the header (separated by {words})", names, records)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from src.console import say
 from src.data.spill import Numbers, Spill
 from src.errors import UserError
+from src.progress import bar_if_long
 
 Record = TypeVar("Record")
 RowType = TypeVar("RowType")
@@ -53,7 +54,7 @@ class Reading(NamedTuple):
     made: str = ""  # the same in words
 
 
-def read_rows(records: Iterable[Record | BadRow], read: Callable[[Record, int], RowType | list[RowType] | None]
+def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], RowType | list[RowType] | None]
               ) -> tuple[Sequence[RowType], Sequence[int], list[Fault]]:
     """`read(record, number)` of every record: the rows, their numbers, and the faults.
 
@@ -62,17 +63,19 @@ def read_rows(records: Iterable[Record | BadRow], read: Callable[[Record, int], 
     rows: Spill[RowType] = Spill()
     numbers = Numbers()
     faults: list[Fault] = []
-    for number, record in enumerate(records, start=1):
-        try:
-            if isinstance(record, BadRow):
-                raise record
-            row = read(record, number)
-        except BadRow as fault:
-            faults.append(Fault(number, fault.kind, str(fault)))
-            continue
-        for one in row if isinstance(row, list) else [] if row is None else [row]:
-            rows.append(one)
-            numbers.append(number)
+    with bar_if_long("rows", len(records)) as advance:
+        for number, record in enumerate(records, start=1):
+            advance(1)
+            try:
+                if isinstance(record, BadRow):
+                    raise record
+                row = read(record, number)
+            except BadRow as fault:
+                faults.append(Fault(number, fault.kind, str(fault)))
+                continue
+            for one in row if isinstance(row, list) else [] if row is None else [row]:
+                rows.append(one)
+                numbers.append(number)
     return rows.finished(), numbers, faults
 
 

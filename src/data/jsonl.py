@@ -17,6 +17,7 @@ from src.data.json_values import is_list, values
 from src.data.source import TELLING_NAMES, is_missing, open_text
 from src.data.spill import Spill
 from src.errors import UserError
+from src.progress import counting
 
 _SPEAKERS = {"role", "from", "speaker", "author"}  # keys that identify a message, even those that are not supported
 _BEGINNING = re.compile(r"\{[\"'}]|\[[\[{\"'\]]")
@@ -44,7 +45,7 @@ def read_json(path: Path) -> Table:
     records: Spill[dict[str, Any] | BadRow] = Spill()
     names: dict[str, None] = {}
     of_faults = True  # all that there are so far
-    for number, value in enumerate(chain(first, found), start=1):
+    for number, value in enumerate(counting(f"{path}: rows read", chain(first, found)), start=1):
         if isinstance(value, dict):
             value = {name: cell for name, cell in value.items() if not is_missing(cell)}
             names |= dict.fromkeys(value)
