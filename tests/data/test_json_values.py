@@ -1,0 +1,55 @@
+"""Values that are decoded piece by piece are those of the whole text, wherever the pieces end; so are the places of faults."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.data import json_values
+from src.data.json_values import values
+from src.errors import UserError
+
+texts = st.text(max_size=6) | st.just("é\"\\\n😀\ud83d")
+trees = st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | texts,
+                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("json") / "a.json"
+
+
+def read(file, text: str, piece: int) -> list:
+    file.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_values, "_PIECE", piece)
+        return list(values(file))
+
+
+@given(st.lists(trees, max_size=5), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans(), st.booleans())
+def test_values_are_those_of_the_whole(file, items, piece, indent, is_list, is_ascii):
+    items = items if is_list else [{"item": item} for item in items]
+
+    def dumped(value) -> str:
+        text = json.dumps(value, indent=indent, ensure_ascii=is_ascii)
+        return text.encode(errors="replace").decode()  # half characters can be written only as escapes
+
+    whole = dumped(items)
+    assert read(file, whole if is_list else "\n".join(map(dumped, items)), piece) == json.loads(whole)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 1000])
+@pytest.mark.parametrize("text, said", [
+    ('[\n{"a": 1},\n{"b": tru}]', "row 2 is not JSON (Expecting value at line 3, character 7)"),
+    ('[{"a": 1},          {"b": "x]', "row 2 is not JSON (Unterminated string starting at at character 27)"),
+    ('[{"a": 1}\n\n{"b": 2}]', "row 1 is not JSON (a comma is expected after it in line 3)"),
+    ('[{"a": 1},\n {"b": 2}', "the list does not end after row 2"),
+    ('[{"a": 1}]\n\n,', "something follows the list of rows in line 3"),
+    ('[{"a": "\\u12"}]', "row 1 is not JSON (Invalid \\uXXXX escape at character 10)"),
+    ('{\n"a": 1\n}\n{\n"a" 1\n}', "row 2 is not JSON (Expecting ':' delimiter at line 5, character 5)"),
+])
+def test_faults_have_their_place_in_the_whole(file, piece, text, said):
+    with pytest.raises(UserError) as caught:
+        read(file, text, piece)
+    assert said in str(caught.value)
