@@ -53,3 +53,10 @@ def test_faults_have_their_place_in_the_whole(file, piece, text, said):
     with pytest.raises(UserError) as caught:
         read(file, text, piece)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("piece", range(1, 12))
+def test_a_number_is_not_cut_where_a_piece_ends(file, piece):
+    for text in ("[1.5]", "[-12.25e+2, 1E-3]", '{"a": 1}\n2.5\n\n3e1'):
+        assert read(file, text, piece) == (json.loads(text) if text[0] == "[" else [{"a": 1}, 2.5, 30.0])
+    assert read(file, "1.5\n2e+1", piece) == [1.5, 20.0]
