@@ -13,6 +13,7 @@ from src.data.fit import fitted
 from src.data.load_template import load_template, model_note, recorded
 from src.data.read import read_pairs
 from src.data.rows import Row
+from src.data.spill import Selected
 from src.data.templates import Ending, Template, prompt_pieces
 from src.data.tokenize import encode_pieces
 from src.files import check_output, named_file, sha256
@@ -62,7 +63,7 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     # For each row of the output: the input's row, and the number among its rejects.
     places = [(number, sample) for number in range(len(rows)) for sample in range(1 if kept[number] else config.num_rejects)]
     sources = [number for number, _ in places]
-    repeated, keeps = [rows[number] for number in sources], [kept[number] for number in sources]
+    repeated, keeps = Selected(rows, sources), [kept[number] for number in sources]
     in_the_file = [reading.numbers[number] - 1 for number in sources]
     with open_output(config.output_csv, settings, repeated, keeps, in_the_file) as output:
         report_reading(reading)
