@@ -1,6 +1,6 @@
 """How much memory and time do files of many rows take, from the file to tokens?
 
-    python benchmarks/large_files.py [--rows 1000000] [--formats csv jsonl ...] [--stages read check pairs texts]
+    python benchmarks/large_files.py [--rows 300000] [--formats csv jsonl ...] [--stages read check pairs texts]
 
 Makes a file of each format in a temporary folder: rows of three texts, 300 to 600 bytes together. Each stage runs in a process of
 its own: `read` gives rows, `check` is `rlhf_dpo_generate_save.py --check_data 1 --tokenizer world`, `pairs` tokenizes pairs and
@@ -36,9 +36,9 @@ WORDS = ("the", "of", "model", "answer", "a", "question", "with", "state", "rive
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=("csv", "parquet"))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=("imports", "read", "check", "texts"))
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
