@@ -24,6 +24,7 @@ from src.files import atomic_write, check_output, json_text
 from src.kernels import recycle_memory
 from src.model import RWKV, build_model
 from src.numbers import STRENGTH
+from src.preference.kto import is_thumb
 from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
 from src.preference.reference import with_references
 from src.progress import progress_bar
@@ -127,8 +128,12 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
         pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers)
         report_reading(reading)
         report.changes.report(path, tokenizer.name)
-        return pairs, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut, "left_out": report.dropped,
-                             "changed_texts": report.changes.texts, "skipped_rows": skipped_rows(reading)}
+        both = [pair for pair in pairs if not is_thumb(pair)]
+        if not both:
+            raise UserError(f"{path}: holds only single answers, thumbs up or down; give a file of pairs to measure on")
+        return both, None, {"references": None, "tokenizer": tokenizer.name, "cut": report.cut,
+                            "left_out": report.dropped + len(pairs) - len(both), "changed_texts": report.changes.texts,
+                            "skipped_rows": skipped_rows(reading)}
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "left_out": sum(left_out.values())}
     pairs = [TokenPair(pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) for pair in loaded]

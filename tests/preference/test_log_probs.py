@@ -51,8 +51,9 @@ def test_sums_are_over_the_tokens_that_have_a_loss_and_0_for_an_answer_that_is_n
     expected, counts, total = [], [], torch.tensor(0.0)
     for number, (prompt, chosen, reject, *starts) in enumerate(THUMBS):
         for which, (answer, start) in enumerate(zip((chosen, reject), starts, strict=True)):
-            of_all = plain_model.log_probs(weights, prompt + answer)[len(prompt) - 1:]
-            value = of_all[start:].sum()
+            value = torch.tensor(0.0)
+            if answer:
+                value = plain_model.log_probs(weights, prompt + answer)[len(prompt) - 1 + start:].sum()
             expected.append(value.item())
             counts.append(len(answer) - start if answer else 0)
             total = total + (1 + number + 10 * which) * value
