@@ -6,6 +6,7 @@ import signal
 from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
+from unittest.mock import ANY
 
 import pytest
 
@@ -200,6 +201,9 @@ def test_questions_differ_and_need_the_pairs_own_tokenizer(prepared, capsys):
     pairs, sidecar, _ = load_pairs(prepared("x070"), 256, 512)
     questions = read_questions([pair for pair in pairs for _ in range(3)], 3, sidecar, 256)
     assert questions.tokens == [pair[0] for pair in pairs[:3]] and len({text["prompt"] for text in questions.texts}) == 3
+    thumbs = [pair._replace(**empty) for pair in pairs for empty in ({"chosen": []}, {"reject": []})]
+    assert read_questions(thumbs, 3, sidecar, 256) == questions._replace(tokenizer=ANY)
+    assert read_questions([thumbs[0]], 3, sidecar, 256).texts == [questions.texts[0] | {"chosen": ""}]
     assert read_questions(pairs, 3, {"tokenizer": "/nowhere/tokenizer.json"}, 256) is None
     assert read_questions(pairs, 3, None, 300) is None
     assert read_questions([Pair([256], [1], [2], 0.0, 0.0)], 3, {"tokenizer": "bytes"}, 300) is None
