@@ -14,13 +14,14 @@ from src.adapters.layer_profile import LayerSetting, auto_layer_profile
 from src.data.packing import Text
 from src.errors import UserError
 from src.model import build_model
+from src.preference.pairs import Pair
 from src.training.inputs import Data, Inputs
 from src.training.run import _model, _prepare, _samples, _say_what_trains, _what_takes_less, finish
 from tests.random_checkpoint import random_weights
 from tests.tiny import tiny_dimensions
 
 LORA = auto_layer_profile(2, 1e-3, 1e-4, rank=4, alpha=8.0)
-PAIRS = [([1, 2, 3], [4, 5], [6], -3.0, -4.0), ([7], [8], [9, 10], -5.0, -6.0)]
+PAIRS = [Pair([1, 2, 3], [4, 5], [6], -3.0, -4.0), Pair([7], [8], [9, 10], -5.0, -6.0)]
 
 
 @pytest.fixture
