@@ -171,7 +171,7 @@ def _control_words(template: ChatTemplate, tokenizer: Tokenizer) -> dict[str, st
 
 def _render(renderer: Renderer, controls: _Controls, jobs: Sequence[tuple[Sequence[Turn], bool]]) -> list[str]:
     """The renderings of turns, without or with the beginning of an answer. Raises BadRow if one can't be made."""
-    results = renderer.render([Job(_messages(turns, controls), open_answer) for turns, open_answer in jobs])
+    results = renderer.render([Job(_messages(turns, controls), open_answer) for turns, open_answer in jobs], to_first_fault=True)
     for result in results:
         if isinstance(result, Fault):
             raise BadRow("not rendered", f"can't be rendered by --template {renderer.template.path}: {result.reason}")

@@ -72,9 +72,9 @@ def check_template(name: str | None, record: dict[str, Any], path: str, tokenize
                         "again")
 
 
-def model_note(checkpoint: str | None, template: Template) -> list[str]:
-    """A line where a checkpoint is a G1 model by its name and the template is not of that kind."""
-    if checkpoint is None or template is not CLASSIC or not _G1.search(Path(checkpoint).name):
+def model_note(checkpoint: str | None, used: dict[str, Any]) -> list[str]:
+    """A line where a checkpoint is a G1 model by its name and the template used is `classic`."""
+    if checkpoint is None or not _G1.search(Path(checkpoint).name) or difference(used, recorded(CLASSIC)):
         return []
     return [f"note: {checkpoint} is a G1 model by its name, and --template classic is not what G1 models are trained on; "
             "--template g1 (or g1-think, g1-fakethink) is, see docs/templates.md"]

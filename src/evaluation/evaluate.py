@@ -153,7 +153,8 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
     pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers, template,
                                    config.loss_on)
     report_reading(reading)
-    for note in (*model_note(config.load_model, template), *adapter_note(config.adapter, trained, recorded(template)),
+    used = recorded(template)
+    for note in (*model_note(config.load_model, used), *adapter_note(config.adapter, trained, used),
                  *rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap})):
         say(note)
     report.changes.report(path, tokenizer.name)
@@ -170,7 +171,7 @@ def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, m
     facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "template": template["name"],
              "left_out": sum(left_out.values())}
     check_template(config.template, template, path, facts["tokenizer"], dimensions.vocab_size)
-    for note in adapter_note(config.adapter, trained, template):
+    for note in (*model_note(config.load_model, template), *adapter_note(config.adapter, trained, template)):
         say(note)
     pairs = [TokenPair(pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) for pair in loaded]
     if not has_references(loaded, sidecar):

@@ -147,6 +147,9 @@ def test_a_g1_model_under_classic_is_noted(call, good, material, tmp_path, name,
         flags = good(script) | {"--load_model": str(tmp_path / name)}
         code, err = call(script, words_of(flags))
         assert code == 0 and (err.count("is a G1 model by its name") == 1) is noted
+    flags = good(TRAIN) | {"--load_model": str(tmp_path / name), "--rlhf_train_file": str(tmp_path / "out" / "o.save"),
+                           "--samples": "0"}
+    assert (call(TRAIN, words_of(flags))[1].count("is a G1 model by its name") == 1) is noted
     (tmp_path / "out" / "o.csv").unlink()
     (tmp_path / "out" / "o.csv.json").unlink()
     code, err = call(GENERATE, words_of(good(GENERATE) | {"--load_model": str(tmp_path / name), "--template": "g1"}))

@@ -138,7 +138,8 @@ def test_a_conversation_without_messages(echo):
 ])
 def test_harmful_templates(source, words):
     begin = time.monotonic()
-    with renderer_of(source, 0.2) as renderer:
+    # On a busy machine what is refused for another reason may take longer than that.
+    with renderer_of(source, 0.2 if "takes over" in words else 2.0) as renderer:
         try:
             found, = renderer.render(jobs("a"))
         except UserError as error:  # already when it is compiled
