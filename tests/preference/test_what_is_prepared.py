@@ -191,6 +191,12 @@ def test_a_row_s_answers_are_never_seen_with_its_own_prompt_in_another_template(
         assert text(chosen or reject) in answers[asked] and text(more["kl"]) not in answers[asked]
 
 
+def test_the_seed_says_which_answers_are_seen_with_which_prompts(thumbs):
+    rows = [Row(f"Why {number}?", f"So {number}.", "") for number in range(12)]
+    drawn = [[text(more["kl"]) for *_, more in thumbs(rows, seed=seed, reference=seed < 2)] for seed in (0, 1, 0, 2)]
+    assert drawn[0] == drawn[2] and len(set(map(tuple, drawn))) == 3
+
+
 def test_pairs_stay_pairs_beside_single_answers(thumbs, capsys):
     rows = [Row("Why?", "So.", "No."), Row("How?", "This way.", ""), Row("What?", "", "None.")]
     content = thumbs(rows)

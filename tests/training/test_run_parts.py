@@ -139,6 +139,7 @@ def test_a_name_of_a_tokenizer_that_is_no_file_here_is_none(config, inputs, tmp_
     ({}, PAIRS, "x070 L2 D32, 1,234 trained parameters, 2 pairs, 8 optimizer steps, fp32"),
     ({"quantization": "nf4", "precision": "bf16"}, PAIRS,
      "x070 L2 D32, 1,234 trained parameters, 2 pairs, 8 optimizer steps, bf16 nf4"),
+    ({"loss": "kto"}, PAIRS, "x070 L2 D32, 1,234 trained parameters, 2 thumbs, 8 optimizer steps, fp32"),
     ({"sft": True}, [Text([1, 2], [True, True])], "x070 L2 D32, 1,234 trained parameters, 1 texts, 8 optimizer steps, fp32"),
 ])
 def test_what_trains_is_said(config, inputs, capsys, flags, items, line):
