@@ -5,12 +5,12 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from src.checkpoint.base import load_base_and_fingerprint
+from src.data.faults import Reading
 from src.data.rows import Row
 from src.data.templates import CLASSIC
 from src.data.tokenize import TokenPair
@@ -149,9 +149,7 @@ def test_a_journal_s_digest_is_of_the_settings_and_all_tokens():
 def thumbs(mixed, tmp_path, monkeypatch):
     """`thumbs(rows, **flags)` -> the entries of the file that is made of these rows."""
     def made(rows: list[Row], **flags) -> list[tuple]:
-        monkeypatch.setattr("src.preference.prepare.usable", lambda *_: rows)
-        monkeypatch.setattr("src.preference.prepare.report_reading", lambda _: None)
-        reading = SimpleNamespace(numbers=list(range(1, len(rows) + 1)), faults=[], notes=[], rows=rows)
+        reading = Reading(Path(mixed.input_csv), rows, list(range(1, len(rows) + 1)), [], [])
         monkeypatch.setattr("src.preference.prepare.read_pairs", lambda *_, **__: reading)
         prepare(replace(mixed, **flags))
         return torch.load(tmp_path / "made.save", weights_only=True)
