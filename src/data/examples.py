@@ -32,7 +32,7 @@ from src.data.columns import (
 )
 from src.data.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
 from src.data.faults import BadRow, Reading, report_reading, skipped_rows, usable
-from src.data.fit import fitted
+from src.data.fit import fitted, render_ahead
 from src.data.kinds import check_kind
 from src.data.packing import Text
 from src.data.read import read_table
@@ -104,7 +104,8 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     rows = usable(reading, skip_bad_rows)
     texts: list[Text] = []
     cut = dropped = 0
-    for number, row in zip(reading.numbers, rows, strict=True):
+    for at, (number, row) in enumerate(zip(reading.numbers, rows, strict=True)):
+        render_ahead(template, rows, at)
         if isinstance(row, str):
             begins = [tokenizer.end_of_text] * template.begins_with_end_of_text
             pieces = list(_document([*begins, *encoder.encode(row, number, "text"), tokenizer.end_of_text], max_len))

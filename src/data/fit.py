@@ -1,7 +1,7 @@
 """Whether a template fits a file: every row is rendered once, and a row that the template can't render is a row that can't be
 used. Also counts the answers that the template changes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +11,8 @@ from src.data.rows import Row
 from src.data.templates import Template
 from src.data.thinking import check_thinking
 from src.progress import progress_bar
+
+AHEAD = 256  # rows
 
 
 def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Reading:
@@ -25,7 +27,8 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
     changed = answers = 0
     long = template.can_refuse  # rendering takes a while
     with progress_bar("rows in the template", len(reading.rows)) if long else nullcontext(lambda count: None) as advance:
-        for row, number in zip(reading.rows, reading.numbers, strict=True):
+        for at, (row, number) in enumerate(zip(reading.rows, reading.numbers, strict=True)):
+            render_ahead(template, reading.rows, at)
             try:
                 texts = _answers(row, template, loss_on)
             except BadRow as fault:
@@ -39,6 +42,12 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
     notes = [f"{changed} of {answers} answers lose their blank lines, since --template {template.name} ends a turn at one; "
              "--template g1 keeps them"] if changed else []
     return reading._replace(rows=rows, numbers=numbers, faults=sorted([*reading.faults, *faults]), notes=[*reading.notes, *notes])
+
+
+def render_ahead(template: Template, rows: Sequence[Any], at: int) -> None:
+    """Call before row number `at` is rendered, if the rows are rendered in their order."""
+    if template.can_refuse and at % AHEAD == 0:
+        template.render_ahead((turns, first) for row in rows[at:at + AHEAD] for _, turns, first in _conversations(row))
 
 
 def has_turn_inside(row: Any, template: Template) -> bool:

@@ -11,7 +11,7 @@ inside an answer stay.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple, Protocol
@@ -90,6 +90,9 @@ class Template(Protocol):
         first answer are those of `prompt`. Raises BadRow, without the row's name.
         """
 
+    def render_ahead(self, conversations: Iterable[tuple[Sequence[Turn], int]]) -> None:
+        """Prepare for these arguments of `conversation`, asked for next: rendering many at once may take less time."""
+
 
 @dataclass(frozen=True)
 class NamedTurns:
@@ -146,6 +149,9 @@ class NamedTurns:
             if is_last:
                 pieces += [Piece(word, turn.trained, turn.trained, is_control=True) for word in self.ending.controls]
         return pieces
+
+    def render_ahead(self, conversations: Iterable[tuple[Sequence[Turn], int]]) -> None:
+        pass  # each takes microseconds
 
     def _beginning(self) -> list[Piece]:
         return [Piece(END_OF_TEXT, False, is_control=True)] if self.begins_with_end_of_text else []

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from src.data.conversation import is_conversation
+from src.data.fit import render_ahead
 from src.data.rows import Row
 from src.data.templates import CLASSIC, Piece, Template, answer_pieces, draw_form, prompt_pieces, text_of
 from src.data.thinking import thinking_tokens
@@ -114,6 +115,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     cut = dropped = equal = longest = 0
     drawn = 0
     for index in walk_rows(len(rows), target_pair_count):
+        render_ahead(template, rows, index)
         # The pairs of one list have one form, so that they share their prompt.
         drawn = drawn if index and numbers[index] == numbers[index - 1] else draw_form(template, generator)
         chosen, reject, *skipped = answers(index)
