@@ -11,7 +11,7 @@ from src.checkpoint.io import fingerprint
 from src.cli.spellings import ABSENT, IGNORED, RENAMED, SUPPORTED_VALUES, translate
 from src.cli.train import parse, parser
 from src.errors import UserError
-from src.preference.pairs import has_references, load_pairs
+from src.preference.pairs import Pair, has_references, load_pairs
 from src.settings import flat
 from src.training.module import objective_of
 from tests.cli.conftest import words_of
@@ -290,7 +290,7 @@ def test_saves_of_rwkv_lm_rlhf(call, good, tmp_path):
     path = tmp_path / "theirs.save"
     trainset = as_upstream_writes(path, lambda number: -1.5 - number)
     pairs, sidecar, _ = load_pairs(path, 256, 512)
-    assert pairs == trainset and sidecar is None and has_references(pairs, None)
+    assert pairs == [Pair(*pair) for pair in trainset] and sidecar is None and has_references(pairs, None)
     code, err = call("train", words_of(good("train") | {"--rlhf_train_file": str(path)}))
     assert code == 0 and err.startswith("warning: ")
 

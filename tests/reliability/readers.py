@@ -192,13 +192,16 @@ def _check_settings(settings: list[LayerSetting]) -> None:
 def _pairs(inputs: Path) -> dict[str, Reader]:
     save, sidecar = ((inputs / name).read_bytes() for name in ("pairs.save", "pairs.save.json"))
     tensors = io.BytesIO()
-    torch.save([(torch.tensor([1, 2]), (3,), torch.tensor([4]), torch.tensor(-1.5), -2.0)], tensors)
+    torch.save([(torch.tensor([1, 2]), (3,), torch.tensor([4]), torch.tensor(-1.5), -2.0),
+                ([1], [2, 3], [], -1.5, 0.0, {"chosen_from": 1, "kl": torch.tensor([5, 6]), "kl_base_prob": -3.5})], tensors)
 
     def read(path: Path) -> None:
-        pairs, told, _ = load_pairs(path.with_name("p.save"), VOCABULARY, LONGEST)
-        for *parts, chosen, reject in pairs:
-            assert all(type(token) is int and 0 <= token < VOCABULARY for part in parts for token in part)
-            assert type(chosen) is type(reject) is float and math.isfinite(chosen) and math.isfinite(reject)
+        pairs, told, _ = load_pairs(path.with_name("p.save"), VOCABULARY, LONGEST, thumbs=True)
+        for *parts, chosen, reject, chosen_from, reject_from, kl, kl_base_prob in pairs:
+            assert all(type(token) is int and 0 <= token < VOCABULARY for part in (*parts, kl) for token in part)
+            assert all(type(value) is float and math.isfinite(value) for value in (chosen, reject, kl_base_prob))
+            for answer, start in zip(parts[1:], (chosen_from, reject_from), strict=True):
+                assert type(start) is int and 0 <= start < max(len(answer), 1)
         has_references(pairs, told)
         read_questions(pairs, 2, told, VOCABULARY)
 
