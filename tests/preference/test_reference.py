@@ -139,8 +139,8 @@ def test_no_pairs():
 
 
 THUMBS = [TokenPair(PAIRS[0].prompt, PAIRS[0].chosen, []), TokenPair(PAIRS[1].prompt, [], PAIRS[1].reject, 0, 2), PAIRS[2],
-          TokenPair([65], [], [200])]
-KL = [PAIRS[1].reject, PAIRS[0].chosen, [], [66]]
+          TokenPair([65], [], [200]), TokenPair(PAIRS[1].prompt, [], PAIRS[1].reject)]  # the last has all of the second's
+KL = [PAIRS[1].reject, PAIRS[0].chosen, [], [66], []]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
