@@ -152,10 +152,10 @@ def test_loss_masks_of_rwkv_peft(capsys):
 
 
 def test_data_types_of_rwkv_peft(capsys):
-    for value in ("utf-8", "jsonl", "sft"):
+    for value in ("utf-8", "jsonl", "sft", "binidx"):
         config("--data_type", value, needed=SFT)
         assert capsys.readouterr().err == "note: ignored: --data_type (a file's ending says what it holds)\n"
-    for value in ("binidx", "numpy", "uint16", "utf-16le", "dummy"):
+    for value in ("numpy", "uint16", "utf-16le", "dummy"):
         with pytest.raises(UserError, match=f"--data_type {value} is not supported; give the texts themselves"):
             config("--data_type", value, needed=SFT)
 
@@ -193,7 +193,7 @@ def test_loss_and_switches():
     assert {config(*words).objective.loss for words in ((), ("--dpo", 1), ("--loss", "dpo", "--dpo", 1))} == {"dpo"}
     assert config("--dpo", 0, "--orpo", 1).objective.loss == config("--loss", "orpo").objective.loss == "orpo"
     assert "contradict" in refusal("--dpo", 1, "--orpo", 1) and "contradict" in refusal("--loss", "ipo", "--dpo", 1)
-    assert "--dpo 0" in refusal("--dpo", 0) and "--loss" in refusal("--loss", "none")
+    assert "--dpo 0" in refusal("--dpo", 0) and "--loss" in refusal("--loss", "kot")
     assert "--simpo_gamma is not used by --loss dpo" in refusal("--simpo_gamma", 1)
     assert "--label_smoothing is not used by --loss hinge" in refusal("--loss", "hinge", "--label_smoothing=0.1")
     assert "needs --label_smoothing" in refusal("--loss", "robust")

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from src.checkpoint.base import load_base
 from src.checkpoint.io import load_checkpoint, not_finite, save_checkpoint
 from src.data.examples import read_texts
 from src.data.faults import usable
+from src.data.ranking import PairRule
 from src.data.read import read_pairs
 from src.errors import UserError
 from src.evaluation.samples import read_questions
@@ -29,6 +31,7 @@ from src.model import build_model
 from src.preference.pairs import has_references, load_pairs
 from src.tokenizer import load_tokenizer
 from src.tokenizer.byte import ByteTokenizer
+from tests.data.test_binidx import index
 from tests.reliability.fuzz import Reader
 from tests.reliability.jobs import Job, artifacts, make_inputs, make_jobs
 from tests.reliability.mutate import blind, gzipped, json_value, safetensors_header, zip_entry
@@ -44,9 +47,14 @@ ROWS = [{"prompt": f"What is {n} + {n}?", "chosen": f"It is {2 * n}.", "rejected
 TALKS = [{"messages": [{"role": "user", "content": f"Hello {n}"}, {"role": "assistant", "content": "Hi."}],
           "chosen": [{"role": "assistant", "content": "Good."}],
           "rejected": [{"role": "assistant", "content": "Bad.", "weight": 0}]} for n in range(4)]
+LISTS = [{"instruction": f"What is {n}?", "completions": [{"response": f"It is {2 * n}.", "overall_score": 8.5, "annotations": {
+    "honesty": {"Rating": "5"}}}, {"response": "No idea.", "overall_score": 2, "annotations": {"honesty": {"Rating": "N/A"}}}]}
+    for n in range(4)]
+RANKED = [{"prompt": "why?", "responses": ["so", "no", [{"role": "assistant", "content": "hm"}]], "ranks": [1, "3", 2]}] * 3
+THUMBS = [{"prompt": f"What is {n}?", "completion": f"It is {2 * n}.", "label": n % 2 == 0} for n in range(4)]
 MANY = [{"system": "Be brief.", "history": [["a", "b"]], "question": "why?", "chosen": "so", "rejected": "no", "label": True}]
-NAMES = ("csv", "tsv", "jsonl", "texts", "compressed", "parquet", "arrow", "pth", "safetensors", "adapter", "save",
-         "save sidecar", "layer profile", "tokenizer.json", "journal", "csv sidecar")
+NAMES = ("csv", "tsv", "jsonl", "lists", "thumbs", "binidx", "texts", "compressed", "parquet", "arrow", "pth", "safetensors",
+         "adapter", "save", "save sidecar", "layer profile", "tokenizer.json", "journal", "csv sidecar")
 # Files of a run's folder, whose reader is a whole run of train.py.
 RUN_NAMES = ("config.json", "metrics.jsonl", "eval.jsonl", "samples.jsonl", "last.ckpt")
 
@@ -121,6 +129,9 @@ def _tables() -> dict[str, Reader]:
         "csv": Reader("d.csv", [csv, quoted, "\ufeff".encode() + csv], _read_table, (blind,)),
         "tsv": Reader("d.tsv", [parts], _read_table, (blind,)),
         "jsonl": Reader("d.jsonl", documents, _read_table, (json_value, json_value, blind)),
+        "lists": Reader("d.jsonl", [_lines(LISTS), _lines(RANKED)], _read_preferences, (json_value, json_value, blind)),
+        "thumbs": Reader("d.jsonl", [_lines(THUMBS)], _read_preferences, (json_value, json_value, blind)),
+        "binidx": Reader("d.idx", [index([3, 4], [0, 1, 2]), index([7], [0, 1])], _read_corpus, (blind,)),
         "texts": Reader("t.jsonl", [talks, lines, b'{"text": "a document"}\n{"text": "b"}\n'], _read_texts, (json_value, blind)),
         "compressed": Reader("d.csv.gz", [gzip.compress(csv, mtime=0)], _read_table, (gzipped,)),
         "parquet": Reader("d.parquet", parquet, _read_table, (blind,)),
@@ -136,6 +147,29 @@ def _read_table(path: Path) -> None:
             assert isinstance(text, str), f"{type(text)} for a text"
             text.encode()
         assert row.prompt.strip() and row.chosen.strip(), "an empty text"
+
+
+def _lines(rows: list[dict[str, Any]]) -> bytes:
+    return b"\n".join(json.dumps(row).encode() for row in rows) + b"\n"
+
+
+def _read_preferences(path: Path) -> None:
+    rows = usable(read_pairs(path, require_reject=True, rule=PairRule("all", 0.5)), skip_bad_rows=True)
+    assert rows
+    for row in rows:
+        for text in row:
+            assert isinstance(text, str), f"{type(text)} for a text"
+            text.encode()
+        assert row.prompt.strip() and (row.chosen.strip() or row.reject.strip()), "an empty text"
+
+
+def _read_corpus(path: Path) -> None:
+    tokens = path.with_suffix(".bin")
+    tokens.write_bytes(struct.pack("<7H", 65, 66, 0, 67, 68, 69, 0))
+    try:
+        _read_texts(path)
+    finally:
+        tokens.unlink()
 
 
 def _read_texts(path: Path) -> None:
@@ -192,16 +226,14 @@ def _check_settings(settings: list[LayerSetting]) -> None:
 def _pairs(inputs: Path) -> dict[str, Reader]:
     save, sidecar = ((inputs / name).read_bytes() for name in ("pairs.save", "pairs.save.json"))
     tensors = io.BytesIO()
-    torch.save([(torch.tensor([1, 2]), (3,), torch.tensor([4]), torch.tensor(-1.5), -2.0),
-                ([1], [2, 3], [], -1.5, 0.0, {"chosen_from": 1, "kl": torch.tensor([5, 6]), "kl_base_prob": -3.5})], tensors)
+    torch.save([(torch.tensor([1, 2]), (3,), torch.tensor([4]), torch.tensor(-1.5), -2.0)], tensors)
 
     def read(path: Path) -> None:
-        pairs, told, _ = load_pairs(path.with_name("p.save"), VOCABULARY, LONGEST, thumbs=True)
-        for *parts, chosen, reject, chosen_from, reject_from, kl, kl_base_prob in pairs:
-            assert all(type(token) is int and 0 <= token < VOCABULARY for part in (*parts, kl) for token in part)
-            assert all(type(value) is float and math.isfinite(value) for value in (chosen, reject, kl_base_prob))
-            for answer, start in zip(parts[1:], (chosen_from, reject_from), strict=True):
-                assert type(start) is int and 0 <= start < max(len(answer), 1)
+        pairs, told, _ = load_pairs(path.with_name("p.save"), VOCABULARY, LONGEST)
+        for prompt, chosen_tokens, reject_tokens, chosen, reject, *_ in pairs:
+            parts = prompt, chosen_tokens, reject_tokens
+            assert all(type(token) is int and 0 <= token < VOCABULARY for part in parts for token in part)
+            assert type(chosen) is type(reject) is float and math.isfinite(chosen) and math.isfinite(reject)
         has_references(pairs, told)
         read_questions(pairs, 2, told, VOCABULARY)
 
