@@ -56,7 +56,7 @@ def template_of_adapter(adapter: str | Path | None, trained: dict[str, Any] | No
 
 
 def ending_of(record: dict[str, Any]) -> Ending:
-    return Ending(tuple(record["stops"]), tuple(record["controls"]), record["opening"], record["collapses"])
+    return Ending(tuple(filter(None, record["stops"])), tuple(record["controls"]), record["opening"], record["collapses"])
 
 
 def difference(record: dict[str, Any], other: dict[str, Any]) -> str | None:

@@ -49,8 +49,13 @@ def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | 
 
 
 def _chosen(tokens: Sequence[int], tokenizer: Tokenizer, ending: Ending) -> str:
-    """An answer's text without what ends it; a turn that it has inside stays."""
-    ends = {tokenizer.control.get(word) for word in ending.controls}
+    """An answer's text without what ends it; a turn that it has inside stays.
+
+    Raises UserError if the tokenizer lacks a control word that ends an answer.
+    """
+    if lacking := [word for word in ending.controls if word not in tokenizer.control]:
+        raise UserError(f"--tokenizer {tokenizer.name}: lacks {lacking[0]}, which ends an answer according to the pairs' sidecar")
+    ends = {tokenizer.control[word] for word in ending.controls}
     text = (ending.opening + tokenizer.decode([token for token in tokens if token not in ends])).strip()
     for stop in ending.stops:
         text = text.removesuffix(stop.strip()) if stop.strip() else text
