@@ -206,12 +206,12 @@ def _tokenized(example: Example, row: int, encoder: Encoder, template: Template,
             new, follows = encoder.encode(piece.text, row, part, continues=follows), True
         loss = [piece.may_train and (piece.is_answer or on_prompt)] * len(new)
         if loss_on == "answer" and piece.is_answer:
-            thinking = thinking_tokens(new, template.ending.opening + piece.text, encoder.tokenizer)
+            thinking = thinking_tokens(new, template.ending.opening, encoder.tokenizer)
             loss[:thinking] = [False] * thinking
         tokens += new
         trained += loss
-        # What ends an answer is part of it.
-        last = last + len(new) if piece.is_control else len(new)
+        # An answer that has no loss is one all the same, and what ends an answer is part of it.
+        last = last + len(new) if piece.is_answer or not piece.may_train else 0
     return Text(tokens, trained), last
 
 

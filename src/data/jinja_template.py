@@ -100,9 +100,10 @@ class JinjaTemplate:
         return (self.name,)
 
     def prompt(self, turns: Sequence[Turn], form: int = 0) -> list[Piece]:
-        return self.controls.pieces(self.renderings.texts([(turns, True)])[0], False, True)
+        return self.controls.pieces(self.renderings.texts([(self._kept(turns), True)])[0], False, True)
 
     def conversation(self, turns: Sequence[Turn], first: int, form: int = 0) -> list[Piece]:
+        turns = self._kept(turns)
         places = _answers(turns, first)
         texts = self.renderings.texts(_tasks(turns, places))
         pieces: list[Piece] = []
@@ -118,16 +119,23 @@ class JinjaTemplate:
         return pieces
 
     def render_ahead(self, conversations: Iterable[tuple[Sequence[Turn], int]]) -> None:
-        self.renderings.ahead([task for turns, first in conversations for task in _tasks(turns, _answers(turns, first))])
+        self.renderings.ahead([task for turns, first in conversations
+                               for task in _tasks(self._kept(turns), _answers(turns, first))])
+
+    def _kept(self, turns: Sequence[Turn]) -> list[Turn]:
+        return [turn._replace(text=self.ending.kept(turn.text)) if turn.speaker == ASSISTANT else turn for turn in turns]
 
     def _check(self, answer: str, prompt: str, text: str, probe: str, whole: str) -> None:
         before, *after = probe.split(_ANSWER)
         if len(after) != 1:
             raise BadRow("answer not rendered once", f"is rendered {len(after)} times by --template {self.name}, where it must "
                                                      "be exactly once; correct the template")
-        if text != f"{before}{self.controls.hide(untouched(answer))}{after[0]}":
-            raise BadRow("answer changed", f"is changed by --template {self.name}: {_changed(before, text, after[0])}; correct "
-                                           "the template, or the answer")
+        answer = self.controls.hide(untouched(answer))
+        # What a template opens an answer with, as an empty thinking part, it may leave to an answer that has its own.
+        itself = prompt.startswith(text[:-len(answer + after[0])]) and text.endswith(answer + after[0])
+        if text != f"{before}{answer}{after[0]}" and not itself:
+            raise BadRow("answer changed", f"is changed by --template {self.name}: {_changed(before, prompt, text, after[0])}; "
+                                           "correct the template, or the answer")
         if not text.startswith(prompt):
             raise BadRow("answer does not follow", f"does not follow the prompt as --template {self.name} renders it, which ends "
                                                    f"in {prompt[-40:]!r}; correct the template, or the answer")
@@ -180,11 +188,12 @@ def _learned(renderings: _Renderings, controls: _Controls) -> tuple[bool, tuple[
 def _ending(controls: _Controls, end: str, following: str, opening: str) -> Ending:
     """What ends an answer, from what follows one at the end of a conversation, and before the user's next turn."""
     for text in (end, following):
-        found = next((piece for piece in controls.pieces(text, True, True) if piece.is_control), None)
-        if found is not None:
-            return Ending((), (found.text,), opening)
-        if text.strip():
-            return Ending((text.rstrip(),), (), opening)
+        pieces = [piece for piece in controls.pieces(text, True, True) if piece.text.strip()]
+        if pieces and pieces[0].is_control:
+            return Ending((), (pieces[0].text,), opening)
+        if pieces:
+            # White space before a control token is of the text's end; the token ends an answer too.
+            return Ending((pieces[0].text.rstrip(),), tuple(piece.text for piece in pieces[1:2]), opening)
         if re.search(r"\n\s*\n", text):
             return Ending(("\n\n",), (), opening, collapses=True)
     return Ending((), (END_OF_TEXT,), opening)
@@ -213,6 +222,6 @@ def _tasks(turns: Sequence[Turn], answers: Sequence[int]) -> list[_Task]:
         (turns[:at], True), (turns[:at + 1], False), ([*turns[:at], Turn(ASSISTANT, _ANSWER)], False))]
 
 
-def _changed(before: str, text: str, after: str) -> str:
-    made = text.removeprefix(before).removesuffix(after)
+def _changed(before: str, prompt: str, text: str, after: str) -> str:
+    made = text.removeprefix(before if text.startswith(before) else prompt).removesuffix(after)
     return f"it becomes {made[:40]!r}" + "..." * (len(made) > 40)

@@ -46,8 +46,17 @@ def recorded_in_adapter(extra: dict[str, Any], path: str | Path) -> dict[str, An
         raise UserError(f"{path}: what it records of its template is damaged ({error}); save it again") from None
 
 
+def template_of_adapter(adapter: str | Path | None, trained: dict[str, Any] | None) -> str:
+    """The --template for data that an adapter is used on. Raises UserError if it was trained with a file that is not there."""
+    name = trained["name"] if trained else CLASSIC.name
+    if name not in TEMPLATES and not Path(name).is_file():
+        raise UserError(f"--template: the adapter {adapter} was trained with the chat template {name}, which is not there; give "
+                        "its file")
+    return name
+
+
 def ending_of(record: dict[str, Any]) -> Ending:
-    return Ending(tuple(record["stops"]), tuple(record["controls"]), record["opening"], record["collapses"])
+    return Ending(tuple(filter(None, record["stops"])), tuple(record["controls"]), record["opening"], record["collapses"])
 
 
 def difference(record: dict[str, Any], other: dict[str, Any]) -> str | None:

@@ -98,7 +98,8 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         reject = encode_answer(template, row.prompt, row.reject, encoder, number, "reject")
         if loss_on == "all":
             return chosen, reject, 0, 0
-        return chosen, reject, thinking_tokens(chosen, row.chosen, tokenizer), thinking_tokens(reject, row.reject, tokenizer)
+        opening = template.ending.opening
+        return chosen, reject, thinking_tokens(chosen, opening, tokenizer), thinking_tokens(reject, opening, tokenizer)
 
     @cache
     def prompt_of(index: int, form: int) -> tuple[list[int], bool]:
@@ -106,7 +107,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         pieces = prompt_pieces(template, rows[index].prompt, form)
         tokens = encode_pieces(pieces, encoder, numbers[index], "prompt")
         room = max_len - max(map(len, answers(index)[:2]))
-        return cut_beginning(tokens, room, pieces[0].is_control), len(tokens) > room
+        return cut_beginning(tokens, room, template.begins_with_end_of_text), len(tokens) > room
 
     is_of_turns = cache(lambda index: is_conversation(rows[index].prompt))
     pairs: list[TokenPair] = []

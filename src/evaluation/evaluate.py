@@ -24,10 +24,10 @@ from src.data.load_template import (
     recorded,
     recorded_in,
     recorded_in_adapter,
+    template_of_adapter,
 )
 from src.data.ranking import pair_rule, rule_without_effect
 from src.data.read import read_pairs
-from src.data.templates import CLASSIC
 from src.data.tokenize import TokenPair, tokenize_pairs
 from src.errors import UserError
 from src.evaluation.config import DEFAULT_BETA, EvaluateConfig
@@ -147,7 +147,7 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
     if "thumbs" in (reading.facts or {}):
         raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs")
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
-    template = load_template(config.template or (trained or recorded(CLASSIC))["name"], tokenizer)
+    template = load_template(config.template or template_of_adapter(config.adapter, trained), tokenizer)
     reading = fitted(reading, template, config.loss_on)
     rows = usable(reading, config.skip_bad_rows)
     pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers, template,

@@ -163,6 +163,27 @@ def test_several_stops_and_end_of_text(call, good, tmp_path):
     assert made_how["stop"] == ["a", "\n\n"] and made_how["ban_end_of_text"] is True
 
 
+def test_stops_longer_than_a_table_of_them_can_be(call, good, tmp_path):
+    for stops in (["é" * 501], ["a" * 400, "b" * 602]):
+        code, err = call(GENERATE, words_of(good(GENERATE)) + [word for stop in stops for word in ("--stop", stop)])
+        assert (code, err.count("\n")) == (2, 1) and "--stop: its texts have 1002 bytes together, of at most 1000" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_s_chat_template_that_is_not_there(call, good, tmp_path, chatml):
+    flags = good(PREPARE) | {"--template": chatml}
+    assert call(PREPARE, words_of(flags))[0] == 0
+    run = good(TRAIN) | {"--rlhf_train_file": flags["--output_save"], "--samples": "0"}
+    assert call(TRAIN, words_of(run))[0] == 0
+    adapter = str(tmp_path / "out" / "run" / "rwkv-final.safetensors")
+    flags = words_of(good(EVALUATE) | {"--adapter": adapter, "--pairs": good(PREPARE)["--input_csv"]})
+    Path(chatml).rename(tmp_path / "moved.jinja")
+    code, err = call(EVALUATE, flags)
+    assert code == 2 and f"error: --template: the adapter {adapter} was trained with the chat template {chatml}" in err
+    code, err = call(EVALUATE, [*flags, "--template", str(tmp_path / "moved.jinja")])
+    assert code == 0 and "warning" not in err, err
+
+
 def test_fingerprints_stay_what_they_are():
     """Files record them: a change of these is a change of what templates do, and older files then count as another's."""
     assert {name: TEMPLATES[name].fingerprint[:8] for name in ("classic", "g1", "g1-think", "g1-fakethink")} == {

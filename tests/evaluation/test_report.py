@@ -204,10 +204,15 @@ def test_questions_differ_and_need_the_pairs_own_tokenizer(prepared, capsys):
     thumbs = [pair._replace(**empty) for pair in pairs for empty in ({"chosen": []}, {"reject": []})]
     assert read_questions(thumbs, 3, sidecar, 256) == questions._replace(tokenizer=ANY)
     assert read_questions([thumbs[0]], 3, sidecar, 256).texts == [questions.texts[0] | {"chosen": ""}]
+    told = {"name": "a", "fingerprint": "", "stops": ["<|end|>"], "controls": [], "opening": "<think>", "collapses": False}
+    ended = Pair(list(b"a"), list(b"b<|end|>c<|end|>\n"), [], 0.0, 0.0)
+    assert read_questions([ended], 1, {"tokenizer": "bytes", "template": told}, 256).texts[0]["chosen"] == "<think>b<|end|>c"
+    assert read_questions([ended], 1, {"tokenizer": "bytes", "template": told | {"stops": [""]}}, 256).ending.stops == ()
+    assert read_questions([ended], 1, {"tokenizer": "bytes", "template": told | {"controls": ["<|eot|>"]}}, 256) is None
     assert read_questions(pairs, 3, {"tokenizer": "/nowhere/tokenizer.json"}, 256) is None
     assert read_questions(pairs, 3, None, 300) is None
     assert read_questions([Pair([256], [1], [2], 0.0, 0.0)], 3, {"tokenizer": "bytes"}, 300) is None
-    assert capsys.readouterr().err.count("warning: no samples") == 3
+    assert capsys.readouterr().err.count("warning: no samples") == 4
 
 
 def test_pairs_without_a_sidecar_are_reported_as_such(config, prepared, tmp_path):
