@@ -22,26 +22,27 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
         reading: of pairs, or of conversations and plain texts (`--sft 1`).
         loss_on: "answer" also makes a fault of an answer that is nothing but thinking.
     """
-    faults: list[Fault] = []
-    rows, numbers = [], []
-    changed = answers = 0
+    faults: dict[int, Fault] = {}  # by row; of a list's pairs the first one's, which leaves the list out
+    fitting: list[tuple[Any, int, list[str]]] = []  # rows with their numbers and answers
     long = template.can_refuse  # rendering takes a while
     with progress_bar("rows in the template", len(reading.rows)) if long else nullcontext(lambda count: None) as advance:
         for at, (row, number) in enumerate(zip(reading.rows, reading.numbers, strict=True)):
             render_ahead(template, reading.rows, at)
             try:
-                texts = _answers(row, template, loss_on)
+                fitting.append((row, number, _answers(row, template, loss_on)))
             except BadRow as fault:
-                faults.append(Fault(number, fault.kind, f"{reading.path}: row {number}: {fault}"))
-            else:
-                rows.append(row)
-                numbers.append(number)
-                answers += len(texts)
-                changed += sum(template.ending.kept(text) != untouched(text) for text in texts)
+                faults.setdefault(number, Fault(number, fault.kind, f"{reading.path}: row {number}: {fault}"))
             advance(1)
-    notes = [f"{changed} of {answers} answers lose their blank lines, since --template {template.name} ends a turn at one; "
+    fitting = [one for one in fitting if one[1] not in faults]
+    answers = [text for *_, texts in fitting for text in texts]
+    changed = sum(template.ending.kept(text) != untouched(text) for text in answers)
+    notes = [f"{changed} of {len(answers)} answers lose their blank lines, since --template {template.name} ends a turn at one; "
              "--template g1 keeps them"] if changed else []
-    return reading._replace(rows=rows, numbers=numbers, faults=sorted([*reading.faults, *faults]), notes=[*reading.notes, *notes])
+    facts = reading.facts
+    if facts and "lists" in facts and faults:
+        facts = facts | {"lists": facts["lists"] | {"count": facts["lists"]["count"] - len(faults), "pairs": len(fitting)}}
+    return reading._replace(rows=[row for row, *_ in fitting], numbers=[number for _, number, _ in fitting], facts=facts,
+                            faults=sorted([*reading.faults, *faults.values()]), notes=[*reading.notes, *notes])
 
 
 def render_ahead(template: Template, rows: Sequence[Any], at: int) -> None:

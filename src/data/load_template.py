@@ -13,7 +13,7 @@ from src.tokenizer import Tokenizer, load_tokenizer
 
 # What a sidecar records of a template.
 RECORDED = {"name": str, "fingerprint": str, "stops": [str], "controls": [str], "opening": str, "collapses": bool}
-_G1 = re.compile(r"(?:^|[^a-z0-9])g[01](?:[a-z][0-9]?)?(?:[^a-z0-9]|$)", re.IGNORECASE)
+_G1 = re.compile(r"(?:^|[^a-z])g[01](?:[a-z][0-9]*)?(?:[^a-z0-9]|$)", re.IGNORECASE)
 # What is read of the sidecar of a generated CSV.
 _REJECTS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
 

@@ -166,9 +166,9 @@ class NamedTurns:
     def _rest(self, answer: str) -> str:
         """An answer's text after the prompt's opening."""
         text = self.ending.kept(answer)
-        if self.ending.opening and not text.startswith("<think>"):
-            raise BadRow("answer without thinking", f"does not begin with <think>, as --template {self.name} opens it; take "
-                                                    "--template g1, or g1-fakethink for answers without thinking")
+        if not text.startswith(self.ending.opening):
+            raise BadRow("answer without thinking", f"does not begin with {self.ending.opening}, as --template {self.name} opens "
+                                                    "it; take --template g1, or g1-fakethink for answers without thinking")
         if self.opening and not self.ending.opening and text.startswith("<think"):
             raise BadRow("answer with thinking", f"begins with <think>, but --template {self.name} closes the thinking before "
                                                  "the answer; take --template g1 or g1-think")

@@ -50,6 +50,10 @@ class Data:
         return self.facts.get("template") or recorded_in(self.sidecar)
 
     @property
+    def loss_on(self) -> str:
+        return (self.sidecar or {}).get("loss_on", "all")
+
+    @property
     def sidecar(self) -> dict[str, Any] | None:
         return self.facts.get("sidecar")
 
@@ -97,6 +101,9 @@ def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:
     train, eval_file = read(train_file), config.data.eval_file
     held_out = read(eval_file) if eval_file else None
     lines += model_note(config.model.load_model, train.template)
+    if held_out and held_out.loss_on != train.loss_on:
+        lines.append(f"warning: --eval_file {eval_file} was prepared with --loss_on {held_out.loss_on}, the training data with "
+                     f"--loss_on {train.loss_on}")
     if held_out and (found := difference(held_out.template, train.template)):
         lines.append(f"warning: --eval_file {eval_file} is in the template {found} like the training data")
     return Inputs(weights, dimensions, base, settings, train, held_out, lines)
