@@ -11,7 +11,6 @@ from evaluate import main
 from src.adapters.files import merge_adapter
 from src.checkpoint.base import load_base
 from src.checkpoint.io import save_checkpoint
-from src.data.rows import Row
 from tests.cli.conftest import words_of
 from tests.conftest import prepare_csv
 
@@ -112,17 +111,10 @@ def test_preparing_without_references_says_so(material, tmp_path):
     assert json.loads((tmp_path / "with.save.json").read_text())["references"] is True
 
 
-def test_single_answers_are_left_out_and_a_file_of_them_alone_is_refused(evaluated, fails, prepared, material, tmp_path,
-                                                                        monkeypatch):
+def test_single_answers_are_left_out_and_a_file_of_them_alone_is_refused(evaluated, fails, prepared, material, tmp_path):
     prepare_csv(material / "x070.pth", material / "pairs.csv", tmp_path / "thumbs.save", unpair=True)
     fails("evaluate", {"--pairs": tmp_path / "thumbs.save"}, "24 have an empty answer", "train with --loss kto")
     pairs = torch.load(prepared("x070"), weights_only=True)
     torch.save(pairs + torch.load(tmp_path / "thumbs.save", weights_only=True), tmp_path / "mixed.save")
     found, _ = evaluated({"--pairs": tmp_path / "mixed.save"})
     assert (found["pairs"], found["left_out"]) == (12, 24)
-    rows = [Row("Why?", "So.", "No."), Row("How?", "This way.", "")]
-    monkeypatch.setattr("src.evaluation.evaluate.usable", lambda *_: rows)
-    found, _ = evaluated({"--pairs": material / "pairs.csv"})
-    assert (found["pairs"], found["left_out"]) == (1, 1)
-    del rows[0]
-    fails("evaluate", {"--pairs": material / "pairs.csv"}, "holds only single answers, thumbs up or down")
