@@ -35,7 +35,7 @@ def read_chat_template(path: str | Path) -> ChatTemplate:
     Raises UserError, naming the file, if one of them is missing, too large, not UTF-8, or damaged, if there is no template, or if
     Jinja can't compile it.
     """
-    path = existing_file(path, "chat template")
+    path = existing_file(path, "--template")
     config = _config(path)
     source = _text(path, LARGEST) if config is None else _source(path, config)
     if config is None or path.name == PROCESSOR_FILE:

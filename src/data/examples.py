@@ -32,7 +32,7 @@ from src.data.columns import (
 )
 from src.data.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
 from src.data.faults import BadRow, Reading, report_reading, skipped_rows, usable
-from src.data.fit import fitted
+from src.data.fit import fitted, render_ahead
 from src.data.kinds import check_kind
 from src.data.packing import Text
 from src.data.read import read_table
@@ -110,7 +110,8 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     texts = Texts(tokenizer.vocab_size)
     cut = dropped = 0
     with bar_if_long("texts to tokens", len(rows)) as advance:
-        for number, row in zip(reading.numbers, rows, strict=True):
+        for at, (number, row) in enumerate(zip(reading.numbers, rows, strict=True)):
+            render_ahead(template, rows, at)
             advance(1)
             if isinstance(row, str):
                 begins = [tokenizer.end_of_text] * template.begins_with_end_of_text
@@ -213,12 +214,12 @@ def _tokenized(example: Example, row: int, encoder: Encoder, template: Template,
             new, follows = encoder.encode(piece.text, row, part, continues=follows), True
         loss = [piece.may_train and (piece.is_answer or on_prompt)] * len(new)
         if loss_on == "answer" and piece.is_answer:
-            thinking = thinking_tokens(new, template.ending.opening + piece.text, encoder.tokenizer)
+            thinking = thinking_tokens(new, template.ending.opening, encoder.tokenizer)
             loss[:thinking] = [False] * thinking
         tokens += new
         trained += loss
-        # What ends an answer is part of it.
-        last = last + len(new) if piece.is_control else len(new)
+        # An answer that has no loss is one all the same, and what ends an answer is part of it.
+        last = last + len(new) if piece.is_answer or not piece.may_train else 0
     return Text(tokens, trained), last
 
 

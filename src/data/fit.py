@@ -1,7 +1,7 @@
 """Whether a template fits a file: every row is rendered once, and a row that the template can't render is a row that can't be
 used. Also counts the answers that the template changes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from src.data.conversation import ASSISTANT, Turn, prompt_turns, untouched
@@ -12,6 +12,8 @@ from src.data.templates import Template
 from src.data.thinking import check_thinking
 from src.progress import bar_if_long
 
+AHEAD = 256  # rows
+
 
 def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Reading:
     """The reading without the rows that the template can't render, which are faults, and with a note on the answers it changes.
@@ -20,27 +22,36 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
         reading: of pairs, or of conversations and plain texts (`--sft 1`).
         loss_on: "answer" also makes a fault of an answer that is nothing but thinking.
     """
-    faults: dict[int, Fault] = {}  # by the place of the row
+    faults: dict[int, Fault] = {}  # by row; of a list's pairs the first one's, which leaves the list out
     changed = answers = 0
     # Rendering takes a while.
     with bar_if_long("rows in the template", len(reading.rows), template.can_refuse or None) as advance:
-        for place, (row, number) in enumerate(zip(reading.rows, reading.numbers, strict=True)):
+        for at, (row, number) in enumerate(zip(reading.rows, reading.numbers, strict=True)):
+            render_ahead(template, reading.rows, at)
             try:
                 texts = _answers(row, template, loss_on)
             except BadRow as fault:
-                faults[place] = Fault(number, fault.kind, f"{reading.path}: row {number}: {fault}")
+                faults.setdefault(number, Fault(number, fault.kind, f"{reading.path}: row {number}: {fault}"))
             else:
                 answers += len(texts)
                 changed += sum(template.ending.kept(text) != untouched(text) for text in texts)
             advance(1)
-    rows, numbers = reading.rows, reading.numbers
+    rows, numbers, facts = reading.rows, reading.numbers, reading.facts
     if faults:
-        rows = Spill(row for place, row in enumerate(rows) if place not in faults).finished()
-        numbers = Numbers(number for place, number in enumerate(numbers) if place not in faults)
+        rows = Spill(row for row, number in zip(rows, numbers, strict=True) if number not in faults).finished()
+        numbers = Numbers(number for number in numbers if number not in faults)
+    if facts and "lists" in facts and faults:
+        facts = facts | {"lists": facts["lists"] | {"count": facts["lists"]["count"] - len(faults), "pairs": len(rows)}}
     notes = [f"{changed} of {answers} answers lose their blank lines, since --template {template.name} ends a turn at one; "
              "--template g1 keeps them"] if changed else []
     all_faults = sorted([*reading.faults, *faults.values()])
-    return reading._replace(rows=rows, numbers=numbers, faults=all_faults, notes=[*reading.notes, *notes])
+    return reading._replace(rows=rows, numbers=numbers, faults=all_faults, notes=[*reading.notes, *notes], facts=facts)
+
+
+def render_ahead(template: Template, rows: Sequence[Any], at: int) -> None:
+    """Call before row number `at` is rendered, if the rows are rendered in their order."""
+    if template.can_refuse and at % AHEAD == 0:
+        template.render_ahead((turns, first) for row in rows[at:at + AHEAD] for _, turns, first in _conversations(row))
 
 
 def has_turn_inside(row: Any, template: Template) -> bool:

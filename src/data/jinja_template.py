@@ -7,10 +7,10 @@ own control words. A template must reproduce every answer exactly once and uncha
 import re
 import secrets
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from string import ascii_lowercase
-from typing import Any
 
 from src.data.chat_template import read_chat_template
 from src.data.conversation import ASSISTANT, HUMAN, ROLES, SYSTEM, Turn, untouched
@@ -43,9 +43,42 @@ class _Controls:
         return [Piece(self.words[part], is_answer, may_train, is_control=True) if number % 2
                 else Piece(self.show(part), is_answer, may_train) for number, part in enumerate(parts) if part]
 
-    @property
+    @cached_property
     def _pattern(self) -> re.Pattern[str]:
         return re.compile(f"({'|'.join(map(re.escape, sorted(self.words, key=len, reverse=True)))})")
+
+
+# Turns to render, and whether the beginning of an answer follows them.
+_Task = tuple[Sequence[Turn], bool]
+
+
+class _Renderings:
+    """The renderings of turns, with control words in their texts hidden. Those rendered ahead are kept until the next are."""
+
+    def __init__(self, renderer: Renderer, controls: _Controls):
+        self._renderer, self._controls = renderer, controls
+        self._kept: dict[tuple[tuple[Turn, ...], bool], str] = {}
+
+    def ahead(self, tasks: Sequence[_Task]) -> None:
+        """Render many at once, which takes much less time; none after one that can't be rendered."""
+        keys = list(dict.fromkeys((tuple(turns), open_answer) for turns, open_answer in tasks))
+        found = self._renderer.render(list(map(self._job, keys)), to_first_fault=True)
+        self._kept = {key: text for key, text in zip(keys, found, strict=False) if isinstance(text, str)}
+
+    def texts(self, tasks: Sequence[_Task]) -> list[str]:
+        """Raises BadRow if one can't be rendered."""
+        keys = [(tuple(turns), open_answer) for turns, open_answer in tasks]
+        found = [self._kept[key] for key in keys] if all(key in self._kept for key in keys) else \
+            self._renderer.render(list(map(self._job, keys)), to_first_fault=True)
+        for text in found:
+            if isinstance(text, Fault):
+                raise BadRow("not rendered", f"can't be rendered by --template {self._renderer.template.path}: {text.reason}")
+        return [text for text in found if isinstance(text, str)]
+
+    def _job(self, task: _Task) -> Job:
+        turns, open_answer = task
+        return Job([{"role": ROLES[turn.speaker], "content": self._controls.hide(untouched(turn.text))} for turn in turns],
+                   open_answer)
 
 
 @dataclass(frozen=True)
@@ -58,7 +91,7 @@ class JinjaTemplate:
     turn_openings: tuple[str, ...]
     ending: Ending
     controls: _Controls
-    renderer: Renderer
+    renderings: _Renderings
     fault: str = ""  # why a conversation of its own could not be rendered
     can_refuse: bool = True
 
@@ -67,14 +100,12 @@ class JinjaTemplate:
         return (self.name,)
 
     def prompt(self, turns: Sequence[Turn], form: int = 0) -> list[Piece]:
-        return self.controls.pieces(_render(self.renderer, self.controls, [(turns, True)])[0], False, True)
+        return self.controls.pieces(self.renderings.texts([(self._kept(turns), True)])[0], False, True)
 
     def conversation(self, turns: Sequence[Turn], first: int, form: int = 0) -> list[Piece]:
-        places = [at for at, turn in enumerate(turns) if turn.speaker == ASSISTANT and at >= first]
-        # For each answer the prompt before it, the turns up to it, and the same with a probe in its place.
-        jobs = [job for at in places for job in (
-            (turns[:at], True), (turns[:at + 1], False), ([*turns[:at], Turn(ASSISTANT, _ANSWER)], False))]
-        texts = _render(self.renderer, self.controls, jobs)
+        turns = self._kept(turns)
+        places = _answers(turns, first)
+        texts = self.renderings.texts(_tasks(turns, places))
         pieces: list[Piece] = []
         done, whole = 0, texts[-2]
         for at, prompt, text, probe in zip(places, texts[::3], texts[1::3], texts[2::3], strict=True):
@@ -87,14 +118,24 @@ class JinjaTemplate:
             raise BadRow("not rendered", f"can't be rendered by --template {self.name}: {self.fault}")
         return pieces
 
+    def render_ahead(self, conversations: Iterable[tuple[Sequence[Turn], int]]) -> None:
+        self.renderings.ahead([task for turns, first in conversations
+                               for task in _tasks(self._kept(turns), _answers(turns, first))])
+
+    def _kept(self, turns: Sequence[Turn]) -> list[Turn]:
+        return [turn._replace(text=self.ending.kept(turn.text)) if turn.speaker == ASSISTANT else turn for turn in turns]
+
     def _check(self, answer: str, prompt: str, text: str, probe: str, whole: str) -> None:
         before, *after = probe.split(_ANSWER)
         if len(after) != 1:
             raise BadRow("answer not rendered once", f"is rendered {len(after)} times by --template {self.name}, where it must "
                                                      "be exactly once; correct the template")
-        if text != f"{before}{self.controls.hide(untouched(answer))}{after[0]}":
-            raise BadRow("answer changed", f"is changed by --template {self.name}: {_changed(before, text, after[0])}; correct "
-                                           "the template, or the answer")
+        answer = self.controls.hide(untouched(answer))
+        # What a template opens an answer with, as an empty thinking part, it may leave to an answer that has its own.
+        itself = prompt.startswith(text[:-len(answer + after[0])]) and text.endswith(answer + after[0])
+        if text != f"{before}{answer}{after[0]}" and not itself:
+            raise BadRow("answer changed", f"is changed by --template {self.name}: {_changed(before, prompt, text, after[0])}; "
+                                           "correct the template, or the answer")
         if not text.startswith(prompt):
             raise BadRow("answer does not follow", f"does not follow the prompt as --template {self.name} renders it, which ends "
                                                    f"in {prompt[-40:]!r}; correct the template, or the answer")
@@ -112,25 +153,26 @@ def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
     named = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT} | dict(template.special_tokens)
     template = ChatTemplate(template.path, template.source, named)
     controls, renderer = _Controls(_control_words(template, tokenizer)), Renderer(template)
+    renderings = _Renderings(renderer, controls)
     fault = ""
     try:
-        begins, openings, ending = _learned(renderer, controls)
+        begins, openings, ending = _learned(renderings, controls)
     except BadRow as error:
         fault, begins, openings, ending = str(error), False, (), Ending((), (END_OF_TEXT,))
-    made = JinjaTemplate(path, template.fingerprint, begins, openings, ending, controls, renderer, fault)
+    made = JinjaTemplate(path, template.fingerprint, begins, openings, ending, controls, renderings, fault)
     weakref.finalize(made, renderer.close)
     return made
 
 
-def _learned(renderer: Renderer, controls: _Controls) -> tuple[bool, tuple[str, ...], Ending]:
+def _learned(renderings: _Renderings, controls: _Controls) -> tuple[bool, tuple[str, ...], Ending]:
     """Whether texts begin with the end of text, what comes before the text of a turn, and what ends an answer, from a question
     with its answer, and with another question after it. Raises BadRow if they can't be rendered."""
     turns = [Turn(HUMAN, _QUESTION), Turn(ASSISTANT, _ANSWER), Turn(HUMAN, _NEXT)]
     try:
-        prompt, whole, longer = _render(renderer, controls, [(turns[:1], True), (turns[:2], False), (turns, False)])
+        prompt, whole, longer = renderings.texts([(turns[:1], True), (turns[:2], False), (turns, False)])
     except BadRow:  # some need a system message
         system = Turn(SYSTEM, "You answer questions.")
-        prompt, whole, longer = _render(renderer, controls, [
+        prompt, whole, longer = renderings.texts([
             ([system, *turns[:end]], open_answer) for end, open_answer in ((1, True), (2, False), (3, False))])
     before, *after = whole.split(_ANSWER)
     if len(after) != 1:
@@ -146,11 +188,12 @@ def _learned(renderer: Renderer, controls: _Controls) -> tuple[bool, tuple[str, 
 def _ending(controls: _Controls, end: str, following: str, opening: str) -> Ending:
     """What ends an answer, from what follows one at the end of a conversation, and before the user's next turn."""
     for text in (end, following):
-        found = next((piece for piece in controls.pieces(text, True, True) if piece.is_control), None)
-        if found is not None:
-            return Ending((), (found.text,), opening)
-        if text.strip():
-            return Ending((text.rstrip(),), (), opening)
+        pieces = [piece for piece in controls.pieces(text, True, True) if piece.text.strip()]
+        if pieces and pieces[0].is_control:
+            return Ending((), (pieces[0].text,), opening)
+        if pieces:
+            # White space before a control token is of the text's end; the token ends an answer too.
+            return Ending((pieces[0].text.rstrip(),), tuple(piece.text for piece in pieces[1:2]), opening)
         if re.search(r"\n\s*\n", text):
             return Ending(("\n\n",), (), opening, collapses=True)
     return Ending((), (END_OF_TEXT,), opening)
@@ -169,19 +212,16 @@ def _control_words(template: ChatTemplate, tokenizer: Tokenizer) -> dict[str, st
     return words
 
 
-def _render(renderer: Renderer, controls: _Controls, jobs: Sequence[tuple[Sequence[Turn], bool]]) -> list[str]:
-    """The renderings of turns, without or with the beginning of an answer. Raises BadRow if one can't be made."""
-    results = renderer.render([Job(_messages(turns, controls), open_answer) for turns, open_answer in jobs])
-    for result in results:
-        if isinstance(result, Fault):
-            raise BadRow("not rendered", f"can't be rendered by --template {renderer.template.path}: {result.reason}")
-    return [result for result in results if isinstance(result, str)]
+def _answers(turns: Sequence[Turn], first: int) -> list[int]:
+    return [at for at, turn in enumerate(turns) if turn.speaker == ASSISTANT and at >= first]
 
 
-def _messages(turns: Sequence[Turn], controls: _Controls) -> list[dict[str, Any]]:
-    return [{"role": ROLES[turn.speaker], "content": controls.hide(untouched(turn.text))} for turn in turns]
+def _tasks(turns: Sequence[Turn], answers: Sequence[int]) -> list[_Task]:
+    """For each answer the prompt before it, the turns up to it, and the same with a probe in its place."""
+    return [task for at in answers for task in (
+        (turns[:at], True), (turns[:at + 1], False), ([*turns[:at], Turn(ASSISTANT, _ANSWER)], False))]
 
 
-def _changed(before: str, text: str, after: str) -> str:
-    made = text.removeprefix(before).removesuffix(after)
+def _changed(before: str, prompt: str, text: str, after: str) -> str:
+    made = text.removeprefix(before if text.startswith(before) else prompt).removesuffix(after)
     return f"it becomes {made[:40]!r}" + "..." * (len(made) > 40)

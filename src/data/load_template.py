@@ -13,7 +13,7 @@ from src.tokenizer import Tokenizer, load_tokenizer
 
 # What a sidecar records of a template.
 RECORDED = {"name": str, "fingerprint": str, "stops": [str], "controls": [str], "opening": str, "collapses": bool}
-_G1 = re.compile(r"(?:^|[^a-z0-9])g[01](?:[a-z][0-9]?)?(?:[^a-z0-9]|$)", re.IGNORECASE)
+_G1 = re.compile(r"(?:^|[^a-z])g[01](?:[a-z][0-9]*)?(?:[^a-z0-9]|$)", re.IGNORECASE)
 # What is read of the sidecar of a generated CSV.
 _REJECTS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
 
@@ -46,8 +46,17 @@ def recorded_in_adapter(extra: dict[str, Any], path: str | Path) -> dict[str, An
         raise UserError(f"{path}: what it records of its template is damaged ({error}); save it again") from None
 
 
+def template_of_adapter(adapter: str | Path | None, trained: dict[str, Any] | None) -> str:
+    """The --template for data that an adapter is used on. Raises UserError if it was trained with a file that is not there."""
+    name = trained["name"] if trained else CLASSIC.name
+    if name not in TEMPLATES and not Path(name).is_file():
+        raise UserError(f"--template: the adapter {adapter} was trained with the chat template {name}, which is not there; give "
+                        "its file")
+    return name
+
+
 def ending_of(record: dict[str, Any]) -> Ending:
-    return Ending(tuple(record["stops"]), tuple(record["controls"]), record["opening"], record["collapses"])
+    return Ending(tuple(filter(None, record["stops"])), tuple(record["controls"]), record["opening"], record["collapses"])
 
 
 def difference(record: dict[str, Any], other: dict[str, Any]) -> str | None:
@@ -72,9 +81,9 @@ def check_template(name: str | None, record: dict[str, Any], path: str, tokenize
                         "again")
 
 
-def model_note(checkpoint: str | None, template: Template) -> list[str]:
-    """A line where a checkpoint is a G1 model by its name and the template is not of that kind."""
-    if checkpoint is None or template is not CLASSIC or not _G1.search(Path(checkpoint).name):
+def model_note(checkpoint: str | None, used: dict[str, Any]) -> list[str]:
+    """A line where a checkpoint is a G1 model by its name and the template used is `classic`."""
+    if checkpoint is None or not _G1.search(Path(checkpoint).name) or difference(used, recorded(CLASSIC)):
         return []
     return [f"note: {checkpoint} is a G1 model by its name, and --template classic is not what G1 models are trained on; "
             "--template g1 (or g1-think, g1-fakethink) is, see docs/templates.md"]

@@ -127,8 +127,8 @@ class Renderer:
             self.close()
             raise UserError(f"{self.template.path}: {answer.reason}; correct the template, or choose another")
 
-    def render(self, jobs: Sequence[Job]) -> list[str | Fault]:
-        """The text of each conversation, or what is wrong with it.
+    def render(self, jobs: Sequence[Job], to_first_fault: bool = False) -> list[str | Fault]:
+        """The text of each conversation, or what is wrong with it; with `to_first_fault` none after the first that is wrong.
 
         Raises UserError if the template can't be compiled.
         """
@@ -141,6 +141,8 @@ class Renderer:
                 results.append(Fault(f"it has over {LARGEST_JOB >> 20} MB of text"))
             else:
                 results += self._exchange(frames)
+            if to_first_fault and any(isinstance(result, Fault) for result in results):
+                break
         return results
 
     def _exchange(self, frames: list[bytes]) -> list[str | Fault]:

@@ -27,17 +27,16 @@ def check_thinking(answer: str, what: str) -> None:
                                           "add the answer, or take --loss_on all")
 
 
-def thinking_tokens(tokens: Sequence[int], answer: str, tokenizer: Tokenizer) -> int:
+def thinking_tokens(tokens: Sequence[int], opening: str, tokenizer: Tokenizer) -> int:
     """How many of an answer's first tokens belong to its thinking part, up to the one that completes `</think>`.
 
     Args:
-        answer: the whole text, with a beginning that may be in the prompt.
+        opening: the beginning of the answer's text that is in the prompt.
     """
-    if not has_thinking(answer):
+    text = tokenizer.decode_bytes(tokens)
+    if END.encode() not in text or not has_thinking(opening + text.decode(errors="replace")):
         return 0
-    low, high = 0, len(tokens)  # `high` tokens have the end if all have it
-    if END.encode() not in tokenizer.decode_bytes(tokens):
-        return 0
+    low, high = 0, len(tokens)  # `high` tokens have the end
     while low < high:
         middle = (low + high) // 2
         if END.encode() in tokenizer.decode_bytes(tokens[:middle]):

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from src.data.conversation import is_conversation
+from src.data.fit import render_ahead
 from src.data.rows import Row
 from src.data.spill import Numbers
 from src.data.templates import CLASSIC, Piece, Template, answer_pieces, draw_form, prompt_pieces, text_of
@@ -90,6 +91,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     count = len(rows) if target_pair_count is None else target_pair_count
     with bar_if_long("rows to tokens", count) as advance:
         for index in walk_rows(len(rows), target_pair_count):
+            render_ahead(template, rows, index)
             advance(1)
             # The pairs of one list have one form, so that they share their prompt.
             drawn = drawn if index and numbers[index] == numbers[index - 1] else draw_form(template, generator)
@@ -147,7 +149,7 @@ class _Tokenized:
             pieces = prompt_pieces(self._template, self._row(index).prompt, form)
             tokens = encode_pieces(pieces, self.encoder, self._numbers[index], "prompt")
             room = self._max_len - longer
-            self._prompts[index, form] = self.lists.append(cut_beginning(tokens, room, pieces[0].is_control))
+            self._prompts[index, form] = self.lists.append(cut_beginning(tokens, room, self._template.begins_with_end_of_text))
             self._cut[index, form] = len(tokens) > room
         return int(self._prompts[index, form]), bool(self._cut[index, form])
 
@@ -155,8 +157,9 @@ class _Tokenized:
         row, number = self._row(index), self._numbers[index]
         chosen, reject = (encode_answer(self._template, row.prompt, text, self.encoder, number, part)
                           for text, part in ((row.chosen, "chosen"), (row.reject, "reject")))
-        chosen_from, reject_from = (0 if self._loss_on == "all" else thinking_tokens(tokens, text, self.encoder.tokenizer)
-                                    for tokens, text in ((chosen, row.chosen), (reject, row.reject)))
+        opening = self._template.ending.opening
+        chosen_from, reject_from = (0 if self._loss_on == "all" else thinking_tokens(tokens, opening, self.encoder.tokenizer)
+                                    for tokens in (chosen, reject))
         return _Answers(self.lists.append(chosen), self.lists.append(reject), chosen_from, reject_from,
                         max(len(chosen), len(reject)), chosen == reject, is_conversation(row.prompt))
 

@@ -24,10 +24,10 @@ from src.data.load_template import (
     recorded,
     recorded_in,
     recorded_in_adapter,
+    template_of_adapter,
 )
 from src.data.ranking import pair_rule, rule_without_effect
 from src.data.read import read_pairs
-from src.data.templates import CLASSIC
 from src.data.tokenize import TokenPair, tokenize_pairs
 from src.errors import UserError
 from src.evaluation.config import DEFAULT_BETA, EvaluateConfig
@@ -147,13 +147,14 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
     if "thumbs" in (reading.facts or {}):
         raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs")
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
-    template = load_template(config.template or (trained or recorded(CLASSIC))["name"], tokenizer)
+    template = load_template(config.template or template_of_adapter(config.adapter, trained), tokenizer)
     reading = fitted(reading, template, config.loss_on)
     rows = usable(reading, config.skip_bad_rows)
     pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers, template,
                                    config.loss_on)
     report_reading(reading)
-    for note in (*model_note(config.load_model, template), *adapter_note(config.adapter, trained, recorded(template)),
+    used = recorded(template)
+    for note in (*model_note(config.load_model, used), *adapter_note(config.adapter, trained, used),
                  *rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap})):
         say(note)
     report.changes.report(path, tokenizer.name)
@@ -170,7 +171,7 @@ def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, m
     facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "template": template["name"],
              "left_out": sum(left_out.values())}
     check_template(config.template, template, path, facts["tokenizer"], dimensions.vocab_size)
-    for note in adapter_note(config.adapter, trained, template):
+    for note in (*model_note(config.load_model, template), *adapter_note(config.adapter, trained, template)):
         say(note)
     pairs = [TokenPair(pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) for pair in loaded]
     if not has_references(loaded, sidecar):

@@ -40,11 +40,23 @@ def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | 
     try:
         tokenizer = load_tokenizer(name if isinstance(name, str) else None, vocab_size)
         ending = ending_of(recorded_in(sidecar))
-        ends = {tokenizer.control.get(word) for word in ending.controls}
-        chosen = [tokenizer.decode([token for token in pair.chosen if token not in ends]) for pair in first.values()]
-        texts = [{"prompt": tokenizer.decode(pair.prompt).strip(), "chosen": (ending.opening + text).strip()}
-                 for pair, text in zip(first.values(), chosen, strict=True)]
+        texts = [{"prompt": tokenizer.decode(pair.prompt).strip(), "chosen": _chosen(pair.chosen, tokenizer, ending)}
+                 for pair in first.values()]
     except UserError as error:
         say(f"warning: no samples in the report, since the pairs' tokenizer can't be used: {error}")
         return None
     return Questions(tokenizer, [pair.prompt for pair in first.values()], texts, ending)
+
+
+def _chosen(tokens: Sequence[int], tokenizer: Tokenizer, ending: Ending) -> str:
+    """An answer's text without what ends it; a turn that it has inside stays.
+
+    Raises UserError if the tokenizer lacks a control word that ends an answer.
+    """
+    if lacking := [word for word in ending.controls if word not in tokenizer.control]:
+        raise UserError(f"--tokenizer {tokenizer.name}: lacks {lacking[0]}, which ends an answer according to the pairs' sidecar")
+    ends = {tokenizer.control[word] for word in ending.controls}
+    text = (ending.opening + tokenizer.decode([token for token in tokens if token not in ends])).strip()
+    for stop in ending.stops:
+        text = text.removesuffix(stop.strip()) if stop.strip() else text
+    return text.strip()

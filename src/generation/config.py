@@ -6,6 +6,7 @@ from src import values
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
 from src.data.templates import Ending
+from src.errors import UserError
 from src.quantization.strategy import HELP, STRATEGY, Strategy
 from src.settings import NEEDED, RESOLVED, flag, group
 from src.tokenizer.base import END_OF_TEXT
@@ -13,6 +14,8 @@ from src.tokenizer.base import END_OF_TEXT
 _ROWS = values.whole(1, 10**5)
 _BATCH_SIZE = values.Reader(lambda text: None if text == "auto" else _ROWS(text), f"auto, or {_ROWS.takes}")
 _STOP = values.Reader(lambda text: values.words(text).replace(r"\n", "\n"), "text")
+# Bytes of all stops: each takes a row of the automaton, which has a column for each token.
+LONGEST_STOPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +39,12 @@ class Sampling:
                                         "template")
 
     def resolved(self, ending: Ending) -> Ending:
-        """A template's ending with what these settings say about it."""
+        """A template's ending with what these settings say about it. Raises UserError if its stops are too long."""
         if self.stop is not None:
             ending = ending._replace(stops=tuple(stop for stop in dict.fromkeys(self.stop) if stop))
+        if (length := sum(len(stop.encode("utf-8", "surrogateescape")) for stop in ending.stops)) > LONGEST_STOPS:
+            raise UserError(f"--stop: its texts have {length} bytes together, of at most {LONGEST_STOPS}; "
+                            "shorten them")
         if self.ban_end_of_text is None:
             return ending
         others = tuple(word for word in ending.controls if word != END_OF_TEXT)

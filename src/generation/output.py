@@ -141,7 +141,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     except BadJson as error:
         raise UserError(f"{sidecar}: is damaged, or not of {path.name} ({error}); {_ANOTHER}") from None
     if isinstance(found["stop"], str) and "stop" in settings:  # of a file from before there could be several
-        found["stop"] = [found["stop"]]
+        found["stop"] = [found["stop"]] if found["stop"] else []
     differing = [f"{name} {reprlib.repr(found.get(name))} (now {reprlib.repr(value)})" for name, value in settings.items()
                  if name != "template" and (name not in found or found[name] != value)]
     if "template" in settings and (other := difference(recorded_in(found), settings["template"])):

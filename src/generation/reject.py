@@ -47,7 +47,8 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     weights, dimensions, base = load_base_and_fingerprint(config.load_model)
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     template = load_template(config.template, tokenizer)
-    reading = fitted(reading, template)
+    # Notes on answers are those of preparation: here they stay as they are.
+    reading = fitted(reading, template)._replace(notes=reading.notes)
     rows = usable(reading, config.skip_bad_rows)
     ending = config.sampling.resolved(template.ending)
     settings = {
@@ -67,7 +68,7 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     in_the_file = [reading.numbers[number] - 1 for number in sources]
     with open_output(config.output_csv, settings, repeated, keeps, in_the_file) as output:
         report_reading(reading)
-        for note in (*notes, *model_note(config.load_model, template)):
+        for note in (*notes, *model_note(config.load_model, recorded(template))):
             say(note)
         if output.done == len(places):
             say(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do")

@@ -129,7 +129,7 @@ def _mismatched(config: PrepareConfig, pairs: Sequence[TokenPair], prompts: Sequ
 
 def _notes(config: PrepareConfig, reading: Reading, template: Template) -> list[str]:
     """Lines on what may not be meant: a template that does not fit the model or the rejects, flags without effect."""
-    return [*model_note(config.load_model, template), *rejects_note(config.input_csv, template),
+    return [*model_note(config.load_model, recorded(template)), *rejects_note(config.input_csv, template),
             *rule_without_effect(reading, {"--pairs": config.pairs, "--min_gap": config.min_gap})]
 
 

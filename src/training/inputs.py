@@ -50,6 +50,10 @@ class Data:
         return self.facts.get("template") or recorded_in(self.sidecar)
 
     @property
+    def loss_on(self) -> str:
+        return (self.sidecar or {}).get("loss_on", "all")
+
+    @property
     def sidecar(self) -> dict[str, Any] | None:
         return self.facts.get("sidecar")
 
@@ -89,13 +93,17 @@ def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:
 
     def read(path: str) -> Data:
         if config.objective.sft:
-            return training_texts(path, config, dimensions, lines)
+            return training_texts(path, config, dimensions)
         return training_pairs(path, config, dimensions, base, held, lines)
 
     train_file = config.data.train_data_file if config.objective.sft else config.data.rlhf_train_file
     assert train_file is not None  # the flags were checked for the one that is needed
     train, eval_file = read(train_file), config.data.eval_file
     held_out = read(eval_file) if eval_file else None
+    lines += model_note(config.model.load_model, train.template)
+    if held_out and held_out.loss_on != train.loss_on:
+        lines.append(f"warning: --eval_file {eval_file} was prepared with --loss_on {held_out.loss_on}, the training data with "
+                     f"--loss_on {train.loss_on}")
     if held_out and (found := difference(held_out.template, train.template)):
         lines.append(f"warning: --eval_file {eval_file} is in the template {found} like the training data")
     return Inputs(weights, dimensions, base, settings, train, held_out, lines)
@@ -178,15 +186,13 @@ def _preparation(config: TrainConfig, held: dict[str, Any]) -> str:
     return f"--strategy '{device} {config.machine.precision}{STRATEGY_SUFFIXES[model.quantization]}'{profile}"
 
 
-def training_texts(path: str, config: TrainConfig, dimensions: Dimensions, lines: list[str]) -> Data:
-    """Read the texts that `--sft 1` trains or is evaluated on, and summarize them on stderr; `lines` gets more."""
+def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> Data:
+    """Read the texts that `--sft 1` trains or is evaluated on, and summarize them on stderr."""
     max_len = config.data.rlhf_max_corpus_len
     tokenizer = load_tokenizer(config.data.tokenizer, dimensions.vocab_size)
     template = load_template(config.data.template or CLASSIC.name, tokenizer)
     texts, counts = read_texts(path, tokenizer, max_len, config.run.seed, config.objective.sft_on_prompt,
                                config.data.skip_bad_rows, template, config.data.loss_on)
-    if note := model_note(config.model.load_model, template):
-        lines += [line for line in note if line not in lines]
     say(f"{path}: {counts.rows} rows make {len(texts)} texts, with a loss on {counts.trained} tokens; {counts.cut} cut "
         f"and {counts.dropped} dropped at {max_len} tokens")
     counts.changes.report(path, tokenizer.name)

@@ -15,7 +15,7 @@ from src.checkpoint.archive import Described, read_content
 from src.checkpoint.io import load_checkpoint, load_safetensors, save_safetensors
 from src.checkpoint.pickled import BadPickle
 from src.errors import UserError
-from src.preference.pairs import load_pairs
+from src.preference.pairs import Pair, load_pairs
 from tests import hostile
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -105,7 +105,7 @@ def test_an_honest_file_that_is_not_supported_is_not_called_damaged(tmp_path, va
 def test_pairs_without_tensors_may_have_any_protocol(tmp_path, protocol):
     path = tmp_path / "pairs.save"
     path.write_bytes(hostile.saved([([1], [2], [3], -1.0, -2.0)], pickle_protocol=protocol))
-    assert load_pairs(path, 256, 512)[0] == [([1], [2], [3], -1.0, -2.0)]
+    assert load_pairs(path, 256, 512)[0] == [Pair([1], [2], [3], -1.0, -2.0)]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])

@@ -109,3 +109,12 @@ def test_length_bias_of_real_log_probs_is_numpys(evaluated, prepared):
 def test_preparing_without_references_says_so(material, tmp_path):
     prepare_csv(material / "x070.pth", material / "pairs.csv", tmp_path / "with.save")
     assert json.loads((tmp_path / "with.save.json").read_text())["references"] is True
+
+
+def test_single_answers_are_left_out_and_a_file_of_them_alone_is_refused(evaluated, fails, prepared, material, tmp_path):
+    prepare_csv(material / "x070.pth", material / "pairs.csv", tmp_path / "thumbs.save", unpair=True)
+    fails("evaluate", {"--pairs": tmp_path / "thumbs.save"}, "24 have an empty answer", "train with --loss kto")
+    pairs = torch.load(prepared("x070"), weights_only=True)
+    torch.save(pairs + torch.load(tmp_path / "thumbs.save", weights_only=True), tmp_path / "mixed.save")
+    found, _ = evaluated({"--pairs": tmp_path / "mixed.save"})
+    assert (found["pairs"], found["left_out"]) == (12, 24)

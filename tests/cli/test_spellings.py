@@ -11,7 +11,7 @@ from src.checkpoint.io import fingerprint
 from src.cli.spellings import ABSENT, IGNORED, RENAMED, SUPPORTED_VALUES, translate
 from src.cli.train import parse, parser
 from src.errors import UserError
-from src.preference.pairs import has_references, load_pairs
+from src.preference.pairs import Pair, has_references, load_pairs
 from src.settings import flat
 from src.training.module import objective_of
 from tests.cli.conftest import words_of
@@ -193,7 +193,7 @@ def test_loss_and_switches():
     assert {config(*words).objective.loss for words in ((), ("--dpo", 1), ("--loss", "dpo", "--dpo", 1))} == {"dpo"}
     assert config("--dpo", 0, "--orpo", 1).objective.loss == config("--loss", "orpo").objective.loss == "orpo"
     assert "contradict" in refusal("--dpo", 1, "--orpo", 1) and "contradict" in refusal("--loss", "ipo", "--dpo", 1)
-    assert "--dpo 0" in refusal("--dpo", 0) and "--loss" in refusal("--loss", "kto")
+    assert "--dpo 0" in refusal("--dpo", 0) and "--loss" in refusal("--loss", "kot")
     assert "--simpo_gamma is not used by --loss dpo" in refusal("--simpo_gamma", 1)
     assert "--label_smoothing is not used by --loss hinge" in refusal("--loss", "hinge", "--label_smoothing=0.1")
     assert "needs --label_smoothing" in refusal("--loss", "robust")
@@ -290,7 +290,7 @@ def test_saves_of_rwkv_lm_rlhf(call, good, tmp_path):
     path = tmp_path / "theirs.save"
     trainset = as_upstream_writes(path, lambda number: -1.5 - number)
     pairs, sidecar, _ = load_pairs(path, 256, 512)
-    assert pairs == trainset and sidecar is None and has_references(pairs, None)
+    assert pairs == [Pair(*pair) for pair in trainset] and sidecar is None and has_references(pairs, None)
     code, err = call("train", words_of(good("train") | {"--rlhf_train_file": str(path)}))
     assert code == 0 and err.startswith("warning: ")
 
@@ -298,7 +298,7 @@ def test_saves_of_rwkv_lm_rlhf(call, good, tmp_path):
 def test_its_saves_for_orpo_have_no_references(call, good, tmp_path):
     path = tmp_path / "orpo.save"
     pairs = as_upstream_writes(path, lambda _: 0.5)
-    assert not has_references(pairs, None)
+    assert not has_references([Pair(*pair) for pair in pairs], None)
     flags = good("train") | {"--rlhf_train_file": str(path)}
     code, err = call("train", words_of(flags))
     assert code == 2 and "made without references" in err and "--loss dpo needs" in err

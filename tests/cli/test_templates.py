@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -53,8 +52,6 @@ def test_what_one_script_writes_the_next_reads(call, good, tmp_path, chatml, nam
     assert made_how["ban_end_of_text"] is (name == chatml)
 
     flags = good(PREPARE) | {"--template": name, "--input_csv": written, "--skip_bad_rows": "1"}
-    if name == "g1-think":  # three drawn letters finish no <think>
-        Path(written).write_text(re.sub('"<think(?!>)', '"<think>', Path(written).read_text(errors="replace")))
     code, err = call(PREPARE, words_of(flags))
     assert code == 0 and "warning" not in err, err
     save = str(out / "o.save")
@@ -139,7 +136,8 @@ def test_a_name_that_is_no_template(fails, script):
 
 
 @pytest.mark.parametrize(("name", "noted"), [
-    ("rwkv7-g1-0.1b.pth", True), ("RWKV-G1a2-2.9b.pth", True), ("rwkv7_G0a_7b.pth", True), ("rwkv-g12.pth", False),
+    ("rwkv7-g1-0.1b.pth", True), ("RWKV-G1a2-2.9b.pth", True), ("rwkv7_G0a_7b.pth", True), ("rwkv7g1.pth", True),
+    ("RWKV7-G1a10.pth", True), ("rwkv-g12.pth", False),
     ("big1.pth", False), ("x070.pth", False)])
 def test_a_g1_model_under_classic_is_noted(call, good, material, tmp_path, name, noted):
     (tmp_path / name).write_bytes((material / "x070.pth").read_bytes())
@@ -147,6 +145,9 @@ def test_a_g1_model_under_classic_is_noted(call, good, material, tmp_path, name,
         flags = good(script) | {"--load_model": str(tmp_path / name)}
         code, err = call(script, words_of(flags))
         assert code == 0 and (err.count("is a G1 model by its name") == 1) is noted
+    flags = good(TRAIN) | {"--load_model": str(tmp_path / name), "--rlhf_train_file": str(tmp_path / "out" / "o.save"),
+                           "--samples": "0"}
+    assert (call(TRAIN, words_of(flags))[1].count("is a G1 model by its name") == 1) is noted
     (tmp_path / "out" / "o.csv").unlink()
     (tmp_path / "out" / "o.csv.json").unlink()
     code, err = call(GENERATE, words_of(good(GENERATE) | {"--load_model": str(tmp_path / name), "--template": "g1"}))
@@ -158,6 +159,27 @@ def test_several_stops_and_end_of_text(call, good, tmp_path):
     assert call(GENERATE, flags)[0] == 0
     made_how = json.loads((tmp_path / "out" / "o.csv.json").read_text())
     assert made_how["stop"] == ["a", "\n\n"] and made_how["ban_end_of_text"] is True
+
+
+def test_stops_longer_than_a_table_of_them_can_be(call, good, tmp_path):
+    for stops in (["é" * 501], ["a" * 400, "b" * 602]):
+        code, err = call(GENERATE, words_of(good(GENERATE)) + [word for stop in stops for word in ("--stop", stop)])
+        assert (code, err.count("\n")) == (2, 1) and "--stop: its texts have 1002 bytes together, of at most 1000" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_s_chat_template_that_is_not_there(call, good, tmp_path, chatml):
+    flags = good(PREPARE) | {"--template": chatml}
+    assert call(PREPARE, words_of(flags))[0] == 0
+    run = good(TRAIN) | {"--rlhf_train_file": flags["--output_save"], "--samples": "0"}
+    assert call(TRAIN, words_of(run))[0] == 0
+    adapter = str(tmp_path / "out" / "run" / "rwkv-final.safetensors")
+    flags = words_of(good(EVALUATE) | {"--adapter": adapter, "--pairs": good(PREPARE)["--input_csv"]})
+    Path(chatml).rename(tmp_path / "moved.jinja")
+    code, err = call(EVALUATE, flags)
+    assert code == 2 and f"error: --template: the adapter {adapter} was trained with the chat template {chatml}" in err
+    code, err = call(EVALUATE, [*flags, "--template", str(tmp_path / "moved.jinja")])
+    assert code == 0 and "warning" not in err, err
 
 
 def test_fingerprints_stay_what_they_are():

@@ -138,7 +138,7 @@ def test_what_is_refused(tmp_path, name, content, words):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(UserError, match="chat template: .*a.jinja does not exist"):
+    with pytest.raises(UserError, match="--template: .*a.jinja does not exist"):
         read_chat_template(tmp_path / "a.jinja")
     with pytest.raises(UserError, match="is not a file"):
         read_chat_template(tmp_path)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from src.data.examples import read_texts
+from src.data.load_template import load_template
 from src.errors import UserError
 from src.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from tests.tokenizer.files import KINDS, saved
@@ -154,6 +155,17 @@ def test_a_conversation_loses_its_beginning_and_an_answer_too_long_the_row(folde
     assert (report.cut, report.dropped) == (1, 1)
     with pytest.raises(UserError, match="2 of 2 rows have an answer of over 5 tokens; raise --ctx_len"):
         read_texts(path, BYTES, 5, seed=0, on_prompt=False)
+
+
+def test_an_answer_too_long_with_text_behind_the_token_that_ends_it(folder):
+    path = put(folder / "words.jsonl", [{"prompt": "Why?", "completion": "x" * 30}])
+    (folder / "words.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+                                        "{% if add_generation_prompt %}assistant: {% endif %}")
+    template = load_template(str(folder / "words.jinja"), BYTES)
+    texts, report = read_texts(path, BYTES, 40, seed=0, on_prompt=False, template=template)
+    assert sum(texts[0].trained) == 32 and report.dropped == 0
+    with pytest.raises(UserError, match="1 of 1 rows have an answer of over 31 tokens"):
+        read_texts(path, BYTES, 31, seed=0, on_prompt=False, template=template)
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from src.data.conversation import ASSISTANT, HUMAN, Turn
 from src.data.examples import Example
-from src.data.faults import Fault, Reading
+from src.data.faults import Fault, Reading, refusal
 from src.data.fit import fitted, has_turn_inside
 from src.data.rows import Row
 from src.data.templates import CLASSIC, TEMPLATES
@@ -22,8 +22,8 @@ def test_rows_that_can_not_be_rendered_are_faults_with_their_numbers():
     assert found.rows == [ROWS[0], ROWS[3]] and found.numbers == [2, 5]
     assert [(fault.row, fault.kind) for fault in found.faults] == [
         (1, "empty prompt"), (3, "answer without thinking"), (4, "answer without thinking")]
-    assert found.faults[1].message.startswith("x.csv: row 3: its chosen does not begin with <think>")
-    assert found.faults[2].message.startswith("x.csv: row 4: its reject does not begin with <think>")
+    assert found.faults[1].message.startswith("x.csv: row 3: its chosen does not begin with <think,")
+    assert found.faults[2].message.startswith("x.csv: row 4: its reject does not begin with <think,")
     assert fitted(reading(ROWS), TEMPLATES["g1"]) == reading(ROWS)
 
 
@@ -33,6 +33,16 @@ def test_answers_that_are_nothing_but_thinking_are_faults_where_thinking_has_no_
     assert found.rows == rows[:1] and [fault.kind for fault in found.faults[1:]] == ["unfinished thinking", "only thinking"]
     talk = Example([Turn(HUMAN, "q"), Turn(ASSISTANT, "<think>", trained=False), Turn(HUMAN, "q"), Turn(ASSISTANT, "a")], 0)
     assert fitted(reading([talk, "a text"]), TEMPLATES["g1"], "answer").rows == [talk, "a text"]
+
+
+def test_a_list_with_an_answer_that_can_not_be_rendered_is_left_out_once():
+    rows = [Row("q", "<think>a</think>b", "c"), Row("q", "<think>a</think>b", "<think>d"), Row("q", "<think>e", "<think>d"),
+            Row("r", "<think>a</think>b", "<think>d")]
+    of_lists = Reading(Path("x.jsonl"), rows, [1, 1, 1, 2], [], [], facts={"lists": {"count": 2, "pairs": 4, "rule": "all"}})
+    found = fitted(of_lists, TEMPLATES["g1-think"])
+    assert found.rows == rows[3:] and found.numbers == [2] and [fault.row for fault in found.faults] == [1]
+    assert found.facts == {"lists": {"count": 1, "pairs": 1, "rule": "all"}}
+    assert refusal(found).startswith("x.jsonl: row 1: its reject does not begin with <think,")
 
 
 def test_changed_answers_are_counted_once_a_file():

@@ -10,12 +10,15 @@ from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn
 from src.data.faults import BadRow
 from src.data.load_template import load_template
 from src.data.rows import Row
+from src.data.shown_pair import pair_as_read
 from src.data.templates import Ending, Piece, answer_pieces
 from src.data.tokenize import tokenize_pairs
 from src.errors import UserError
 from src.generation.vocabulary import answer_text
 from src.tokenizer import load_tokenizer
 from src.tokenizer.base import END_OF_TEXT
+from tests.data.chat_templates import QWEN_3
+from tests.tokenizer.files import byte_level
 
 WORLD = load_tokenizer("world")
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -58,6 +61,50 @@ def test_token_0_under_its_names_and_turns_that_end_at_a_blank_line(template, sp
     assert made.prompt(TURNS[1:]) == [Piece(END_OF_TEXT, False, is_control=True), Piece("User: Why?\n\nAssistant:", False)]
     assert made.begins_with_end_of_text and made.ending == Ending(("\n\n",), (), collapses=True)
     assert made.conversation([*TURNS[1:], Turn(ASSISTANT, "So.")], 1)[2:] == [Piece(" So.\n\n", True)]
+
+
+def test_answers_collapse_where_turns_end_at_a_blank_line(template):
+    made = template(RWKV)
+    turns = [*TURNS[1:], Turn(ASSISTANT, "So.\n\nYes."), Turn(HUMAN, "a\n\nb"), Turn(ASSISTANT, "c\n \nd")]
+    assert [piece.text for piece in made.conversation(turns, 0) if piece.is_answer] == [" So.\nYes.\n\n", " c\nd\n\n"]
+    assert made.prompt(turns[:-1])[-1].text == "User: Why?\n\nAssistant: So.\nYes.\n\nUser: a\n\nb\n\nAssistant:"
+
+
+def test_an_end_by_text_before_an_end_by_token(template):
+    """Phi-3's template: a word ends each turn, the end-of-text token the whole."""
+    made = template("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+                    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}")
+    assert made.ending == Ending(("<|end|>",), (END_OF_TEXT,))
+
+
+def test_thinking_that_a_template_adds_or_leaves(template):
+    """Qwen 3's template opens an answer with an empty thinking part, unless it has one."""
+    made = template(QWEN_3)
+    thinking = "<think>\nHm.\n\nWell.\n</think>\n\nYes."
+    for answer, text in ((thinking, thinking), ("<think>\n\n</think>\n\nYes.", "<think>\n\n</think>\n\nYes."),
+                         ("Yes.", "<think>\n\n</think>\n\nYes.")):
+        assert made.conversation([*TURNS[1:], Turn(ASSISTANT, answer)], 1)[1:] == [Piece(f"{text}<|im_end|>\n", True)]
+    with pytest.raises(BadRow, match=r"it becomes '<think>\\nHm\.\\n</think>\\n\\nYes\.'"):
+        made.conversation([*TURNS[1:], Turn(ASSISTANT, "<think>Hm.</think>Yes.")], 1)
+    [pair], _ = tokenize_pairs([Row("Why?", "Yes.", thinking)], WORLD, None, 1000, 0, template=made, loss_on="answer")
+    assert {WORLD.decode(tokens[start:]) for tokens, start in zip(pair[1:3], pair[3:5], strict=True)} == {"\n\nYes.<|im_end|>\n"}
+
+
+def test_what_a_cut_prompt_keeps_is_what_is_shown(template, tmp_path):
+    """Only the end-of-text token stays at the beginning of a cut prompt, not any control token."""
+    path = str(tmp_path / "tokenizer.json")
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.save(path)
+    words = load_tokenizer(path)
+    for source, kept in ((CHATML, False), ("{{ bos_token }}" + CHATML, True)):
+        made = template(source, words)
+        [whole], _ = tokenize_pairs([Row("Why?", "So.", "No.")], words, None, 1000, 0, template=made)
+        length = len(whole.prompt) + len(whole.chosen)
+        [pair], _ = tokenize_pairs([Row("Why?", "So.", "No.")], words, None, length - 3, 0, template=made)
+        assert pair.prompt == (whole.prompt[:1] + whole.prompt[4:] if kept else whole.prompt[3:])
+        shown = pair_as_read(whole, words, length - 3, made.begins_with_end_of_text)["prompt"]
+        assert len(shown) == len(pair.prompt) and (shown[0] == "<|endoftext|>") is kept
 
 
 def test_an_opening_and_an_end_by_token(template):

@@ -11,6 +11,16 @@ from src.data.tokenize import TokenPair
 prompts = st.lists(st.integers(0, 2), max_size=3)
 answers = st.lists(st.integers(0, 65535), min_size=1, max_size=6)
 pair_lists = st.lists(st.tuples(prompts, answers, answers), min_size=1, max_size=5)
+# One answer may be empty, and of the others a part has no loss.
+answered = st.tuples(prompts, st.just([]) | answers, answers, st.integers(0, 5), st.integers(0, 5), st.booleans())
+
+
+def one_sided(prompt, some, answer, some_from, answer_from, up) -> TokenPair:
+    pair = TokenPair(prompt, some, answer, some_from % max(len(some), 1), answer_from % len(answer))
+    return TokenPair(prompt, answer, some, pair.reject_from, pair.chosen_from) if up else pair
+
+
+with_thumbs = st.lists(answered.map(lambda parts: one_sided(*parts)), min_size=1, max_size=5)
 
 
 def inputs_up_to(batch, position: int) -> list[int]:
@@ -49,7 +59,27 @@ def test_every_token_of_an_answer_is_predicted_from_all_before_it(pairs, share_p
     assert all(x.dtype == torch.int64 for name, x in vars(batch).items() if name != "cu_seqlens")
 
 
-@given(pairs=pair_lists)
+@given(pairs=with_thumbs, share_prompts=st.booleans())
+def test_only_answers_that_are_there_are_computed_and_only_their_last_part_has_a_loss(pairs, share_prompts):
+    batch, expected = pack_pairs(pairs, share_prompts), []
+    for number, (prompt, *answers, chosen_from, reject_from) in enumerate(pairs):
+        for which, (answer, start) in enumerate(zip(answers, (chosen_from, reject_from), strict=True)):
+            for place in range(start, len(answer)):
+                expected.append((2 * number + which, (prompt or [0]) + answer[:place], answer[place]))
+    assert predictions(batch, batch.answer_of, batch.answer_positions, batch.answer_targets) == expected
+    there = [bool(answer) for pair in pairs for answer in (pair.chosen, pair.reject)]
+    assert len(batch.parents) == sum(there) == len(batch.cu_seqlens) - 1 - batch.n_prompts
+    assert batch.answer_tokens.tolist() == [sum(of == number for of, *_ in expected) for number in range(len(there))]
+    starts = batch.cu_seqlens.tolist()
+    whole = [batch.tokens[starts[of]:starts[of + 1]].tolist() for of in range(batch.n_prompts)]
+    assert [whole[of] for of in batch.answer_prompts.tolist()] == [pair.prompt or [0] for pair in pairs for _ in range(2)]
+    assert batch.prompt_tokens.tolist() == [max(len(pair.prompt), 1) - 1 for pair in pairs for _ in range(2)]
+    needed = {tuple(pair.prompt) or (0,) for pair in pairs} if share_prompts else [pair for pair, answer in zip(
+        (pair for pair in pairs for _ in range(2)), there, strict=True) if answer]
+    assert batch.n_prompts == len(needed)
+
+
+@given(pairs=pair_lists | with_thumbs)
 def test_the_length_told_is_the_length_packed(pairs):
     for pair in (TokenPair(*pair) for pair in pairs):
         assert packed_length(pair) == len(pack_pairs([pair]).tokens)

@@ -138,7 +138,8 @@ def test_a_conversation_without_messages(echo):
 ])
 def test_harmful_templates(source, words):
     begin = time.monotonic()
-    with renderer_of(source, 0.2) as renderer:
+    # On a busy machine what is refused for another reason may take longer than that.
+    with renderer_of(source, 0.2 if "takes over" in words else 2.0) as renderer:
         try:
             found, = renderer.render(jobs("a"))
         except UserError as error:  # already when it is compiled
@@ -158,7 +159,7 @@ def test_messages_stay_as_they_are():
 
 def test_the_others_render():
     texts = [str(number) for number in range(2500)]
-    given = [*texts[:10], "trap", *texts[10:1500], "trap", "trap", *texts[1500:]]
+    given = [*texts[:1500], "trap", "trap", *texts[1500:]]
     with renderer_of(TRAP, 0.1) as renderer:
         found = renderer.render(jobs(*given))
     assert found == [Fault("the template takes over 0.1 s") if text == "trap" else text for text in given]

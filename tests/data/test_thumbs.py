@@ -113,5 +113,5 @@ def test_where_rejects_are_written_thumbs_are_refused(read):
 def test_a_thumb_s_tokens_have_one_empty_answer(read):
     rows = read(GOOD, GOOD | {"label": False}).rows
     pairs, counts = tokenize_pairs(rows, load_tokenizer("bytes"), None, 100, seed=0)
-    (_, up, nothing), (_, none, down) = (pair[:3] for pair in pairs)
+    (_, up, nothing, *_), (_, none, down, *_) = pairs
     assert bytes(up) == bytes(down) == b" so.\n\n" and nothing == none == [] and counts.equal == 0

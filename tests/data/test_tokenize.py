@@ -84,6 +84,14 @@ def test_an_answer_of_exactly_the_limit_empties_the_prompt():
     assert (report.cut, report.longest) == (1, 6)
 
 
+def test_an_answer_that_is_not_there_stays_empty():
+    rows = [Row("one", "yes", ""), Row("two", "", "no"), Row("three", "yes", "yes"), Row("four", "", "n" * 99)]
+    pairs, report = tokenize_pairs(rows, BYTES, None, max_len=50, seed=0)
+    assert [(bytes(pair.chosen), bytes(pair.reject)) for pair in pairs] == [(b" yes\n\n", b""), (b"", b" no\n\n"),
+                                                                           (b" yes\n\n", b" yes\n\n")]
+    assert (report.equal, report.dropped, report.rows) == (1, 1, [0, 1, 2])
+
+
 def test_a_pair_of_exactly_the_limit_is_whole():
     row = Row("prompt", "yes", "n")
     _, whole = tokenize_pairs([row], BYTES, None, max_len=1000, seed=0)

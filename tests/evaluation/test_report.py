@@ -6,6 +6,7 @@ import signal
 from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
+from unittest.mock import ANY
 
 import pytest
 
@@ -200,10 +201,18 @@ def test_questions_differ_and_need_the_pairs_own_tokenizer(prepared, capsys):
     pairs, sidecar, _ = load_pairs(prepared("x070"), 256, 512)
     questions = read_questions([pair for pair in pairs for _ in range(3)], 3, sidecar, 256)
     assert questions.tokens == [pair[0] for pair in pairs[:3]] and len({text["prompt"] for text in questions.texts}) == 3
+    thumbs = [pair._replace(**empty) for pair in pairs for empty in ({"chosen": []}, {"reject": []})]
+    assert read_questions(thumbs, 3, sidecar, 256) == questions._replace(tokenizer=ANY)
+    assert read_questions([thumbs[0]], 3, sidecar, 256).texts == [questions.texts[0] | {"chosen": ""}]
+    told = {"name": "a", "fingerprint": "", "stops": ["<|end|>"], "controls": [], "opening": "<think>", "collapses": False}
+    ended = Pair(list(b"a"), list(b"b<|end|>c<|end|>\n"), [], 0.0, 0.0)
+    assert read_questions([ended], 1, {"tokenizer": "bytes", "template": told}, 256).texts[0]["chosen"] == "<think>b<|end|>c"
+    assert read_questions([ended], 1, {"tokenizer": "bytes", "template": told | {"stops": [""]}}, 256).ending.stops == ()
+    assert read_questions([ended], 1, {"tokenizer": "bytes", "template": told | {"controls": ["<|eot|>"]}}, 256) is None
     assert read_questions(pairs, 3, {"tokenizer": "/nowhere/tokenizer.json"}, 256) is None
     assert read_questions(pairs, 3, None, 300) is None
     assert read_questions([Pair([256], [1], [2], 0.0, 0.0)], 3, {"tokenizer": "bytes"}, 300) is None
-    assert capsys.readouterr().err.count("warning: no samples") == 3
+    assert capsys.readouterr().err.count("warning: no samples") == 4
 
 
 def test_pairs_without_a_sidecar_are_reported_as_such(config, prepared, tmp_path):

@@ -108,6 +108,15 @@ def test_another_runs_settings_are_refused(sidecar, message, tmp_path):
     assert path.read_bytes() == written(ROWS[:1])
 
 
+@pytest.mark.parametrize(("before", "now"), [("\n\n", ["\n\n"]), ("", [])])
+def test_a_file_from_before_there_could_be_several_stops_is_continued(tmp_path, before, now):
+    path = tmp_path / "out.csv"
+    path.write_bytes(written(ROWS[:1]))
+    (tmp_path / "out.csv.json").write_text(json.dumps(SETTINGS | {"stop": before}))
+    with open_output(path, SETTINGS | {"stop": now}, ROWS, [False] * 3) as output:
+        assert output.done == 1
+
+
 def test_two_runs_at_once_are_refused(tmp_path):
     path = tmp_path / "out.csv"
     with path.open("wb") as other:

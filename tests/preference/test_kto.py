@@ -10,9 +10,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.adapters.apply import apply_layer_profile
+from src.adapters.layer_profile import LayerSetting
+from src.data.packing import pack_pairs
 from src.data.tokenize import TokenPair
-from src.preference.kto import balance, by_kind, is_thumb, kl_estimate, mismatch, mismatched_answers, unpaired
-from src.preference.loss import preference_loss
+from src.model import build_model
+from src.preference.kto import (
+    balance,
+    by_kind,
+    is_thumb,
+    kl_estimate,
+    kl_part,
+    mismatch,
+    mismatched_answers,
+    pack_mismatched,
+    unpaired,
+)
+from src.preference.log_probs import answer_log_probs
+from src.preference.loss import preference_loss, sft_loss
+from src.preference.objective import Objective, pair_losses
+from src.preference.pairs import Pair
+from tests.plain_model import log_probs
+from tests.random_checkpoint import random_weights
+from tests.tiny import tiny_dimensions
 
 SETTINGS = [(0.1, 1.0, 1.0), (0.1, 1.3, 0.4), (0.02, 0.7, 2.5), (1.5, 1.0, 3.0)]
 N = 24
@@ -171,6 +191,40 @@ def test_mismatched_answers_fit_and_go_to_thumbs_alone():
         assert any(found[at] == answer[:10 - len(pairs[at].prompt)] for other, answer in answers.items() if other != at)
         assert len(found[at]) + len(pairs[at].prompt) <= 10
     assert mismatched_answers(pairs[2:3], "c", 0, 10) == [[]]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_kl_is_without_dropout_and_draws_no_random_numbers(training):
+    dimensions = tiny_dimensions("x070", 8)
+    model = build_model(random_weights(dimensions), dimensions)
+    apply_layer_profile(model, [LayerSetting("emb", "freeze"), *(LayerSetting(block, "lora", rank=4, alpha=8, dropout=0.5)
+                                                                 for block in "01"), LayerSetting("head", "freeze")], 0)
+    for parameter in model.parameters():
+        parameter.data.add_(0.05)  # an adapter that is nothing would drop nothing
+    thumbs = [Pair([1, 2], [3], [], -1.0, 0.0, kl=[4, 5, 6], kl_base_prob=-7.0), Pair([8], [], [9], 0.0, -1.0, kl=[10])]
+    expected = sum(answer_log_probs(model.eval(), pack_pairs([TokenPair(thumb.prompt, thumb.kl, [])])).answer[0].item()
+                   - thumb.kl_base_prob for thumb in thumbs)
+    model.train(training)
+    before = torch.get_rng_state()
+    part = kl_part(model, *pack_mismatched(thumbs), share=0.25)
+    assert part.item() == pytest.approx(0.25 * expected, rel=1e-5) and part.dtype == torch.float64 and not part.requires_grad
+    assert model.training == training and torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("sft_on_prompt", [False, True])
+def test_a_thumb_down_has_no_sft_loss_even_of_its_prompt(sft_on_prompt):
+    dimensions = tiny_dimensions("x070", 8)
+    weights = random_weights(dimensions)
+    thumbs = [Pair([1, 2], [3], [], -1.0, 0.0), Pair([8, 7], [], [9], 0.0, -1.0), Pair([6], [], [5], 0.0, -1.0)]
+    objective = Objective({"beta": 0.1}, 0.7, sft_on_prompt, "kto").with_kl(torch.tensor(0.5))
+    losses = pair_losses(build_model(weights, dimensions), pack_pairs(thumbs), [pair[3:5] for pair in thumbs], objective)
+    plain = -log_probs({name: tensor.double() for name, tensor in weights.items()}, [1, 2, 3])
+    expected = (plain.mean() if sft_on_prompt else plain[-1]).item()
+    assert losses["sft_loss"].tolist() == pytest.approx([expected, 0.0, 0.0], rel=1e-5)
+    assert torch.equal(losses["loss"], losses["preference_loss"] + 0.7 * losses["sft_loss"])
+    assert losses["kl"].tolist() == [0.5] * 3 and losses["desirable"].tolist() == [1, 0, 0]
+    assert losses["undesirable"].tolist() == [0, 1, 1]
+    assert sft_loss(torch.tensor([0.0, -3.0]), torch.tensor([0, 2])).tolist() == [0.0, 1.5]
 
 
 def test_a_pair_is_a_thumb_up_and_a_thumb_down():

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.checkpoint.io import write_archive
 from src.errors import UserError
 from src.preference.pairs import Pair, has_references, load_pairs, save_pairs
 
@@ -110,6 +111,42 @@ def test_long_pairs_and_empty_answers_are_left_out_whole(folder):
     assert "1 are longer than 10 tokens, 2 have an empty answer" in message
 
 
+def test_what_a_pair_has_more_is_in_a_sixth_entry_and_what_it_has_not_is_nowhere(folder):
+    path, kl = folder / "more.save", [9, 8]
+    pairs = [Pair(*GOOD), Pair([1], [2, 3], [], -1.0, 0.0, 1, 0, kl, -4.5), Pair([1], [], [2, 3, 4], 0.0, -2.0, reject_from=2),
+             Pair([1], [], [2], 0.0, -1.0, kl=kl)]
+    save_pairs(path, pairs, {})
+    assert torch.load(path, weights_only=True) == [
+        GOOD, ([1], [2, 3], [], -1.0, 0.0, {"chosen_from": 1, "kl": [9, 8], "kl_base_prob": -4.5}),
+        ([1], [], [2, 3, 4], 0.0, -2.0, {"reject_from": 2}), ([1], [], [2], 0.0, -1.0, {"kl": [9, 8]})]
+    loaded, _, left_out = load_pairs(path, VOCAB, 100, thumbs=True)
+    assert loaded == pairs and left_out == {"too_long": 0, "empty_answer": 0}
+    assert loaded[1].kl is loaded[3].kl  # one list in the file, one in memory
+    loaded, _, left_out = load_pairs(path, VOCAB, 100)
+    assert loaded == pairs[:1] and left_out == {"too_long": 0, "empty_answer": 3}
+
+
+def test_files_of_plain_pairs_are_what_they_always_were(folder):
+    save_pairs(folder / "plain.save", [Pair(*GOOD)] * 2, {})
+    buffer = io.BytesIO()
+    write_archive([tuple(list(GOOD)), tuple(list(GOOD))], buffer)  # two tuples that share their lists
+    assert (folder / "plain.save").read_bytes() == buffer.getvalue()
+
+
+def test_a_thumb_without_any_answer_and_one_whose_mismatched_answer_is_too_long_are_left_out(folder):
+    content = [([1], [], [], 0.0, 0.0), ([1] * 5, [2], [], -1.0, 0.0, {"kl": [3] * 6, "kl_base_prob": -1.0}),
+               ([1] * 4, [2], [], -1.0, 0.0, {"kl": torch.tensor([3] * 6), "kl_base_prob": torch.tensor(-1.0)})]
+    pairs, _, left_out = load_pairs(old(folder, content), VOCAB, 10, thumbs=True)
+    assert pairs == [Pair([1] * 4, [2], [], -1.0, 0.0, kl=[3] * 6, kl_base_prob=-1.0)]
+    assert left_out == {"too_long": 1, "empty_answer": 1}
+    message = refusal(old(folder, content), max_len=10)
+    assert "3 have an empty answer (single answers, thumbs up or down, train with --loss kto)" in message
+
+
+def sixth(**more):
+    return [GOOD] * 11 + [(*GOOD, more)]
+
+
 def broken(place, value):
     return [GOOD] * 11 + [(*GOOD[:place], value, *GOOD[place + 1:])]
 
@@ -150,6 +187,24 @@ def broken(place, value):
     (broken(3, None), "chosen_base_prob of pair 12 is a NoneType"),
     (broken(3, True), "chosen_base_prob of pair 12 is a bool"),
     (broken(3, torch.zeros(2)), "chosen_base_prob of pair 12 is a tensor of shape (2,)"),
+    ([(*GOOD, {}, 1)], "pair 1 is 7 entries where 5 are expected"),
+    ([(*GOOD, [1])], "the sixth entry of pair 1 is a list where a dict is expected"),
+    (sixth(chosn_from=1), "the sixth entry of pair 12 has the unknown name 'chosn_from'; known are chosen_from, reject_from, kl"),
+    ([(*GOOD, {7: 1})], "the sixth entry of pair 1 has the unknown name a int; known"),
+    (sixth(chosen_from=1), "chosen_from of pair 12 is 1, which is not within the 1 tokens of its chosen"),
+    (sixth(reject_from=-1), "reject_from of pair 12 is -1, which is not within the 2 tokens of its reject"),
+    (sixth(reject_from=10 ** 600), "reject_from of pair 12 is of 1994 bits, which is not within"),
+    (sixth(reject_from=1.0), "reject_from of pair 12 is a float where a whole number is expected"),
+    (sixth(reject_from=True), "reject_from of pair 12 is a bool where"),
+    (sixth(chosen_from=None), "chosen_from of pair 12 is a NoneType"),
+    ([([1], [], [2], 0.0, -1.0, {"chosen_from": 1})], "chosen_from of pair 1 is 1, which is not within the 0 tokens"),
+    (sixth(kl=[VOCAB]), f"token id {VOCAB} in pair 12 is beyond the vocabulary"), (sixth(kl="ab"), "the kl of pair 12 is a str"),
+    (sixth(kl=[1.5]), "the kl of pair 12 holds a float"),
+    (sixth(kl=torch.eye(2).to_sparse()), "the kl of pair 12 is a tensor in a form"),
+    (sixth(kl_base_prob=-1.0), "pair 12 has a kl_base_prob and no kl that it belongs to"),
+    (sixth(kl=[1], kl_base_prob=0.5), "kl_base_prob of pair 12 is 0.5, which no answer's log-probability can be"),
+    (sixth(kl=[1], kl_base_prob=float("nan")), "kl_base_prob of pair 12 is not a finite number"),
+    (sixth(kl=[1], kl_base_prob="x"), "kl_base_prob of pair 12 is a str where a number is expected"),
 ])
 def test_faults_name_the_pair(folder, content, words):
     assert words in refusal(old(folder, content))

@@ -44,7 +44,9 @@ def broken_off(config: PrepareConfig, after: int, monkeypatch) -> None:
             prepare(config)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("unpair", [False, True])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypatch, capsys, unpair):
+    config = replace(config, unpair=unpair)
     unbroken = replace(config, output_save=str(tmp_path / "unbroken.save"))
     prepare(unbroken)
     broken_off(config, 3, monkeypatch)
@@ -65,7 +67,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypa
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("changes", [{"batch_tokens": 100}, {"seed": 1},
+@pytest.mark.parametrize("changes", [{"batch_tokens": 100}, {"seed": 1}, {"unpair": True},
                                      {"strategy": Strategy(torch.device("cpu"), "bf16", None)}])
 def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(config, monkeypatch, changes):
     broken_off(config, 2, monkeypatch)

@@ -13,7 +13,8 @@ from src.data.packing import packed_length
 from src.data.tokenize import TokenPair
 from src.errors import UserError
 from src.model import build_model
-from src.preference.reference import with_references
+from src.preference.reference import to_score, with_references
+from tests.plain_model import log_probs
 from tests.random_checkpoint import random_weights
 from tests.rwkv_package import package_logits_of_many
 from tests.tiny import HEAD_SIZES, KINDS, VERSIONS, tiny_dimensions
@@ -135,3 +136,30 @@ def test_a_model_that_gives_no_numbers_is_refused():
 
 def test_no_pairs():
     assert references(random_model("x070"), []) == []
+
+
+THUMBS = [TokenPair(PAIRS[0].prompt, PAIRS[0].chosen, []), TokenPair(PAIRS[1].prompt, [], PAIRS[1].reject, 0, 2), PAIRS[2],
+          TokenPair([65], [], [200]), TokenPair(PAIRS[1].prompt, [], PAIRS[1].reject)]  # the last has all of the second's
+KL = [PAIRS[1].reject, PAIRS[0].chosen, [], [66], []]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_thumbs_and_their_mismatched_answers_have_the_references_of_a_plain_model(version):
+    dimensions = tiny_dimensions(version, 8)
+    weights = random_weights(dimensions)
+    plain = {name: tensor.double() for name, tensor in weights.items()}
+    told, model = [], build_model(weights, dimensions)
+    found = with_references(model, THUMBS, 100, told.append, "the base", kl=KL)
+    assert sum(told) == len(THUMBS) + 3 == len(to_score(THUMBS, KL))
+
+    def log_prob(prompt, answer, start=0):
+        return log_probs(plain, prompt + answer)[len(prompt) - 1 + start:].sum().item() if answer else 0.0
+
+    for thumb, kl, pair in zip(THUMBS, KL, found, strict=True):
+        assert (pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) == thumb and list(pair.kl) == kl
+        expected = (log_prob(thumb.prompt, thumb.chosen), log_prob(thumb.prompt, thumb.reject, thumb.reject_from),
+                    log_prob(thumb.prompt, kl))
+        assert (pair.chosen_base_prob, pair.reject_base_prob, pair.kl_base_prob) == pytest.approx(expected, abs=1e-3)
+    assert found[0].reject_base_prob == found[1].chosen_base_prob == found[2].kl_base_prob == 0.0
+    assert found[2] == with_references(model, [PAIRS[2]], 100, told.append, "the base")[0]._replace(
+        chosen_base_prob=pytest.approx(found[2].chosen_base_prob), reject_base_prob=pytest.approx(found[2].reject_base_prob))

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from src.checkpoint.base import load_base_and_fingerprint
+from src.data.faults import Reading
 from src.data.rows import Row
 from src.data.templates import CLASSIC
 from src.data.tokenize import TokenPair
 from src.errors import UserError
 from src.preference.config import PrepareConfig
+from src.preference.pairs import load_pairs
 from src.preference.prepare import _digest, prepare
 from src.quantization.strategy import Strategy
 from tests.pairs_csv import write_pairs_csv
@@ -141,3 +143,67 @@ def test_a_journal_s_digest_is_of_the_settings_and_all_tokens():
         whole = json.dumps(["base", None, {"a": [1]}, pairs])
         found = _digest(["base", None, {"a": [1]}], [TokenPair(*pair) for pair in pairs])
         assert found == hashlib.sha256(whole.encode()).hexdigest()
+
+
+@pytest.fixture
+def thumbs(mixed, tmp_path, monkeypatch):
+    """`thumbs(rows, **flags)` -> the entries of the file that is made of these rows."""
+    def made(rows: list[Row], **flags) -> list[tuple]:
+        reading = Reading(Path(mixed.input_csv), rows, list(range(1, len(rows) + 1)), [], [])
+        monkeypatch.setattr("src.preference.prepare.read_pairs", lambda *_, **__: reading)
+        prepare(replace(mixed, **flags))
+        return torch.load(tmp_path / "made.save", weights_only=True)
+
+    return made
+
+
+def text(tokens) -> str:
+    return bytes(tokens).decode()
+
+
+def test_single_answers_get_one_to_another_prompt_to_be_seen_with(thumbs, mixed, tmp_path, capsys):
+    asked = ["Why?", "Why?", "How?", "What?"]
+    rows = [Row(asked[0], "So.", ""), Row(asked[1], "", "No."), Row(asked[2], "", "Some way or other. " * 2),
+            Row(asked[3], "That.", "")]
+    content = thumbs(rows)
+    assert "made.save: 2 thumbs up and 2 thumbs down from 4 rows" in capsys.readouterr().err
+    pairs, _, left_out = load_pairs(tmp_path / "made.save", 256, 64, thumbs=True)
+    assert len(pairs) == len(content) == 4 and not any(left_out.values())
+    of = [" So.\n\n", " No.\n\n", " Some way or other. Some way or other.\n\n", " That.\n\n"]
+    for row, pair, own in zip(rows, pairs, of, strict=True):
+        assert (text(pair.chosen), text(pair.reject)) == ((own, "") if row.chosen else ("", own))
+        others = [answer for other, answer in zip(rows, of, strict=True) if other.prompt != row.prompt]
+        room = 64 - len(pair.prompt)
+        assert text(pair.kl) in [answer[:room] for answer in others] and pair.kl_base_prob < -1.0
+    assert sorted(text(pair.kl)[:5] for pair in pairs) == sorted(answer[:5] for answer in of)
+
+
+def test_a_row_s_answers_are_never_seen_with_its_own_prompt_in_another_template(thumbs):
+    rows = [Row("Why?", "So.", "No."), Row("How?", "This way.", "That way."), Row("What?", "A thing.", "None.")]
+    content = thumbs(rows, unpair=True, target_pair_count=40)
+    assert len(content) == 80 and len({tuple(prompt) for prompt, *_ in content}) > 3
+    answers = {row.prompt: {f" {row.chosen}\n\n", f" {row.reject}\n\n"} for row in rows}
+    for at, (prompt, chosen, reject, *_, more) in enumerate(content):
+        assert bool(chosen) != bool(reject) and bool(chosen) == (at % 2 == 0)
+        asked, = (asked for asked in answers if asked in text(prompt))
+        assert text(chosen or reject) in answers[asked] and text(more["kl"]) not in answers[asked]
+
+
+def test_the_seed_says_which_answers_are_seen_with_which_prompts(thumbs):
+    rows = [Row(f"Why {number}?", f"So {number}.", "") for number in range(12)]
+    drawn = [[text(more["kl"]) for *_, more in thumbs(rows, seed=seed, reference=seed < 2)] for seed in (0, 1, 0, 2)]
+    assert drawn[0] == drawn[2] and len(set(map(tuple, drawn))) == 3
+
+
+def test_pairs_stay_pairs_beside_single_answers(thumbs, capsys):
+    rows = [Row("Why?", "So.", "No."), Row("How?", "This way.", ""), Row("What?", "", "None.")]
+    content = thumbs(rows)
+    assert [len(entry) for entry in content] == [5, 6, 6]
+    assert "1 pairs and 1 thumbs up and 1 thumbs down from 3 rows" in capsys.readouterr().err
+    assert [len(entry) for entry in thumbs(rows, unpair=True)] == [6] * 4
+
+
+def test_single_answers_to_one_prompt_alone_are_refused(thumbs, mixed):
+    with pytest.raises(UserError, match="mixed.csv: all of its single answers are to one prompt"):
+        thumbs([Row("Why?", "So.", ""), Row("Why?", "", "No."), Row("How?", "This way.", "That way.")])
+    assert not Path(mixed.output_save).exists()

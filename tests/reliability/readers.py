@@ -230,7 +230,8 @@ def _pairs(inputs: Path) -> dict[str, Reader]:
 
     def read(path: Path) -> None:
         pairs, told, _ = load_pairs(path.with_name("p.save"), VOCABULARY, LONGEST)
-        for *parts, chosen, reject in pairs:
+        for prompt, chosen_tokens, reject_tokens, chosen, reject, *_ in pairs:
+            parts = prompt, chosen_tokens, reject_tokens
             assert all(type(token) is int and 0 <= token < VOCABULARY for part in parts for token in part)
             assert type(chosen) is type(reject) is float and math.isfinite(chosen) and math.isfinite(reject)
         has_references(pairs, told)

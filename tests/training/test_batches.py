@@ -6,6 +6,7 @@ import torch
 
 import src.training.batches as micro_batches
 from src.data.packing import Text, pack_pairs, pack_texts, packed_length
+from src.data.tokenize import TokenPair
 from src.errors import UserError
 from src.preference.pairs import Pair
 from src.training.batches import PairBatches, TrainingData, collate
@@ -243,3 +244,41 @@ def test_pairs_come_with_their_references_in_full_precision_and_texts_with_none(
     texts = [Text([1, 2, 3], [True] * 3), Text([4, 5], [False, True])]
     packed, references = collate(texts)
     assert references is None and packed.positions.tolist() == pack_texts(texts).positions.tolist()
+
+
+@pytest.mark.parametrize(("accumulate", "world_size", "more"), [
+    (1, 1, {}), (2, 1, {}), (3, 2, {}), (2, 3, {}), (8, 2, {}), (2, 2, {"batch_tokens": 12})])
+def test_a_steps_first_micro_batches_have_all_of_it_ahead(accumulate, world_size, more):
+    """With KTO: those of each process its own, each thumb once in all, and none in the others."""
+    drawn_from = PairBatches(PAIRS, 0, 2, more.get("batch_tokens", 0), accumulate, 0, 0, world_size, with_kl=True)
+    plain = PairBatches(PAIRS, 0, 2, more.get("batch_tokens", 0), accumulate, 0, 0, world_size)
+    for epoch in (0, 1):
+        seen = [list(drawn_from.epoch(epoch, rank)) for rank in range(world_size)]
+        assert [[one._replace(ahead=()) for one in of_rank] for of_rank in seen] == [
+            list(plain.epoch(epoch, rank)) for rank in range(world_size)]
+        for at in range(len(seen[0])):
+            if at % accumulate:
+                assert not any(of_rank[at].ahead for of_rank in seen)
+                continue
+            step = [one for of_rank in seen for one in of_rank[at:at + accumulate]]
+            ahead = [one for of_rank in seen for one in of_rank[at].ahead]
+            assert [(one.indices, one.share, one.ahead) for one in ahead] == [(one.indices, one.share, ()) for one in step]
+            assert len({len(of_rank[at].ahead) for of_rank in seen}) == 1  # processes keep in step
+            counted = [index for one in ahead if one.share for index in one.indices]
+            assert len(set(counted)) == len(counted) and sum(one.share * len(one.indices) for one in ahead) == pytest.approx(1)
+
+
+def test_mismatched_answers_come_packed_with_their_references():
+    thumbs = [Pair([number], [7], [], -1.0, 0.0, kl=[number, 9], kl_base_prob=-float(number)) for number in range(1, 5)]
+    drawn_from = PairBatches(thumbs, 0, 2, 0, 2, 0, 0, 1, with_kl=True)
+    (_, _, _, ahead), (_, _, _, after) = loader(drawn_from)
+    assert len(ahead) == 2 and after == []
+    for (packed, references, share), expected in zip(ahead, drawn_from.epoch(0, 0)[0].ahead, strict=True):
+        of = [thumbs[index] for index in expected.indices]
+        assert torch.equal(packed.tokens, pack_pairs([TokenPair(thumb.prompt, thumb.kl, []) for thumb in of]).tokens)
+        assert references.tolist() == [thumb.kl_base_prob for thumb in of] and share == 1 / 4
+
+
+@pytest.mark.parametrize(("size", "accumulate", "smallest"), [(1, 1, 1), (10, 1, 10), (3, 3, 1), (3, 4, 10), (4, 1, 2)])
+def test_the_smallest_step(size, accumulate, smallest):
+    assert PairBatches(PAIRS, 0, size, 0, accumulate, 0, 0, 1).smallest_step() == smallest

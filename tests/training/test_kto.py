@@ -10,10 +10,11 @@ import torch
 from src.errors import UserError
 from src.generation.greedy import likeliest_answers
 from src.training.run import train
+from tests.conftest import prepare_csv
 from tests.settings import changed
 from tests.training.exact import Exact, Watched
 from tests.training.outside import lines
-from tests.training.plain_thumbs import FLAGS, Thumb, save_thumbs, step_of
+from tests.training.plain_thumbs import BETA, DOWN, FLAGS, UP, Thumb, save_thumbs, step_of
 from tests.training.test_accumulation import CLOSE
 from tests.training.test_run import numbers, stop_in_the_second_epoch
 
@@ -130,3 +131,19 @@ def test_other_losses_leave_thumbs_out(config, five, prepared, tmp_path, capsys)
     torch.save([*pairs, *torch.load(path, weights_only=True)], tmp_path / "mixed.save")
     train(config(rlhf_train_file=str(tmp_path / "mixed.save"), epoch_count=1, epoch_steps=1), {})
     assert "left out 0 pairs longer than 512 tokens and 5 with an empty answer; 12 remain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("version", "precision", "quantization"), [("x070", "fp32", None), ("x060", "bf16", "nf4")])
+def test_before_the_first_step_the_policy_is_the_reference(config, material, tmp_path, version, precision, quantization):
+    """From pairs to thumbs to a run: no reward, no KL, and half of each weight as its loss."""
+    thumbs = tmp_path / "thumbs.save"
+    prepare_csv(material / f"{version}.pth", material / "pairs.csv", thumbs, precision, quantization, unpair=True)
+    flags = {name: value for name, value in FLAGS.items() if name != "kto_alpha"}
+    run = config(version, rlhf_train_file=str(thumbs), precision=precision, quantization=quantization,
+                 micro_bsz=4, accumulate_grad_batches=6, epoch_steps=6, epoch_count=1, **flags)
+    train(run, {})
+    line, = lines(Path(run.run.proj_dir) / "metrics.jsonl")
+    # Sums of hundreds of nats round at 1e-5 in float32; in bf16 a token's log-probability moves by up to a hundredth of a nat.
+    nats = 1e-3 if precision == "fp32" else 1.0
+    assert line["kl"] <= nats and abs(line["reward_chosen"]) <= BETA * nats >= abs(line["reward_rejected"])
+    assert line["loss"] == pytest.approx((UP + DOWN) / 4, abs=nats / 10)

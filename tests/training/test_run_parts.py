@@ -14,13 +14,14 @@ from src.adapters.layer_profile import LayerSetting, auto_layer_profile
 from src.data.packing import Text
 from src.errors import UserError
 from src.model import build_model
+from src.preference.pairs import Pair
 from src.training.inputs import Data, Inputs
 from src.training.run import _model, _prepare, _samples, _say_what_trains, _what_takes_less, finish
 from tests.random_checkpoint import random_weights
 from tests.tiny import tiny_dimensions
 
 LORA = auto_layer_profile(2, 1e-3, 1e-4, rank=4, alpha=8.0)
-PAIRS = [([1, 2, 3], [4, 5], [6], -3.0, -4.0), ([7], [8], [9, 10], -5.0, -6.0)]
+PAIRS = [Pair([1, 2, 3], [4, 5], [6], -3.0, -4.0), Pair([7], [8], [9, 10], -5.0, -6.0)]
 
 
 @pytest.fixture
@@ -138,6 +139,7 @@ def test_a_name_of_a_tokenizer_that_is_no_file_here_is_none(config, inputs, tmp_
     ({}, PAIRS, "x070 L2 D32, 1,234 trained parameters, 2 pairs, 8 optimizer steps, fp32"),
     ({"quantization": "nf4", "precision": "bf16"}, PAIRS,
      "x070 L2 D32, 1,234 trained parameters, 2 pairs, 8 optimizer steps, bf16 nf4"),
+    ({"loss": "kto"}, PAIRS, "x070 L2 D32, 1,234 trained parameters, 2 thumbs, 8 optimizer steps, fp32"),
     ({"sft": True}, [Text([1, 2], [True, True])], "x070 L2 D32, 1,234 trained parameters, 1 texts, 8 optimizer steps, fp32"),
 ])
 def test_what_trains_is_said(config, inputs, capsys, flags, items, line):
