@@ -14,7 +14,7 @@ from rich.table import Table
 from src.console import printable, say, show
 from src.data.conversation import prompt_turns
 from src.data.faults import NAMED, Reading, name_rows, skipped_rows
-from src.data.fit import has_turn_inside
+from src.data.fit import has_turn_inside, render_ahead
 from src.data.rows import Row
 from src.data.shown_pair import pair_as_read, print_pair
 from src.data.templates import CLASSIC, Template, answer_pieces, prompt_pieces, text_of
@@ -139,7 +139,8 @@ def _look_at_texts(rows: Sequence[Row], template: Template) -> _Texts:
     turns, prompts, triples, equal, thinking, names = array("q"), bytearray(), bytearray(), bytearray(), bytearray(), bytearray()
     begins = ""
     with bar_if_long("rows as the model reads them", len(rows)) as advance:
-        for row in rows:
+        for at, row in enumerate(rows):
+            render_ahead(template, rows, at)
             prompt = text_of(prompt_pieces(template, row.prompt))
             chosen, reject = (text_of(answer_pieces(template, row.prompt, answer)) if answer.strip() else ""
                               for answer in (row.chosen, row.reject))

@@ -14,8 +14,8 @@ from src.tokenizer import Tokenizer, load_tokenizer
 # What a sidecar records of a template.
 RECORDED = {"name": str, "fingerprint": str, "stops": [str], "controls": [str], "opening": str, "collapses": bool}
 _G1 = re.compile(r"(?:^|[^a-z])g[01](?:[a-z][0-9]*)?(?:[^a-z0-9]|$)", re.IGNORECASE)
-# What is read of the sidecar of a generated CSV.
-_REJECTS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
+# Fields that every sidecar of a generated CSV has, and other files don't.
+REJECTS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
 
 
 def load_template(name: str, tokenizer: Tokenizer) -> Template:
@@ -98,7 +98,7 @@ def adapter_note(adapter: str | Path | None, trained: dict[str, Any] | None, use
 def rejects_note(path: str, template: Template) -> list[str]:
     """A line where the sidecar of a generated CSV says that its rejects were written under another template."""
     try:
-        sidecar = parse_json(Path(f"{path}.json").read_bytes(), _REJECTS)
+        sidecar = parse_json(Path(f"{path}.json").read_bytes(), REJECTS)
     except (OSError, BadJson):
         return []  # not of reject generation
     found = difference(recorded_in(sidecar), recorded(template))

@@ -35,19 +35,9 @@ def evaluate_pairs(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> 
         return _evaluate_thumbs(model, pairs, objective)
     was_training = model.training
     model.eval()
-    sums: dict[str, Tensor] = {}
-    for batch in batches_by_tokens(pairs, BATCH_TOKENS):
-        chosen_pairs = [pairs[at] for at in batch]
-        losses = pair_losses(model, pack_pairs(chosen_pairs).to(model.device), _references(chosen_pairs), objective)
-        # Rounding makes two means over tokens differ as much as one token, two sums as much as all tokens.
-        tokens = 2 if takes(objective.loss, "chosen_tokens") else losses["answer_tokens"]
-        losses["accuracy"] = won(losses["margin"] / objective.numbers.get("beta", 1.0), TIE * tokens)
-        losses["policy_accuracy"] = (losses["log_prob_chosen"] > losses["log_prob_reject"]).float()
-        for name, values in losses.items():
-            sums[name] = sums.get(name, 0.0) + values.double().sum()
+    means = _means(model, pairs, objective)
     model.train(was_training)
-    means = dict(zip(sums, torch.stack(list(sums.values())).div(len(pairs)).tolist(), strict=True))
-    return {name: mean for name, mean in means.items() if name not in UNREPORTED} | {"pairs": len(pairs)}
+    return means | {"pairs": len(pairs)}
 
 
 def _evaluate_thumbs(model: RWKV, thumbs: Sequence[Pair], objective: Objective) -> dict[str, float]:
@@ -69,20 +59,28 @@ def _evaluate_thumbs(model: RWKV, thumbs: Sequence[Pair], objective: Objective) 
         packed, references = pack_mismatched([thumbs[at] for at in batch])
         parts.append(kl_part(model, packed.to(model.device), references.to(model.device), 1 / len(thumbs)))
     objective = objective.with_kl(kl_estimate(torch.stack(parts).sum()))
+    means = _means(model, thumbs, objective)
+    model.train(was_training)
+    return by_kind(means) | {"pairs": len(thumbs)}
+
+
+def _means(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> dict[str, float]:
+    """Means of all that `pair_losses` gives and that is reported, and of the accuracies."""
+    of_thumbs = is_of_thumbs(objective.loss)
     sums: dict[str, Tensor] = {}
-    for batch in batches_by_tokens(thumbs, BATCH_TOKENS):
-        some = [thumbs[at] for at in batch]
-        losses = pair_losses(model, pack_pairs(some).to(model.device), _references(some), objective)
-        losses["accuracy"] = won(losses["margin"] / objective.numbers["beta"], TIE * losses["answer_tokens"])
+    for batch in batches_by_tokens(pairs, BATCH_TOKENS):
+        some = [pairs[at] for at in batch]
+        references = [(pair.chosen_base_prob, pair.reject_base_prob) for pair in some]
+        losses = pair_losses(model, pack_pairs(some).to(model.device), references, objective)
+        # Rounding makes two means over tokens differ as much as one token, two sums as much as all tokens.
+        tokens = 2 if takes(objective.loss, "chosen_tokens") and not of_thumbs else losses["answer_tokens"]
+        losses["accuracy"] = won(losses["margin"] / objective.numbers.get("beta", 1.0), TIE * tokens)
+        if not of_thumbs:
+            losses["policy_accuracy"] = (losses["log_prob_chosen"] > losses["log_prob_reject"]).float()
         for name, values in losses.items():
             sums[name] = sums.get(name, 0.0) + values.double().sum()
-    model.train(was_training)
-    means = dict(zip(sums, torch.stack(list(sums.values())).div(len(thumbs)).tolist(), strict=True))
-    return by_kind({name: mean for name, mean in means.items() if name not in UNREPORTED}) | {"pairs": len(thumbs)}
-
-
-def _references(pairs: Sequence[Pair]) -> list[tuple[float, float]]:
-    return [(pair.chosen_base_prob, pair.reject_base_prob) for pair in pairs]
+    means = dict(zip(sums, torch.stack(list(sums.values())).div(len(pairs)).tolist(), strict=True))
+    return {name: mean for name, mean in means.items() if name not in UNREPORTED}
 
 
 @torch.no_grad()

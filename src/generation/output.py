@@ -15,13 +15,11 @@ from typing import Any
 
 from src.checked_json import BadJson, parse_json
 from src.data.csv import HEADER, Row, format_row
-from src.data.load_template import RECORDED, difference, recorded_in
+from src.data.load_template import REJECTS, difference, recorded_in
 from src.errors import UserError
 from src.files import append_whole, atomic_write, cut_back, json_text, open_alone, regular_file, remedy
 
 _ANOTHER = "choose another --output_csv, or remove this one"
-# Fields that every sidecar has, and other files don't.
-_SETTINGS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
 # From where a reject begins: the field with the line's end, and the part of it that is left when a write is cut short.
 _REJECT = re.compile(rb'"[^"]*(?:""[^"]*)*"\n')
 _TORN = re.compile(rb'(?:"[^"]*(?:""[^"]*)*"?)?')
@@ -135,7 +133,7 @@ def _mismatch(path: Path, number: int, sources: Sequence[int] | None) -> UserErr
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     sidecar = _sidecar_path(path)
     try:
-        found = parse_json(sidecar.read_bytes(), _SETTINGS)
+        found = parse_json(sidecar.read_bytes(), REJECTS)
     except FileNotFoundError:
         raise UserError(f"{path}: exists without the {sidecar.name} that says how it was made; {_ANOTHER}") from None
     except BadJson as error:

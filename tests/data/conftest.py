@@ -1,10 +1,13 @@
 """Where rows and tokens are kept: in memory, as those of small files are, or in files, as those of large ones."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from src.data import examples, json_values, source, spill
+from src.data.faults import Reading
+from src.data.read import read_pairs
 
 
 @pytest.fixture(scope="module", params=["in memory", "in files"])
@@ -16,3 +19,15 @@ def storage(request) -> Iterator[None]:
                                       (json_values, "_PIECE", 3), (examples, "_PIECE", 3)):
                 patch.setattr(place, name, size)
         yield
+
+
+@pytest.fixture
+def read(tmp_path) -> Callable[..., Reading]:
+    """`read(record, ...)` -> the reading of a JSONL of these records as pairs or thumbs."""
+
+    def make(*records: dict, require_reject: bool = True) -> Reading:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, records)))
+        return read_pairs(path, require_reject)
+
+    return make

@@ -5,23 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from src.data.read import read_pairs
 from src.errors import UserError
 from tests.classic import format_prompt
 
 pytestmark = pytest.mark.usefixtures("storage")
-
-
-@pytest.fixture
-def read(tmp_path):
-    """`read(record, ...)` -> the reading of a JSONL of these records as pairs."""
-
-    def make(*records: dict, require_reject: bool = True):
-        path = tmp_path / "pairs.jsonl"
-        path.write_text("\n".join(map(json.dumps, records)))
-        return read_pairs(path, require_reject)
-
-    return make
 
 
 def user(text: str) -> dict:

@@ -1,10 +1,8 @@
 """Single answers with a thumb, in every tool's columns: up is a row without a reject, down one without a chosen answer."""
 
-import json
 
 import pytest
 
-from src.data.read import read_pairs
 from src.data.rows import Row
 from src.data.tokenize import tokenize_pairs
 from src.errors import UserError
@@ -14,18 +12,6 @@ pytestmark = pytest.mark.usefixtures("storage")
 
 USER, REPLY = {"role": "user", "content": "why?"}, {"role": "assistant", "content": "so."}
 SEVERAL = [USER, REPLY, {"role": "user", "content": "really?"}]
-
-
-@pytest.fixture
-def read(tmp_path):
-    """`read(record, ...)` -> the reading of a JSONL of these records."""
-
-    def make(*records: dict, require_reject: bool = True):
-        path = tmp_path / "thumbs.jsonl"
-        path.write_text("\n".join(map(json.dumps, records)))
-        return read_pairs(path, require_reject)
-
-    return make
 
 
 @pytest.mark.parametrize(("record", "prompt"), [
