@@ -41,7 +41,8 @@ from src.adapters.apply import apply_layer_profile  # noqa: E402
 from src.adapters.layer_profile import auto_layer_profile  # noqa: E402
 from src.data.packing import PackedBatch, pack_pairs  # noqa: E402
 from src.data.read import read_pairs  # noqa: E402
-from src.data.tokenize import TokenPair, tokenize_pairs  # noqa: E402
+from src.data.token_lists import TokenPair  # noqa: E402
+from src.data.tokenize import tokenize_pairs  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.kernels import recycle_memory  # noqa: E402
 from src.model import build_model  # noqa: E402

@@ -1,10 +1,12 @@
-"""How much memory and time do files of many rows take, from the file to tokens?
+"""How much memory and time do files of many rows take, from the file to training?
 
-    python benchmarks/large_files.py [--rows 300000] [--formats csv jsonl ...] [--stages read check pairs texts]
+    python benchmarks/large_files.py [--rows 300000] [--formats csv jsonl ...] [--stages read check pairs texts prepare ...]
 
 Makes a file of each format in a temporary folder: rows of three texts, 300 to 600 bytes together. Each stage runs in a process of
 its own: `read` gives rows, `check` is `rlhf_dpo_generate_save.py --check_data 1 --tokenizer world`, `pairs` tokenizes pairs and
-`texts` prompts with answers, as `--sft 1` does. Prints seconds and peak memory, that of the imports alone first, and writes
+`texts` prompts with answers, as `--sft 1` does. The stages that follow are whole scripts with a model of a few thousand weights:
+`prepare` makes a .save with references, `train` takes four steps on it and `evaluate` measures all of it; `sft` takes four steps
+on the file itself. Prints seconds and peak memory, that of the imports alone first, and writes
 benchmarks/results/large_files.json.
 """
 
@@ -15,6 +17,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,8 +30,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+VOCABULARY = 512
 FORMATS = ("csv", "jsonl", "json", "jsonl.gz", "jsonl.zst", "parquet", "arrow")
-STAGES = ("imports", "read", "check", "pairs", "texts")
+MODEL = ("--load_model", "{folder}/model.pth")
+TOKENIZER = ("--tokenizer", "{folder}/tokenizer.json")
+STEPS = ("--epoch_steps", "4", "--epoch_count", "1", "--batch_tokens", "4096")
+SCRIPTS = {
+    "prepare": ("rlhf_dpo_generate_save.py", "--input_csv", "{path}", "--output_save", "{folder}/made.save", *TOKENIZER,
+                "--strategy", "cpu fp32"),
+    "train": ("train.py", "--rlhf_train_file", "{folder}/made.save", "--proj_dir", "{folder}/run", *STEPS),
+    "evaluate": ("evaluate.py", "--pairs", "{folder}/made.save", "--strategy", "cpu fp32"),
+    "sft": ("train.py", "--sft", "1", "--train_data_file", "{path}", "--proj_dir", "{folder}/sft", *STEPS, *TOKENIZER),
+}
+STAGES = ("imports", "read", "check", "pairs", "texts", *SCRIPTS)
 IN_GROUP = 20_000  # rows of a row group
 WORDS = ("the", "of", "model", "answer", "a", "question", "with", "state", "river", "and", "more", "Zürich", "42", "recurrent",
          "is")
@@ -46,15 +60,18 @@ def main() -> None:
         return
     found = []
     with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder))
         for ending in options.formats:
             path = Path(folder, f"rows.{ending}")
             write(path, options.rows)
             print(f"{path.name}: {options.rows} rows, {path.stat().st_size / 1e6:.0f} MB")
-            for stage in options.stages:
+            for stage in sorted(options.stages, key=STAGES.index):  # training needs what preparing makes
                 found.append({"format": ending, "rows": options.rows, "bytes": path.stat().st_size, "stage": stage,
                               **measured(stage, path)})
                 print(f"    {stage:8} {found[-1]['seconds']:7.1f} s {found[-1]['peak_mb']:7.0f} MB", flush=True)
             path.unlink()
+            for made in ("run", "sft"):
+                shutil.rmtree(Path(folder, made), ignore_errors=True)
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
     about = {"machine": platform.processor() or platform.machine(), "python": platform.python_version(), "measured": found}
@@ -69,6 +86,22 @@ def rows(count: int) -> Iterator[dict[str, str]]:
 
     for number in range(count):
         yield {"prompt": f"{number}: {text(10, 30)}?", "chosen": f"{text(20, 35)},\n\"{text(1, 5)}\".", "reject": text(15, 30)}
+
+
+def write_model(folder: Path) -> None:
+    """A model of one block, and a tokenizer of its vocabulary that knows the rows' words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from src.checkpoint.io import save_checkpoint
+    from tests.random_checkpoint import make_dimensions, random_weights
+
+    save_checkpoint(random_weights(make_dimensions("x070", 1, 32, 16, VOCABULARY)), folder / "model.pth")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator((row["chosen"] for row in rows(1000)), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def write(path: Path, count: int) -> None:
@@ -107,12 +140,17 @@ def write(path: Path, count: int) -> None:
 
 def measured(stage: str, path: Path) -> dict[str, float]:
     """Seconds and peak memory in MB of a stage in a process of its own."""
+    command = [__file__, "--child", stage, str(path)]
+    if stage in SCRIPTS:
+        script, *flags = (word.format(folder=path.parent, path=path) for word in (*SCRIPTS[stage], *MODEL))
+        command = [str(ROOT / script), *flags]
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, __file__, "--child", stage, str(path)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{stage} of {path.name} failed")
+    with (path.parent / "log.txt").open("w+") as log:
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=log)
+        _, status, used = os.wait4(process.pid, 0)
+        log.seek(0)
+        if status:
+            raise SystemExit(f"{stage} of {path.name} failed: {log.read()[-500:]}")
     return {"seconds": round(time.monotonic() - started, 1), "peak_mb": round(used.ru_maxrss / 1024, 0)}
 
 

@@ -21,7 +21,7 @@ from src import kernels  # noqa: E402
 from src.adapters.apply import apply_layer_profile  # noqa: E402
 from src.adapters.layer_profile import auto_layer_profile  # noqa: E402
 from src.data.packing import pack_pairs  # noqa: E402
-from src.data.tokenize import TokenPair  # noqa: E402
+from src.data.token_lists import TokenPair  # noqa: E402
 from src.files import atomic_write  # noqa: E402
 from src.model import build_model  # noqa: E402
 from src.preference.objective import Objective, pair_losses  # noqa: E402

@@ -8,8 +8,10 @@ import pytest
 
 from src.errors import NotFinite
 from src.files import json_text
-from src.preference.pairs import Pair, save_pairs
+from src.preference.entries import Pair
+from src.preference.pairs import save_pairs
 from src.run_files import append_line
+from tests.stored_pairs import stored
 
 
 @pytest.mark.parametrize(("values", "named"), [
@@ -29,10 +31,10 @@ def test_the_rest_is_what_the_library_writes():
 
 def test_files_that_have_it_already_stay(tmp_path: Path):
     append_line(tmp_path / "m.jsonl", {"step": 1})
-    save_pairs(tmp_path / "p.save", [Pair([1], [2], [3], -1.0, -2.0)], {"seed": 0})
+    save_pairs(tmp_path / "p.save", stored([Pair([1], [2], [3], -1.0, -2.0)]), {"seed": 0})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(NotFinite, match="m.jsonl: not written, since loss"):
         append_line(tmp_path / "m.jsonl", {"step": 2, "loss": math.inf})
     with pytest.raises(NotFinite, match="p.save.json: not written, since rate"):
-        save_pairs(tmp_path / "p.save", [], {"rate": math.nan})
+        save_pairs(tmp_path / "p.save", stored([]), {"rate": math.nan})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

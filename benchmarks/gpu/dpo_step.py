@@ -22,7 +22,7 @@ from shapes import SIZES, VOCABULARY, add_rows, need_a_gpu, random_model
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
 from src.data.packing import pack_pairs
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 from src.model import RWKV
 from src.preference.objective import Objective, pair_losses
 

@@ -5,6 +5,7 @@ they were several pickles followed by the data. In both formats only the directo
 """
 
 import math
+import mmap
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from src.checkpoint.pickled import BadPickle, Named, NamesCode, NotSupported, Reader, Stored
+from src.checkpoint.pickled import BadPickle, Named, NamesCode, NotSupported, Reader, Receive, Stored
 
 ZIP = b"PK\x03\x04"
 # A pickle names an element's type by a storage's class, or since 8-bit floats by the type itself.
@@ -55,41 +56,64 @@ class Content(NamedTuple):
     tensors: list[Described]
 
 
-def read_content(file: IO[bytes], data: Any, largest: int | None = None) -> Content:
+class HasTensors(Exception):
+    """A file can't be read item by item, since there are tensors in it."""
+
+
+def read_content(file: IO[bytes], data: Any, largest: int | None = None, receive: Receive | None = None) -> Content:
     """The content of a `torch.save` file, without reading tensors' data.
 
     Args:
         file: open for reading, seekable.
         data: its bytes, as any buffer.
         largest: most bytes that names, types and shapes may take.
+        receive: gets the items of a list, as in `Reader.read`.
 
     Raises:
         NamesCode: it names anything but PyTorch's own tensors.
         NotSupported: it is intact, but has tensors of a kind that is not supported.
         BadPickle: it is no such file, damaged, or contradicts itself.
+        HasTensors: there is a `receive`, which gets no tensors.
     """
     if bytes(data[:4]) != ZIP:
-        return _read_old(data)
-    entries = _entries(file, len(data))
-    tables = [name for name in entries if name.endswith("/data.pkl")]
-    if len(tables) != 1:
-        raise BadPickle("it is a zip archive without PyTorch's data")
-    start, size = entries[tables[0]]
-    if largest is not None and size > largest:
-        raise BadPickle(f"its names and shapes alone take {size} bytes, more than any model's")
-    folder = f"{tables[0].removesuffix('data.pkl')}data/"
-    tensors = _Tensors({name.removeprefix(folder): size for name, (_, size) in entries.items() if name.startswith(folder)})
-    # A copy, since a mapped file can't be closed while a view of it exists.
-    reader = Reader(bytes(data[start:start + size]), KNOWN, tensors.describe)
-    value = reader.read()
-    return _content(value, tensors, reader)
-
-
-def _content(value: Any, tensors: "_Tensors", reader: Reader) -> Content:
+        tensors = _Tensors(None)
+        reader = Reader(data, KNOWN, tensors.describe)
+        value = _read_old(reader, _receiving(receive, tensors, data))
+        if sum(tensors.sizes.values()) > len(data) - reader.at:
+            raise BadPickle("the data of its tensors are not all there")
+    else:
+        entries = _entries(file, len(data))
+        tables = [name for name in entries if name.endswith("/data.pkl")]
+        if len(tables) != 1:
+            raise BadPickle("it is a zip archive without PyTorch's data")
+        start, size = entries[tables[0]]
+        if largest is not None and size > largest:
+            raise BadPickle(f"its names and shapes alone take {size} bytes, more than any model's")
+        folder = f"{tables[0].removesuffix('data.pkl')}data/"
+        tensors = _Tensors({name.removeprefix(folder): size for name, (_, size) in entries.items() if name.startswith(folder)})
+        reader = Reader(data, KNOWN, tensors.describe, start, start + size)
+        value = reader.read(_receiving(receive, tensors, data))
+    if receive is not None and tensors.all:
+        raise HasTensors
     if tensors.all and reader.protocol > _LATEST_PROTOCOL:
         raise NotSupported(f"was saved with pickle protocol {reader.protocol}, which torch.load does not read safely; save it "
                            "again with torch.save's default")
     return Content(value, tensors.all)
+
+
+def _receiving(receive: Receive | None, tensors: "_Tensors", data: Any) -> Receive | None:
+    """`receive`, but only of items without tensors, and with the memory that a mapped file's bytes took given back."""
+    if receive is None:
+        return None
+
+    def without_tensors(items: list[Any], at: int) -> dict[int, int]:
+        if tensors.all:
+            raise HasTensors
+        if isinstance(data, mmap.mmap):
+            data.madvise(mmap.MADV_DONTNEED, 0, at)
+        return receive(items, at)
+
+    return without_tensors
 
 
 def _entries(file: IO[bytes], length: int) -> dict[str, tuple[int, int]]:
@@ -119,17 +143,13 @@ def _entries(file: IO[bytes], length: int) -> dict[str, tuple[int, int]]:
     return entries
 
 
-def _read_old(data: Any) -> Content:
-    tensors = _Tensors(None)
-    reader = Reader(data, KNOWN, tensors.describe)
+def _read_old(reader: Reader, receive: Receive | None) -> Any:
     if (reader.read(), reader.read()) != _OLD_FORMAT:
         raise BadPickle("it is no file of torch.save")
     reader.read()  # properties of the machine that wrote it
-    value = reader.read()
+    value = reader.read(receive)
     reader.read()  # the order of the data
-    if sum(tensors.sizes.values()) > len(data) - reader.at:
-        raise BadPickle("the data of its tensors are not all there")
-    return _content(value, tensors, reader)
+    return value
 
 
 class _Tensors:

@@ -2,11 +2,13 @@
 
 A pickle is a program for a small stack machine. This one runs the instructions that lists, tables, texts, numbers and PyTorch's
 tensors need, and replaces everything that would be looked up, called or read from elsewhere by a description. Memory and time
-are linear in the size of the data, even if hostile. The instructions are documented in the `pickletools` module.
+are linear in the size of the data, even if hostile; a list that is the whole of a pickle can be read item by item. The
+instructions are documented in the `pickletools` module.
 """
 
 import re
 import struct
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +53,18 @@ class Stored:
     description: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A value that was handed on, by the number that the receiver gave it."""
+
+    number: int
+
+
+# Gets items of a list, and the place in the data after them; returns the numbers that it gives to them and to values within
+# them, by `id`.
+Receive = Callable[[list[Any], int], dict[int, int]]
+
+
 class Reader:
     """Reads values one after another from `data`, any buffer of bytes; `at` is where the next one begins.
 
@@ -59,17 +73,28 @@ class Reader:
     Args:
         known: the names allowed in the data.
         describe: returns the replacement for a call, from its name and arguments.
+        at, end: the part of the data to read; None for all.
     """
 
-    def __init__(self, data: Any, known: frozenset[str], describe: Callable[[str, tuple], Any]):
-        self.data, self.known, self.describe, self.at = data, known, describe, 0
+    def __init__(self, data: Any, known: frozenset[str], describe: Callable[[str, tuple], Any], at: int = 0,
+                 end: int | None = None):
+        self.data, self.known, self.describe, self.at = data, known, describe, at
+        self._end = len(data) if end is None else end
         self.protocol = 0
 
-    def read(self) -> Any:
-        """The next value. Raises NamesCode for a name that is not known, BadPickle for anything else that is wrong."""
+    def read(self, receive: Receive | None = None) -> Any:
+        """The next value. Raises NamesCode for a name that is not known, BadPickle for anything else that is wrong.
+
+        Args:
+            receive: if the value is a list, gets its items, some at a time, and the list stays empty. Where the pickle refers
+                to one of them again, or to something within, `Kept` is in its place if `receive` gave it a number.
+        """
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._receive = receive
+        # The numbers of what was handed on, by its place in the memo; -1 for anything else, which stays in the memo.
+        self._kept, self._n_kept = array("q"), 0
         try:
             while True:
                 self._integers()
@@ -84,7 +109,8 @@ class Reader:
 
     def _integers(self) -> None:
         """Read a run of integers up to 32 bits at once; token lists are long runs of them."""
-        scanner, stack = _INTEGER.scanner(self.data, self.at), self._stack  # type: ignore[attr-defined]  # undocumented
+        scanner = _INTEGER.scanner(self.data, self.at, self._end)  # type: ignore[attr-defined]  # undocumented
+        stack = self._stack
         while found := scanner.match():
             group = found.lastindex
             stack.append(int.from_bytes(found[group], "little", signed=group == 3))
@@ -104,14 +130,15 @@ class Reader:
             stack.append(tuple(self._items(_TUPLES[code])))
         elif code in "ae":
             items = self._items(1 if code == "a" else None)
-            self._top(list).extend(items)
+            self._extend(self._top(list), items)
         elif code in "su":
             items = self._items(2 if code == "s" else None)
             self._set(items)
         elif code in "qr\x94":
-            self._memo[len(self._memo) if code == "\x94" else self._unpack("<B" if code == "q" else "<I")] = self._top(object)
+            number = len(self._memo) + self._n_kept if code == "\x94" else self._unpack("<B" if code == "q" else "<I")
+            self._memo[number] = self._top(object)
         elif code in "hj":
-            stack.append(self._memo[self._unpack("<B" if code == "h" else "<I")])
+            stack.append(self._again(self._unpack("<B" if code == "h" else "<I")))
         elif code in "c\x93":
             stack.append(self._name(code))
         elif code in "RQb":
@@ -124,7 +151,7 @@ class Reader:
             raise BadPickle(f"it has an instruction (0x{ord(code):02x}) that no table of tensors and no list of numbers needs")
 
     def _bytes(self, count: int) -> bytes:
-        piece = bytes(self.data[self.at:self.at + count])
+        piece = bytes(self.data[self.at:min(self.at + count, self._end)])
         if len(piece) < count:
             raise BadPickle("it is cut short")
         self.at += count
@@ -149,6 +176,23 @@ class Reader:
         del self._stack[at:]
         return items
 
+    def _extend(self, into: list[Any], items: list[Any]) -> None:
+        if self._receive is None or self._marks or len(self._stack) > 1:
+            into.extend(items)
+            return
+        numbers = self._receive(items, self.at)
+        while (place := len(self._kept)) in self._memo:
+            number = numbers.get(id(self._memo[place]), -1)
+            self._kept.append(number)
+            if number >= 0:
+                del self._memo[place]
+                self._n_kept += 1
+
+    def _again(self, place: int) -> Any:
+        if place not in self._memo and place < len(self._kept) and self._kept[place] >= 0:
+            return Kept(self._kept[place])
+        return self._memo[place]
+
     def _top(self, kind: type) -> Any:
         if not isinstance(self._stack[-1], kind):
             raise BadPickle("its instructions make no value")
@@ -165,7 +209,7 @@ class Reader:
         if code == "c":
             parts = []
             for _ in range(2):
-                line = _LINE.match(self.data, self.at)
+                line = _LINE.match(self.data, self.at, self._end)
                 if line is None:
                     raise BadPickle("it is cut short")
                 parts.append(line[1].decode())

@@ -19,7 +19,6 @@ from src.data.rows import Row
 from src.data.shown_pair import pair_as_read, print_pair
 from src.data.templates import CLASSIC, Template, answer_pieces, prompt_pieces, text_of
 from src.data.thinking import has_thinking
-from src.data.token_lists import lengths_of
 from src.data.tokenize import tokenize_pairs
 from src.progress import bar_if_long
 from src.tokenizer import Tokenizer
@@ -56,7 +55,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
     """
     rows, numbers = reading.rows, reading.numbers
     pairs, report = tokenize_pairs(rows, tokenizer, None, ENDLESS, seed, numbers, template, loss_on)
-    prompt, chosen, reject = lengths_of(pairs)
+    prompt, chosen, reject = pairs.lengths()
     longer = np.maximum(chosen, reject)
     lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
     texts = _look_at_texts(rows, template)

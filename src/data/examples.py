@@ -132,7 +132,7 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
         raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(rows)} rows have an answer of over {max_len} "
                         "tokens; raise --ctx_len")
     report_reading(reading)
-    return texts.finished(), TextCounts(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
+    return texts, TextCounts(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
 
 
 def read_examples(table: Table) -> Reading:

@@ -4,8 +4,6 @@ A recurrent model can read a sequence from any given state, so sequences of any 
 single row of tokens, and several can continue from the end of another. Knows nothing about texts or models.
 """
 
-import hashlib
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -176,27 +174,20 @@ def sizes_of(items: Sequence[tuple]) -> Sizes:
         return items.sizes()
     if items and isinstance(items[0], Text):
         return sizes_of_texts(np.fromiter((len(text[0]) for text in items), np.int64, len(items)))
-    found = [(max(len(item[0]), 1), packed_length(item, shared=True), prompt_key(item[0])) for item in items]
+    prompts: dict[tuple[int, ...], int] = {}
+    found = [(max(len(item[0]), 1), packed_length(item, shared=True), prompts.setdefault(tuple(item[0]), len(prompts)))
+             for item in items]
     return Sizes(*np.array(found, np.int64).reshape(len(items), 3).T)
 
 
 def sizes_of_pairs(prompt: np.ndarray, chosen: np.ndarray, reject: np.ndarray, same: np.ndarray) -> Sizes:
-    """Of pairs with so many tokens; `same` as from `prompt_key`."""
+    """Of pairs with so many tokens; `same` is equal for equal prompts."""
     return Sizes(np.maximum(prompt, 1), np.maximum(chosen - 1, 0) + np.maximum(reject - 1, 0), same)
 
 
 def sizes_of_texts(lengths: np.ndarray) -> Sizes:
     """Of texts of so many tokens."""
     return Sizes(np.zeros_like(lengths), lengths - 1, np.arange(len(lengths)))
-
-
-def prompt_key(tokens: Sequence[int]) -> int:
-    """64 bits that are equal for equal tokens, and hardly ever for others.
-
-    Batches are only planned by it; `pack_pairs` compares prompts in full.
-    """
-    digest = hashlib.blake2b(array("q", tokens).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
 
 
 def packed_length(pair: tuple, shared: bool = False) -> int:

@@ -5,7 +5,8 @@ from typing import Any
 from rich.text import Text
 
 from src.console import console, printable, say
-from src.data.tokenize import TokenPair, cut_beginning
+from src.data.token_lists import TokenPair
+from src.data.tokenize import cut_beginning
 from src.tokenizer import Tokenizer
 
 BORDER = "│"

@@ -3,14 +3,18 @@
 What a sequence gives is a new object each time. Pairs that share a list of tokens have the same number for it.
 """
 
+import hashlib
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data.packing import Sizes, Text, prompt_key, sizes_of_pairs, sizes_of_texts
-from src.data.spill import Storage, Stored
+from src.data.packing import Sizes, Text, sizes_of_pairs, sizes_of_texts
+from src.data.spill import BLOCK, Storage, Stored
+from src.progress import bar_if_long
+
+EMPTY = 0  # the number of the empty list
 
 
 class TokenPair(NamedTuple):
@@ -24,7 +28,7 @@ class TokenPair(NamedTuple):
 
 
 class TokenLists(Stored[list[int]]):
-    """Lists of tokens, each stored once, under a number.
+    """Lists of tokens, each under a number; number 0 is the empty list.
 
     Args:
         vocab_size: all tokens are below it.
@@ -33,17 +37,15 @@ class TokenLists(Stored[list[int]]):
     def __init__(self, vocab_size: int) -> None:
         self._kind = "H" if vocab_size <= 1 << 16 else "I"
         self._size = array(self._kind).itemsize
-        self._storage, self._ends = Storage(), array("q", [0])
+        self._storage, self._ends = Storage(), array("q", [0, 0])
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @property
-    def is_in_memory(self) -> bool:
-        return self._storage.is_in_memory
-
     def append(self, tokens: Sequence[int]) -> int:
         """The list's number."""
+        if not len(tokens):
+            return EMPTY
         self._storage.append(array(self._kind, tokens).tobytes())
         self._ends.append(self._ends[-1] + len(tokens))
         return len(self) - 1
@@ -55,55 +57,76 @@ class TokenLists(Stored[list[int]]):
         """[n] int64"""
         return np.diff(np.frombuffer(self._ends, np.int64))
 
+    def keys(self) -> np.ndarray:
+        """[n] int64: equal for equal lists, which it takes from digests of 128 bits."""
+        digests = np.empty(len(self), "V16")
+        with bar_if_long("lists of tokens", len(self)) as advance:
+            for number in range(len(self)):
+                digests[number] = hashlib.blake2b(self._bytes(number), digest_size=16).digest()
+                advance(1)
+        return np.unique(digests, return_inverse=True)[1]
+
+    def add_to(self, digest: Any) -> None:
+        """Update a digest of hashlib with all of the lists."""
+        digest.update(self._ends)
+        for start in range(0, self._storage.size, BLOCK):
+            digest.update(self._storage.read(start, min(start + BLOCK, self._storage.size)))
+
+    def _bytes(self, at: int) -> bytes:
+        return self._storage.read(self._size * self._ends[at], self._size * self._ends[at + 1])
+
     def _item(self, at: int) -> list[int]:
-        return array(self._kind, self._storage.read(self._size * self._ends[at], self._size * self._ends[at + 1])).tolist()
+        return array(self._kind, self._bytes(at)).tolist()
 
 
 class TokenPairs(Stored[TokenPair]):
-    """Pairs of lists that are in `lists`."""
+    """Pairs of lists that are in `lists`, which several pairs may share.
 
-    def __init__(self, lists: TokenLists) -> None:
+    Args:
+        columns: of n pairs, [n] each: the numbers of their prompts, chosen answers and rejects, `chosen_from` and `reject_from`.
+    """
+
+    def __init__(self, lists: TokenLists, *columns: np.ndarray) -> None:
         self.lists = lists
-        self._prompts, self._chosen, self._reject = array("i"), array("i"), array("i")  # numbers in `lists`
-        self._chosen_from, self._reject_from = array("i"), array("i")
+        self._columns = [array("i", column.astype(np.int32).tobytes()) for column in columns] or [array("i") for _ in range(5)]
 
     def __len__(self) -> int:
-        return len(self._prompts)
+        return len(self._columns[0])
 
     def append(self, prompt: int, chosen: int, reject: int, chosen_from: int = 0, reject_from: int = 0) -> None:
         """Append a pair, whose lists are given by their numbers."""
-        for numbers, number in zip((self._prompts, self._chosen, self._reject, self._chosen_from, self._reject_from),
-                                   (prompt, chosen, reject, chosen_from, reject_from), strict=True):
-            numbers.append(number)
+        for column, number in zip(self._columns, (prompt, chosen, reject, chosen_from, reject_from), strict=True):
+            column.append(number)
 
-    def numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """[n] int32 each: the numbers in `lists` of the prompts, of the chosen and of the rejected answers."""
-        prompts, chosen, reject = (np.frombuffer(x, np.int32) for x in (self._prompts, self._chosen, self._reject))
-        return prompts, chosen, reject
+    def numbers(self, at: int) -> list[int]:
+        """Of a pair, in the order of the arguments of `append`."""
+        return [column[at] for column in self._columns]
+
+    def columns(self) -> list[np.ndarray]:
+        """[n] int32 each, in the order of the arguments of `append`."""
+        return [np.array(column, np.int32) for column in self._columns]
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """[n] int64 each: tokens of the prompts, of the chosen and of the rejected answers."""
         of_lists = self.lists.lengths()
-        prompt, chosen, reject = (of_lists[numbers] for numbers in self.numbers())
+        prompt, chosen, reject = (of_lists[numbers] for numbers in self.columns()[:3])
         return prompt, chosen, reject
 
     def sizes(self) -> Sizes:
         """See `sizes_of`."""
-        distinct, which = np.unique(self.numbers()[0], return_inverse=True)
-        keys = np.fromiter((prompt_key(self.lists[number]) for number in distinct.tolist()), np.int64, len(distinct))
-        return sizes_of_pairs(*self.lengths(), keys[which])
+        return sizes_of_pairs(*self.lengths(), self.lists.keys()[self.columns()[0]])
 
-    def finished(self) -> Sequence[TokenPair]:
-        """The pairs: a list if they are few, in which lists of the same number are one object; else this."""
-        if not self.lists.is_in_memory:
-            return self
-        lists = list(self.lists)
-        return [TokenPair(lists[prompt], lists[chosen], lists[reject], *starts) for prompt, chosen, reject, *starts in zip(
-            self._prompts, self._chosen, self._reject, self._chosen_from, self._reject_from, strict=True)]
+    def distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places of all different pairs, of equal ones that of the first; for each pair, the number of its place there."""
+        columns = self.columns()
+        rows = np.stack([*self.lists.keys()[np.stack(columns[:3])], *columns[3:]], axis=1)
+        _, first, which = np.unique(rows.view(f"V{rows.strides[0]}"), return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        return first[order], np.argsort(order)[which.ravel()]
 
     def _item(self, at: int) -> TokenPair:
-        prompt, chosen, reject = (self.lists[numbers[at]] for numbers in (self._prompts, self._chosen, self._reject))
-        return TokenPair(prompt, chosen, reject, self._chosen_from[at], self._reject_from[at])
+        prompt, chosen, reject, chosen_from, reject_from = self.numbers(at)
+        return TokenPair(self.lists[prompt], self.lists[chosen], self.lists[reject], chosen_from, reject_from)
 
 
 class Texts(Stored[Text]):
@@ -118,7 +141,7 @@ class Texts(Stored[Text]):
         self._trained, self._ends = Storage(), array("q", [0])  # a bit for each token, each text in bytes of its own
 
     def __len__(self) -> int:
-        return len(self._lists)
+        return len(self._losses)
 
     def append(self, text: Text) -> None:
         self._lists.append(text.tokens)
@@ -132,20 +155,9 @@ class Texts(Stored[Text]):
 
     def sizes(self) -> Sizes:
         """See `sizes_of`."""
-        return sizes_of_texts(self._lists.lengths())
-
-    def finished(self) -> Sequence[Text]:
-        """The texts: a list if they are few, else this."""
-        return list(self) if self._lists.is_in_memory else self
+        return sizes_of_texts(self._lists.lengths()[1:])
 
     def _item(self, at: int) -> Text:
         bits = np.frombuffer(self._trained.read(self._ends[at], self._ends[at + 1]), np.uint8)
-        return Text(self._lists[at], np.unpackbits(bits, count=self._lists.length(at)).astype(bool).tolist())
-
-
-def lengths_of(pairs: Sequence[TokenPair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[n] int64 each: tokens of the prompts, of the chosen and of the rejected answers."""
-    if isinstance(pairs, TokenPairs):
-        return pairs.lengths()
-    prompt, chosen, reject = np.array([[len(tokens) for tokens in pair[:3]] for pair in pairs]).T
-    return prompt, chosen, reject
+        tokens = self._lists[at + 1]
+        return Text(tokens, np.unpackbits(bits, count=len(tokens)).astype(bool).tolist())

@@ -20,7 +20,7 @@ from src.data.rows import Row
 from src.data.spill import Numbers
 from src.data.templates import CLASSIC, Piece, Template, answer_pieces, draw_form, prompt_pieces, text_of
 from src.data.thinking import thinking_tokens
-from src.data.token_lists import TokenLists, TokenPair, TokenPairs
+from src.data.token_lists import TokenLists, TokenPairs
 from src.errors import UserError
 from src.progress import bar_if_long
 from src.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ def walk_rows(n_rows: int, target_pair_count: int | None) -> Iterator[int]:
 
 def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count: int | None, max_len: int,
                    seed: int, numbers: Sequence[int] | None = None, template: Template = CLASSIC,
-                   loss_on: str = "all") -> tuple[Sequence[TokenPair], PairCounts]:
+                   loss_on: str = "all") -> tuple[TokenPairs, PairCounts]:
     """Walk the rows, draw one of the template's forms for each pair, and turn prompt, chosen and reject into tokens.
 
     A prompt of several turns always has the first form; one is drawn all the same, so that other rows' don't depend on it.
@@ -61,8 +61,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
     its margin is always 0, its preference gradient vanishes, and only its share of SFT loss trains. It is counted, since a margin
     of 0 is not a win.
 
-    Pairs of the same row and form share their token lists: treat them as read-only. It keeps a `.save` with
-    many repetitions small. If they are too many for memory, they are in a file (`TokenPairs`).
+    Pairs of the same row and form share their token lists, which keeps a `.save` with many repetitions small.
 
     Args:
         rows: with two answers each, or one that has a thumb; the other one's tokens are then [].
@@ -111,7 +110,7 @@ def tokenize_pairs(rows: Sequence[Row], tokenizer: Tokenizer, target_pair_count:
         raise UserError(f"no pair is left: each of the {dropped} has an answer of over {max_len} tokens; "
                         "raise --rlhf_max_corpus_len")
     changes = tokenized.encoder.changes()
-    return pairs.finished(), PairCounts(dict(forms), cut, dropped, equal, longest, of_pairs, changes)
+    return pairs, PairCounts(dict(forms), cut, dropped, equal, longest, of_pairs, changes)
 
 
 class _Answers(NamedTuple):

@@ -28,7 +28,8 @@ from src.data.load_template import (
 )
 from src.data.ranking import pair_rule, rule_without_effect
 from src.data.read import read_pairs
-from src.data.tokenize import TokenPair, tokenize_pairs
+from src.data.token_lists import TokenPairs
+from src.data.tokenize import tokenize_pairs
 from src.errors import UserError
 from src.evaluation.config import DEFAULT_BETA, EvaluateConfig
 from src.evaluation.measures import preference_measures
@@ -36,8 +37,8 @@ from src.files import atomic_write, check_output, json_text
 from src.kernels import recycle_memory
 from src.model import RWKV, build_model
 from src.numbers import STRENGTH
-from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
-from src.preference.reference import with_references
+from src.preference.pairs import check_sidecar, has_references, load_pairs
+from src.preference.reference import reference_log_probs
 from src.progress import progress_bar
 from src.settings import input_files
 from src.tokenizer import load_tokenizer
@@ -83,7 +84,8 @@ def evaluate(config: EvaluateConfig, notes: Sequence[str] = ()) -> None:
         apply_layer_profile(model, settings, seed=0)
         load_adapter(model, adapter, base)
 
-    tokens = np.array([[len(pair.chosen) - pair.chosen_from, len(pair.reject) - pair.reject_from] for pair in pairs])
+    (_, *lengths), (*_, chosen_from, reject_from) = pairs.lengths(), pairs.columns()
+    tokens = np.stack(lengths, axis=1) - np.stack([chosen_from, reject_from], axis=1)
     source = f"the adapter {config.adapter} on {config.load_model}" if adapter else f"the checkpoint {config.load_model}"
     numbers = preference_measures(_log_probs(model, pairs, config, "pairs", source), references, tokens, beta)
     if config.output_json:
@@ -129,7 +131,7 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
-           made_with: dict[str, Any], adapter: Adapter | None) -> tuple[Sequence[TokenPair], np.ndarray | None, dict[str, Any]]:
+           made_with: dict[str, Any], adapter: Adapter | None) -> tuple[TokenPairs, np.ndarray | None, dict[str, Any]]:
     """The pairs, their cached references if the file has them, and facts on both for the report."""
     trained = recorded_in_adapter(adapter.extra, adapter.path) if adapter else None
     if config.pairs.lower().endswith(".save"):
@@ -139,7 +141,7 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
 
 
 def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
-                    trained: dict[str, Any] | None) -> tuple[Sequence[TokenPair], dict[str, Any]]:
+                    trained: dict[str, Any] | None) -> tuple[TokenPairs, dict[str, Any]]:
     """`trained`: the template that the adapter was trained with."""
     path = config.pairs
     reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))
@@ -164,7 +166,7 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
 
 
 def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, made_with: dict[str, Any],
-                    trained: dict[str, Any] | None) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
+                    trained: dict[str, Any] | None) -> tuple[TokenPairs, np.ndarray | None, dict[str, Any]]:
     path = config.pairs
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     template = recorded_in(sidecar)
@@ -173,7 +175,7 @@ def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, m
     check_template(config.template, template, path, facts["tokenizer"], dimensions.vocab_size)
     for note in (*model_note(config.load_model, template), *adapter_note(config.adapter, trained, template)):
         say(note)
-    pairs = [TokenPair(pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) for pair in loaded]
+    pairs = loaded.tokens
     if not has_references(loaded, sidecar):
         return pairs, None, facts
     if config.reference_model:
@@ -186,7 +188,7 @@ def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, m
     name = sidecar.get("base_model", "unnamed") if sidecar is not None else "unknown"
     facts["references"] = f"cached, of {name}"
     facts["references_of_this_model"] = None if sidecar is None else sidecar.get("base_fingerprint") == base
-    return pairs, _references_of(loaded), facts
+    return pairs, loaded.references()[:, :2], facts
 
 
 def _reference_model(config: EvaluateConfig, path: str, dimensions: Dimensions) -> RWKV:
@@ -197,14 +199,10 @@ def _reference_model(config: EvaluateConfig, path: str, dimensions: Dimensions) 
     return build_model(weights, found, config.strategy.dtype, config.strategy.device, config.strategy.quantization)
 
 
-def _log_probs(model: RWKV, pairs: Sequence[TokenPair], config: EvaluateConfig, what: str, source: str) -> np.ndarray:
+def _log_probs(model: RWKV, pairs: TokenPairs, config: EvaluateConfig, what: str, source: str) -> np.ndarray:
     """[n, 2]: sums over the chosen and the rejected answers, nats; raises NotFinite, naming `source`, if one is not finite."""
     with progress_bar(what, len(pairs)) as advance:
-        return _references_of(with_references(model, pairs, config.batch_tokens, advance, source))
-
-
-def _references_of(pairs: Sequence[Pair]) -> np.ndarray:
-    return np.array([(pair.chosen_base_prob, pair.reject_base_prob) for pair in pairs])
+        return reference_log_probs(model, pairs, config.batch_tokens, advance, source)
 
 
 def _beta_of(adapter: Adapter | None) -> float:

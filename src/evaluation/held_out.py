@@ -7,20 +7,19 @@ from torch import Tensor
 
 from src.data.batching import batches_by_tokens
 from src.data.packing import Text, pack_pairs, pack_texts
-from src.data.tokenize import TokenPair
 from src.evaluation.measures import TIE, won
 from src.model import RWKV
 from src.preference.kto import by_kind, kl_estimate, kl_part, pack_mismatched
 from src.preference.loss import is_of_thumbs, takes
 from src.preference.objective import Objective, pair_losses, text_losses
-from src.preference.pairs import Pair
+from src.preference.stored import Pairs
 
 BATCH_TOKENS = 8192
 UNREPORTED = ("log_prob_chosen", "log_prob_reject", "answer_tokens")
 
 
 @torch.no_grad()
-def evaluate_pairs(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> dict[str, float]:
+def evaluate_pairs(model: RWKV, pairs: Pairs, objective: Objective) -> dict[str, float]:
     """Means over the pairs; the model's training mode is left as it was.
 
     Returns:
@@ -40,7 +39,7 @@ def evaluate_pairs(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> 
     return means | {"pairs": len(pairs)}
 
 
-def _evaluate_thumbs(model: RWKV, thumbs: Sequence[Pair], objective: Objective) -> dict[str, float]:
+def _evaluate_thumbs(model: RWKV, thumbs: Pairs, objective: Objective) -> dict[str, float]:
     """Means over thumbs, under the KL of all of them.
 
     Returns:
@@ -53,9 +52,8 @@ def _evaluate_thumbs(model: RWKV, thumbs: Sequence[Pair], objective: Objective) 
     """
     was_training = model.training
     model.eval()
-    mismatched = [TokenPair(thumb.prompt, list(thumb.kl), []) for thumb in thumbs]
     parts = []
-    for batch in batches_by_tokens(mismatched, BATCH_TOKENS):
+    for batch in batches_by_tokens(thumbs.mismatched().sizes(), BATCH_TOKENS):
         packed, references = pack_mismatched([thumbs[at] for at in batch])
         parts.append(kl_part(model, packed.to(model.device), references.to(model.device), 1 / len(thumbs)))
     objective = objective.with_kl(kl_estimate(torch.stack(parts).sum()))
@@ -64,7 +62,7 @@ def _evaluate_thumbs(model: RWKV, thumbs: Sequence[Pair], objective: Objective) 
     return by_kind(means) | {"pairs": len(thumbs)}
 
 
-def _means(model: RWKV, pairs: Sequence[Pair], objective: Objective) -> dict[str, float]:
+def _means(model: RWKV, pairs: Pairs, objective: Objective) -> dict[str, float]:
     """Means of all that `pair_losses` gives and that is reported, and of the accuracies."""
     of_thumbs = is_of_thumbs(objective.loss)
     sums: dict[str, Tensor] = {}

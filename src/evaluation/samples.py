@@ -8,7 +8,8 @@ from src.data.load_template import ending_of, recorded_in
 from src.data.templates import Ending
 from src.errors import UserError
 from src.model import RWKV
-from src.preference.pairs import Pair
+from src.preference.entries import Pair
+from src.progress import counting
 from src.tokenizer import Tokenizer, load_tokenizer
 
 # (model, tokenizer, prompts' tokens, most tokens of an answer, what ends one) -> each answer's text, and whether it is complete.
@@ -32,10 +33,12 @@ def read_questions(pairs: Sequence[Pair], count: int, sidecar: dict[str, Any] | 
     None, with a line on stderr, if that tokenizer can't be loaded or is not the pairs'.
     """
     first: dict[tuple[int, ...], Pair] = {}
-    for pair in pairs:
+    for pair in counting("pairs looked at for samples", pairs):
         prompt = tuple(pair.prompt)
         if len(first) < count if prompt not in first else not first[prompt].chosen:
             first[prompt] = pair
+            if len(first) == count and all(pair.chosen for pair in first.values()):
+                break
     name = (sidecar or {}).get("tokenizer")
     try:
         tokenizer = load_tokenizer(name if isinstance(name, str) else None, vocab_size)

@@ -1,6 +1,6 @@
 """One entry of a `.save`: a pair as the file holds it, and the checks of foreign ones. Messages count pairs from 1."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from src.console import short
+from src.data.token_lists import EMPTY
 from src.errors import UserError
 
 
@@ -27,62 +28,61 @@ class Pair(NamedTuple):
     reject_from: int = 0
     kl: Sequence[int] = ()  # KTO's: an answer to another prompt; empty for none
     kl_base_prob: float = 0.0  # its log-probability given this prompt
+    kl_from: int = 0
+
+
+class Numbered(NamedTuple):
+    """A pair with the numbers of its lists of tokens in their place (`TokenLists`)."""
+
+    prompt: int
+    chosen: int
+    reject: int
+    chosen_base_prob: float
+    reject_base_prob: float
+    chosen_from: int = 0
+    reject_from: int = 0
+    kl: int = EMPTY
+    kl_base_prob: float = 0.0
+    kl_from: int = 0
 
 
 PARTS = Pair._fields[:5]
 MORE = Pair._fields[5:]  # what a sixth entry, a dict, may hold
+REFERENCES = (*PARTS[3:], "kl_base_prob")
 # The range of a sum of log-probabilities, in nats: at most 0, up to rounding, and above the point where float32, which losses
 # are computed in, no longer resolves one nat.
 OVER_ZERO, LOWEST = 1e-3, -2.0 ** 24
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def is_log_prob(value: float) -> bool:
-    """Whether this can be an answer's summed log-probability, in nats."""
-    return LOWEST < value <= OVER_ZERO
+def is_log_prob(values: Any) -> Any:
+    """Whether this can be an answer's summed log-probability, in nats; of a number or an array."""
+    return (values > LOWEST) & (values <= OVER_ZERO)
 
 
-def references_of(pair: Pair) -> dict[str, float]:
-    """The pair's references by name."""
-    both = {"chosen_base_prob": pair.chosen_base_prob, "reject_base_prob": pair.reject_base_prob}
-    return both | {"kl_base_prob": pair.kl_base_prob} if pair.kl else both
-
-
-def as_entry(pair: Pair) -> tuple:
-    """A plain tuple of five for the file; of six, the last a dict, where a pair has more than these."""
-    more = {name: value for name, value in zip(MORE, pair[5:], strict=True) if value}
-    return (*pair[:5], more) if more else pair[:5]
-
-
-def read_entry(entry: Any, vocab_size: int, number: int, path: Path, checked: dict[int, list[int]]) -> Pair:
+def read_entry(entry: Any, number: int, path: Path, add: Callable[[Any, str], tuple[int, int]]) -> Numbered:
     """A checked pair. Raises UserError for a malformed one.
 
     Args:
-        checked: by id, the token lists that have been checked; gets those of this entry. The caller keeps the originals alive.
+        add: stores a list of tokens, given with its name, and returns its number and its length.
     """
     if not isinstance(entry, (list, tuple)) or len(entry) not in (len(PARTS), len(PARTS) + 1):
         what = f"{len(entry)} entries" if isinstance(entry, (list, tuple)) else f"a {type(entry).__name__}"
         raise UserError(f"{path}: pair {number} is {what} where {len(PARTS)} are expected: {', '.join(PARTS)}")
-
-    def tokens(value: Any, name: str) -> list[int]:
-        # Pairs made from the same row share their lists, and each list needs only one check.
-        if id(value) not in checked:
-            checked[id(value)] = _checked_tokens(value, name, vocab_size, number, path)
-        return checked[id(value)]
-
-    prompt, chosen, reject = (tokens(value, name) for value, name in zip(entry, PARTS[:3], strict=False))
+    (prompt, _), (chosen, n_chosen), (reject, n_reject) = (add(*part) for part in zip(entry, PARTS[:3], strict=False))
     of_chosen, of_reject = (_checked_reference(entry[at], PARTS[at], number, path) for at in (3, 4))
-    pair = Pair(prompt, chosen, reject, of_chosen, of_reject)
+    pair = Numbered(prompt, chosen, reject, of_chosen, of_reject)
     if len(entry) == len(PARTS):
         return pair
     more = _checked_names(entry[5], number, path)
-    kl = tokens(more["kl"], "kl") if "kl" in more else ()
-    if "kl_base_prob" in more and not kl:
-        raise UserError(f"{path}: pair {number} has a kl_base_prob and no kl that it belongs to")
-    return pair._replace(
-        chosen_from=_checked_start(more.get("chosen_from", 0), "chosen", chosen, number, path),
-        reject_from=_checked_start(more.get("reject_from", 0), "reject", reject, number, path),
-        kl=kl, kl_base_prob=_checked_reference(more.get("kl_base_prob", 0.0), "kl_base_prob", number, path))
+    kl, n_kl = add(more["kl"], "kl") if "kl" in more else (EMPTY, 0)
+    for name in ("kl_base_prob", "kl_from"):
+        if name in more and not n_kl:
+            raise UserError(f"{path}: pair {number} has a {name} and no kl that it belongs to")
+    starts = {f"{name}_from": _checked_start(more.get(f"{name}_from", 0), name, length, number, path)
+              for name, length in (("chosen", n_chosen), ("reject", n_reject), ("kl", n_kl))}
+    kl_base_prob = _checked_reference(more.get("kl_base_prob", 0.0), "kl_base_prob", number, path)
+    return pair._replace(kl=kl, kl_base_prob=kl_base_prob, **starts)
 
 
 def _checked_names(more: Any, number: int, path: Path) -> dict[str, Any]:
@@ -95,16 +95,17 @@ def _checked_names(more: Any, number: int, path: Path) -> dict[str, Any]:
     return more
 
 
-def _checked_start(value: Any, name: str, answer: list[int], number: int, path: Path) -> int:
+def _checked_start(value: Any, name: str, length: int, number: int, path: Path) -> int:
     where = f"{path}: {name}_from of pair {number}"
     if type(value) is not int:
         raise UserError(f"{where} is a {type(value).__name__} where a whole number is expected")
-    if not 0 <= value < max(len(answer), 1):
-        raise UserError(f"{where} is {_shown(value)}, which is not within the {len(answer)} tokens of its {name}")
+    if not 0 <= value < max(length, 1):
+        raise UserError(f"{where} is {_shown(value)}, which is not within the {length} tokens of its {name}")
     return value
 
 
-def _checked_tokens(tokens: Any, name: str, vocab_size: int, number: int, path: Path) -> list[int]:
+def checked_tokens(tokens: Any, name: str, vocab_size: int, number: int, path: Path) -> list[int]:
+    """A list of tokens. Raises UserError if that is not what it is."""
     where = f"{path}: the {name} of pair {number}"
     if isinstance(tokens, Tensor):
         if tokens.dim() != 1 or tokens.dtype not in _INTEGERS:
@@ -120,7 +121,7 @@ def _checked_tokens(tokens: Any, name: str, vocab_size: int, number: int, path: 
     if tokens and max(tokens) >= vocab_size:
         raise UserError(f"{path}: token id {_shown(max(tokens))} in pair {number} is beyond the vocabulary of {vocab_size}; "
                         "the file was made with another tokenizer than the model's")
-    return tokens if isinstance(tokens, list) else list(tokens)
+    return list(tokens)
 
 
 def _checked_reference(value: Any, name: str, number: int, path: Path) -> float:

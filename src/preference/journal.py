@@ -12,28 +12,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
 from src.checked_json import BadJson, parse_json
 from src.errors import NotFinite, UserError
 from src.files import append_whole, cut_back, is_open_as, open_alone, remedy
-from src.preference.pairs import is_log_prob
-
-# Results of a batch: of each pair, the log-probabilities of its chosen and its rejected answer.
-Values = list[list[float]]
-
+from src.preference.entries import is_log_prob
 
 _HEADER = re.compile(rb'"[0-9a-f]{64}"')
 _TORN_HEADER = re.compile(rb'"?[0-9a-f]{0,64}"?')
 
 
 class Journal:
-    """An open journal; `done` has the results of the finished batches. Made by `open_journal`."""
+    """An open journal, made by `open_journal`.
 
-    def __init__(self, path: Path, descriptor: int, done: dict[int, Values]):
+    `done` has the results of the finished batches, by their numbers: [pairs, 2] float64, the log-probabilities of each pair's
+    chosen and rejected answer.
+    """
+
+    def __init__(self, path: Path, descriptor: int, done: dict[int, np.ndarray]):
         self.path, self.done, self._descriptor = path, done, descriptor
 
-    def append(self, number: int, values: Values) -> None:
+    def append(self, number: int, values: np.ndarray) -> None:
         """Write a batch's results and wait until they are on disk. Raises UserError if that fails."""
-        line = json.dumps([number, values])
+        line = json.dumps([number, values.tolist()])
         _append(self.path, self._descriptor, f"{line} {_checksum(line.encode())}")
         self.done[number] = values
 
@@ -79,21 +81,25 @@ def open_journal(path: Path, descriptor: int, digest: str) -> Iterator[Journal]:
     Raises:
         UserError: it belongs to another computation, is damaged, or can't be written.
     """
-    data = path.read_bytes()
-    whole = data[:data.rfind(b"\n") + 1]  # without a last line that was cut short
-    header, *lines = whole.splitlines() or [data]
-    if not (_HEADER if whole else _TORN_HEADER).fullmatch(header):
-        raise UserError(f"{path}: is damaged, or no file of this script's; remove it to start over")
-    batches = [_read_batch(line, f"{path}: is damaged (line {number}") for number, line in enumerate(lines, start=2)]
-    done = dict(batches)
-    if len(done) < len(batches):
-        raise UserError(f"{path}: is damaged (a batch is there twice); remove it to start over")
-    ours = json.dumps(digest).encode()
+    done: dict[int, np.ndarray] = {}
+    with path.open("rb") as file:
+        header = file.readline()
+        size = len(header) if header.endswith(b"\n") else 0
+        if not (_HEADER if size else _TORN_HEADER).fullmatch(header.removesuffix(b"\n")):
+            raise UserError(f"{path}: is damaged, or no file of this script's; remove it to start over")
+        for number, line in enumerate(file, start=2):
+            if not line.endswith(b"\n"):  # it was cut short
+                break
+            batch, values = _read_batch(line[:-1], f"{path}: is damaged (line {number}")
+            if batch in done:
+                raise UserError(f"{path}: is damaged (a batch is there twice); remove it to start over")
+            done[batch], size = values, size + len(line)
+    ours = json.dumps(digest).encode() + b"\n"
     if header != ours and done:
         raise UserError(f"{path}: was left by an interrupted run with another model, input or other flags; give the same "
                         "again to continue, or remove it to start over")
-    cut_back(descriptor, len(whole) if header == ours else 0, path)
-    if not whole or header != ours:
+    cut_back(descriptor, size if header == ours else 0, path)
+    if header != ours:
         _append(path, descriptor, json.dumps(digest))
     journal = Journal(path, descriptor, done)
     try:
@@ -105,7 +111,7 @@ def open_journal(path: Path, descriptor: int, digest: str) -> Iterator[Journal]:
     path.unlink()
 
 
-def _read_batch(line: bytes, where: str) -> tuple[int, Values]:
+def _read_batch(line: bytes, where: str) -> tuple[int, np.ndarray]:
     line, _, checksum = line.rpartition(b" ")
     if checksum != _checksum(line).encode():
         raise UserError(f"{where} has a wrong checksum); remove it to start over")
@@ -117,7 +123,7 @@ def _read_batch(line: bytes, where: str) -> tuple[int, Values]:
         raise UserError(f"{where} is not a batch's number and its results); remove it to start over")
     if not all(len(pair) == 2 and all(map(is_log_prob, pair)) for pair in values):
         raise UserError(f"{where} has numbers that can't be log-probabilities of answers); remove it to start over")
-    return number, values
+    return number, np.array(values, float).reshape(-1, 2)
 
 
 def _checksum(line: bytes) -> str:

@@ -3,54 +3,81 @@
 Its examples are thumbs: prompts with one answer, up (desirable, a chosen answer) or down (undesirable, a reject).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.data.packing import PackedBatch, pack_pairs
-from src.data.tokenize import TokenPair
+from src.data.token_lists import EMPTY, TokenPair, TokenPairs
 from src.model import RWKV
+from src.preference.entries import Pair
 from src.preference.log_probs import answer_log_probs
-from src.preference.pairs import Pair
 
 # Where (weight of thumbs up * their number) / (weight of thumbs down * their number) should be (equation 8 there), and what is
 # suggested where it is not.
 LOWEST_BALANCE, HIGHEST_BALANCE, MIDDLE_BALANCE = 1.0, 4 / 3, 7 / 6
 
 
-def is_thumb(pair: TokenPair | Pair) -> bool:
-    """Whether exactly one of the answers is there."""
-    return bool(pair.chosen) != bool(pair.reject)
+def are_thumbs(pairs: TokenPairs) -> np.ndarray:
+    """[n] bool: whether exactly one of the answers is there."""
+    _, chosen, reject = pairs.lengths()
+    return (chosen > 0) != (reject > 0)
 
 
-def unpaired(pair: TokenPair) -> list[TokenPair]:
-    """A pair as a thumb up and a thumb down; a thumb as it is."""
-    if is_thumb(pair):
-        return [pair]
-    return [pair._replace(reject=[], reject_from=0), pair._replace(chosen=[], chosen_from=0)]
+def unpaired(pairs: TokenPairs) -> tuple[TokenPairs, np.ndarray]:
+    """Each pair as a thumb up and a thumb down, a thumb as it is; and for each of them the place of its pair."""
+    alone = are_thumbs(pairs)
+    of = np.repeat(np.arange(len(pairs)), np.where(alone, 1, 2))
+    is_second = np.diff(of, prepend=-1) == 0
+    prompt, chosen, reject, chosen_from, reject_from = (column[of] for column in pairs.columns())
+    for column in (chosen, chosen_from):
+        column[is_second] = EMPTY
+    for column in (reject, reject_from):
+        column[~is_second & ~alone[of]] = EMPTY
+    return TokenPairs(pairs.lists, prompt, chosen, reject, chosen_from, reject_from), of
 
 
-def mismatched_answers(pairs: Sequence[TokenPair], prompts: Sequence[Hashable], seed: int, max_len: int) -> list[list[int]]:
-    """For each thumb the answer of a thumb of another prompt, as `mismatch` says; for any other pair an empty list.
+class Mismatched(NamedTuple):
+    """Of each pair the number of its mismatched answer among the lists of tokens, EMPTY for none, and where its loss begins."""
 
-    With its new prompt, which stays as it is, it has at most `max_len` tokens, or loses its end.
+    kl: np.ndarray  # [n] int32
+    kl_from: np.ndarray  # [n] int32
+
+
+def mismatched_answers(pairs: TokenPairs, prompts: np.ndarray, seed: int, max_len: int) -> Mismatched:
+    """For each thumb the answer of a thumb of another prompt, as `mismatch` says; none for any other pair.
+
+    With its new prompt, which stays as it is, it has at most `max_len` tokens, or loses its end. A shortened copy is added to the
+    lists of `pairs`.
 
     Args:
-        prompts: of each pair, whatever is equal for equal prompts.
+        prompts: [n] whole numbers that are equal for equal prompts.
 
     Raises ValueError if all thumbs are of one prompt.
     """
-    answers: list[list[int]] = [[] for _ in pairs]
-    thumbs = [at for at, pair in enumerate(pairs) if is_thumb(pair)]
-    for at, other in zip(thumbs, mismatch([prompts[at] for at in thumbs], seed), strict=True):
-        answer, room = pairs[thumbs[other]].chosen or pairs[thumbs[other]].reject, max_len - len(pairs[at].prompt)
-        answers[at] = answer if len(answer) <= room else answer[:room]
-    return answers
+    found = Mismatched(np.full(len(pairs), EMPTY, np.int32), np.zeros(len(pairs), np.int32))
+    thumbs = np.flatnonzero(are_thumbs(pairs))
+    others = thumbs[mismatch(prompts[thumbs], seed)]
+    prompt, chosen, reject, chosen_from, reject_from = pairs.columns()
+    lengths = pairs.lists.lengths()
+    found.kl[thumbs] = np.where(chosen == EMPTY, reject, chosen)[others]
+    found.kl_from[thumbs] = np.where(chosen == EMPTY, reject_from, chosen_from)[others]
+    room = max_len - lengths[prompt]
+    shortened: dict[tuple[int, int], int] = {}
+    for at in np.flatnonzero(lengths[found.kl] > room).tolist():
+        answer = int(found.kl[at]), int(room[at])
+        if answer not in shortened:
+            shortened[answer] = pairs.lists.append(pairs.lists[answer[0]][:answer[1]])
+        found.kl[at] = shortened[answer]
+        # What is left of a long thinking part alone still has a loss: its last token.
+        found.kl_from[at] = min(found.kl_from[at], room[at] - 1)
+    return found
 
 
-def mismatch(prompts: Sequence[Hashable], seed: int) -> list[int]:
+def mismatch(prompts: np.ndarray, seed: int) -> np.ndarray:
     """For each example the number of another one, of another prompt, whose answer it is to be seen with.
 
     The examples are put in a seeded order, those of one prompt together, and each takes the answer of the one that is as many
@@ -58,29 +85,37 @@ def mismatch(prompts: Sequence[Hashable], seed: int) -> list[int]:
     own prompt. If a prompt has more than half of all examples, that can't be: its examples then take the others' answers in turn,
     repeatedly, and the others take its.
 
+    Args:
+        prompts: [n] whole numbers that are equal for equal prompts.
+
+    Returns:
+        [n] int64.
+
     Raises ValueError if there is only one prompt.
     """
+    if not len(prompts):
+        return np.zeros(0, np.int64)
     # A sequence of numbers of its own: the seed alone draws templates.
-    generator = np.random.default_rng([seed, len(prompts)])
-    members: dict[Hashable, list[int]] = {}
-    for example in generator.permutation(len(prompts)).tolist():
-        members.setdefault(prompts[example], []).append(example)
-    if len(members) == 1:
+    drawn = np.random.default_rng([seed, len(prompts)]).permutation(len(prompts))
+    _, first, which, counts = np.unique(prompts[drawn], return_index=True, return_inverse=True, return_counts=True)
+    if len(first) == 1:
         raise ValueError("there is only one prompt")
-    order = [example for group in members.values() for example in group]
-    most = max(members.values(), key=len, default=[])
-    if 2 * len(most) <= len(order):
-        taken = {example: order[(place + len(most)) % len(order)] for place, example in enumerate(order)}
-    else:
-        others = [example for example in order if prompts[example] != prompts[most[0]]]
-        taken = {example: theirs[place % len(theirs)] for ours, theirs in ((most, others), (others, most))
-                 for place, example in enumerate(ours)}
-    return [taken[example] for example in range(len(prompts))]
+    # Prompts are in the order of their first example.
+    order = drawn[np.argsort(first[which], kind="stable")]
+    most = counts.max()
+    taken = np.empty(len(prompts), np.int64)
+    if 2 * most <= len(order):
+        taken[order] = np.roll(order, -most)
+        return taken
+    is_most = prompts[order] == prompts[drawn[first[counts.argmax()]]]
+    ours, theirs = order[is_most], order[~is_most]
+    taken[ours], taken[theirs] = np.resize(theirs, len(ours)), ours[:len(theirs)]
+    return taken
 
 
 def pack_mismatched(thumbs: Sequence[Pair]) -> tuple[PackedBatch, Tensor]:
     """The thumbs' prompts with their mismatched answers, packed as chosen ones, and the references of these, float64 [B]."""
-    packed = pack_pairs([TokenPair(thumb.prompt, list(thumb.kl), []) for thumb in thumbs])
+    packed = pack_pairs([TokenPair(thumb.prompt, list(thumb.kl), [], thumb.kl_from) for thumb in thumbs])
     return packed, torch.tensor([thumb.kl_base_prob for thumb in thumbs], dtype=torch.float64)
 
 

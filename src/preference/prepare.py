@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from src.adapters.apply import how_quantized, quantized_linears
 from src.adapters.tensors import settings_for
 from src.checkpoint.base import load_base_and_fingerprint
@@ -19,18 +21,20 @@ from src.data.fit import fitted
 from src.data.load_template import load_template, model_note, recorded, rejects_note
 from src.data.ranking import pair_rule, rule_without_effect
 from src.data.read import read_pairs
+from src.data.rows import Row
 from src.data.templates import Template
-from src.data.tokenize import PairCounts, TokenPair, tokenize_pairs
+from src.data.token_lists import TokenPairs
+from src.data.tokenize import PairCounts, tokenize_pairs
 from src.errors import UserError
 from src.files import check_output
 from src.kernels import recycle_memory
 from src.model import build_model
 from src.preference.config import PrepareConfig
 from src.preference.journal import hold_journal, open_journal
-from src.preference.kto import mismatched_answers, unpaired
+from src.preference.kto import Mismatched, are_thumbs, mismatched_answers, unpaired
 from src.preference.pairs import check_sidecar_place, save_pairs
-from src.preference.reference import join, to_score, with_references
-from src.progress import progress_bar
+from src.preference.reference import joined, reference_log_probs, to_score
+from src.progress import bar_if_long, progress_bar
 from src.settings import input_files
 from src.tokenizer import load_tokenizer
 
@@ -70,11 +74,11 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     rows = usable(reading, config.skip_bad_rows)
     pairs, counts = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
                                    reading.numbers, template, config.loss_on)
-    prompts = [rows[row].prompt for row in counts.rows]
+    row_of = np.array(counts.rows)
     if config.unpair:
-        of_halves = [(half, prompt) for pair, prompt in zip(pairs, prompts, strict=True) for half in unpaired(pair)]
-        pairs, prompts = [half for half, _ in of_halves], [prompt for _, prompt in of_halves]
-    kl = _mismatched(config, pairs, prompts)
+        pairs, of = unpaired(pairs)
+        row_of = row_of[of]
+    mismatched = _mismatched(config, pairs, rows, row_of)
     held = how_quantized(settings, weights, config.strategy.quantization)
 
     def say_notes() -> None:
@@ -93,19 +97,18 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     }
     started = time.monotonic()
     journal_path = Path(f"{config.output_save}.partial")
+    wanted = to_score(pairs, mismatched)
     if not config.reference:
         # The journal stays empty, but that of an interrupted run has to be kept or removed by the same rules.
-        with open_journal(journal_path, held_file, _digest(["no references"], to_score(pairs, kl))):
+        with open_journal(journal_path, held_file, _digest(["no references"], wanted)):
             say_notes()
-            unknown = [join(pair, (0.0, 0.0), completion, 0.0) for pair, completion in zip(pairs, kl, strict=True)]
-            save_pairs(config.output_save, unknown, sidecar)
+            save_pairs(config.output_save, joined(pairs, mismatched, np.zeros((len(wanted), 2))), sidecar)
     else:
         if config.strategy.device.type == "cpu":
             recycle_memory()
         # The adapters of the later training start as the identity, so they don't change the references.
         model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
                             hold=quantized_linears(settings, config.strategy.quantization))
-        wanted = to_score(pairs, kl)
         digest = _digest([base, config.strategy.precision, held, config.batch_tokens], wanted)
         with open_journal(journal_path, held_file, digest) as journal:
             say_notes()
@@ -113,18 +116,32 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
                 say(f"{journal.path}: resuming after {len(journal.done)} finished batches")
             with progress_bar("pairs", len(wanted)) as advance:
                 source = f"the checkpoint {config.load_model}"
-                scored = with_references(model, pairs, config.batch_tokens, advance, source, journal, kl)
-            save_pairs(config.output_save, scored, sidecar | {"precision": config.strategy.precision, **held})
+                references = reference_log_probs(model, wanted, config.batch_tokens, advance, source, journal)
+            save_pairs(config.output_save, joined(pairs, mismatched, references),
+                       sidecar | {"precision": config.strategy.precision, **held})
     _say_what_was_made(config, len(rows), pairs, counts, time.monotonic() - started)
 
 
-def _mismatched(config: PrepareConfig, pairs: Sequence[TokenPair], prompts: Sequence[str]) -> list[list[int]]:
-    """`mismatched_answers`; a UserError where there can be none."""
+def _mismatched(config: PrepareConfig, pairs: TokenPairs, rows: Sequence[Row], row_of: np.ndarray) -> Mismatched:
+    """`mismatched_answers`, given the row of each pair; a UserError where there can be none."""
+    prompts = np.zeros(len(pairs), np.int64)
+    if are_thumbs(pairs).any():
+        prompts = _prompt_numbers(rows)[row_of]
     try:
         return mismatched_answers(pairs, prompts, config.seed, config.rlhf_max_corpus_len)
     except ValueError:
         raise UserError(f"{config.input_csv}: all of its single answers are to one prompt, and KTO compares them with answers to "
                         "others; add some to another prompt, or remove them") from None
+
+
+def _prompt_numbers(rows: Sequence[Row]) -> np.ndarray:
+    """[n] int64: equal for equal prompts, which it takes from digests of 128 bits."""
+    digests = np.empty(len(rows), "V16")
+    with bar_if_long("prompts", len(rows)) as advance:
+        for at, row in enumerate(rows):
+            digests[at] = hashlib.blake2b(row.prompt.encode(errors="surrogatepass"), digest_size=16).digest()
+            advance(1)
+    return np.unique(digests, return_inverse=True)[1]
 
 
 def _notes(config: PrepareConfig, reading: Reading, template: Template) -> list[str]:
@@ -133,27 +150,18 @@ def _notes(config: PrepareConfig, reading: Reading, template: Template) -> list[
             *rule_without_effect(reading, {"--pairs": config.pairs, "--min_gap": config.min_gap})]
 
 
-def _digest(settings: list[Any], pairs: Sequence[TokenPair]) -> str:
-    """SHA-256 of the JSON of `[*settings, pairs]`; a list of tokens that several pairs share is converted only once.
-
-    The tokens from which on answers have a loss are left out of pairs where all do.
-    """
-    written: dict[int, str] = {}
-    for pair in pairs:
-        for tokens in pair[:3]:
-            if id(tokens) not in written:
-                written[id(tokens)] = json.dumps(tokens)
-    digest = hashlib.sha256(json.dumps(settings)[:-1].encode() + b", [")
-    for number, pair in enumerate(pairs):
-        starts = map(str, pair[3:] if any(pair[3:]) else ())
-        digest.update(f"{', ' * (number > 0)}[{', '.join((*(written[id(tokens)] for tokens in pair[:3]), *starts))}]".encode())
-    digest.update(b"]]")
+def _digest(settings: list[Any], pairs: TokenPairs) -> str:
+    """SHA-256 of settings and pairs."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    pairs.lists.add_to(digest)
+    for column in pairs.columns():
+        digest.update(column.tobytes())
     return digest.hexdigest()
 
 
-def _say_what_was_made(config: PrepareConfig, n_rows: int, pairs: Sequence[TokenPair], counts: PairCounts,
-                       seconds: float) -> None:
-    up, down = sum(not pair.reject for pair in pairs), sum(not pair.chosen for pair in pairs)
+def _say_what_was_made(config: PrepareConfig, n_rows: int, pairs: TokenPairs, counts: PairCounts, seconds: float) -> None:
+    _, chosen, reject = pairs.lengths()
+    up, down = int((reject == 0).sum()), int((chosen == 0).sum())
     kinds = ((len(pairs) - up - down, "pairs"), (up, "thumbs up"), (down, "thumbs down"))
     what = " and ".join(f"{number} {kind}" for number, kind in kinds if number)
     templates = ", ".join(f"{name} {count}" for name, count in counts.templates.items())

@@ -1,13 +1,13 @@
 """The training pairs, or texts, as micro-batches that know their weight in their optimizer step. The order is stateless: any
 epoch can be made without those before it."""
 
-from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple, cast, overload
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from src.data.binidx import Pieces
 from src.data.packing import PackedBatch, Text, TextBatch, pack_pairs, pack_texts, sizes_of
 from src.data.token_lists import Texts
 from src.errors import UserError
+from src.preference.entries import Pair
 from src.preference.kto import pack_mismatched
-from src.preference.pairs import Pair
 from src.progress import progress_bar
 
 # With KTO, of each of a step's micro-batches: its mismatched answers, packed, their references, and its share.
@@ -132,12 +132,16 @@ class _Losses:
     """How many losses each contributes to a step's mean: a pair one, a text one for each trained token."""
 
     def __init__(self, pairs: Sequence[Pair | Text]):
-        self._of = array("q", pairs.losses() if isinstance(pairs, Pieces | Texts) else (
-            sum(pair.trained[1:]) if isinstance(pair, Text) else 1 for pair in pairs))
-        self.of_all = sum(self._of)
+        if isinstance(pairs, Pieces | Texts):
+            self._of = pairs.losses()
+        elif pairs and isinstance(pairs[0], Text):
+            self._of = np.array([sum(text.trained[1:]) for text in cast(Sequence[Text], pairs)])
+        else:
+            self._of = np.ones(len(pairs), np.int64)
+        self.of_all = int(self._of.sum())
 
-    def of(self, indices: Iterable[int]) -> int:
-        return sum(self._of[index] for index in indices)
+    def of(self, indices: list[int]) -> int:
+        return int(self._of[indices].sum())
 
 
 class _ByNumber:

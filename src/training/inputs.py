@@ -20,9 +20,10 @@ from src.data.packing import Text
 from src.data.templates import CLASSIC
 from src.errors import UserError
 from src.files import sha256
-from src.preference.kto import is_thumb
+from src.preference.kto import are_thumbs
 from src.preference.loss import is_of_thumbs, needs_reference, without_reference
-from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
+from src.preference.pairs import check_sidecar, has_references, load_pairs
+from src.preference.stored import Pairs
 from src.quantization.linear import STRATEGY_SUFFIXES
 from src.tokenizer import load_tokenizer
 from src.training.config import ModelSettings, StepSettings, TrainConfig
@@ -33,12 +34,12 @@ class Data:
     """Pairs, or with `--sft 1` texts, and where they come from."""
 
     path: str
-    items: Sequence[Pair] | Sequence[Text]
+    items: Pairs | Sequence[Text]
     facts: dict[str, Any]  # what config.json and the report say about them
 
     @property
-    def pairs(self) -> Sequence[Pair]:
-        return cast(Sequence[Pair], self.items)
+    def pairs(self) -> Pairs:
+        return cast(Pairs, self.items)
 
     @property
     def texts(self) -> Sequence[Text]:
@@ -164,16 +165,16 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     return data
 
 
-def _kinds_of_thumbs(path: str, pairs: Sequence[Pair]) -> dict[str, int]:
+def _kinds_of_thumbs(path: str, pairs: Pairs) -> dict[str, int]:
     """How many thumbs up and down there are. Raises UserError if some of the pairs are none that KTO can train on."""
-    two, alone = sum(not is_thumb(pair) for pair in pairs), sum(not pair.kl for pair in pairs)
+    two, alone = (int((~of_which).sum()) for of_which in (are_thumbs(pairs.tokens), pairs.has_kl()))
     if two:
         raise UserError(f"{path}: {two} of its {len(pairs)} pairs have two answers, and --loss kto takes single ones, thumbs up "
                         "and down; run rlhf_dpo_generate_save.py with --unpair 1, which makes each pair one of both")
     if alone:
         raise UserError(f"{path}: {alone} of its {len(pairs)} thumbs have no mismatched answer for KTO's estimate of the KL; run "
                         "rlhf_dpo_generate_save.py again, which adds it")
-    up = sum(bool(pair.chosen) for pair in pairs)
+    up = int((pairs.tokens.lengths()[1] > 0).sum())
     return {"thumbs_up": up, "thumbs_down": len(pairs) - up}
 
 

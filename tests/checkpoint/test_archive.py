@@ -15,7 +15,8 @@ from src.checkpoint.archive import Described, read_content
 from src.checkpoint.io import load_checkpoint, load_safetensors, save_safetensors
 from src.checkpoint.pickled import BadPickle
 from src.errors import UserError
-from src.preference.pairs import Pair, load_pairs
+from src.preference.entries import Pair
+from src.preference.pairs import load_pairs
 from tests import hostile
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -111,7 +112,7 @@ def test_pairs_without_tensors_may_have_any_protocol(tmp_path, protocol):
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
 @pytest.mark.parametrize(("ending", "load", "inside"), [
     (".pth", load_checkpoint, "src.checkpoint.io.torch.load"), (".safetensors", load_checkpoint, "src.checkpoint.io.safe_open"),
-    (".save", lambda path: load_pairs(path, 256, 512), "src.preference.pairs.torch.load"),
+    (".save", lambda path: load_pairs(path, 256, 512), "src.preference.reading.torch.load"),
 ])
 def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch, ending, load, inside, error):
     path = good(tmp_path, ending)

@@ -11,10 +11,12 @@ from src.checkpoint.io import fingerprint
 from src.cli.spellings import ABSENT, IGNORED, RENAMED, SUPPORTED_VALUES, translate
 from src.cli.train import parse, parser
 from src.errors import UserError
-from src.preference.pairs import Pair, has_references, load_pairs
+from src.preference.entries import Pair
+from src.preference.pairs import has_references, load_pairs
 from src.settings import flat
 from src.training.module import objective_of
 from tests.cli.conftest import words_of
+from tests.stored_pairs import stored
 
 NEEDED = ["--load_model", "m.pth", "--rlhf_train_file", "p.save", "--proj_dir", "out", "--accelerator", "cpu"]
 
@@ -298,7 +300,7 @@ def test_saves_of_rwkv_lm_rlhf(call, good, tmp_path):
 def test_its_saves_for_orpo_have_no_references(call, good, tmp_path):
     path = tmp_path / "orpo.save"
     pairs = as_upstream_writes(path, lambda _: 0.5)
-    assert not has_references([Pair(*pair) for pair in pairs], None)
+    assert not has_references(stored([Pair(*pair) for pair in pairs]), None)
     flags = good("train") | {"--rlhf_train_file": str(path)}
     code, err = call("train", words_of(flags))
     assert code == 2 and "made without references" in err and "--loss dpo needs" in err

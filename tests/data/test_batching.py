@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from src.data.batching import batches_by_tokens, batches_from, epoch_order, pass_by_tokens
 from src.data.packing import pack_pairs, packed_length
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 
 # Few prompts, so that many pairs share theirs.
 prompts = st.sampled_from([[], [1], [2] * 7, [3] * 20])

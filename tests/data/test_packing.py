@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.data.packing import Text, pack_pairs, pack_texts, packed_length
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 
 # Few tokens, so that prompts repeat.
 prompts = st.lists(st.integers(0, 2), max_size=3)

@@ -22,7 +22,6 @@ from src.data.quotes import without_outer_spaces
 from src.data.read import read_pairs
 from src.data.rows import Row
 from src.data.spill import Selected, Spill, Storage
-from src.data.token_lists import Texts, TokenPairs
 from src.data.tokenize import tokenize_pairs
 from src.errors import UserError
 from src.tokenizer.byte import ByteTokenizer
@@ -124,27 +123,27 @@ rows = st.lists(st.builds(Row, st.sampled_from("pq"), answers, answers), min_siz
 
 @given(rows, st.one_of(st.none(), st.integers(1, 30)), st.integers(50, 70), st.integers(1, 200))
 def test_pairs_and_their_batches(rows, target, max_len, limit):
-    (few, counts), (many, others) = both_ways(lambda: tokenize_pairs(rows, ByteTokenizer(), target, max_len, seed=1))
-    assert isinstance(few, list) and isinstance(many, TokenPairs)
-    assert many == few and counts == others
+    (found, counts), (many, others) = both_ways(lambda: tokenize_pairs(rows, ByteTokenizer(), target, max_len, seed=1))
+    few = list(found)
+    assert found == many == few and counts == others
     assert list(zip(*(x.tolist() for x in many.lengths()), strict=True)) == [tuple(map(len, pair[:3])) for pair in few]
     assert batches_by_tokens(many, limit) == batches_by_tokens(few, limit)
     assert list(islice(batches_from(many, 0, limit, 3), 9)) == list(islice(batches_from(few, 0, limit, 3), 9))
 
 
 def test_lists_of_a_row_that_is_repeated_are_stored_once():
-    few, many = both_ways(lambda: tokenize_pairs([Row("p", "c", "r"), Row("q", "c", "r")], ByteTokenizer(), 100, 50, seed=0)[0])
-    assert len(many.lists) <= 2 * (2 + 3)  # two answers each, and a prompt in each of three forms
-    assert len({id(pair.chosen) for pair in few}) == 2
+    pairs, _ = tokenize_pairs([Row("p", "c", "r"), Row("q", "c", "r")], ByteTokenizer(), 100, 50, seed=0)
+    assert len(pairs.lists) <= 1 + 2 * (2 + 3)  # the empty list, two answers each, and a prompt in each of three forms
+    assert len(set(pairs.columns()[1])) == 2
 
 
 def test_texts_and_their_batches(tmp_path):
     path = tmp_path / "a.jsonl"
     records = [{"prompt": "p" * number, "completion": "c" * (number % 7 + 1)} for number in range(1, 40)]
     path.write_text("\n".join(map(json.dumps, records)))
-    (few, counts), (many, others) = both_ways(lambda: read_texts(path, ByteTokenizer(), 30, 0, on_prompt=False))
-    assert isinstance(few, list) and isinstance(many, Texts)
-    assert many == few and counts == others and all(isinstance(text, Text) for text in many)
+    (found, counts), (many, others) = both_ways(lambda: read_texts(path, ByteTokenizer(), 30, 0, on_prompt=False))
+    few = list(found)
+    assert many == found == few and counts == others and all(isinstance(text, Text) for text in many)
     assert many.losses().tolist() == [sum(text.trained[1:]) for text in few]
     assert batches_by_tokens(many, 90) == batches_by_tokens(few, 90)
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from src.data.csv import Row
-from src.data.tokenize import TokenPair, tokenize_pairs, walk_rows
+from src.data.token_lists import TokenPair
+from src.data.tokenize import tokenize_pairs, walk_rows
 from src.errors import UserError
 from src.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from tests.classic import format_answer, format_prompt

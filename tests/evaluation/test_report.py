@@ -16,9 +16,11 @@ from src.evaluation.picture import MOST_POINTS, curve_svgs, read_columns, thinne
 from src.evaluation.report import paired, profile_rows, write_report
 from src.evaluation.samples import read_questions
 from src.generation.greedy import likeliest_answers
-from src.preference.pairs import Pair, load_pairs, save_pairs
+from src.preference.entries import Pair
+from src.preference.pairs import load_pairs, save_pairs
 from src.training.run import train
 from tests.settings import changed
+from tests.stored_pairs import stored
 from tests.training.outside import lines
 from tests.training.test_run import numbers
 
@@ -217,7 +219,7 @@ def test_questions_differ_and_need_the_pairs_own_tokenizer(prepared, capsys):
 
 def test_pairs_without_a_sidecar_are_reported_as_such(config, prepared, tmp_path):
     pairs, _, _ = load_pairs(prepared("x070"), 256, 512)
-    save_pairs(tmp_path / "old.save", [*pairs, Pair([1], [], [2], 0.0, 0.0)], {})
+    save_pairs(tmp_path / "old.save", stored([*pairs, Pair([1], [], [2], 0.0, 0.0)]), {})
     (tmp_path / "old.save.json").unlink()
     run = config(rlhf_train_file=str(tmp_path / "old.save"), epoch_count=1, samples=1)
     train(run, {}, likeliest_answers)

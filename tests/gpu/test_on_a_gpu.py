@@ -10,8 +10,8 @@ from src.adapters.layer_profile import auto_layer_profile
 from src.checkpoint.base import load_base
 from src.model import build_model
 from src.preference.config import PrepareConfig
+from src.preference.entries import Pair
 from src.preference.objective import Objective, pair_losses
-from src.preference.pairs import Pair
 from src.preference.prepare import prepare
 from src.quantization.strategy import Strategy
 from src.training.batches import collate

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
 from src.data.packing import pack_pairs
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 from src.model import build_model
 from src.preference.objective import Objective, pair_losses
 from src.quantization.linear import quantize_linear

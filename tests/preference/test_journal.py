@@ -6,6 +6,7 @@ import os
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import src.preference.journal as module
@@ -25,14 +26,14 @@ def broken_off(path: Path, *batches: tuple[int, list], digest: str = DIGEST, err
     error = error or Stop()
     with pytest.raises(type(error)), hold_journal(path) as descriptor, open_journal(path, descriptor, digest) as journal:
         for number, values in batches:
-            journal.append(number, values)
+            journal.append(number, np.array(values))
         raise error
 
 
 def found(path: Path, digest: str = DIGEST) -> dict:
     """What the next run finds done; it fails too, so that the file stays."""
     with pytest.raises(Stop), hold_journal(path) as descriptor, open_journal(path, descriptor, digest) as journal:
-        done = dict(journal.done)
+        done = {number: values.tolist() for number, values in journal.done.items()}
         raise Stop
     return done
 
@@ -47,8 +48,8 @@ def test_what_is_finished_is_found_by_the_next_run_and_the_one_after(path):
     broken_off(path, (2, SECOND))
     assert found(path) == found(path) == {0: FIRST, 2: SECOND}
     with hold_journal(path) as descriptor, open_journal(path, descriptor, DIGEST) as journal:
-        journal.append(1, [])
-        assert journal.done == {0: FIRST, 1: [], 2: SECOND}
+        journal.append(1, np.array([[-0.5, 0.0]]))
+        assert {number: values.tolist() for number, values in journal.done.items()} == {0: FIRST, 1: [[-0.5, 0.0]], 2: SECOND}
     assert not path.exists()
 
 
@@ -111,7 +112,7 @@ def test_a_batch_that_is_there_twice_is_damage(path):
 def test_batches_of_other_sizes_are_refused(path, sizes, fits):
     with hold_journal(path) as descriptor, open_journal(path, descriptor, DIGEST) as journal:
         for number, values in enumerate((FIRST, SECOND)):
-            journal.append(number, values)
+            journal.append(number, np.array(values))
         if fits:
             journal.check(sizes)
         else:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import LayerSetting
 from src.data.packing import pack_pairs
-from src.data.tokenize import TokenPair
+from src.data.token_lists import EMPTY, TokenPair
 from src.model import build_model
+from src.preference.entries import Pair
 from src.preference.kto import (
+    are_thumbs,
     balance,
     by_kind,
-    is_thumb,
     kl_estimate,
     kl_part,
     mismatch,
@@ -29,9 +31,9 @@ from src.preference.kto import (
 from src.preference.log_probs import answer_log_probs
 from src.preference.loss import preference_loss, sft_loss
 from src.preference.objective import Objective, pair_losses
-from src.preference.pairs import Pair
 from tests.plain_model import log_probs
 from tests.random_checkpoint import random_weights
+from tests.stored_pairs import stored_tokens
 from tests.tiny import tiny_dimensions
 
 SETTINGS = [(0.1, 1.0, 1.0), (0.1, 1.3, 0.4), (0.02, 0.7, 2.5), (1.5, 1.0, 3.0)]
@@ -163,9 +165,9 @@ def test_means_are_over_the_thumbs_of_a_kind_and_missing_without_any():
 @given(prompts=st.lists(st.integers(0, 5), min_size=2, max_size=30).filter(lambda prompts: len(set(prompts)) > 1),
        seed=st.integers(0, 2**32))
 def test_no_example_is_seen_with_an_answer_to_its_own_prompt(prompts, seed):
-    taken = mismatch(prompts, seed)
+    taken = mismatch(np.array(prompts), seed).tolist()
     assert len(taken) == len(prompts) and all(prompts[one] != prompts[other] for one, other in enumerate(taken))
-    assert taken == mismatch(prompts, seed)
+    assert taken == mismatch(np.array(prompts), seed).tolist()
     most, uses = max(Counter(prompts).values()), Counter(taken)
     if 2 * most <= len(prompts):
         assert set(uses.values()) == {1} and len(uses) == len(prompts)
@@ -174,23 +176,34 @@ def test_no_example_is_seen_with_an_answer_to_its_own_prompt(prompts, seed):
 
 
 def test_seeds_differ_and_one_prompt_has_no_other():
-    assert len({tuple(mismatch(range(20), seed)) for seed in range(5)}) == 5
-    assert mismatch([], 0) == []
+    assert len({tuple(mismatch(np.arange(20), seed)) for seed in range(5)}) == 5
+    assert len(mismatch(np.arange(0), 0)) == 0
     for alone in ([7], [7, 7, 7]):
         with pytest.raises(ValueError):
-            mismatch(alone, 0)
+            mismatch(np.array(alone), 0)
 
 
 def test_mismatched_answers_fit_and_go_to_thumbs_alone():
     pairs = [TokenPair([1] * 4, [10, 11, 12], []), TokenPair([2] * 8, [], [20, 21]), TokenPair([3], [5], [6]),
              TokenPair([4] * 3, [], [30])]
-    found = mismatched_answers(pairs, "abcd", seed=1, max_len=10)
-    answers = {0: [10, 11, 12], 1: [20, 21], 3: [30]}
-    assert found[2] == []
-    for at in (0, 1, 3):
-        assert any(found[at] == answer[:10 - len(pairs[at].prompt)] for other, answer in answers.items() if other != at)
-        assert len(found[at]) + len(pairs[at].prompt) <= 10
-    assert mismatched_answers(pairs[2:3], "c", 0, 10) == [[]]
+    for seed in range(5):
+        tokens = stored_tokens(pairs)
+        kl = [tokens.lists[number] for number in mismatched_answers(tokens, np.arange(4), seed, max_len=10).kl]
+        answers = {0: [10, 11, 12], 1: [20, 21], 3: [30]}
+        assert kl[2] == []
+        for at in (0, 1, 3):
+            assert any(kl[at] == answer[:10 - len(pairs[at].prompt)] for other, answer in answers.items() if other != at)
+            assert len(kl[at]) + len(pairs[at].prompt) <= 10
+    assert mismatched_answers(stored_tokens(pairs[2:3]), np.arange(1), 0, 10).kl.tolist() == [EMPTY]
+
+
+def test_a_mismatched_answer_keeps_the_beginning_of_its_loss():
+    tokens = stored_tokens([TokenPair([1], [10, 11, 12], [], 2), TokenPair([2], [], [20, 21], 0, 1)])
+    found = mismatched_answers(tokens, np.arange(2), seed=0, max_len=10)
+    assert [tokens.lists[number] for number in found.kl] == [[20, 21], [10, 11, 12]] and found.kl_from.tolist() == [1, 2]
+    tokens = stored_tokens([TokenPair([1], [10, 11, 12], [], 2), TokenPair([2] * 8, [], [20])])
+    found = mismatched_answers(tokens, np.arange(2), seed=0, max_len=10)
+    assert tokens.lists[found.kl[1]] == [10, 11] and found.kl_from.tolist() == [0, 1]  # its last token alone has a loss
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -229,10 +242,10 @@ def test_a_thumb_down_has_no_sft_loss_even_of_its_prompt(sft_on_prompt):
 
 def test_a_pair_is_a_thumb_up_and_a_thumb_down():
     pair = TokenPair([1], [2, 3], [4, 5, 6], 1, 2)
-    up, down = unpaired(pair)
-    assert up == TokenPair([1], [2, 3], [], 1, 0) and down == TokenPair([1], [], [4, 5, 6], 0, 2)
-    assert unpaired(up) == [up] and unpaired(down) == [down]
-    assert [is_thumb(one) for one in (pair, up, down)] == [False, True, True]
+    up, down = TokenPair([1], [2, 3], [], 1, 0), TokenPair([1], [], [4, 5, 6], 0, 2)
+    found, of = unpaired(stored_tokens([down, pair, pair, up]))
+    assert found == [down, up, down, up, down, up] and of.tolist() == [0, 1, 1, 2, 2, 3]
+    assert are_thumbs(stored_tokens([pair, up, down])).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("up, down, desirable, undesirable, flag", [

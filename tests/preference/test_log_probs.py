@@ -6,7 +6,7 @@ import torch
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.data.packing import Text, pack_pairs, pack_texts
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 from src.model import build_model
 from src.preference.log_probs import answer_log_probs
 from src.preference.objective import Objective, pair_losses, text_losses

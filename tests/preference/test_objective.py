@@ -12,8 +12,9 @@ from src.checkpoint.io import load_checkpoint
 from src.data.packing import Text, pack_pairs, pack_texts
 from src.evaluation.held_out import evaluate_pairs
 from src.model import build_model
+from src.preference.entries import Pair
 from src.preference.objective import Objective, pair_losses, text_losses
-from src.preference.pairs import Pair, load_pairs
+from src.preference.pairs import load_pairs
 from src.quantization.strategy import PRECISIONS
 from tests.conftest import prepare_csv
 from tests.plain_model import log_probs

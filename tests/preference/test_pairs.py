@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import warnings
 import zipfile
 
@@ -11,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.checkpoint.io import write_archive
 from src.errors import UserError
-from src.preference.pairs import Pair, has_references, load_pairs, save_pairs
+from src.preference.entries import Pair
+from src.preference.pairs import has_references, load_pairs, save_pairs
+from tests.stored_pairs import stored
 
 VOCAB = 65536
 GOOD = ([1, 2], [3], [4, 5], -1.5, -2.5)
@@ -48,7 +50,7 @@ def refusal(path, vocab_size=VOCAB, max_len=100) -> str:
 @given(pairs=pair_lists)
 def test_round_trip(folder, pairs):
     path = folder / "new.save"
-    save_pairs(path, pairs, {"tokenizer": "wörld"})
+    save_pairs(path, stored(pairs), {"tokenizer": "wörld"})
     loaded, sidecar, left_out = load_pairs(path, VOCAB, 100)
     assert loaded == pairs and left_out == {"too_long": 0, "empty_answer": 0}
     assert all(type(value) is float for pair in loaded for value in pair[3:5])
@@ -57,8 +59,8 @@ def test_round_trip(folder, pairs):
 
 
 def test_the_same_pairs_give_the_same_bytes(folder):
-    save_pairs(folder / "a.save", [Pair(*GOOD)] * 2, {})
-    save_pairs(folder / "b.save", [Pair(*GOOD)] * 2, {})
+    save_pairs(folder / "a.save", stored([Pair(*GOOD)] * 2), {})
+    save_pairs(folder / "b.save", stored([Pair(*GOOD)] * 2), {})
     assert (folder / "a.save").read_bytes() == (folder / "b.save").read_bytes()
     assert (folder / "a.save.json").read_text() == (folder / "b.save.json").read_text()
 
@@ -98,7 +100,7 @@ def test_tensors_that_were_saved_on_a_gpu_are_read_without_one(folder):
 def test_tuples_that_pairs_share_become_one_list(folder):
     shared = (1, 2)
     pairs, _, _ = load_pairs(old(folder, [(shared, *GOOD[1:]), (shared, [5], *GOOD[2:])]), VOCAB, 100)
-    assert pairs[0][0] == [1, 2] and pairs[0][0] is pairs[1][0]
+    assert pairs[0][0] == [1, 2] and pairs.numbered(0).prompt == pairs.numbered(1).prompt
 
 
 def test_long_pairs_and_empty_answers_are_left_out_whole(folder):
@@ -115,22 +117,56 @@ def test_what_a_pair_has_more_is_in_a_sixth_entry_and_what_it_has_not_is_nowhere
     path, kl = folder / "more.save", [9, 8]
     pairs = [Pair(*GOOD), Pair([1], [2, 3], [], -1.0, 0.0, 1, 0, kl, -4.5), Pair([1], [], [2, 3, 4], 0.0, -2.0, reject_from=2),
              Pair([1], [], [2], 0.0, -1.0, kl=kl)]
-    save_pairs(path, pairs, {})
+    save_pairs(path, stored(pairs), {})
     assert torch.load(path, weights_only=True) == [
         GOOD, ([1], [2, 3], [], -1.0, 0.0, {"chosen_from": 1, "kl": [9, 8], "kl_base_prob": -4.5}),
         ([1], [], [2, 3, 4], 0.0, -2.0, {"reject_from": 2}), ([1], [], [2], 0.0, -1.0, {"kl": [9, 8]})]
     loaded, _, left_out = load_pairs(path, VOCAB, 100, thumbs=True)
     assert loaded == pairs and left_out == {"too_long": 0, "empty_answer": 0}
-    assert loaded[1].kl is loaded[3].kl  # one list in the file, one in memory
+    assert loaded.numbered(1).kl == loaded.numbered(3).kl  # one list in the file, one here
     loaded, _, left_out = load_pairs(path, VOCAB, 100)
     assert loaded == pairs[:1] and left_out == {"too_long": 0, "empty_answer": 3}
 
 
-def test_files_of_plain_pairs_are_what_they_always_were(folder):
-    save_pairs(folder / "plain.save", [Pair(*GOOD)] * 2, {})
-    buffer = io.BytesIO()
-    write_archive([tuple(list(GOOD)), tuple(list(GOOD))], buffer)  # two tuples that share their lists
-    assert (folder / "plain.save").read_bytes() == buffer.getvalue()
+@pytest.mark.parametrize("count", [1, 2, 999, 1000, 1001, 2000, 2500])
+def test_the_pickle_is_that_of_the_pickle_module(folder, count):
+    generator = np.random.default_rng(count)
+    lists = [generator.integers(0, VOCAB, length).tolist() for length in (0, 1, 3, 40, 300, 1000, 1001, 2300)]
+    lists += [[200, 255, 256, 65535], [7]]
+    entries, pairs = [], []
+    for at in range(count):
+        prompt, chosen, reject, kl = (lists[number] for number in generator.integers(1, len(lists), 4))
+        more = [{}, {}, {"chosen_from": 300}, {"kl": kl, "kl_base_prob": -0.5 * at - 1},
+                {"reject_from": 1, "kl": kl, "kl_from": 7},
+                {"chosen_from": 70_000, "reject_from": 2, "kl": kl, "kl_base_prob": -3.0, "kl_from": 256}][at % 6]
+        pairs.append(Pair(prompt, chosen, reject, -1.5 - at, 0.0, **more))
+        entries.append((prompt, chosen, reject, -1.5 - at, 0.0, *([more] if more else [])))
+    save_pairs(folder / "plain.save", stored(pairs), {})
+    with zipfile.ZipFile(folder / "plain.save") as archive:
+        assert archive.read("archive/data.pkl") == pickle.dumps(entries, 2)
+    assert torch.load(folder / "plain.save", weights_only=True) == entries
+
+
+def test_what_the_file_refers_to_again_is_read_again(folder):
+    """Pairs, lists and dicts that are several times in a list of thousands, as one object each."""
+    shared, more = [1, 2, 3], {"chosen_from": 1, "kl": [4, 5], "kl_base_prob": -2.0}
+    whole, other = (shared, [6, 7], [8], -1.0, -2.0), (shared, [6, 7], [], -1.0, 0.0, more)
+    content = [whole, other, *(([at], shared, shared, -1.0, -at - 1.0) for at in range(2500)), whole, other,
+               ([9], [6, 7], [], -3.0, 0.0, more), [[9], more["kl"], (1, 2), -3, -4], whole]
+    pairs, _, _ = load_pairs(old(folder, content), VOCAB, 100, thumbs=True)
+    assert pairs == [Pair(*map(list, entry[:3]), *map(float, entry[3:5]), **(entry[5] if len(entry) > 5 else {}))
+                     for entry in content]
+    assert len({pairs.numbered(at).prompt for at in (0, 1, 2502, 2503)} | {pairs.numbered(2).chosen}) == 1
+    for wrong in ([1], shared, more):  # a list of tokens or a dict in the place of a pair
+        assert "pair 2506 is" in refusal(old(folder, [*content[:2505], wrong]))
+    assert "prompt of pair 2506 is" in refusal(old(folder, [*content[:2505], (whole, *whole[1:])]))
+    assert "sixth entry of pair 2506 is" in refusal(old(folder, [*content[:2505], (*whole, shared)]))
+
+
+def test_a_tensor_after_thousands_of_plain_pairs_is_read(folder):
+    content = [([1], [2], [3], -1.0, -at - 1.0) for at in range(2500)]
+    pairs, _, _ = load_pairs(old(folder, [*content, (torch.tensor([4]), [2], [3], -1.0, -1.0)]), VOCAB, 100)
+    assert pairs == [Pair(*entry) for entry in content] + [Pair([4], [2], [3], -1.0, -1.0)]
 
 
 def test_a_thumb_without_any_answer_and_one_whose_mismatched_answer_is_too_long_are_left_out(folder):
@@ -272,7 +308,7 @@ def test_memory_that_ends_is_no_fault_of_the_file(folder, monkeypatch, where):
         raise MemoryError
 
     path = old(folder, [(torch.tensor([1, 2]), *GOOD[1:])])
-    monkeypatch.setattr(f"src.preference.pairs.{where}", full)
+    monkeypatch.setattr(f"src.preference.reading.{where}", full)
     with pytest.raises(MemoryError):
         load_pairs(path, VOCAB, 100)
 
@@ -280,9 +316,9 @@ def test_memory_that_ends_is_no_fault_of_the_file(folder, monkeypatch, where):
 def test_many_rounds_over_few_rows_share_their_tokens(folder):
     rows = [([1 + i] * 50, [2] * 50, [3] * 50) for i in range(200)]
     path = folder / "many.save"
-    save_pairs(path, [Pair(*rows[i % 200], -1.0 - i, -2.0) for i in range(20_000)], {})
+    save_pairs(path, stored([Pair(*rows[i % 200], -1.0 - i, -2.0) for i in range(20_000)]), {})
     pairs, _, _ = load_pairs(path, VOCAB, 100)
     assert len(pairs) == 20_000 and pairs[-1] == Pair([200] * 50, [2] * 50, [3] * 50, -20_000.0, -2.0)
-    assert len({id(tokens) for pair in pairs for tokens in pair[:3]}) == 600
+    assert len(set(pairs.tokens.columns()[0])) == 200 and len(pairs.lists) == 601  # with the empty list
     # Two floats and three references are about 40 bytes a pair; the tokens written out would be 300 at least.
     assert path.stat().st_size < 20_000 * 60

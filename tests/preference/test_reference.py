@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,13 +11,15 @@ from src.adapters.layer_profile import LayerSetting
 from src.checkpoint.dimensions import read_dimensions
 from src.checkpoint.io import load_checkpoint
 from src.data.packing import packed_length
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 from src.errors import UserError
 from src.model import build_model
-from src.preference.reference import to_score, with_references
+from src.preference.kto import Mismatched
+from src.preference.reference import joined, reference_log_probs, to_score
 from tests.plain_model import log_probs
 from tests.random_checkpoint import random_weights
 from tests.rwkv_package import package_logits_of_many
+from tests.stored_pairs import stored_tokens
 from tests.tiny import HEAD_SIZES, KINDS, VERSIONS, tiny_dimensions
 
 
@@ -36,8 +39,8 @@ PAIRS = [
 ]
 
 
-def references(model, pairs=PAIRS, batch_tokens: int = 100) -> list[tuple]:
-    return with_references(model, pairs, batch_tokens, lambda done: None, "the base")
+def references(model, pairs=PAIRS, batch_tokens: int = 100) -> list[list[float]]:
+    return reference_log_probs(model, stored_tokens(pairs), batch_tokens, lambda done: None, "the base").tolist()
 
 
 def random_model(version: str, **more):
@@ -70,11 +73,10 @@ def test_references_are_the_packages(package, kind, head_size, tiny_checkpoints)
     weights = load_checkpoint(path)
     found = references(build_model(weights, read_dimensions(weights, str(path))))
     for pair, ours, theirs in zip(PAIRS, found, expected[kind, head_size], strict=True):
-        assert ours[:3] == pair[:3]
-        for answer, mine, its in zip(pair[1:3], ours[3:5], theirs, strict=True):
-            assert isinstance(mine, float) and abs(mine - its) / len(answer) < 1e-4, (pair, mine, its)
+        for answer, mine, its in zip(pair[1:3], ours, theirs, strict=True):
+            assert abs(mine - its) / len(answer) < 1e-4, (pair, mine, its)
     # 14 bytes that a trained model has read often, and that a random one gives some 6 nats each.
-    assert found[0][3] > -8 if kind == "trained" else found[0][3] < -40
+    assert found[0][0] > -8 if kind == "trained" else found[0][0] < -40
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -83,13 +85,12 @@ def test_what_else_is_in_the_batch_does_not_matter(version, dtype):
     model = random_model(version, dtype=dtype)
     together = references(model, batch_tokens=10**6)
     # Rounding alone, and of sums up to 300 nats: 5e-7 is seen in float32.
-    near = pytest.approx([x for pair in together for x in pair[3:5]], rel=0, abs=1e-4 if dtype == torch.float32 else 1e-10)
+    near = pytest.approx([x for pair in together for x in pair], rel=0, abs=1e-4 if dtype == torch.float32 else 1e-10)
     for batch_tokens in (1, 64, 150):
-        assert [x for pair in references(model, batch_tokens=batch_tokens) for x in pair[3:5]] == near
+        assert [x for pair in references(model, batch_tokens=batch_tokens) for x in pair] == near
     order = [3, 0, 5, 1, 4, 2]
     shuffled = references(model, [PAIRS[index] for index in order])
-    assert [pair[:3] for pair in shuffled] == [PAIRS[index][:3] for index in order]
-    assert [x for index in range(6) for x in shuffled[order.index(index)][3:5]] == near
+    assert [x for index in range(6) for x in shuffled[order.index(index)]] == near
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -99,13 +100,12 @@ def test_equal_pairs_are_computed_once(version):
              PAIRS[0]._replace(reject=PAIRS[1].reject), PAIRS[0]]
     passed, told = [], []
     model.register_forward_pre_hook(lambda module, inputs: passed.append(len(inputs[0])))
-    found = with_references(model, pairs, 60, told.append, "the base")
+    found = reference_log_probs(model, stored_tokens(pairs), 60, told.append, "the base").tolist()
     distinct = [pairs[0], pairs[1], pairs[3], pairs[5]]
     assert sum(passed) == sum(map(packed_length, distinct))
     # Told after each pass, of every pair that it answered.
     assert len(told) == len(passed) > 1 and sum(told) == len(pairs) and min(told) > 0
-    assert found[0] == found[2] == found[6] and found[1] == found[4]
-    assert [pair[:3] for pair in found] == [pair[:3] for pair in pairs]
+    assert found[0] == found[2] == found[6] != found[5] and found[1] == found[4]
 
 
 def test_no_batch_is_larger_than_asked_but_for_a_long_pair():
@@ -141,6 +141,7 @@ def test_no_pairs():
 THUMBS = [TokenPair(PAIRS[0].prompt, PAIRS[0].chosen, []), TokenPair(PAIRS[1].prompt, [], PAIRS[1].reject, 0, 2), PAIRS[2],
           TokenPair([65], [], [200]), TokenPair(PAIRS[1].prompt, [], PAIRS[1].reject)]  # the last has all of the second's
 KL = [PAIRS[1].reject, PAIRS[0].chosen, [], [66], []]
+KL_FROM = [3, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -149,17 +150,19 @@ def test_thumbs_and_their_mismatched_answers_have_the_references_of_a_plain_mode
     weights = random_weights(dimensions)
     plain = {name: tensor.double() for name, tensor in weights.items()}
     told, model = [], build_model(weights, dimensions)
-    found = with_references(model, THUMBS, 100, told.append, "the base", kl=KL)
-    assert sum(told) == len(THUMBS) + 3 == len(to_score(THUMBS, KL))
+    pairs = stored_tokens(THUMBS)
+    mismatched = Mismatched(np.array([pairs.lists.append(tokens) for tokens in KL]), np.array(KL_FROM))
+    wanted = to_score(pairs, mismatched)
+    found = joined(pairs, mismatched, reference_log_probs(model, wanted, 100, told.append, "the base"))
+    assert sum(told) == len(THUMBS) + 3 == len(wanted)
 
     def log_prob(prompt, answer, start=0):
         return log_probs(plain, prompt + answer)[len(prompt) - 1 + start:].sum().item() if answer else 0.0
 
-    for thumb, kl, pair in zip(THUMBS, KL, found, strict=True):
-        assert (pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) == thumb and list(pair.kl) == kl
+    for thumb, kl, kl_from, pair in zip(THUMBS, KL, KL_FROM, found, strict=True):
+        assert (pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) == thumb
+        assert (list(pair.kl), pair.kl_from) == (kl, kl_from)
         expected = (log_prob(thumb.prompt, thumb.chosen), log_prob(thumb.prompt, thumb.reject, thumb.reject_from),
-                    log_prob(thumb.prompt, kl))
+                    log_prob(thumb.prompt, kl, kl_from))
         assert (pair.chosen_base_prob, pair.reject_base_prob, pair.kl_base_prob) == pytest.approx(expected, abs=1e-3)
     assert found[0].reject_base_prob == found[1].chosen_base_prob == found[2].kl_base_prob == 0.0
-    assert found[2] == with_references(model, [PAIRS[2]], 100, told.append, "the base")[0]._replace(
-        chosen_base_prob=pytest.approx(found[2].chosen_base_prob), reject_base_prob=pytest.approx(found[2].reject_base_prob))

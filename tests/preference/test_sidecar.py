@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 from src.errors import UserError
-from src.preference.pairs import Pair, check_sidecar, check_sidecar_place, load_pairs, save_pairs
+from src.preference.entries import Pair
+from src.preference.pairs import check_sidecar, check_sidecar_place, load_pairs, save_pairs
+from tests.stored_pairs import stored
 
 VOCAB = 256
 GOOD = Pair([1, 2], [3], [4, 5], -1.5, -2.5)
@@ -21,7 +23,7 @@ def folder(tmp_path_factory):
 
 def test_the_sidecar_is_made_for_people_too(folder):
     """A line for each field, and letters of all languages as they are."""
-    save_pairs(folder / "read.save", [GOOD], {"tokenizer": "wörld", "seed": 1})
+    save_pairs(folder / "read.save", stored([GOOD]), {"tokenizer": "wörld", "seed": 1})
     lines = (folder / "read.save.json").read_text(encoding="utf-8").splitlines()
     assert [line.split('"')[1] for line in lines[1:-1]] == ["tokenizer", "seed", "count", "sha256"] and "wörld" in lines[1]
 
@@ -40,7 +42,7 @@ def test_the_sidecar_is_made_for_people_too(folder):
 ])
 def test_a_sidecar_s_values_have_their_types(folder, changes, words):
     path, sidecar_path = folder / "typed.save", folder / "typed.save.json"
-    save_pairs(path, [GOOD], {"precision": "fp32", "quantization": None, "unquantized_blocks": [0], "later": "unknown"})
+    save_pairs(path, stored([GOOD]), {"precision": "fp32", "quantization": None, "unquantized_blocks": [0], "later": "unknown"})
     good = json.loads(sidecar_path.read_text())
     assert load_pairs(path, VOCAB, 100)[1] == {"quantized_otherwise": {}} | good
     sidecar_path.write_text(json.dumps(good | changes))
@@ -50,15 +52,15 @@ def test_a_sidecar_s_values_have_their_types(folder, changes, words):
 
 
 def test_a_name_that_is_not_utf8_is_recorded(folder):
-    save_pairs(folder / "bytes.save", [GOOD], {"base_model": "wörld\udcff.pth"})
+    save_pairs(folder / "bytes.save", stored([GOOD]), {"base_model": "wörld\udcff.pth"})
     assert load_pairs(folder / "bytes.save", VOCAB, 100)[1]["base_model"] == "wörld\udcff.pth"
 
 
 def test_a_sidecar_of_another_file_or_a_damaged_one_is_refused(folder):
     path, sidecar_path = folder / "pairs.save", folder / "pairs.save.json"
-    save_pairs(path, [GOOD], {})
+    save_pairs(path, stored([GOOD]), {})
     first = sidecar_path.read_text()
-    save_pairs(path, [GOOD, GOOD], {})
+    save_pairs(path, stored([GOOD, GOOD]), {})
     load_pairs(path, VOCAB, 100)
     for text, words in ((first, "belongs to another pairs.save"), ("{", "not JSON"), ("[]", "it is a list"), ("\xff", "not JSON"),
                         (json.dumps({"count": 2}), "lacks sha256"), ("[" * 100_000, "nested more than")):
@@ -85,9 +87,9 @@ def largest_file(size: int):
 
 def test_a_full_disk_leaves_both_files_as_they_were(folder):
     path = folder / "full.save"
-    save_pairs(path, [GOOD], {"seed": 1})
+    save_pairs(path, stored([GOOD]), {"seed": 1})
     with largest_file(4096), pytest.raises(UserError, match=r"full\.save: cannot be written"):  # the sidecar fits
-        save_pairs(path, [Pair([1] * 9000, [2], [3], -1.0, -1.0)], {"seed": 2})
+        save_pairs(path, stored([Pair([1] * 9000, [2], [3], -1.0, -1.0)]), {"seed": 2})
     pairs, sidecar, _ = load_pairs(path, VOCAB, 100)
     assert pairs == [GOOD] and sidecar["seed"] == 1
     assert not list(folder.glob(".full*"))
@@ -95,9 +97,9 @@ def test_a_full_disk_leaves_both_files_as_they_were(folder):
 
 def test_a_disk_that_is_full_for_the_sidecar_leaves_both_files_as_they_were(folder):
     path = folder / "crowded.save"
-    save_pairs(path, [GOOD], {"seed": 1})
+    save_pairs(path, stored([GOOD]), {"seed": 1})
     with largest_file(path.stat().st_size + 500), pytest.raises(UserError, match=r"crowded\.save\.json: cannot be written"):
-        save_pairs(path, [GOOD._replace(chosen_base_prob=-3.0)], {"base_model": "x" * (path.stat().st_size + 500)})
+        save_pairs(path, stored([GOOD._replace(chosen_base_prob=-3.0)]), {"base_model": "x" * (path.stat().st_size + 500)})
     pairs, sidecar, _ = load_pairs(path, VOCAB, 100)
     assert pairs == [GOOD] and sidecar["seed"] == 1
 
@@ -111,7 +113,7 @@ def test_a_sidecar_takes_no_other_file_s_place(folder, content):
         check_sidecar_place(path)
     sidecar.unlink() if content is not None else sidecar.rmdir()
     check_sidecar_place(path)
-    save_pairs(path, [GOOD], {})
+    save_pairs(path, stored([GOOD]), {})
     check_sidecar_place(path)
     path.unlink()  # what a job of this kind left stands in nobody's way
     check_sidecar_place(path)

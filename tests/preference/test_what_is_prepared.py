@@ -13,13 +13,14 @@ from src.checkpoint.base import load_base_and_fingerprint
 from src.data.faults import Reading
 from src.data.rows import Row
 from src.data.templates import CLASSIC
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 from src.errors import UserError
 from src.preference.config import PrepareConfig
 from src.preference.pairs import load_pairs
 from src.preference.prepare import _digest, prepare
 from src.quantization.strategy import Strategy
 from tests.pairs_csv import write_pairs_csv
+from tests.stored_pairs import stored_tokens
 from tests.tokenizer.files import KINDS, saved
 
 CPU = torch.device("cpu")
@@ -137,12 +138,12 @@ def test_a_check_of_good_rows_or_of_none(mixed, capsys):
 
 
 def test_a_journal_s_digest_is_of_the_settings_and_all_tokens():
-    shared = [1, 2]
-    for pairs in ([(shared, [3], [4, 5])], [(shared, [3], [4, 5]), (shared, [6], []), ([], [3], [4, 5])],
-                  [(shared, [3], [4, 5], 0, 1)]):
-        whole = json.dumps(["base", None, {"a": [1]}, pairs])
-        found = _digest(["base", None, {"a": [1]}], [TokenPair(*pair) for pair in pairs])
-        assert found == hashlib.sha256(whole.encode()).hexdigest()
+    pairs = [([1, 2], [3], [4, 5]), ([1, 2], [6], []), ([], [3], [4, 5])]
+    others = [pairs[:2], [pairs[1], pairs[0], pairs[2]], [([1], [2, 3], [4, 5]), *pairs[1:]], [([1, 2], [7], [4, 5]), *pairs[1:]],
+              [(*pairs[0], 0, 1), *pairs[1:]], [(*pairs[0], 1, 0), *pairs[1:]]]
+    found = [_digest(settings, stored_tokens([TokenPair(*pair) for pair in some])) for settings, some in (
+        *(([*base, None], pairs) for base in (["base"], ["base"], [None], [])), *((["base", None], some) for some in others))]
+    assert found[0] == found[1] and len(set(found)) == len(found) - 1
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import torch
 
 import src.training.batches as micro_batches
 from src.data.packing import Text, pack_pairs, pack_texts, packed_length
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 from src.errors import UserError
-from src.preference.pairs import Pair
+from src.preference.entries import Pair
 from src.training.batches import PairBatches, TrainingData, collate
 
 PAIRS = [Pair([number], [1] * (1 + number % 4), [2, 3], 0.0, 0.0) for number in range(10)]

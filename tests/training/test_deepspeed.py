@@ -11,7 +11,7 @@ from pytorch_lightning.plugins import DeepSpeedPrecision
 from torch.utils import cpp_extension
 
 from src.data.packing import pack_pairs
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 from src.training.deepspeed import AsItIs, SteppingDeepSpeed
 
 

@@ -8,10 +8,12 @@ import pytest
 
 from src.checkpoint.dimensions import Dimensions
 from src.errors import UserError
-from src.preference.pairs import Pair, save_pairs
+from src.preference.entries import Pair
+from src.preference.pairs import save_pairs
 from src.training.inputs import Data, check_flags, layer_settings, read_inputs, training_pairs
 from tests.random_checkpoint import random_weights
 from tests.settings import changed
+from tests.stored_pairs import stored
 from tests.tiny import tiny_dimensions
 
 PAIR = Pair([1, 2, 3], [4], [5, 6], -1.0, -2.0)
@@ -29,7 +31,7 @@ def read(config, dimensions, tmp_path):
     """`read(pairs, sidecar, held, **flags)`: the data and lines of a run on a base whose fingerprint is aa."""
     def read(pairs=(PAIR,), sidecar=MADE_WITH, held=PLAIN, **flags) -> tuple[Data, list[str]]:
         path = tmp_path / "pairs.save"
-        save_pairs(path, list(pairs), sidecar or {})
+        save_pairs(path, stored(list(pairs)), sidecar or {})
         if sidecar is None:
             (tmp_path / "pairs.save.json").unlink()
         lines: list[str] = []

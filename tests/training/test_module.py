@@ -9,7 +9,7 @@ import torch
 import src.training.module as module_file
 from src.adapters.files import adapter_tensors
 from src.data.packing import Text, pack_pairs, pack_texts
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 from src.training.module import objective_of
 
 PAIRS = [TokenPair(list(range(1, 30)), list(range(30, 60)), list(range(60, 80))), TokenPair([5], [6], [7])]

@@ -14,7 +14,7 @@ from src.adapters.layer_profile import LayerSetting, auto_layer_profile
 from src.data.packing import Text
 from src.errors import UserError
 from src.model import build_model
-from src.preference.pairs import Pair
+from src.preference.entries import Pair
 from src.training.inputs import Data, Inputs
 from src.training.run import _model, _prepare, _samples, _say_what_trains, _what_takes_less, finish
 from tests.random_checkpoint import random_weights

@@ -10,7 +10,7 @@ import torch
 import src.training.saving as saving
 from src.adapters.files import adapter_tensors, read_adapter
 from src.data.packing import Text, pack_pairs, pack_texts
-from src.data.tokenize import TokenPair
+from src.data.token_lists import TokenPair
 from src.errors import NotFinite
 from src.training.saving import CheckAdapter, SaveAdapters, explain
 

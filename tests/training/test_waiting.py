@@ -10,8 +10,8 @@ from src.adapters.apply import apply_layer_profile
 from src.adapters.layer_profile import auto_layer_profile
 from src.data.packing import Text, pack_texts
 from src.model import build_model
+from src.preference.entries import Pair
 from src.preference.objective import Objective, pair_losses, text_losses
-from src.preference.pairs import Pair
 from src.training.batches import collate
 from src.wkv import native
 from tests.compiled import compiled
