@@ -36,6 +36,7 @@ from src.files import atomic_write, check_output, json_text
 from src.kernels import recycle_memory
 from src.model import RWKV, build_model
 from src.numbers import STRENGTH
+from src.preference.loss import LOSSES, needs_reference
 from src.preference.pairs import Pair, check_sidecar, has_references, load_pairs
 from src.preference.reference import with_references
 from src.progress import progress_bar
@@ -208,11 +209,18 @@ def _references_of(pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def _beta_of(adapter: Adapter | None) -> float:
-    """The beta that the adapter was trained with; UserError if the file has something else there."""
-    if adapter is None or (beta := adapter.extra.get("dpo_beta")) is None:
+    """The beta of the loss that the adapter was trained with; UserError if the file has something else there.
+
+    Losses without a reference have none for these margins, nor has `--sft 1`.
+    """
+    if adapter is None:
+        return DEFAULT_BETA
+    loss = adapter.extra.get("loss", "dpo")
+    name = LOSSES[loss].settings["beta"].name if isinstance(loss, str) and loss in LOSSES and needs_reference(loss) else None
+    if name is None or (beta := adapter.extra.get(name)) is None:
         return DEFAULT_BETA
     least, most = STRENGTH  # the range of --dpo_beta
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not least <= beta <= most:
-        raise UserError(f"{adapter.path}: its dpo_beta is {json.dumps(beta)[:60]}, not a number from {least:g} to {most:g}; "
+        raise UserError(f"{adapter.path}: its {name} is {json.dumps(beta)[:60]}, not a number from {least:g} to {most:g}; "
                         "give it with --dpo_beta")
     return float(beta)

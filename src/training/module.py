@@ -108,3 +108,12 @@ def objective_of(settings: ObjectiveSettings) -> Objective:
     numbers = {parameter: values[setting.name] for parameter, setting in loss.settings.items()}
     alpha = values[loss.sft_share.name] if loss.sft_share else 1.0
     return Objective(numbers, alpha, settings.sft_on_prompt, settings.loss)
+
+
+def recorded_objective(settings: ObjectiveSettings) -> dict[str, str | float]:
+    """What adapters record of it: the loss, "sft" with `--sft 1`, and by their names the flags that the loss takes."""
+    if settings.sft:
+        return {"loss": "sft"}
+    loss = LOSSES[settings.loss]
+    taken = [setting.name for setting in (*loss.settings.values(), loss.sft_share) if setting]
+    return {"loss": settings.loss, **{name: settings.of_the_losses[name] for name in taken}}

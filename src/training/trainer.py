@@ -16,7 +16,7 @@ from src.training.config import TrainConfig
 from src.training.inputs import Data
 from src.training.loggers import make_loggers
 from src.training.metrics import StepMetrics
-from src.training.module import PreferenceModule
+from src.training.module import PreferenceModule, recorded_objective
 from src.training.processes import Others, share_cores, starts_others
 from src.training.progress import ProgressBar
 from src.training.saving import CheckAdapter, SaveAdapters, explain
@@ -37,12 +37,12 @@ def make_callbacks(config: TrainConfig, base: str, version: str, total_steps: in
         base, version: of the base, its fingerprint and RWKV's version.
         template: what the adapters record of the data's template.
     """
-    folder, losses = Path(config.run.proj_dir), config.objective.of_the_losses
+    folder = Path(config.run.proj_dir)
     metrics = StepMetrics(folder)
     evaluation = HeldOut(folder, held_out) if held_out else None
     growing: list[LinesByEpoch] = [callback for callback in (evaluation, samples) if callback is not None]
-    save = SaveAdapters(folder, base, {"version": version, "loss": config.objective.loss, "dpo_beta": losses["dpo_beta"],
-                                       "dpo_alpha": losses["dpo_alpha"], "template": template}, growing)
+    recorded = {"version": version, **recorded_objective(config.objective), "template": template}
+    save = SaveAdapters(folder, base, recorded, growing)
     bar = ProgressBar(metrics, evaluation, total_steps)
     return save, [metrics, CheckAdapter(), *growing, bar, save, ReportWriter(folder)]
 

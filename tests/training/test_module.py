@@ -10,7 +10,7 @@ import src.training.module as module_file
 from src.adapters.files import adapter_tensors
 from src.data.packing import Text, pack_pairs, pack_texts
 from src.data.tokenize import TokenPair
-from src.training.module import objective_of
+from src.training.module import objective_of, recorded_objective
 
 PAIRS = [TokenPair(list(range(1, 30)), list(range(30, 60)), list(range(60, 80))), TokenPair([5], [6], [7])]
 TEXTS = [Text(list(range(1, 80)), [True] * 79)]
@@ -128,5 +128,13 @@ FLAGS = {"dpo_beta": 0.31, "dpo_alpha": 0.32, "label_smoothing": 0.33, "simpo_be
 ])
 def test_a_losss_flags_are_its_numbers(config, loss, beta, alpha, more):
     """ORPO's loss is the NLL of the chosen answer plus lambda times the odds ratio's (arXiv:2403.07691, equation 6)."""
-    found = objective_of(config(rlhf_train_file="pairs.save", loss=loss, sft_on_prompt=True, **FLAGS).objective)
+    settings = config(rlhf_train_file="pairs.save", loss=loss, sft_on_prompt=True, **FLAGS).objective
+    found = objective_of(settings)
     assert (found.loss, found.alpha, found.sft_on_prompt, dict(found.numbers)) == (loss, alpha, True, {"beta": beta, **more})
+    told = recorded_objective(settings)
+    of_the_loss = {beta, *more.values(), *({alpha} - {1.0})}
+    assert told == {"loss": loss} | {name: value for name, value in FLAGS.items() if value in of_the_loss}
+
+
+def test_sft_has_no_flags_of_a_loss(config):
+    assert recorded_objective(config(rlhf_train_file="pairs.save", sft=True).objective) == {"loss": "sft"}
