@@ -17,9 +17,10 @@ from src.console import printable, say, show
 from src.data.faults import report_reading, skipped_rows, usable
 from src.data.fit import fitted
 from src.data.load_template import (
-    adapter_note,
+    adapter_notes,
     check_template,
     load_template,
+    loss_on_in,
     model_note,
     recorded,
     recorded_in,
@@ -132,7 +133,7 @@ def _shown(value: float | None, form: str) -> str:
 def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
            made_with: dict[str, Any], adapter: Adapter | None) -> tuple[Sequence[TokenPair], np.ndarray | None, dict[str, Any]]:
     """The pairs, their cached references if the file has them, and facts on both for the report."""
-    trained = recorded_in_adapter(adapter.extra, adapter.path) if adapter else None
+    trained = recorded_in_adapter(adapter.extra, adapter.path) if adapter else {}
     if config.pairs.lower().endswith(".save"):
         return _prepared_pairs(config, dimensions, base, made_with, trained)
     pairs, facts = _pairs_of_texts(config, dimensions, trained)
@@ -140,8 +141,8 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
 
 
 def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
-                    trained: dict[str, Any] | None) -> tuple[Sequence[TokenPair], dict[str, Any]]:
-    """`trained`: the template that the adapter was trained with."""
+                    trained: dict[str, Any]) -> tuple[Sequence[TokenPair], dict[str, Any]]:
+    """`trained`: what the adapter records of its training data."""
     path = config.pairs
     reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))
     usable(reading, config.skip_bad_rows)
@@ -155,24 +156,25 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
                                    config.loss_on)
     report_reading(reading)
     used = recorded(template)
-    for note in (*model_note(config.load_model, used), *adapter_note(config.adapter, trained, used),
+    for note in (*model_note(config.load_model, used), *adapter_notes(config.adapter, trained, used, config.loss_on),
                  *rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap})):
         say(note)
     report.changes.report(path, tokenizer.name)
-    return pairs, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "cut": report.cut,
-                   "left_out": report.dropped, "changed_texts": report.changes.texts,
+    return pairs, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "loss_on": config.loss_on,
+                   "cut": report.cut, "left_out": report.dropped, "changed_texts": report.changes.texts,
                    "skipped_rows": skipped_rows(reading), **(reading.facts or {})}
 
 
 def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, made_with: dict[str, Any],
-                    trained: dict[str, Any] | None) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
+                    trained: dict[str, Any]) -> tuple[list[TokenPair], np.ndarray | None, dict[str, Any]]:
     path = config.pairs
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
-    template = recorded_in(sidecar)
-    facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "template": template["name"],
-             "left_out": sum(left_out.values())}
-    check_template(config.template, template, path, facts["tokenizer"], dimensions.vocab_size)
-    for note in (*model_note(config.load_model, template), *adapter_note(config.adapter, trained, template)):
+    template, loss_on = recorded_in(sidecar), loss_on_in(sidecar)
+    tokenizer = sidecar.get("tokenizer") if sidecar else None
+    facts: dict[str, Any] = {"references": None, "tokenizer": tokenizer, "template": template["name"], "loss_on": loss_on,
+                             "left_out": sum(left_out.values())}
+    check_template(config.template, template, path, tokenizer, dimensions.vocab_size)
+    for note in (*model_note(config.load_model, template), *adapter_notes(config.adapter, trained, template, loss_on)):
         say(note)
     pairs = [TokenPair(pair.prompt, pair.chosen, pair.reject, pair.chosen_from, pair.reject_from) for pair in loaded]
     if not has_references(loaded, sidecar):

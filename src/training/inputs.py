@@ -15,7 +15,7 @@ from src.checkpoint.dimensions import Dimensions
 from src.console import say
 from src.data.binidx import corpus_at
 from src.data.examples import read_texts
-from src.data.load_template import check_template, difference, load_template, model_note, recorded, recorded_in
+from src.data.load_template import check_template, difference, load_template, loss_on_in, model_note, recorded, recorded_in
 from src.data.packing import Text
 from src.data.templates import CLASSIC
 from src.errors import UserError
@@ -51,7 +51,7 @@ class Data:
 
     @property
     def loss_on(self) -> str:
-        return (self.sidecar or {}).get("loss_on", "all")
+        return self.facts.get("loss_on") or loss_on_in(self.sidecar)
 
     @property
     def sidecar(self) -> dict[str, Any] | None:
@@ -196,4 +196,5 @@ def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> Da
     say(f"{path}: {counts.rows} rows make {len(texts)} texts, with a loss on {counts.trained} tokens; {counts.cut} cut "
         f"and {counts.dropped} dropped at {max_len} tokens")
     counts.changes.report(path, tokenizer.name)
-    return Data(path, texts, {"texts": len(texts), **asdict(counts), "tokenizer": tokenizer.name, "template": recorded(template)})
+    return Data(path, texts, {"texts": len(texts), **asdict(counts), "tokenizer": tokenizer.name, "template": recorded(template),
+                             "loss_on": config.data.loss_on})

@@ -30,19 +30,18 @@ def quiet_lightning() -> None:
 
 
 def make_callbacks(config: TrainConfig, base: str, version: str, total_steps: int, held_out: Data | None,
-                   samples: Samples | None, template: dict[str, Any]) -> tuple[SaveAdapters, list[pl.Callback]]:
+                   samples: Samples | None, data: dict[str, Any]) -> tuple[SaveAdapters, list[pl.Callback]]:
     """The callback that saves, and all callbacks in order: what reports an epoch comes after the check of its adapter.
 
     Args:
         base, version: of the base, its fingerprint and RWKV's version.
-        template: what the adapters record of the data's template.
+        data: what the adapters record of the training data.
     """
     folder = Path(config.run.proj_dir)
     metrics = StepMetrics(folder)
     evaluation = HeldOut(folder, held_out) if held_out else None
     growing: list[LinesByEpoch] = [callback for callback in (evaluation, samples) if callback is not None]
-    recorded = {"version": version, **recorded_objective(config.objective), "template": template}
-    save = SaveAdapters(folder, base, recorded, growing)
+    save = SaveAdapters(folder, base, {"version": version, **recorded_objective(config.objective), **data}, growing)
     bar = ProgressBar(metrics, evaluation, total_steps)
     return save, [metrics, CheckAdapter(), *growing, bar, save, ReportWriter(folder)]
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.adapters.files import read_adapter
 from src.data.templates import CLASSIC, TEMPLATES
+from tests.adapters.test_files import rewrite
 from tests.cli.conftest import SCRIPTS, words_of
 
 GENERATE, PREPARE, TRAIN, MERGE, EVALUATE = SCRIPTS
@@ -182,6 +184,42 @@ def test_an_adapter_s_chat_template_that_is_not_there(call, good, tmp_path, chat
     assert code == 0 and "warning" not in err, err
 
 
+def test_another_loss_on_than_the_adapters_is_reported(call, good, fails, tmp_path):
+    row = {"prompt": "What?", "chosen": "<think>a</think>b", "rejected": "<think>c</think>d"}
+    (tmp_path / "thinks.jsonl").write_text(json.dumps(row))
+    thinks, saves = str(tmp_path / "thinks.jsonl"), {}
+    for loss_on in ("all", "answer"):
+        saves[loss_on] = str(tmp_path / f"{loss_on}.save")
+        flags = good(PREPARE) | {"--input_csv": thinks, "--output_save": saves[loss_on], "--loss_on": loss_on}
+        assert call(PREPARE, words_of(flags))[0] == 0
+    run = good(TRAIN) | {"--samples": "0", "--rlhf_train_file": saves["answer"]}
+    assert call(TRAIN, words_of(run))[0] == 0
+    adapter = tmp_path / "out" / "run" / "rwkv-final.safetensors"
+    assert read_adapter(adapter).extra["loss_on"] == "answer"
+
+    def differing(script: str, **changes: str) -> int:
+        code, err = call(script, words_of((good(EVALUATE) | {"--adapter": str(adapter)} if script == EVALUATE else run | {
+            "--load_adapter": str(adapter), "--proj_dir": str(tmp_path / changes["rlhf_train_file"].replace("/", "-"))}) | {
+                f"--{name}": value for name, value in changes.items()}))
+        assert code == 0, err
+        return err.count(f"warning: the adapter {adapter} was trained with --loss_on answer, not all as the data are now\n")
+
+    uses = [(EVALUATE, {"pairs": thinks}), (EVALUATE, {"pairs": saves["all"]}), (TRAIN, {"rlhf_train_file": saves["all"]})]
+    assert [differing(script, **changes) for script, changes in uses] == [1, 1, 1]
+    assert json.loads((tmp_path / "out" / "o.json").read_text())["loss_on"] == "all"
+    assert [differing(EVALUATE, pairs=saves["answer"]), differing(EVALUATE, pairs=thinks, loss_on="answer")] == [0, 0]
+    assert json.loads((tmp_path / "out" / "o.json").read_text())["loss_on"] == "answer"
+    # What does not say it is compared with nothing.
+    extra = read_adapter(adapter).extra
+    for said, told in (({}, 0), ({"loss_on": "all"}, 0), ({"loss_on": 3}, None)):
+        text = json.dumps({name: value for name, value in extra.items() if name != "loss_on"} | said)
+        rewrite(adapter, change_metadata=lambda metadata, text=text: metadata.update(extra=text))
+        if told is None:
+            fails(EVALUATE, {"--adapter": adapter}, f"{adapter}: what it records", "loss_on is a whole number where text")
+        else:
+            assert differing(EVALUATE, pairs=saves["all"]) == told
+
+
 def test_fingerprints_stay_what_they_are():
     """Files record them: a change of these is a change of what templates do, and older files then count as another's."""
     assert {name: TEMPLATES[name].fingerprint[:8] for name in ("classic", "g1", "g1-think", "g1-fakethink")} == {
@@ -203,3 +241,5 @@ def test_sft_under_a_template(call, good, tmp_path):
     # " <think>b</think>c\n\nUser:" and " e\n\nf" with token 0; without the thinking; " <think>b</think>c\n\n", " e\nf\n\n".
     assert [count["trained"] for count in counts.values()] == [25 + 6, 8 + 6, 20 + 6]
     assert [count["template"]["name"] for count in counts.values()] == ["g1", "g1", "classic"]
+    assert [read_adapter(tmp_path / f"run{number}" / "rwkv-final.safetensors").extra["loss_on"] for number in counts] == [
+        "all", "answer", "all"]
