@@ -160,7 +160,7 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
                  *rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap})):
         say(note)
     report.changes.report(path, tokenizer.name)
-    return pairs, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "loss_on": config.loss_on,
+    return pairs, {"references": None, "tokenizer": tokenizer.name, "template": used, "loss_on": config.loss_on,
                    "cut": report.cut, "left_out": report.dropped, "changed_texts": report.changes.texts,
                    "skipped_rows": skipped_rows(reading), **(reading.facts or {})}
 
@@ -171,7 +171,7 @@ def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, m
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
     template, loss_on = recorded_in(sidecar), loss_on_in(sidecar)
     tokenizer = sidecar.get("tokenizer") if sidecar else None
-    facts: dict[str, Any] = {"references": None, "tokenizer": tokenizer, "template": template["name"], "loss_on": loss_on,
+    facts: dict[str, Any] = {"references": None, "tokenizer": tokenizer, "template": template, "loss_on": loss_on,
                              "left_out": sum(left_out.values())}
     check_template(config.template, template, path, tokenizer, dimensions.vocab_size)
     for note in (*model_note(config.load_model, template), *adapter_notes(config.adapter, trained, template, loss_on)):

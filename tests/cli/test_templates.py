@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from src.adapters.files import read_adapter
+from src.data.load_template import recorded
 from src.data.templates import CLASSIC, TEMPLATES
 from tests.adapters.test_files import rewrite
 from tests.cli.conftest import SCRIPTS, words_of
@@ -82,7 +83,9 @@ def test_what_one_script_writes_the_next_reads(call, good, tmp_path, chatml, nam
     for template, warned in ((None, False), ("classic", True)):
         code, err = call(EVALUATE, words_of(flags | {"--template": template}))
         assert code == 0 and (f"was trained with --template {name}" in err) is warned, err
-    assert json.loads((out / "o.json").read_text())["template"] == "classic"
+    assert json.loads((out / "o.json").read_text())["template"] == recorded(CLASSIC)
+    assert call(EVALUATE, words_of(good(EVALUATE) | {"--adapter": adapter, "--pairs": save}))[0] == 0
+    assert json.loads((out / "o.json").read_text())["template"] == sidecar["template"]
 
 
 def test_another_template_than_before_is_refused_or_reported(call, good, fails, prepared, tmp_path, chatml):
