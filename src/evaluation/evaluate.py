@@ -147,7 +147,8 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
     reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))
     usable(reading, config.skip_bad_rows)
     if "thumbs" in (reading.facts or {}):
-        raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs")
+        raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs, or prepare "
+                        "it with rlhf_dpo_generate_save.py as --eval_file of train.py --loss kto, which measures them")
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     template = load_template(config.template or template_of_adapter(config.adapter, trained), tokenizer)
     reading = fitted(reading, template, config.loss_on)

@@ -81,6 +81,11 @@ def test_no_rejects_are_written_for_them(fails, files, form, words):
     fails(GENERATE, {"--input_csv": files[form]}, files[form], words, "rlhf_dpo_generate_save.py")
 
 
+def test_what_measures_single_answers_is_told(fails, files):
+    fails(EVALUATE, {"--pairs": files["thumbs"]}, "single answers with a thumb",
+          "give pairs", "--eval_file of train.py --loss kto")
+
+
 def test_faulty_lists_are_counted_among_the_rows(fails, call, good, tmp_path):
     path = tmp_path / "faulty.jsonl"
     faulty = [*LISTS, LISTS[0] | {"completions": [{"response": " ", "overall_score": 1}]}]
