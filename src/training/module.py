@@ -25,7 +25,8 @@ class PreferenceModule(pl.LightningModule):
 
     # A checkpoint lacks the frozen base, which loading leaves as it is.
     strict_loading = False
-    # Of the last micro-batch, for metrics: its losses as `pair_losses` gives them, its share of the step, its input tokens.
+    # Of the last micro-batch, for metrics: its losses as `pair_losses` gives them, its share of the step, its input tokens with
+    # those of the forward passes before it.
     last_losses: dict[str, Tensor]
     last_share: float
     last_tokens: int
@@ -50,7 +51,9 @@ class PreferenceModule(pl.LightningModule):
             losses = pair_losses(self.model, packed, references, self.objective_now(), grad_cp=self.config.steps.grad_cp)
         loss = share * losses["loss"].sum()
         self.last_losses = {name: values.detach() for name, values in losses.items()}
-        self.last_share, self.last_tokens = share, len(packed.tokens)
+        # A process that is only kept busy (share 0) computes nothing of the step.
+        self.last_share = share
+        self.last_tokens = len(packed.tokens) + sum(len(other.tokens) for other, _, its_share in ahead if its_share)
         # Lightning divides each micro-batch's loss by accumulate_grad_batches, even where a step has fewer, and DDP and
         # DeepSpeed average gradients over the processes; the share already includes both.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
