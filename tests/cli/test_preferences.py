@@ -72,6 +72,8 @@ def test_the_data_check_counts_them(call, good, files, form):
     if form == "thumbs":
         assert found["thumbs"] == {"up": 1, "down": 1} and "answers with a thumb: 1 up, 1 down\n" in err
         assert found["tokens"]["reject"]["min"] == found["tokens"]["chosen"]["min"] == 0
+        # Shown is a thumb up, which has no rejected answer.
+        assert "\nchosen │ │A│" in err and "\nreject" not in err and found["shown"]["reject"] == []
     else:
         assert found["lists"]["count"] == 2 and found["rows"] == found["lists"]["pairs"] == 1
 
