@@ -88,10 +88,17 @@ def check_template(name: str | None, record: dict[str, Any], path: str, tokenize
 
 
 def model_note(checkpoint: str | None, used: dict[str, Any]) -> list[str]:
-    """A line where a checkpoint is a G1 model by its name and the template used is `classic`."""
-    if checkpoint is None or not _G1.search(Path(checkpoint).name) or difference(used, recorded(CLASSIC)):
+    """A line where a checkpoint is a G1 model by its name, or by that of its folder, and the template used is `classic`."""
+    if checkpoint is None or difference(used, recorded(CLASSIC)):
         return []
-    return [f"note: {checkpoint} is a G1 model by its name, and --template classic is not what G1 models are trained on; "
+    folder = Path(checkpoint).absolute().parent.name
+    if _G1.search(Path(checkpoint).name):
+        whose = "its name"
+    elif _G1.search(folder) and "rwkv" in folder.lower():  # a folder may be called g1 for any reason
+        whose = "its folder's name"
+    else:
+        return []
+    return [f"note: {checkpoint} is a G1 model by {whose}, and --template classic is not what G1 models are trained on; "
             "--template g1 (or g1-think, g1-fakethink) is, see docs/templates.md"]
 
 

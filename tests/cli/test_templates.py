@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src.adapters.files import read_adapter
-from src.data.load_template import recorded
+from src.data.load_template import model_note, recorded
 from src.data.templates import CLASSIC, TEMPLATES
 from tests.adapters.test_files import rewrite
 from tests.cli.conftest import SCRIPTS, words_of
@@ -157,6 +157,19 @@ def test_a_g1_model_under_classic_is_noted(call, good, material, tmp_path, name,
     (tmp_path / "out" / "o.csv.json").unlink()
     code, err = call(GENERATE, words_of(good(GENERATE) | {"--load_model": str(tmp_path / name), "--template": "g1"}))
     assert code == 0 and "G1 model" not in err
+
+
+@pytest.mark.parametrize(("path", "noted"), [
+    ("RWKV7-G1-1.5B/model.pth", "its folder's name"), ("rwkv7-g1/rwkv-7-world.pth", "its folder's name"),
+    ("rwkv7-g1/rwkv7-g1-1.5b.pth", "its name"), ("g1/model.pth", None), ("run_g1_0/x070.pth", None),
+    ("rwkv7-g1/other/model.pth", None), ("rwkv-7-world/model.pth", None), ("rwkv-log1/model.pth", None)])
+def test_a_folder_says_g1_too(path, noted, tmp_path, monkeypatch):
+    found = model_note(path, recorded(CLASSIC))
+    assert len(found) == (noted is not None) and all(f"{path} is a G1 model by {noted}, and" in line for line in found)
+    assert model_note(path, recorded(TEMPLATES["g1"])) == []
+    (tmp_path / path).parent.mkdir(parents=True)
+    monkeypatch.chdir((tmp_path / path).parent)
+    assert bool(model_note(Path(path).name, recorded(CLASSIC))) is (noted is not None)
 
 
 def test_several_stops_and_end_of_text(call, good, tmp_path):
