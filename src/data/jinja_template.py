@@ -16,7 +16,7 @@ from src.data.chat_template import read_chat_template
 from src.data.conversation import ASSISTANT, HUMAN, ROLES, SYSTEM, Turn, untouched
 from src.data.faults import BadRow
 from src.data.rendering import ChatTemplate, Fault, Job, Renderer
-from src.data.templates import Ending, Piece
+from src.data.templates import LONGEST_STOPS, Ending, Piece
 from src.errors import UserError
 from src.tokenizer import Tokenizer
 from src.tokenizer.base import END_OF_TEXT
@@ -159,6 +159,9 @@ def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
         begins, openings, ending = _learned(renderings, controls)
     except BadRow as error:
         fault, begins, openings, ending = str(error), False, (), Ending((), (END_OF_TEXT,))
+    if (length := sum(len(stop.encode()) for stop in ending.stops)) > LONGEST_STOPS:
+        raise UserError(f"--template {path}: the text that it ends an answer with has {length} bytes, of at most "
+                        f"{LONGEST_STOPS}; correct the template")
     made = JinjaTemplate(path, template.fingerprint, begins, openings, ending, controls, renderings, fault)
     weakref.finalize(made, renderer.close)
     return made

@@ -5,16 +5,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-from src.checked_json import BadJson, parse_json
+from src.checked_json import BadJson, Texts, parse_json
 from src.console import short
 from src.data.jinja_template import jinja_template
-from src.data.templates import CLASSIC, TEMPLATES, Ending, Template
+from src.data.templates import CLASSIC, LONGEST_STOPS, TEMPLATES, Ending, Template
 from src.data.thinking import LOSS_ON
 from src.errors import UserError
 from src.tokenizer import Tokenizer, load_tokenizer
 
 # What a sidecar records of a template.
-RECORDED = {"name": str, "fingerprint": str, "stops": [str], "controls": [str], "opening": str, "collapses": bool}
+RECORDED = {"name": str, "fingerprint": str, "stops": Texts(LONGEST_STOPS), "controls": Texts(LONGEST_STOPS), "opening": str,
+            "collapses": bool}
 _G1 = re.compile(r"(?:^|[^a-z])g[01](?:[a-z][0-9]*)?(?:[^a-z0-9]|$)", re.IGNORECASE)
 # Fields that every sidecar of a generated CSV has, and other files don't.
 REJECTS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}

@@ -22,6 +22,9 @@ from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, clean, prompt_
 from src.data.faults import BadRow
 from src.tokenizer.base import END_OF_TEXT
 
+# Bytes of all texts that end an answer: each takes a row of generation's automaton, which has a column for each token.
+LONGEST_STOPS = 1000
+
 
 class Piece(NamedTuple):
     """A stretch of a conversation's text, or a control word that becomes one token."""

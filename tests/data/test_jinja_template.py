@@ -117,6 +117,16 @@ def test_an_opening_and_an_end_by_token(template):
         made.conversation([*TURNS[1:], Turn(ASSISTANT, "Yes.")], 1)
 
 
+def test_a_text_that_ends_an_answer_is_not_longer_than_generation_can_stop_at(template):
+    for length in (1000, 1001):
+        source = CHATML.replace("<|im_end|>", "." * length)
+        if length == 1000:
+            assert template(source).ending.stops == ("." * length,)
+        else:
+            with pytest.raises(UserError, match="ends an answer with has 1001 bytes, of at most 1000"):
+                template(source)
+
+
 def test_control_words_in_texts_stay_text(template):
     made = template(RWKV.replace("\n\n", "{{ eos_token }}"))
     turns = [Turn(HUMAN, f"What is {END_OF_TEXT}?"), Turn(ASSISTANT, f"It is {END_OF_TEXT}, twice: {END_OF_TEXT}.")]
