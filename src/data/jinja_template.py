@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from string import ascii_lowercase
 
+from src.console import say
 from src.data.chat_template import read_chat_template
 from src.data.conversation import ASSISTANT, HUMAN, ROLES, SYSTEM, Turn, untouched
 from src.data.faults import BadRow
@@ -19,7 +20,7 @@ from src.data.rendering import ChatTemplate, Fault, Job, Renderer
 from src.data.templates import LONGEST_STOPS, Ending, Piece
 from src.errors import UserError
 from src.tokenizer import Tokenizer
-from src.tokenizer.base import END_OF_TEXT
+from src.tokenizer.base import END_OF_TEXT, END_OF_TEXT_IN_RWKV
 
 # Texts that no data have: of an answer, and of the two questions around it.
 _ANSWER, _QUESTION, _NEXT = ("".join(secrets.choice(ascii_lowercase) for _ in range(20)) for _ in range(3))
@@ -147,6 +148,8 @@ class JinjaTemplate:
 def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
     """The template of a file. One that can't render a question and its answer has a fault, which each row then reports.
 
+    A note on stderr says where RWKV's name for the end of text becomes plain text, since the tokenizer has no such token.
+
     Raises UserError for a file that is no chat template, or that names tokens which the tokenizer lacks.
     """
     template = read_chat_template(path)
@@ -162,6 +165,9 @@ def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
     if (length := sum(len(stop.encode()) for stop in ending.stops)) > LONGEST_STOPS:
         raise UserError(f"--template {path}: the text that it ends an answer with has {length} bytes, of at most "
                         f"{LONGEST_STOPS}; correct the template")
+    if END_OF_TEXT_IN_RWKV in template.source and END_OF_TEXT_IN_RWKV not in controls.words:
+        say(f"note: --template {path}: {END_OF_TEXT_IN_RWKV} is plain text with --tokenizer {tokenizer.name}, which has no such "
+            "token; write {{ eos_token }} in its place for the end of text")
     made = JinjaTemplate(path, template.fingerprint, begins, openings, ending, controls, renderings, fault)
     weakref.finalize(made, renderer.close)
     return made

@@ -236,6 +236,15 @@ def test_another_loss_on_than_the_adapters_is_reported(call, good, fails, tmp_pa
             assert differing(EVALUATE, pairs=saves["all"]) == told
 
 
+def test_a_note_on_a_template_is_told_once_a_run(call, good, tmp_path):
+    (tmp_path / "end.jinja").write_text(CHATML.replace("<|im_end|>", "<|rwkv_tokenizer_end_of_text|>"))
+    pairs = good(PREPARE)["--input_csv"]
+    flags = good(TRAIN) | {"--rlhf_train_file": None, "--sft": "1", "--train_data_file": pairs, "--eval_file": pairs,
+                           "--template": str(tmp_path / "end.jinja")}
+    code, err = call(TRAIN, words_of(flags))
+    assert code == 0 and err.count("<|rwkv_tokenizer_end_of_text|> is plain text") == 1, err
+
+
 def test_fingerprints_stay_what_they_are():
     """Files record them: a change of these is a change of what templates do, and older files then count as another's."""
     assert {name: TEMPLATES[name].fingerprint[:8] for name in ("classic", "g1", "g1-think", "g1-fakethink")} == {

@@ -181,6 +181,21 @@ def test_a_control_token_that_the_tokenizer_lacks(template, tmp_path):
         template(RWKV, tokenizer, bos_token="<s>", eos_token="<|endoftext|>")
 
 
+@pytest.mark.parametrize(("tokenizer", "words"), [
+    ("bytes", "note: --template {path}: <|rwkv_tokenizer_end_of_text|> is plain text with --tokenizer bytes, which has no such "
+              "token; write {{{{ eos_token }}}} in its place for the end of text\n"), ("world", "")])
+def test_rwkvs_end_of_text_on_a_tokenizer_without_it(template, capsys, tokenizer, words):
+    source = CHATML.replace("<|im_end|>", "<|rwkv_tokenizer_end_of_text|>")
+    made = template(source, load_tokenizer(tokenizer))
+    assert capsys.readouterr().err == words.format(path=made.name)
+    assert made.ending.controls == (() if words else (END_OF_TEXT,))
+    # Named as a special token, or written by its name, it is the tokenizer's own.
+    for same, named in ((CHATML.replace("<|im_end|>", "{{ eos_token }}"), {}),
+                        (source, {"eos_token": "<|rwkv_tokenizer_end_of_text|>"})):
+        assert template(same, load_tokenizer(tokenizer), **named).ending.controls == (END_OF_TEXT,)
+    assert capsys.readouterr().err == ""
+
+
 def test_the_fingerprint_is_that_of_source_and_special_tokens(template):
     prints = {template(source, **special).fingerprint for source in (CHATML, RWKV)
               for special in ({}, {"bos_token": "<s>"}, {"bos_token": "<s>", "eos_token": "</s>"})}
