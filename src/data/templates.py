@@ -76,6 +76,10 @@ class Template(Protocol):
         """Whether there are turns that it can't render."""
 
     @property
+    def answers_apart(self) -> bool:
+        """Whether prompts show earlier answers otherwise than as they were written, so that each is trained in its own text."""
+
+    @property
     def turn_openings(self) -> tuple[str, ...]:
         """What comes before the text of a turn; an answer that has one inside can be mistaken for several turns."""
 
@@ -122,6 +126,10 @@ class NamedTurns:
     @property
     def can_refuse(self) -> bool:
         return bool(self.opening)
+
+    @property
+    def answers_apart(self) -> bool:
+        return bool(self.request or (self.opening and not self.ending.opening))
 
     @property
     def turn_openings(self) -> tuple[str, ...]:

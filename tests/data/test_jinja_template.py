@@ -170,7 +170,7 @@ def test_turns_that_change_later(template):
                     "{% endif %}|{% endfor %}")
     turns = [Turn(HUMAN, "a"), Turn(ASSISTANT, "b"), Turn(HUMAN, "c"), Turn(ASSISTANT, "d")]
     assert made.conversation(turns, 3)
-    with pytest.raises(BadRow, match="rendered otherwise .* once further turns follow"):
+    with pytest.raises(BadRow, match="renders otherwise once further turns follow"):
         made.conversation(turns, 1)
 
 
