@@ -145,7 +145,6 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
     """`trained`: what the adapter records of its training data."""
     path = config.pairs
     reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))
-    usable(reading, config.skip_bad_rows)
     if "thumbs" in (reading.facts or {}):
         raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs, or prepare "
                         "it with rlhf_dpo_generate_save.py as --eval_file of train.py --loss kto, which measures them")

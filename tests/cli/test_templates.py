@@ -135,6 +135,14 @@ def test_a_template_that_fails_is_one_line_with_the_row(fails, tmp_path, script,
         assert "row 8" in err  # What is 7 plus 7? It is 14.
 
 
+def test_evaluating_names_all_rows_that_can_not_be_used_at_once(fails, tmp_path):
+    """Those that can't be read, and those that the template can't render."""
+    rows = [{"prompt": "a", "chosen": "", "rejected": "b"}, {"prompt": "a", "chosen": "b", "rejected": "<think>c</think>d"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fails(EVALUATE, {"--pairs": tmp_path / "rows.jsonl", "--template": "g1-fakethink"}, "2 of 2 rows can't be used",
+          "empty chosen answer: row 1", "answer with thinking: row 2")
+
+
 @pytest.mark.parametrize("script", [GENERATE, PREPARE, TRAIN, EVALUATE])
 def test_a_name_that_is_no_template(fails, script):
     fails(script, {"--template": "g2"}, "--template", "classic, g1, g1-think", "'g2'")
