@@ -1,13 +1,15 @@
 """Reads untrusted JSON: within limits, and of the expected shape.
 
 A shape describes a value: a type (`float` takes whole numbers too, `object` takes anything), a tuple of alternative shapes,
-`None` for null, `[shape]` for a list, `{str: shape}` for an object with any keys, and `{"key": shape, "key?": shape}` for an
-object with these keys, those with a question mark being optional; other keys are accepted.
+`None` for null, `[shape]` for a list, `Texts(most)` for a list of texts of at most so many bytes together, `{str: shape}` for an
+object with any keys, and `{"key": shape, "key?": shape}` for an object with these keys, those with a question mark being
+optional; other keys are accepted.
 """
 
 import json
 import math
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,13 @@ _LARGE = re.compile(r"[0-9]{19}|[eE][+-]?[0-9]{3}")
 _LONGEST_NAME = 60  # in a message
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
           type(None): "null"}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A shape, see above."""
+
+    most: int
 
 
 class BadJson(ValueError):
@@ -92,6 +101,11 @@ def _misfit(value: Any, shape: Any) -> tuple[str, str] | None:
         for place, item in enumerate(value):
             if (found := _misfit(item, shape[0])) is not None:
                 return f"[{place}]{found[0]}", found[1]
+    elif isinstance(shape, Texts):
+        if (found := _misfit(value, [str])) is not None:
+            return found
+        if (length := sum(len(text.encode(errors="surrogatepass")) for text in value)) > shape.most:
+            return "", f"holds texts of {length} bytes, of at most {shape.most}"
     elif isinstance(shape, dict):
         return _misfit_in_object(value, shape)
     return None
@@ -115,6 +129,8 @@ def _fits(value: Any, shape: Any) -> bool:
         return True
     if shape is None:
         return value is None
+    if isinstance(shape, Texts):
+        return isinstance(value, list)
     if isinstance(shape, list | dict):
         return isinstance(value, type(shape))
     if shape in (int, float):
@@ -123,7 +139,7 @@ def _fits(value: Any, shape: Any) -> bool:
 
 
 def _expected(shape: Any) -> str:
-    return _NAMES[shape if isinstance(shape, type) else type(shape)]
+    return _NAMES[shape if isinstance(shape, type) else list if isinstance(shape, Texts) else type(shape)]
 
 
 def _name(value: Any) -> str:

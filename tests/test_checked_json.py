@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.checked_json import DEEPEST, BadJson, parse_json
+from src.checked_json import DEEPEST, BadJson, Texts, parse_json
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers(-2**63, 2**63) | st.floats(allow_nan=False, allow_infinity=False)
                       | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
@@ -48,6 +48,9 @@ def test_just_within_the_limits():
     ('[{"layer": "3", "rank": 1, "alpha": 1, "parts": [1]}]', [ROW], r"\[0\]\.parts\[0\] is a whole number where text"),
     ('{"a": 1}', {str: (str, None)}, "a is a whole number where text or null is expected"),
     ("1", bool, "it is a whole number where true or false is expected"),
+    ('{"a": 3}', {"a": Texts(9)}, "a is a whole number where a list is expected"),
+    ('{"a": ["b", 3]}', {"a": Texts(9)}, r"a\[1\] is a whole number where text is expected"),
+    ('{"a": ["\u00e9", "\u00e9b"]}', {"a": Texts(4)}, "a holds texts of 5 bytes, of at most 4"),
 ])
 def test_shapes(text, shape, words):
     with pytest.raises(BadJson, match=words):
@@ -57,6 +60,7 @@ def test_shapes(text, shape, words):
 @pytest.mark.parametrize(("text", "shape"), [
     ('[{"layer": "3", "rank": 1, "alpha": 1, "more": [{}]}]', [ROW]), ("3", float),
     ("null", (None, int)), ('{"b": null}', {str: object}),
+    ('["\u00e9", "bc"]', Texts(4)), ("[]", Texts(0)), ("null", (None, Texts(1))),
     ('{"step": 1}', {"step": (int, None), "tokenizer?": str}),
 ])
 def test_what_fits(text, shape):

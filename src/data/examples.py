@@ -32,7 +32,7 @@ from src.data.columns import (
 )
 from src.data.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
 from src.data.faults import BadRow, Reading, report_reading, skipped_rows, usable
-from src.data.fit import fitted, render_ahead
+from src.data.fit import conversations, fitted, render_ahead
 from src.data.kinds import check_kind
 from src.data.packing import Text
 from src.data.read import read_table
@@ -69,8 +69,8 @@ class TextCounts:
 
     rows: int  # conversations, or documents
     trained: int  # tokens that have a loss
-    cut: int  # conversations that lost their beginning, or documents that were cut into pieces
-    dropped: int  # conversations left out, since an answer alone is longer than the limit
+    cut: int  # texts of conversations that lost their beginning, or documents that were cut into pieces
+    dropped: int  # texts of conversations left out, since an answer alone is longer than the limit
     changes: Changes  # texts that do not come back from their tokens as written
     skipped_rows: dict[str, Any]  # rows that can't be used: "count", and "rows" by kind
 
@@ -80,7 +80,8 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
     """Read a `.txt` of documents, a tokenized corpus (src/data/binidx.py), or a table (src/data/read.py) of documents, prompts
     with answers, or conversations.
 
-    A conversation over `max_len` tokens loses its beginning; one whose last answer alone is longer is dropped. A longer document
+    A conversation is one text, or one for each answer where the template renders earlier answers otherwise. Over `max_len` tokens
+    it loses its beginning; one whose last answer alone is longer is dropped. A longer document
     is cut into pieces of `max_len` inputs. Each piece begins with the last token of the piece before it, so that every token of
     the document except the first is predicted once. A document ends with the end-of-text token, and begins with it if the
     template's texts do.
@@ -120,17 +121,19 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, max_len: int, seed: int, 
                     texts.append(piece)
                 cut += len(pieces) > 1
                 continue
-            text, last = _tokenized(row, number, encoder, template, draw_form(template, generator), on_prompt, loss_on)
-            if last > max_len:
-                dropped += 1
-                continue
-            cut += len(text.tokens) > max_len
-            keep_first = template.begins_with_end_of_text and last < max_len
-            texts.append(Text(cut_beginning(text.tokens, max_len, keep_first), cut_beginning(text.trained, max_len, keep_first)))
+            form = draw_form(template, generator)
+            for _, turns, first in conversations(row, template):
+                text, last = _tokenized(Example(turns, first), number, encoder, template, form, on_prompt, loss_on)
+                if last > max_len:
+                    dropped += 1
+                    continue
+                cut += len(text.tokens) > max_len
+                keep_first = template.begins_with_end_of_text and last < max_len
+                texts.append(Text(*(cut_beginning(part, max_len, keep_first) for part in text)))
     trained = int(texts.losses().sum())
     if not trained:
-        raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(rows)} rows have an answer of over {max_len} "
-                        "tokens; raise --ctx_len")
+        raise UserError(f"{path}: nothing is left to train on: {dropped} of {len(texts) + dropped} texts have an answer of over "
+                        f"{max_len} tokens; raise --ctx_len")
     report_reading(reading)
     return texts, TextCounts(len(rows), trained, cut, dropped, encoder.changes(), skipped_rows(reading))
 

@@ -51,39 +51,63 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
 def render_ahead(template: Template, rows: Sequence[Any], at: int) -> None:
     """Call before row number `at` is rendered, if the rows are rendered in their order."""
     if template.can_refuse and at % AHEAD == 0:
-        template.render_ahead((turns, first) for row in rows[at:at + AHEAD] for _, turns, first in _conversations(row))
+        template.render_ahead((turns, first) for row in rows[at:at + AHEAD] for _, turns, first in conversations(row, template))
 
 
 def has_turn_inside(row: Any, template: Template) -> bool:
     """Whether an answer has what begins a turn of the template inside: a model that learns it runs on."""
-    answers = [template.ending.kept(turn.text) for _, turns, _ in _conversations(row) for turn in turns
+    answers = [template.ending.kept(turn.text) for _, turns, _ in conversations(row, template) for turn in turns
                if turn.speaker == ASSISTANT]
     return any(opening in text for opening in template.turn_openings for text in answers)
 
 
-def _conversations(row: Any) -> Iterator[tuple[str, list[Turn], int]]:
-    """For each answer's name, the turns that end in it, and the number of the first answer among them."""
+def conversations(row: Any, template: Template) -> Iterator[tuple[str, list[Turn], int]]:
+    """What is rendered of a row: its answer's name, the turns that end in it, and the number of the first answer among them.
+
+    Of a conversation all answers are in one text, or each has its own where the template needs it; nothing of a plain text.
+    """
     if isinstance(row, Row):
         before = prompt_turns(row.prompt)
         for part in ("chosen", "reject"):
             if (answer := getattr(row, part)).strip():
                 yield f"its {part}", [*before, Turn(ASSISTANT, answer)], len(before)
     elif not isinstance(row, str):
-        yield "its answer", row.turns, row.first
+        places = _places(row.turns, row.first)
+        if not template.answers_apart:
+            yield "its answer", row.turns, row.first
+        for number, at in enumerate(places if template.answers_apart else (), start=1):
+            if row.turns[at].trained:
+                yield _numbered("its answer", number, len(places)), row.turns[:at + 1], at
 
 
 def _answers(row: Any, template: Template, loss_on: str) -> list[str]:
     """The texts of the row's answers. Raises BadRow, beginning with the answer, if the template can't render one."""
     texts: list[str] = []
-    for part, turns, first in _conversations(row):
-        if template.can_refuse:
-            try:
-                template.conversation(turns, first)
-            except BadRow as fault:
-                raise BadRow(fault.kind, f"{part} {fault}") from None
-        answers = [turn for turn in turns[first:] if turn.speaker == ASSISTANT]
-        for turn in answers if loss_on == "answer" else []:
-            if turn.trained:
-                check_thinking(turn.text, part)
-        texts += [turn.text for turn in answers]
+    for part, turns, first in conversations(row, template):
+        places = _places(turns, first)
+        for number, at in enumerate(places, start=1):
+            name = _numbered(part, number, len(places))
+            _check(template, turns[:at + 1], at, name)
+            if loss_on == "answer" and turns[at].trained:
+                check_thinking(turns[at].text, name)
+            texts.append(turns[at].text)
+        if len(places) > 1:
+            _check(template, turns, first, "its conversation")
     return texts
+
+
+def _check(template: Template, turns: Sequence[Turn], first: int, what: str) -> None:
+    if template.can_refuse:
+        try:
+            template.conversation(turns, first)
+        except BadRow as fault:
+            raise BadRow(fault.kind, f"{what} {fault}") from None
+
+
+def _places(turns: Sequence[Turn], first: int) -> list[int]:
+    """The numbers of the answers among the turns."""
+    return [at for at in range(first, len(turns)) if turns[at].speaker == ASSISTANT]
+
+
+def _numbered(name: str, number: int, of: int) -> str:
+    return f"{name} {number}" if of > 1 else name

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from string import ascii_lowercase
 
+from src.console import say
 from src.data.chat_template import read_chat_template
 from src.data.conversation import ASSISTANT, HUMAN, ROLES, SYSTEM, Turn, untouched
 from src.data.faults import BadRow
 from src.data.rendering import ChatTemplate, Fault, Job, Renderer
-from src.data.templates import Ending, Piece
+from src.data.templates import LONGEST_STOPS, Ending, Piece
 from src.errors import UserError
 from src.tokenizer import Tokenizer
-from src.tokenizer.base import END_OF_TEXT
+from src.tokenizer.base import END_OF_TEXT, END_OF_TEXT_IN_RWKV
 
 # Texts that no data have: of an answer, and of the two questions around it.
 _ANSWER, _QUESTION, _NEXT = ("".join(secrets.choice(ascii_lowercase) for _ in range(20)) for _ in range(3))
@@ -88,6 +89,7 @@ class JinjaTemplate:
     name: str
     fingerprint: str
     begins_with_end_of_text: bool
+    answers_apart: bool
     turn_openings: tuple[str, ...]
     ending: Ending
     controls: _Controls
@@ -140,12 +142,14 @@ class JinjaTemplate:
             raise BadRow("answer does not follow", f"does not follow the prompt as --template {self.name} renders it, which ends "
                                                    f"in {prompt[-40:]!r}; correct the template, or the answer")
         if not whole.startswith(text):
-            raise BadRow("turns change", f"is rendered otherwise by --template {self.name} once further turns follow; train only "
-                                         "on last answers, or correct the template")
+            raise BadRow("turns change", f"has an answer that --template {self.name} renders otherwise once further turns "
+                                         "follow; train only on last answers, or correct the template")
 
 
 def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
     """The template of a file. One that can't render a question and its answer has a fault, which each row then reports.
+
+    A note on stderr says where RWKV's name for the end of text becomes plain text, since the tokenizer has no such token.
 
     Raises UserError for a file that is no chat template, or that names tokens which the tokenizer lacks.
     """
@@ -156,24 +160,30 @@ def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
     renderings = _Renderings(renderer, controls)
     fault = ""
     try:
-        begins, openings, ending = _learned(renderings, controls)
+        begins, apart, openings, ending = _learned(renderings, controls)
     except BadRow as error:
-        fault, begins, openings, ending = str(error), False, (), Ending((), (END_OF_TEXT,))
-    made = JinjaTemplate(path, template.fingerprint, begins, openings, ending, controls, renderings, fault)
+        fault, begins, apart, openings, ending = str(error), False, False, (), Ending((), (END_OF_TEXT,))
+    if (length := sum(len(stop.encode()) for stop in ending.stops)) > LONGEST_STOPS:
+        raise UserError(f"--template {path}: the text that it ends an answer with has {length} bytes, of at most "
+                        f"{LONGEST_STOPS}; correct the template")
+    if END_OF_TEXT_IN_RWKV in template.source and END_OF_TEXT_IN_RWKV not in controls.words:
+        say(f"note: --template {path}: {END_OF_TEXT_IN_RWKV} is plain text with --tokenizer {tokenizer.name}, which has no such "
+            "token; write {{ eos_token }} in its place for the end of text")
+    made = JinjaTemplate(path, template.fingerprint, begins, apart, openings, ending, controls, renderings, fault)
     weakref.finalize(made, renderer.close)
     return made
 
 
-def _learned(renderings: _Renderings, controls: _Controls) -> tuple[bool, tuple[str, ...], Ending]:
-    """Whether texts begin with the end of text, what comes before the text of a turn, and what ends an answer, from a question
-    with its answer, and with another question after it. Raises BadRow if they can't be rendered."""
+def _learned(renderings: _Renderings, controls: _Controls) -> tuple[bool, bool, tuple[str, ...], Ending]:
+    """Whether texts begin with the end of text, whether answers are rendered otherwise once turns follow, what comes before the
+    text of a turn, and what ends an answer, from a question with its answer, and with another question after it. Raises BadRow if
+    they can't be rendered."""
     turns = [Turn(HUMAN, _QUESTION), Turn(ASSISTANT, _ANSWER), Turn(HUMAN, _NEXT)]
     try:
         prompt, whole, longer = renderings.texts([(turns[:1], True), (turns[:2], False), (turns, False)])
     except BadRow:  # some need a system message
-        system = Turn(SYSTEM, "You answer questions.")
-        prompt, whole, longer = renderings.texts([
-            ([system, *turns[:end]], open_answer) for end, open_answer in ((1, True), (2, False), (3, False))])
+        turns = [Turn(SYSTEM, "You answer questions."), *turns]
+        prompt, whole, longer = renderings.texts([(turns[:2], True), (turns[:3], False), (turns, False)])
     before, *after = whole.split(_ANSWER)
     if len(after) != 1:
         raise BadRow("not rendered", f"an answer is rendered {len(after)} times, where it must be exactly once")
@@ -181,8 +191,20 @@ def _learned(renderings: _Renderings, controls: _Controls) -> tuple[bool, tuple[
     opening = following.rstrip()
     openings = (opening,) if opening and not any(piece.is_control for piece in controls.pieces(opening, False, True)) else ()
     first = controls.pieces(prompt, False, True)[0]
-    return (first.is_control and first.text == END_OF_TEXT, openings,
+    apart = not longer.startswith(whole) or _changes_thinking(renderings, turns)
+    return (first.is_control and first.text == END_OF_TEXT, apart, openings,
             _ending(controls, after[0], following, prompt[len(before):]))
+
+
+def _changes_thinking(renderings: _Renderings, turns: Sequence[Turn]) -> bool:
+    """Whether an answer with a thinking part, before the last of the turns, is rendered otherwise because of that one."""
+    *start, answer, question = turns
+    thinks = answer._replace(text=f"<think>\n{_ANSWER}\n</think>\n\n{_ANSWER}")
+    try:
+        whole, longer = renderings.texts([([*start, thinks], False), ([*start, thinks, question], False)])
+    except BadRow:
+        return False
+    return not longer.startswith(whole)
 
 
 def _ending(controls: _Controls, end: str, following: str, opening: str) -> Ending:

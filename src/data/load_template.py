@@ -1,18 +1,21 @@
-"""From --template to a `Template`, and what files record of it, so that later steps can compare."""
+"""From --template to a `Template`, and what files record of it and of --loss_on, so that later steps can compare."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from src.checked_json import BadJson, parse_json
+from src.checked_json import BadJson, Texts, parse_json
+from src.console import short
 from src.data.jinja_template import jinja_template
-from src.data.templates import CLASSIC, TEMPLATES, Ending, Template
+from src.data.templates import CLASSIC, LONGEST_STOPS, TEMPLATES, Ending, Template
+from src.data.thinking import LOSS_ON
 from src.errors import UserError
 from src.tokenizer import Tokenizer, load_tokenizer
 
 # What a sidecar records of a template.
-RECORDED = {"name": str, "fingerprint": str, "stops": [str], "controls": [str], "opening": str, "collapses": bool}
+RECORDED = {"name": str, "fingerprint": str, "stops": Texts(LONGEST_STOPS), "controls": Texts(LONGEST_STOPS), "opening": str,
+            "collapses": bool}
 _G1 = re.compile(r"(?:^|[^a-z])g[01](?:[a-z][0-9]*)?(?:[^a-z0-9]|$)", re.IGNORECASE)
 # Fields that every sidecar of a generated CSV has, and other files don't.
 REJECTS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
@@ -36,19 +39,23 @@ def recorded_in(sidecar: dict[str, Any] | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else recorded(CLASSIC)
 
 
-def recorded_in_adapter(extra: dict[str, Any], path: str | Path) -> dict[str, Any] | None:
-    """The template that an adapter was trained with; None if it does not say. Raises UserError if the record is damaged."""
-    if "template" not in extra:
-        return None
+def loss_on_in(sidecar: dict[str, Any] | None) -> str:
+    """The --loss_on that a sidecar records; in files from before there was one, whole answers have a loss."""
+    return (sidecar or {}).get("loss_on", LOSS_ON[0])
+
+
+def recorded_in_adapter(extra: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The "template" and "loss_on" that an adapter was trained with, as far as it says. Raises UserError if that is damaged."""
+    found = {name: extra[name] for name in ("template", "loss_on") if name in extra}
     try:
-        return parse_json(json.dumps(extra["template"]), RECORDED)
+        return parse_json(json.dumps(found), {"template?": RECORDED, "loss_on?": str})
     except BadJson as error:
-        raise UserError(f"{path}: what it records of its template is damaged ({error}); save it again") from None
+        raise UserError(f"{path}: what it records of its training data is damaged ({error}); save it again") from None
 
 
-def template_of_adapter(adapter: str | Path | None, trained: dict[str, Any] | None) -> str:
+def template_of_adapter(adapter: str | Path | None, trained: dict[str, Any]) -> str:
     """The --template for data that an adapter is used on. Raises UserError if it was trained with a file that is not there."""
-    name = trained["name"] if trained else CLASSIC.name
+    name = trained["template"]["name"] if "template" in trained else CLASSIC.name
     if name not in TEMPLATES and not Path(name).is_file():
         raise UserError(f"--template: the adapter {adapter} was trained with the chat template {name}, which is not there; give "
                         "its file")
@@ -82,17 +89,28 @@ def check_template(name: str | None, record: dict[str, Any], path: str, tokenize
 
 
 def model_note(checkpoint: str | None, used: dict[str, Any]) -> list[str]:
-    """A line where a checkpoint is a G1 model by its name and the template used is `classic`."""
-    if checkpoint is None or not _G1.search(Path(checkpoint).name) or difference(used, recorded(CLASSIC)):
+    """A line where a checkpoint is a G1 model by its name, or by that of its folder, and the template used is `classic`."""
+    if checkpoint is None or difference(used, recorded(CLASSIC)):
         return []
-    return [f"note: {checkpoint} is a G1 model by its name, and --template classic is not what G1 models are trained on; "
+    folder = Path(checkpoint).absolute().parent.name
+    if _G1.search(Path(checkpoint).name):
+        whose = "its name"
+    elif _G1.search(folder) and "rwkv" in folder.lower():  # a folder may be called g1 for any reason
+        whose = "its folder's name"
+    else:
+        return []
+    return [f"note: {checkpoint} is a G1 model by {whose}, and --template classic is not what G1 models are trained on; "
             "--template g1 (or g1-think, g1-fakethink) is, see docs/templates.md"]
 
 
-def adapter_note(adapter: str | Path | None, trained: dict[str, Any] | None, used: dict[str, Any]) -> list[str]:
-    """A line where the adapter was trained with another template than the one used now."""
-    found = difference(trained, used) if trained else None
-    return [f"warning: the adapter {adapter} was trained with --template {found} as the data are now"] if found else []
+def adapter_notes(adapter: str | Path | None, trained: dict[str, Any], template: dict[str, Any], loss_on: str) -> list[str]:
+    """A line each where the adapter was trained with another template, or another --loss_on, than the data have now."""
+    found = difference(trained["template"], template) if "template" in trained else None
+    lines = [f"warning: the adapter {adapter} was trained with --template {found} as the data are now"] if found else []
+    if trained.get("loss_on", loss_on) != loss_on:
+        found = f"{short(trained['loss_on'])}, not {short(loss_on)}"
+        lines.append(f"warning: the adapter {adapter} was trained with --loss_on {found} as the data are now")
+    return lines
 
 
 def rejects_note(path: str, template: Template) -> list[str]:

@@ -28,8 +28,10 @@ def pair_as_read(pair: TokenPair, tokenizer: Tokenizer, max_len: int, keep_first
 
 
 def print_pair(shown: dict[str, Any]) -> None:
-    """On stderr, in a terminal with colours: chosen green, reject red, what carries the loss underlined."""
+    """On stderr, in a terminal with colours: chosen green, reject red, what carries the loss underlined; a thumb's one answer."""
     for name, style in _STYLES.items():
+        if name != "prompt" and not shown[name]:
+            continue
         line = Text(f"{name:7}")
         for number, token in enumerate(shown[name]):
             has_loss = name != "prompt" and number >= shown["no_loss"][name]

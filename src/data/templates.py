@@ -22,6 +22,9 @@ from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, clean, prompt_
 from src.data.faults import BadRow
 from src.tokenizer.base import END_OF_TEXT
 
+# Bytes of all texts that end an answer: each takes a row of generation's automaton, which has a column for each token.
+LONGEST_STOPS = 1000
+
 
 class Piece(NamedTuple):
     """A stretch of a conversation's text, or a control word that becomes one token."""
@@ -73,6 +76,10 @@ class Template(Protocol):
         """Whether there are turns that it can't render."""
 
     @property
+    def answers_apart(self) -> bool:
+        """Whether prompts show earlier answers otherwise than as they were written, so that each is trained in its own text."""
+
+    @property
     def turn_openings(self) -> tuple[str, ...]:
         """What comes before the text of a turn; an answer that has one inside can be mistaken for several turns."""
 
@@ -119,6 +126,10 @@ class NamedTurns:
     @property
     def can_refuse(self) -> bool:
         return bool(self.opening)
+
+    @property
+    def answers_apart(self) -> bool:
+        return bool(self.request or (self.opening and not self.ending.opening))
 
     @property
     def turn_openings(self) -> tuple[str, ...]:

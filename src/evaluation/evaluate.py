@@ -17,9 +17,10 @@ from src.console import printable, say, show
 from src.data.faults import report_reading, skipped_rows, usable
 from src.data.fit import fitted
 from src.data.load_template import (
-    adapter_note,
+    adapter_notes,
     check_template,
     load_template,
+    loss_on_in,
     model_note,
     recorded,
     recorded_in,
@@ -37,6 +38,7 @@ from src.files import atomic_write, check_output, json_text
 from src.kernels import recycle_memory
 from src.model import RWKV, build_model
 from src.numbers import STRENGTH
+from src.preference.loss import LOSSES, needs_reference
 from src.preference.pairs import check_sidecar, has_references, load_pairs
 from src.preference.reference import reference_log_probs
 from src.progress import progress_bar
@@ -133,7 +135,7 @@ def _shown(value: float | None, form: str) -> str:
 def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
            made_with: dict[str, Any], adapter: Adapter | None) -> tuple[TokenPairs, np.ndarray | None, dict[str, Any]]:
     """The pairs, their cached references if the file has them, and facts on both for the report."""
-    trained = recorded_in_adapter(adapter.extra, adapter.path) if adapter else None
+    trained = recorded_in_adapter(adapter.extra, adapter.path) if adapter else {}
     if config.pairs.lower().endswith(".save"):
         return _prepared_pairs(config, dimensions, base, made_with, trained)
     pairs, facts = _pairs_of_texts(config, dimensions, trained)
@@ -141,13 +143,13 @@ def _pairs(config: EvaluateConfig, dimensions: Dimensions, base: str,
 
 
 def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
-                    trained: dict[str, Any] | None) -> tuple[TokenPairs, dict[str, Any]]:
-    """`trained`: the template that the adapter was trained with."""
+                    trained: dict[str, Any]) -> tuple[TokenPairs, dict[str, Any]]:
+    """`trained`: what the adapter records of its training data."""
     path = config.pairs
     reading = read_pairs(path, require_reject=True, rule=pair_rule(config.list_pairs, config.min_gap))
-    usable(reading, config.skip_bad_rows)
     if "thumbs" in (reading.facts or {}):
-        raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs")
+        raise UserError(f"{path}: holds single answers with a thumb, of which nothing here is measured; give pairs, or prepare "
+                        "it with rlhf_dpo_generate_save.py as --eval_file of train.py --loss kto, which measures them")
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     template = load_template(config.template or template_of_adapter(config.adapter, trained), tokenizer)
     reading = fitted(reading, template, config.loss_on)
@@ -156,24 +158,25 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
                                    config.loss_on)
     report_reading(reading)
     used = recorded(template)
-    for note in (*model_note(config.load_model, used), *adapter_note(config.adapter, trained, used),
+    for note in (*model_note(config.load_model, used), *adapter_notes(config.adapter, trained, used, config.loss_on),
                  *rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap})):
         say(note)
     report.changes.report(path, tokenizer.name)
-    return pairs, {"references": None, "tokenizer": tokenizer.name, "template": template.name, "cut": report.cut,
-                   "left_out": report.dropped, "changed_texts": report.changes.texts,
+    return pairs, {"references": None, "tokenizer": tokenizer.name, "template": used, "loss_on": config.loss_on,
+                   "cut": report.cut, "left_out": report.dropped, "changed_texts": report.changes.texts,
                    "skipped_rows": skipped_rows(reading), **(reading.facts or {})}
 
 
 def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, made_with: dict[str, Any],
-                    trained: dict[str, Any] | None) -> tuple[TokenPairs, np.ndarray | None, dict[str, Any]]:
+                    trained: dict[str, Any]) -> tuple[TokenPairs, np.ndarray | None, dict[str, Any]]:
     path = config.pairs
     loaded, sidecar, left_out = load_pairs(path, dimensions.vocab_size, config.rlhf_max_corpus_len)
-    template = recorded_in(sidecar)
-    facts = {"references": None, "tokenizer": sidecar.get("tokenizer") if sidecar else None, "template": template["name"],
-             "left_out": sum(left_out.values())}
-    check_template(config.template, template, path, facts["tokenizer"], dimensions.vocab_size)
-    for note in (*model_note(config.load_model, template), *adapter_note(config.adapter, trained, template)):
+    template, loss_on = recorded_in(sidecar), loss_on_in(sidecar)
+    tokenizer = sidecar.get("tokenizer") if sidecar else None
+    facts: dict[str, Any] = {"references": None, "tokenizer": tokenizer, "template": template, "loss_on": loss_on,
+                             "left_out": sum(left_out.values())}
+    check_template(config.template, template, path, tokenizer, dimensions.vocab_size)
+    for note in (*model_note(config.load_model, template), *adapter_notes(config.adapter, trained, template, loss_on)):
         say(note)
     pairs = loaded.tokens
     if not has_references(loaded, sidecar):
@@ -206,11 +209,18 @@ def _log_probs(model: RWKV, pairs: TokenPairs, config: EvaluateConfig, what: str
 
 
 def _beta_of(adapter: Adapter | None) -> float:
-    """The beta that the adapter was trained with; UserError if the file has something else there."""
-    if adapter is None or (beta := adapter.extra.get("dpo_beta")) is None:
+    """The beta of the loss that the adapter was trained with; UserError if the file has something else there.
+
+    Losses without a reference have none for these margins, nor has `--sft 1`.
+    """
+    if adapter is None:
+        return DEFAULT_BETA
+    loss = adapter.extra.get("loss", "dpo")
+    name = LOSSES[loss].settings["beta"].name if isinstance(loss, str) and loss in LOSSES and needs_reference(loss) else None
+    if name is None or (beta := adapter.extra.get(name)) is None:
         return DEFAULT_BETA
     least, most = STRENGTH  # the range of --dpo_beta
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not least <= beta <= most:
-        raise UserError(f"{adapter.path}: its dpo_beta is {json.dumps(beta)[:60]}, not a number from {least:g} to {most:g}; "
+        raise UserError(f"{adapter.path}: its {name} is {json.dumps(beta)[:60]}, not a number from {least:g} to {most:g}; "
                         "give it with --dpo_beta")
     return float(beta)

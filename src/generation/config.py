@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from src import values
 from src.data.faults import SKIP_BAD_ROWS
 from src.data.source import DATA_FORMATS
-from src.data.templates import Ending
+from src.data.templates import LONGEST_STOPS, Ending
 from src.errors import UserError
 from src.quantization.strategy import HELP, STRATEGY, Strategy
 from src.settings import NEEDED, RESOLVED, flag, group
@@ -14,8 +14,6 @@ from src.tokenizer.base import END_OF_TEXT
 _ROWS = values.whole(1, 10**5)
 _BATCH_SIZE = values.Reader(lambda text: None if text == "auto" else _ROWS(text), f"auto, or {_ROWS.takes}")
 _STOP = values.Reader(lambda text: values.words(text).replace(r"\n", "\n"), "text")
-# Bytes of all stops: each takes a row of the automaton, which has a column for each token.
-LONGEST_STOPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)

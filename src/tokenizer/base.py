@@ -7,6 +7,8 @@ from src.errors import UserError
 
 # The control word that every tokenizer knows: the token that ends a text.
 END_OF_TEXT = "<|endoftext|>"
+# Its name in Hugging Face's conversions of RWKV models.
+END_OF_TEXT_IN_RWKV = "<|rwkv_tokenizer_end_of_text|>"
 
 
 class Tokenizer(Protocol):

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from src.errors import UserError
-from src.tokenizer.base import END_OF_TEXT, require_known
+from src.tokenizer.base import END_OF_TEXT, END_OF_TEXT_IN_RWKV, require_known
 
 VOCABULARY_FILE = "rwkv_vocab_v20230424.txt"
 WORLD_ROWS = 65536
@@ -32,8 +32,7 @@ class WorldTokenizer:
 
     name = "world"
     end_of_text = 0
-    # The second is its name in Hugging Face's conversions of RWKV models.
-    control: Mapping[str, int] = MappingProxyType({END_OF_TEXT: 0, "<|rwkv_tokenizer_end_of_text|>": 0})
+    control: Mapping[str, int] = MappingProxyType({END_OF_TEXT: 0, END_OF_TEXT_IN_RWKV: 0})
     lossless = True
 
     def __init__(self, rows: int = WORLD_ROWS) -> None:

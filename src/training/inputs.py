@@ -15,9 +15,9 @@ from src.checkpoint.dimensions import Dimensions
 from src.console import say
 from src.data.binidx import corpus_at
 from src.data.examples import read_texts
-from src.data.load_template import check_template, difference, load_template, model_note, recorded, recorded_in
+from src.data.load_template import check_template, difference, load_template, loss_on_in, model_note, recorded, recorded_in
 from src.data.packing import Text
-from src.data.templates import CLASSIC
+from src.data.templates import CLASSIC, Template
 from src.errors import UserError
 from src.files import sha256
 from src.preference.kto import are_thumbs
@@ -25,7 +25,7 @@ from src.preference.loss import is_of_thumbs, needs_reference, without_reference
 from src.preference.pairs import check_sidecar, has_references, load_pairs
 from src.preference.stored import Pairs
 from src.quantization.linear import STRATEGY_SUFFIXES
-from src.tokenizer import load_tokenizer
+from src.tokenizer import Tokenizer, load_tokenizer
 from src.training.config import ModelSettings, StepSettings, TrainConfig
 
 
@@ -52,7 +52,7 @@ class Data:
 
     @property
     def loss_on(self) -> str:
-        return (self.sidecar or {}).get("loss_on", "all")
+        return self.facts.get("loss_on") or loss_on_in(self.sidecar)
 
     @property
     def sidecar(self) -> dict[str, Any] | None:
@@ -92,9 +92,13 @@ def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:
     held = how_quantized(settings, weights, config.model.quantization)
     lines: list[str] = []
 
+    if config.objective.sft:
+        tokenizer = load_tokenizer(config.data.tokenizer, dimensions.vocab_size)
+        template = load_template(config.data.template or CLASSIC.name, tokenizer)
+
     def read(path: str) -> Data:
         if config.objective.sft:
-            return training_texts(path, config, dimensions)
+            return training_texts(path, config, tokenizer, template)
         return training_pairs(path, config, dimensions, base, held, lines)
 
     train_file = config.data.train_data_file if config.objective.sft else config.data.rlhf_train_file
@@ -187,14 +191,13 @@ def _preparation(config: TrainConfig, held: dict[str, Any]) -> str:
     return f"--strategy '{device} {config.machine.precision}{STRATEGY_SUFFIXES[model.quantization]}'{profile}"
 
 
-def training_texts(path: str, config: TrainConfig, dimensions: Dimensions) -> Data:
+def training_texts(path: str, config: TrainConfig, tokenizer: Tokenizer, template: Template) -> Data:
     """Read the texts that `--sft 1` trains or is evaluated on, and summarize them on stderr."""
     max_len = config.data.rlhf_max_corpus_len
-    tokenizer = load_tokenizer(config.data.tokenizer, dimensions.vocab_size)
-    template = load_template(config.data.template or CLASSIC.name, tokenizer)
     texts, counts = read_texts(path, tokenizer, max_len, config.run.seed, config.objective.sft_on_prompt,
                                config.data.skip_bad_rows, template, config.data.loss_on)
     say(f"{path}: {counts.rows} rows make {len(texts)} texts, with a loss on {counts.trained} tokens; {counts.cut} cut "
         f"and {counts.dropped} dropped at {max_len} tokens")
     counts.changes.report(path, tokenizer.name)
-    return Data(path, texts, {"texts": len(texts), **asdict(counts), "tokenizer": tokenizer.name, "template": recorded(template)})
+    return Data(path, texts, {"texts": len(texts), **asdict(counts), "tokenizer": tokenizer.name, "template": recorded(template),
+                             "loss_on": config.data.loss_on})

@@ -25,7 +25,8 @@ class PreferenceModule(pl.LightningModule):
 
     # A checkpoint lacks the frozen base, which loading leaves as it is.
     strict_loading = False
-    # Of the last micro-batch, for metrics: its losses as `pair_losses` gives them, its share of the step, its input tokens.
+    # Of the last micro-batch, for metrics: its losses as `pair_losses` gives them, its share of the step, its input tokens with
+    # those of the forward passes before it.
     last_losses: dict[str, Tensor]
     last_share: float
     last_tokens: int
@@ -50,7 +51,9 @@ class PreferenceModule(pl.LightningModule):
             losses = pair_losses(self.model, packed, references, self.objective_now(), grad_cp=self.config.steps.grad_cp)
         loss = share * losses["loss"].sum()
         self.last_losses = {name: values.detach() for name, values in losses.items()}
-        self.last_share, self.last_tokens = share, len(packed.tokens)
+        # A process that is only kept busy (share 0) computes nothing of the step.
+        self.last_share = share
+        self.last_tokens = len(packed.tokens) + sum(len(other.tokens) for other, _, its_share in ahead if its_share)
         # Lightning divides each micro-batch's loss by accumulate_grad_batches, even where a step has fewer, and DDP and
         # DeepSpeed average gradients over the processes; the share already includes both.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
@@ -108,3 +111,12 @@ def objective_of(settings: ObjectiveSettings) -> Objective:
     numbers = {parameter: values[setting.name] for parameter, setting in loss.settings.items()}
     alpha = values[loss.sft_share.name] if loss.sft_share else 1.0
     return Objective(numbers, alpha, settings.sft_on_prompt, settings.loss)
+
+
+def recorded_objective(settings: ObjectiveSettings) -> dict[str, str | float]:
+    """What adapters record of it: the loss, "sft" with `--sft 1`, and by their names the flags that the loss takes."""
+    if settings.sft:
+        return {"loss": "sft"}
+    loss = LOSSES[settings.loss]
+    taken = [setting.name for setting in (*loss.settings.values(), loss.sft_share) if setting]
+    return {"loss": settings.loss, **{name: settings.of_the_losses[name] for name in taken}}

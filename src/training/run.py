@@ -11,7 +11,7 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from src.adapters.apply import apply_layer_profile, quantized_linears
 from src.adapters.files import adapter_tensors, load_adapter
 from src.console import say
-from src.data.load_template import adapter_note, recorded_in_adapter
+from src.data.load_template import adapter_notes, recorded_in_adapter
 from src.errors import UserError, out_of_memory
 from src.evaluation.picture import draw_curves, read_columns
 from src.evaluation.report import write_report
@@ -86,7 +86,7 @@ def _train(config: TrainConfig, environment: ClusterEnvironment, expected: dict[
     module = PreferenceModule(model, inputs.settings, config, total_steps)
     samples = _samples(folder, config, answer, inputs.held_out or inputs.train, inputs.dimensions.vocab_size)
     save, callbacks = make_callbacks(config, inputs.base_fingerprint, inputs.dimensions.version, total_steps, inputs.held_out,
-                                     samples, inputs.train.template)
+                                     samples, {"template": inputs.train.template, "loss_on": inputs.train.loss_on})
     if fit(config, environment, module, callbacks, batches, checkpoint, save).is_global_zero:
         finish(folder)
 
@@ -106,7 +106,7 @@ def _model(inputs: Inputs, config: TrainConfig) -> RWKV:
     if config.model.load_adapter:
         adapter = load_adapter(model, config.model.load_adapter, inputs.base_fingerprint)
         trained = recorded_in_adapter(adapter.extra, adapter.path)
-        inputs.lines.extend(adapter_note(adapter.path, trained, inputs.train.template))
+        inputs.lines.extend(adapter_notes(adapter.path, trained, inputs.train.template, inputs.train.loss_on))
     if config.steps.compile:
         for block in model.blocks:
             block.att.compile(dynamic=True)

@@ -16,7 +16,7 @@ from src.training.config import TrainConfig
 from src.training.inputs import Data
 from src.training.loggers import make_loggers
 from src.training.metrics import StepMetrics
-from src.training.module import PreferenceModule
+from src.training.module import PreferenceModule, recorded_objective
 from src.training.processes import Others, share_cores, starts_others
 from src.training.progress import ProgressBar
 from src.training.saving import CheckAdapter, SaveAdapters, explain
@@ -30,19 +30,18 @@ def quiet_lightning() -> None:
 
 
 def make_callbacks(config: TrainConfig, base: str, version: str, total_steps: int, held_out: Data | None,
-                   samples: Samples | None, template: dict[str, Any]) -> tuple[SaveAdapters, list[pl.Callback]]:
+                   samples: Samples | None, data: dict[str, Any]) -> tuple[SaveAdapters, list[pl.Callback]]:
     """The callback that saves, and all callbacks in order: what reports an epoch comes after the check of its adapter.
 
     Args:
         base, version: of the base, its fingerprint and RWKV's version.
-        template: what the adapters record of the data's template.
+        data: what the adapters record of the training data.
     """
-    folder, losses = Path(config.run.proj_dir), config.objective.of_the_losses
+    folder = Path(config.run.proj_dir)
     metrics = StepMetrics(folder)
     evaluation = HeldOut(folder, held_out) if held_out else None
     growing: list[LinesByEpoch] = [callback for callback in (evaluation, samples) if callback is not None]
-    save = SaveAdapters(folder, base, {"version": version, "loss": config.objective.loss, "dpo_beta": losses["dpo_beta"],
-                                       "dpo_alpha": losses["dpo_alpha"], "template": template}, growing)
+    save = SaveAdapters(folder, base, {"version": version, **recorded_objective(config.objective), **data}, growing)
     bar = ProgressBar(metrics, evaluation, total_steps)
     return save, [metrics, CheckAdapter(), *growing, bar, save, ReportWriter(folder)]
 

@@ -45,8 +45,13 @@ def test_an_adapter_whose_beta_is_none(call, good, fails, adapter, tmp_path, mon
 
 
 @pytest.mark.parametrize(("extra", "beta"), [('{"dpo_beta": 1}', 1.0), ('{"dpo_beta": 1e-6}', 1e-6), ('{"dpo_beta": null}', 0.01),
-                                             ("{}", 0.01)])
-def test_the_beta_of_an_adapter_is_taken(call, good, adapter, tmp_path, extra, beta):
+                                             ("{}", 0.01), ('{"loss": "ipo", "dpo_beta": 0.2, "kto_beta": 0.3}', 0.2),
+                                             ('{"loss": "kto", "dpo_beta": 0.2, "kto_beta": 0.3}', 0.3),
+                                             # Written before the losses' own flags were recorded; without a reference; of none.
+                                             ('{"loss": "kto", "dpo_beta": 0.2}', 0.01),
+                                             ('{"loss": "cpo", "cpo_beta": 0.3}', 0.01),
+                                             ('{"loss": "sft", "dpo_beta": 0.2}', 0.01), ('{"loss": ["dpo"]}', 0.01)])
+def test_the_beta_of_its_loss_is_taken_from_an_adapter(call, good, adapter, tmp_path, extra, beta):
     path = Path(shutil.copy(adapter, tmp_path / "a.safetensors"))
     rewrite(path, change_metadata=lambda metadata: metadata.update(extra=extra))
     assert call("evaluate", words_of(good("evaluate") | {"--adapter": str(path)}))[0] == 0

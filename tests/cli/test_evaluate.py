@@ -118,3 +118,13 @@ def test_single_answers_are_left_out_and_a_file_of_them_alone_is_refused(evaluat
     torch.save(pairs + torch.load(tmp_path / "thumbs.save", weights_only=True), tmp_path / "mixed.save")
     found, _ = evaluated({"--pairs": tmp_path / "mixed.save"})
     assert (found["pairs"], found["left_out"]) == (12, 24)
+
+
+def test_margins_are_of_the_beta_that_the_adapters_loss_used(evaluated, call, good, prepared, material, tmp_path):
+    prepare_csv(material / "x070.pth", material / "pairs.csv", tmp_path / "thumbs.save", unpair=True)
+    flags = good("train") | {"--rlhf_train_file": str(tmp_path / "thumbs.save"), "--loss": "kto", "--kto_beta": "0.3"}
+    assert call("train", words_of(flags))[0] == 0
+    found, _ = evaluated({"--adapter": tmp_path / "out" / "run" / "rwkv-final.safetensors"})
+    assert found["dpo_beta"] == 0.3
+    found, _ = evaluated({"--adapter": tmp_path / "out" / "run" / "rwkv-final.safetensors", "--dpo_beta": "0.5"})
+    assert found["dpo_beta"] == 0.5

@@ -72,6 +72,8 @@ def test_the_data_check_counts_them(call, good, files, form):
     if form == "thumbs":
         assert found["thumbs"] == {"up": 1, "down": 1} and "answers with a thumb: 1 up, 1 down\n" in err
         assert found["tokens"]["reject"]["min"] == found["tokens"]["chosen"]["min"] == 0
+        # Shown is a thumb up, which has no rejected answer.
+        assert "\nchosen │ │A│" in err and "\nreject" not in err and found["shown"]["reject"] == []
     else:
         assert found["lists"]["count"] == 2 and found["rows"] == found["lists"]["pairs"] == 1
 
@@ -79,6 +81,11 @@ def test_the_data_check_counts_them(call, good, files, form):
 @pytest.mark.parametrize(("form", "words"), [("thumbs", "single answers with a label"), ("lists", "lists of scored answers")])
 def test_no_rejects_are_written_for_them(fails, files, form, words):
     fails(GENERATE, {"--input_csv": files[form]}, files[form], words, "rlhf_dpo_generate_save.py")
+
+
+def test_what_measures_single_answers_is_told(fails, files):
+    fails(EVALUATE, {"--pairs": files["thumbs"]}, "single answers with a thumb",
+          "give pairs", "--eval_file of train.py --loss kto")
 
 
 def test_faulty_lists_are_counted_among_the_rows(fails, call, good, tmp_path):

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.adapters.files import read_adapter
+from src.data.load_template import model_note, recorded
 from src.data.templates import CLASSIC, TEMPLATES
+from tests.adapters.test_files import rewrite
 from tests.cli.conftest import SCRIPTS, words_of
 
 GENERATE, PREPARE, TRAIN, MERGE, EVALUATE = SCRIPTS
@@ -80,7 +83,9 @@ def test_what_one_script_writes_the_next_reads(call, good, tmp_path, chatml, nam
     for template, warned in ((None, False), ("classic", True)):
         code, err = call(EVALUATE, words_of(flags | {"--template": template}))
         assert code == 0 and (f"was trained with --template {name}" in err) is warned, err
-    assert json.loads((out / "o.json").read_text())["template"] == "classic"
+    assert json.loads((out / "o.json").read_text())["template"] == recorded(CLASSIC)
+    assert call(EVALUATE, words_of(good(EVALUATE) | {"--adapter": adapter, "--pairs": save}))[0] == 0
+    assert json.loads((out / "o.json").read_text())["template"] == sidecar["template"]
 
 
 def test_another_template_than_before_is_refused_or_reported(call, good, fails, prepared, tmp_path, chatml):
@@ -130,6 +135,14 @@ def test_a_template_that_fails_is_one_line_with_the_row(fails, tmp_path, script,
         assert "row 8" in err  # What is 7 plus 7? It is 14.
 
 
+def test_evaluating_names_all_rows_that_can_not_be_used_at_once(fails, tmp_path):
+    """Those that can't be read, and those that the template can't render."""
+    rows = [{"prompt": "a", "chosen": "", "rejected": "b"}, {"prompt": "a", "chosen": "b", "rejected": "<think>c</think>d"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fails(EVALUATE, {"--pairs": tmp_path / "rows.jsonl", "--template": "g1-fakethink"}, "2 of 2 rows can't be used",
+          "empty chosen answer: row 1", "answer with thinking: row 2")
+
+
 @pytest.mark.parametrize("script", [GENERATE, PREPARE, TRAIN, EVALUATE])
 def test_a_name_that_is_no_template(fails, script):
     fails(script, {"--template": "g2"}, "--template", "classic, g1, g1-think", "'g2'")
@@ -152,6 +165,19 @@ def test_a_g1_model_under_classic_is_noted(call, good, material, tmp_path, name,
     (tmp_path / "out" / "o.csv.json").unlink()
     code, err = call(GENERATE, words_of(good(GENERATE) | {"--load_model": str(tmp_path / name), "--template": "g1"}))
     assert code == 0 and "G1 model" not in err
+
+
+@pytest.mark.parametrize(("path", "noted"), [
+    ("RWKV7-G1-1.5B/model.pth", "its folder's name"), ("rwkv7-g1/rwkv-7-world.pth", "its folder's name"),
+    ("rwkv7-g1/rwkv7-g1-1.5b.pth", "its name"), ("g1/model.pth", None), ("run_g1_0/x070.pth", None),
+    ("rwkv7-g1/other/model.pth", None), ("rwkv-7-world/model.pth", None), ("rwkv-log1/model.pth", None)])
+def test_a_folder_says_g1_too(path, noted, tmp_path, monkeypatch):
+    found = model_note(path, recorded(CLASSIC))
+    assert len(found) == (noted is not None) and all(f"{path} is a G1 model by {noted}, and" in line for line in found)
+    assert model_note(path, recorded(TEMPLATES["g1"])) == []
+    (tmp_path / path).parent.mkdir(parents=True)
+    monkeypatch.chdir((tmp_path / path).parent)
+    assert bool(model_note(Path(path).name, recorded(CLASSIC))) is (noted is not None)
 
 
 def test_several_stops_and_end_of_text(call, good, tmp_path):
@@ -182,6 +208,51 @@ def test_an_adapter_s_chat_template_that_is_not_there(call, good, tmp_path, chat
     assert code == 0 and "warning" not in err, err
 
 
+def test_another_loss_on_than_the_adapters_is_reported(call, good, fails, tmp_path):
+    row = {"prompt": "What?", "chosen": "<think>a</think>b", "rejected": "<think>c</think>d"}
+    (tmp_path / "thinks.jsonl").write_text(json.dumps(row))
+    thinks, saves = str(tmp_path / "thinks.jsonl"), {}
+    for loss_on in ("all", "answer"):
+        saves[loss_on] = str(tmp_path / f"{loss_on}.save")
+        flags = good(PREPARE) | {"--input_csv": thinks, "--output_save": saves[loss_on], "--loss_on": loss_on}
+        assert call(PREPARE, words_of(flags))[0] == 0
+    run = good(TRAIN) | {"--samples": "0", "--rlhf_train_file": saves["answer"]}
+    assert call(TRAIN, words_of(run))[0] == 0
+    adapter = tmp_path / "out" / "run" / "rwkv-final.safetensors"
+    assert read_adapter(adapter).extra["loss_on"] == "answer"
+
+    def differing(script: str, **changes: str) -> int:
+        code, err = call(script, words_of((good(EVALUATE) | {"--adapter": str(adapter)} if script == EVALUATE else run | {
+            "--load_adapter": str(adapter), "--proj_dir": str(tmp_path / changes["rlhf_train_file"].replace("/", "-"))}) | {
+                f"--{name}": value for name, value in changes.items()}))
+        assert code == 0, err
+        return err.count(f"warning: the adapter {adapter} was trained with --loss_on answer, not all as the data are now\n")
+
+    uses = [(EVALUATE, {"pairs": thinks}), (EVALUATE, {"pairs": saves["all"]}), (TRAIN, {"rlhf_train_file": saves["all"]})]
+    assert [differing(script, **changes) for script, changes in uses] == [1, 1, 1]
+    assert json.loads((tmp_path / "out" / "o.json").read_text())["loss_on"] == "all"
+    assert [differing(EVALUATE, pairs=saves["answer"]), differing(EVALUATE, pairs=thinks, loss_on="answer")] == [0, 0]
+    assert json.loads((tmp_path / "out" / "o.json").read_text())["loss_on"] == "answer"
+    # What does not say it is compared with nothing.
+    extra = read_adapter(adapter).extra
+    for said, told in (({}, 0), ({"loss_on": "all"}, 0), ({"loss_on": 3}, None)):
+        text = json.dumps({name: value for name, value in extra.items() if name != "loss_on"} | said)
+        rewrite(adapter, change_metadata=lambda metadata, text=text: metadata.update(extra=text))
+        if told is None:
+            fails(EVALUATE, {"--adapter": adapter}, f"{adapter}: what it records", "loss_on is a whole number where text")
+        else:
+            assert differing(EVALUATE, pairs=saves["all"]) == told
+
+
+def test_a_note_on_a_template_is_told_once_a_run(call, good, tmp_path):
+    (tmp_path / "end.jinja").write_text(CHATML.replace("<|im_end|>", "<|rwkv_tokenizer_end_of_text|>"))
+    pairs = good(PREPARE)["--input_csv"]
+    flags = good(TRAIN) | {"--rlhf_train_file": None, "--sft": "1", "--train_data_file": pairs, "--eval_file": pairs,
+                           "--template": str(tmp_path / "end.jinja")}
+    code, err = call(TRAIN, words_of(flags))
+    assert code == 0 and err.count("<|rwkv_tokenizer_end_of_text|> is plain text") == 1, err
+
+
 def test_fingerprints_stay_what_they_are():
     """Files record them: a change of these is a change of what templates do, and older files then count as another's."""
     assert {name: TEMPLATES[name].fingerprint[:8] for name in ("classic", "g1", "g1-think", "g1-fakethink")} == {
@@ -203,3 +274,5 @@ def test_sft_under_a_template(call, good, tmp_path):
     # " <think>b</think>c\n\nUser:" and " e\n\nf" with token 0; without the thinking; " <think>b</think>c\n\n", " e\nf\n\n".
     assert [count["trained"] for count in counts.values()] == [25 + 6, 8 + 6, 20 + 6]
     assert [count["template"]["name"] for count in counts.values()] == ["g1", "g1", "classic"]
+    assert [read_adapter(tmp_path / f"run{number}" / "rwkv-final.safetensors").extra["loss_on"] for number in counts] == [
+        "all", "answer", "all"]

@@ -153,7 +153,7 @@ def test_a_conversation_loses_its_beginning_and_an_answer_too_long_the_row(folde
     texts, report = read_texts(path, BYTES, 20, seed=0, on_prompt=False)
     assert list(map(shown, texts)) == ["o?\n\nAssistant:[ So.\n\n]"[-22:]]
     assert (report.cut, report.dropped) == (1, 1)
-    with pytest.raises(UserError, match="2 of 2 rows have an answer of over 5 tokens; raise --ctx_len"):
+    with pytest.raises(UserError, match="2 of 2 texts have an answer of over 5 tokens; raise --ctx_len"):
         read_texts(path, BYTES, 5, seed=0, on_prompt=False)
 
 
@@ -164,7 +164,7 @@ def test_an_answer_too_long_with_text_behind_the_token_that_ends_it(folder):
     template = load_template(str(folder / "words.jinja"), BYTES)
     texts, report = read_texts(path, BYTES, 40, seed=0, on_prompt=False, template=template)
     assert sum(texts[0].trained) == 32 and report.dropped == 0
-    with pytest.raises(UserError, match="1 of 1 rows have an answer of over 31 tokens"):
+    with pytest.raises(UserError, match="1 of 1 texts have an answer of over 31 tokens"):
         read_texts(path, BYTES, 31, seed=0, on_prompt=False, template=template)
 
 

@@ -1,6 +1,9 @@
 """Rows that a template can't render are faults, found before anything is made; answers that it changes are counted."""
 
+import re
 from pathlib import Path
+
+import pytest
 
 from src.data.conversation import ASSISTANT, HUMAN, Turn
 from src.data.examples import Example
@@ -33,6 +36,22 @@ def test_answers_that_are_nothing_but_thinking_are_faults_where_thinking_has_no_
     assert found.rows == rows[:1] and [fault.kind for fault in found.faults[1:]] == ["unfinished thinking", "only thinking"]
     talk = Example([Turn(HUMAN, "q"), Turn(ASSISTANT, "<think>", trained=False), Turn(HUMAN, "q"), Turn(ASSISTANT, "a")], 0)
     assert fitted(reading([talk, "a text"]), TEMPLATES["g1"], "answer").rows == [talk, "a text"]
+
+
+@pytest.mark.parametrize(("name", "loss_on", "words"), [
+    ("g1-think", "all", "its answer 3 does not begin with <think,"), ("g1-think:think", "all", "its answer 3 does not begin"),
+    ("g1-fakethink", "all", "its answer 2 begins with <think>,"), ("g1", "answer", "its answer 2 has nothing after </think>,"),
+])
+def test_which_answer_of_a_conversation_is_at_fault(name, loss_on, words):
+    """The first one is no fault under g1-fakethink, where it is only read: it has no loss."""
+    answers = [Turn(ASSISTANT, "<think>a</think>b", trained=False), Turn(ASSISTANT, "<think>a</think>"), Turn(ASSISTANT, "b")]
+    turns = [turn for answer in answers for turn in (Turn(HUMAN, "q"), answer)]
+    [_, fault] = fitted(reading([Example(turns, 0)]), TEMPLATES[name], loss_on).faults
+    assert fault.message.startswith(f"x.csv: row 2: {words}")
+    # Of a single one it is plain which, and so it is where only the last is trained.
+    for example in (Example(turns[2:4], 0), Example(turns[4:], 0), Example(turns, 5), Example(turns[:4], 3)):
+        for fault in fitted(reading([example]), TEMPLATES[name], loss_on).faults[1:]:
+            assert re.match(r"x\.csv: row 2: its answer [a-z]", fault.message)
 
 
 def test_a_list_with_an_answer_that_can_not_be_rendered_is_left_out_once():

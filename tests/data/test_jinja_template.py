@@ -117,6 +117,16 @@ def test_an_opening_and_an_end_by_token(template):
         made.conversation([*TURNS[1:], Turn(ASSISTANT, "Yes.")], 1)
 
 
+def test_a_text_that_ends_an_answer_is_not_longer_than_generation_can_stop_at(template):
+    for length in (1000, 1001):
+        source = CHATML.replace("<|im_end|>", "." * length)
+        if length == 1000:
+            assert template(source).ending.stops == ("." * length,)
+        else:
+            with pytest.raises(UserError, match="ends an answer with has 1001 bytes, of at most 1000"):
+                template(source)
+
+
 def test_control_words_in_texts_stay_text(template):
     made = template(RWKV.replace("\n\n", "{{ eos_token }}"))
     turns = [Turn(HUMAN, f"What is {END_OF_TEXT}?"), Turn(ASSISTANT, f"It is {END_OF_TEXT}, twice: {END_OF_TEXT}.")]
@@ -160,7 +170,7 @@ def test_turns_that_change_later(template):
                     "{% endif %}|{% endfor %}")
     turns = [Turn(HUMAN, "a"), Turn(ASSISTANT, "b"), Turn(HUMAN, "c"), Turn(ASSISTANT, "d")]
     assert made.conversation(turns, 3)
-    with pytest.raises(BadRow, match="rendered otherwise .* once further turns follow"):
+    with pytest.raises(BadRow, match="renders otherwise once further turns follow"):
         made.conversation(turns, 1)
 
 
@@ -169,6 +179,21 @@ def test_a_control_token_that_the_tokenizer_lacks(template, tmp_path):
     tokenizer = load_tokenizer(saved(KINDS["ByteLevel"](), tmp_path))
     with pytest.raises(UserError, match="its bos_token is '<s>', which --tokenizer .* does not have"):
         template(RWKV, tokenizer, bos_token="<s>", eos_token="<|endoftext|>")
+
+
+@pytest.mark.parametrize(("tokenizer", "words"), [
+    ("bytes", "note: --template {path}: <|rwkv_tokenizer_end_of_text|> is plain text with --tokenizer bytes, which has no such "
+              "token; write {{{{ eos_token }}}} in its place for the end of text\n"), ("world", "")])
+def test_rwkvs_end_of_text_on_a_tokenizer_without_it(template, capsys, tokenizer, words):
+    source = CHATML.replace("<|im_end|>", "<|rwkv_tokenizer_end_of_text|>")
+    made = template(source, load_tokenizer(tokenizer))
+    assert capsys.readouterr().err == words.format(path=made.name)
+    assert made.ending.controls == (() if words else (END_OF_TEXT,))
+    # Named as a special token, or written by its name, it is the tokenizer's own.
+    for same, named in ((CHATML.replace("<|im_end|>", "{{ eos_token }}"), {}),
+                        (source, {"eos_token": "<|rwkv_tokenizer_end_of_text|>"})):
+        assert template(same, load_tokenizer(tokenizer), **named).ending.controls == (END_OF_TEXT,)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_fingerprint_is_that_of_source_and_special_tokens(template):

@@ -13,6 +13,7 @@ from src.preference.pairs import check_sidecar, check_sidecar_place, load_pairs,
 from tests.stored_pairs import stored
 
 VOCAB = 256
+TEMPLATE = {"name": "g1", "fingerprint": "aa", "stops": ["\n"], "controls": [], "opening": "", "collapses": False}
 GOOD = Pair([1, 2], [3], [4, 5], -1.5, -2.5)
 
 
@@ -38,6 +39,8 @@ def test_the_sidecar_is_made_for_people_too(folder):
     ({"skipped_rows": {"count": 1, "rows": {"empty": 3}}}, "skipped_rows.rows.empty is"), ({"version": 7}, "version is"),
     ({"skipped_rows": {"count": "1", "rows": {}}}, "skipped_rows.count is text"), ({"cut": 0.5}, "cut is a number"),
     ({"seed": "0"}, "seed is text"), ({"dropped": None}, "dropped is null"), ({"changed_texts": [3]}, "changed_texts is a list"),
+    ({"template": TEMPLATE | {"stops": ["x" * 600, "y" * 401]}}, "template.stops holds texts of 1001 bytes, of at most 1000"),
+    ({"template": TEMPLATE | {"controls": ["<|a|>"] * 1000}}, "template.controls holds texts of 5000 bytes, of at most 1000"),
     ({"seed": 10 ** 30}, "beyond 64 bits"), ({"extra": float("nan")}, "NaN"), ({"count": True}, "count is true or false"),
 ])
 def test_a_sidecar_s_values_have_their_types(folder, changes, words):

@@ -10,7 +10,10 @@ import src.training.module as module_file
 from src.adapters.files import adapter_tensors
 from src.data.packing import Text, pack_pairs, pack_texts
 from src.data.token_lists import TokenPair
-from src.training.module import objective_of
+from src.preference.entries import Pair
+from src.preference.kto import pack_mismatched
+from src.training.batches import collate
+from src.training.module import objective_of, recorded_objective
 
 PAIRS = [TokenPair(list(range(1, 30)), list(range(30, 60)), list(range(60, 80))), TokenPair([5], [6], [7])]
 TEXTS = [Text(list(range(1, 80)), [True] * 79)]
@@ -27,6 +30,21 @@ def test_lightnings_averages_over_micro_batches_and_processes_leave_the_steps_me
     whole = module().training_step(batch_of(items, 1.0), 0).item()
     part = module(processes=3, accumulate=4).training_step(batch_of(items, 0.25), 0).item()
     assert part / 4 / 3 == pytest.approx(whole / 4)
+
+
+def test_the_tokens_of_ktos_kl_count(module):
+    """Of the micro-batches that are part of the step; one with share 0 only keeps the process busy."""
+    run = module(loss="kto", kto_beta=0.1)
+    run.trainer.strategy = SimpleNamespace(reduce=lambda x, reduce_op: x)
+    thumb = Pair([1, 2, 3], [4, 5], [], -1.0, 0.0, kl=[6, 7, 8, 9], kl_base_prob=-2.0)
+    packed, references = collate([thumb])
+    ahead = [(*pack_mismatched([thumb, thumb._replace(kl=[6])]), 0.5), (*pack_mismatched([thumb]), 0.0)]
+    counted = {}
+    for number, before in enumerate((ahead, [])):
+        run.training_step((packed, references, 1.0, before), 0)
+        counted[number] = run.last_tokens
+    # Inputs: all tokens but an answer's last, which nothing follows; a shared prompt once.
+    assert counted == {0: (3 + 1) + (3 + 3 + 0), 1: 3 + 1}
 
 
 @pytest.mark.parametrize("items", [PAIRS, TEXTS])
@@ -128,5 +146,13 @@ FLAGS = {"dpo_beta": 0.31, "dpo_alpha": 0.32, "label_smoothing": 0.33, "simpo_be
 ])
 def test_a_losss_flags_are_its_numbers(config, loss, beta, alpha, more):
     """ORPO's loss is the NLL of the chosen answer plus lambda times the odds ratio's (arXiv:2403.07691, equation 6)."""
-    found = objective_of(config(rlhf_train_file="pairs.save", loss=loss, sft_on_prompt=True, **FLAGS).objective)
+    settings = config(rlhf_train_file="pairs.save", loss=loss, sft_on_prompt=True, **FLAGS).objective
+    found = objective_of(settings)
     assert (found.loss, found.alpha, found.sft_on_prompt, dict(found.numbers)) == (loss, alpha, True, {"beta": beta, **more})
+    told = recorded_objective(settings)
+    of_the_loss = {beta, *more.values(), *({alpha} - {1.0})}
+    assert told == {"loss": loss} | {name: value for name, value in FLAGS.items() if value in of_the_loss}
+
+
+def test_sft_has_no_flags_of_a_loss(config):
+    assert recorded_objective(config(rlhf_train_file="pairs.save", sft=True).objective) == {"loss": "sft"}

@@ -28,13 +28,14 @@ def test_nothing_of_an_epoch_is_written_before_its_adapter_was_checked(config, t
     run = config(rlhf_train_file="pairs.save", dpo_beta=0.3, dpo_alpha=0.7, loss="ipo", proj_dir=str(tmp_path))
     samples = Samples(tmp_path, None, None, 8) if sampled else None
     save, callbacks = make_callbacks(run, "base", "x070", 8, Data("held_out.save", [], {}) if held_out else None, samples,
-                                     {"name": "g1"})
+                                     {"template": {"name": "g1"}, "loss_on": "answer"})
     growing = [HeldOut] * held_out + [Samples] * sampled
     order = [StepMetrics, CheckAdapter, *growing, ProgressBar, SaveAdapters, ReportWriter]
     assert [type(callback) for callback in callbacks] == order
     assert save is callbacks[-2] and [type(callback) for callback in save.growing] == growing
     assert save.base_fingerprint == "base" and save.folder == callbacks[-1].folder == tmp_path
-    assert save.extra == {"version": "x070", "loss": "ipo", "dpo_beta": 0.3, "dpo_alpha": 0.7, "template": {"name": "g1"}}
+    assert save.extra == {"version": "x070", "loss": "ipo", "dpo_beta": 0.3, "dpo_alpha": 0.7, "template": {"name": "g1"},
+                          "loss_on": "answer"}
 
 
 @pytest.mark.parametrize("name, stage, optimizer, parameters", [
