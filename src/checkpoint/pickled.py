@@ -86,8 +86,8 @@ class Reader:
         """The next value. Raises NamesCode for a name that is not known, BadPickle for anything else that is wrong.
 
         Args:
-            receive: if the value is a list, gets its items, some at a time, and the list stays empty. Where the pickle refers
-                to one of them again, or to something within, `Kept` is in its place if `receive` gave it a number.
+            receive: gets the items of a list that begins the value, some at a time, and the list stays empty. Where the pickle
+                refers to one of them again, or to something within, `Kept` is in its place if `receive` gave it a number.
         """
         self._stack: list[Any] = []
         self._marks: list[int] = []

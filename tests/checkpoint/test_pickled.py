@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.checkpoint.pickled import BadPickle, Named, NamesCode, Reader, Stored
+from src.checkpoint.pickled import BadPickle, Kept, Named, NamesCode, Reader, Stored
 from tests import hostile
 
 leaves = (st.none() | st.booleans() | st.integers(-2**300, 2**300) | st.floats(allow_nan=False)
@@ -39,6 +39,69 @@ def test_a_list_that_many_share_is_one():
     row = list(range(1000))
     found = reader(pickle.dumps([row] * 1000, 2)).read()
     assert found == [row] * 1000 and len({id(inner) for inner in found}) == 1
+
+
+class Receiver:
+    """Numbers each list within the items that it gets, and the items."""
+
+    def __init__(self):
+        self.items, self.given, self.places = [], [], []
+
+    def __call__(self, items, at):
+        numbers = {}
+        for item in items:
+            self.items.append(item)
+            for value in (item, *(item if isinstance(item, list) else [])):
+                if isinstance(value, list) and id(value) not in numbers:
+                    numbers[id(value)] = len(self.given)
+                    self.given.append(value)
+        self.places.append(at)
+        return numbers
+
+    def whole(self):
+        """All items, with what was referred to again in its place."""
+        def again(value):
+            value = self.given[value.number] if isinstance(value, Kept) else value
+            return [again(inner) for inner in value] if isinstance(value, list) else value
+
+        return [again(item) for item in self.items]
+
+
+@given(pool=st.lists(values, max_size=6), protocol=st.sampled_from([2, 4]), times=st.sampled_from([1, 150, 600]))
+def test_items_are_handed_on_and_recognized_when_they_come_again(pool, protocol, times):
+    inner = [3]
+    value = [*pool, [1, 2], [inner, "a"], [inner]] * times
+    dumped, receiver = pickle.dumps(value, protocol) + b"after", Receiver()
+    found = reader(dumped)
+    assert found.read(receiver) == [] and receiver.whole() == value
+    assert found.at == len(dumped) - 5 and receiver.places == sorted(receiver.places)
+    assert len(receiver.places) == -(-len(value) // 1000)
+    assert any(isinstance(item, Kept) for item in receiver.items) == (len(value) > 1000)
+    assert receiver.given.count(inner) == 1
+
+
+def test_only_the_outermost_list_is_handed_on():
+    for value in ({"a": [1, 2]}, ("a", [1], [2], [3], [4]), 7, [[1, 2]] * 3):
+        receiver = Receiver()
+        found = reader(pickle.dumps(value, 2)).read(receiver)
+        assert (found, receiver.whole()) == ((value, []) if not isinstance(value, list) else ([], value))
+
+
+def test_what_was_handed_on_does_not_grow():
+    receiver = Receiver()
+    with pytest.raises(BadPickle):
+        reader(hostile.pickled(b"]q\x00(]q\x01e(h\x01K\x01ae")).read(receiver)
+    assert receiver.whole() == [[]]
+
+
+def test_memory_of_what_was_handed_on_is_given_back():
+    data = pickle.dumps([[at, 70_000, 70_001, 70_002] for at in range(100_000)], 2)
+    tracemalloc.start()
+    try:
+        reader(data).read(lambda items, at: {id(item): 0 for item in items})
+        assert tracemalloc.get_traced_memory()[1] < 3 * 2**20  # 8 bytes an item, and a thousand items
+    finally:
+        tracemalloc.stop()
 
 
 @given(value=values, part=st.floats(0, 1, exclude_max=True))
