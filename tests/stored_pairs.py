@@ -18,7 +18,7 @@ def stored(pairs: Sequence[Pair], vocab_size: int = VOCAB) -> Pairs:
             numbers[id(tokens)] = lists.append(tokens)
         return numbers[id(tokens)]
 
-    made = Pairs(lists)
+    made = Pairs(TokenPairs(lists))
     for pair in pairs:
         made.append(Numbered(*map(number, pair[:3]), *pair[3:7], number(pair.kl), *pair[8:]))
     return made

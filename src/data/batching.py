@@ -10,6 +10,7 @@ from src.data.packing import Sizes, sizes_of
 
 # Pairs that are sorted by length together: enough for batches of similar lengths, few enough that each pass mixes them again.
 WINDOW = 512
+AT_ONCE = 1 << 16
 
 
 def batches_by_tokens(pairs: Sequence[tuple] | Sizes, batch_tokens: int, among: Iterable[int] | None = None) -> list[list[int]]:
@@ -32,7 +33,7 @@ def batches_by_tokens(pairs: Sequence[tuple] | Sizes, batch_tokens: int, among: 
     order = np.lexsort((-alone, first[prompt], -longest[prompt]))
     groups: list[list[int]] = []
     total, before = 0, -1
-    for index, of_prompt, length, added in zip(*(x[order].tolist() for x in (indices, prompt, alone, shared)), strict=True):
+    for index, of_prompt, length, added in _in_python(np.stack([indices, prompt, alone, shared], axis=1)[order]):
         added = added if of_prompt == before else length
         if not groups or total + added > batch_tokens:
             groups.append([])
@@ -40,6 +41,12 @@ def batches_by_tokens(pairs: Sequence[tuple] | Sizes, batch_tokens: int, among: 
         groups[-1].append(index)
         total, before = total + added, of_prompt
     return groups
+
+
+def _in_python(rows: np.ndarray) -> Iterator[list[int]]:
+    """The rows as lists, of which there are never many at once: a number in a list takes four times its memory."""
+    for start in range(0, len(rows), AT_ONCE):
+        yield from rows[start:start + AT_ONCE].tolist()
 
 
 def epoch_order(n_pairs: int, seed: int, start: int, count: int) -> list[int]:

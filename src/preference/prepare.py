@@ -74,7 +74,7 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
     rows = usable(reading, config.skip_bad_rows)
     pairs, counts = tokenize_pairs(rows, tokenizer, config.target_pair_count, config.rlhf_max_corpus_len, config.seed,
                                    reading.numbers, template, config.loss_on)
-    row_of = np.array(counts.rows)
+    row_of = np.fromiter(counts.rows, np.int64, len(counts.rows))
     if config.unpair:
         pairs, of = unpaired(pairs)
         row_of = row_of[of]

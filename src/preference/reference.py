@@ -10,7 +10,7 @@ from src.data.packing import pack_pairs
 from src.data.token_lists import EMPTY, TokenPair, TokenPairs
 from src.errors import NotFinite
 from src.model import RWKV
-from src.preference.entries import Numbered, is_log_prob
+from src.preference.entries import is_log_prob
 from src.preference.journal import Journal
 from src.preference.kto import Mismatched
 from src.preference.log_probs import answer_log_probs
@@ -64,12 +64,7 @@ def joined(pairs: TokenPairs, mismatched: Mismatched, references: np.ndarray) ->
     """The pairs with their mismatched answers, and with the references [n, 2] of all that `to_score` gives."""
     of_kl = np.zeros(len(pairs))
     of_kl[mismatched.kl != EMPTY] = references[len(pairs):, 0]
-    found = Pairs(pairs.lists)
-    prompt, chosen, reject, *starts = (column.tolist() for column in pairs.columns())
-    for pair in zip(prompt, chosen, reject, *references[:len(pairs)].T.tolist(), *starts, mismatched.kl.tolist(), of_kl.tolist(),
-                    mismatched.kl_from.tolist(), strict=True):
-        found.append(Numbered._make(pair))
-    return found
+    return Pairs(pairs, np.column_stack([references[:len(pairs)], of_kl]), mismatched.kl, mismatched.kl_from)
 
 
 def _references(model: RWKV, pairs: Sequence[TokenPair], source: str) -> np.ndarray:

@@ -3,20 +3,27 @@
 from array import array
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from src.data.packing import Sizes
 from src.data.spill import Stored
-from src.data.token_lists import EMPTY, TokenLists, TokenPairs
+from src.data.token_lists import EMPTY, TokenPairs
 from src.preference.entries import Numbered, Pair
 
 
 class Pairs(Stored[Pair]):
-    """Pairs of lists that are in `lists`, which several pairs may share."""
+    """Pairs of lists of tokens that several pairs may share.
 
-    def __init__(self, lists: TokenLists) -> None:
-        self.lists, self.tokens = lists, TokenPairs(lists)
-        self._references = array("d")  # of each pair its chosen answer's, its reject's and its mismatched answer's
-        self._kl, self._kl_from = array("i"), array("i")
+    Args:
+        tokens: the n pairs without their references.
+        references: [n, 3], nats: of their chosen answers, rejects and mismatched answers, 0 for none.
+        kl, kl_from: [n] each, the number of the mismatched answer among the lists, EMPTY for none, and where its loss begins.
+    """
+
+    def __init__(self, tokens: TokenPairs, references: ArrayLike = (), kl: ArrayLike = (), kl_from: ArrayLike = ()) -> None:
+        self.lists, self.tokens = tokens.lists, tokens
+        self._references = array("d", np.asarray(references, np.float64).tobytes())
+        self._kl, self._kl_from = (array("i", np.asarray(column, np.int32).tobytes()) for column in (kl, kl_from))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -34,7 +41,7 @@ class Pairs(Stored[Pair]):
                         self._kl_from[at])
 
     def references(self) -> np.ndarray:
-        """[n, 3] float64, nats: of the chosen answers, the rejects and the mismatched answers, 0 for none."""
+        """[n, 3] float64"""
         return np.array(self._references).reshape(-1, 3)
 
     def has_kl(self) -> np.ndarray:
@@ -54,10 +61,8 @@ class Pairs(Stored[Pair]):
         """Those where `which`, [n] bool, is True."""
         if which.all():
             return self
-        some = Pairs(self.lists)
-        for at in np.flatnonzero(which).tolist():
-            some.append(self.numbered(at))
-        return some
+        return Pairs(TokenPairs(self.lists, *(column[which] for column in self.tokens.columns())), self.references()[which],
+                     np.array(self._kl)[which], np.array(self._kl_from)[which])
 
     def _item(self, at: int) -> Pair:
         pair = self.numbered(at)
