@@ -58,13 +58,13 @@ class TokenLists(Stored[list[int]]):
         return np.diff(np.frombuffer(self._ends, np.int64))
 
     def keys(self) -> np.ndarray:
-        """[n] int64: equal for equal lists, which it takes from digests of 128 bits."""
+        """[n] int32: equal for equal lists, which it takes from digests of 128 bits."""
         digests = np.empty(len(self), "V16")
         with bar_if_long("lists of tokens", len(self)) as advance:
             for number in range(len(self)):
                 digests[number] = hashlib.blake2b(self._bytes(number), digest_size=16).digest()
                 advance(1)
-        return np.unique(digests, return_inverse=True)[1]
+        return np.unique(digests, return_inverse=True)[1].astype(np.int32)
 
     def add_to(self, digest: Any) -> None:
         """Update a digest of hashlib with all of the lists."""
