@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from src.data.token_lists import TokenLists, TokenPair, TokenPairs
+from src.data.token_lists import SharedLists, TokenPair, TokenPairs
 from src.preference.entries import Numbered, Pair
 from src.preference.stored import Pairs
 
@@ -11,7 +11,7 @@ VOCAB = 65536
 
 def stored(pairs: Sequence[Pair], vocab_size: int = VOCAB) -> Pairs:
     """A list of tokens that is in several pairs as one object is stored once."""
-    lists, numbers = TokenLists(vocab_size), {}
+    lists, numbers = SharedLists(vocab_size), {}
 
     def number(tokens: Sequence[int]) -> int:
         if id(tokens) not in numbers:
@@ -25,7 +25,7 @@ def stored(pairs: Sequence[Pair], vocab_size: int = VOCAB) -> Pairs:
 
 
 def stored_tokens(pairs: Sequence[TokenPair], vocab_size: int = VOCAB) -> TokenPairs:
-    made = TokenPairs(TokenLists(vocab_size))
+    made = TokenPairs(SharedLists(vocab_size))
     for pair in pairs:
         made.append(*map(made.lists.append, pair[:3]), *pair[3:])
     return made

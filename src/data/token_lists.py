@@ -14,7 +14,7 @@ from src.data.packing import Sizes, Text, sizes_of_pairs, sizes_of_texts
 from src.data.spill import BLOCK, Storage, Stored
 from src.progress import bar_if_long
 
-EMPTY = 0  # the number of the empty list
+EMPTY = 0
 
 
 class TokenPair(NamedTuple):
@@ -28,7 +28,7 @@ class TokenPair(NamedTuple):
 
 
 class TokenLists(Stored[list[int]]):
-    """Lists of tokens, each under a number; number 0 is the empty list.
+    """Lists of tokens, in the order in which they were appended.
 
     Args:
         vocab_size: all tokens are below it.
@@ -37,15 +37,13 @@ class TokenLists(Stored[list[int]]):
     def __init__(self, vocab_size: int) -> None:
         self._kind = "H" if vocab_size <= 1 << 16 else "I"
         self._size = array(self._kind).itemsize
-        self._storage, self._ends = Storage(), array("q", [0, 0])
+        self._storage, self._ends = Storage(), array("q", [0])
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def append(self, tokens: Sequence[int]) -> int:
         """The list's number."""
-        if not len(tokens):
-            return EMPTY
         self._storage.append(array(self._kind, tokens).tobytes())
         self._ends.append(self._ends[-1] + len(tokens))
         return len(self) - 1
@@ -79,6 +77,18 @@ class TokenLists(Stored[list[int]]):
         return array(self._kind, self._bytes(at)).tolist()
 
 
+class SharedLists(TokenLists):
+    """Lists that pairs refer to by their numbers; the empty list has number EMPTY."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        super().append([])
+
+    def append(self, tokens: Sequence[int]) -> int:
+        """The list's number."""
+        return super().append(tokens) if len(tokens) else EMPTY
+
+
 class TokenPairs(Stored[TokenPair]):
     """Pairs of lists that are in `lists`, which several pairs may share.
 
@@ -86,7 +96,7 @@ class TokenPairs(Stored[TokenPair]):
         columns: of n pairs, [n] each: the numbers of their prompts, chosen answers and rejects, `chosen_from` and `reject_from`.
     """
 
-    def __init__(self, lists: TokenLists, *columns: np.ndarray) -> None:
+    def __init__(self, lists: SharedLists, *columns: np.ndarray) -> None:
         self.lists = lists
         self._columns = [array("i", column.astype(np.int32).tobytes()) for column in columns] or [array("i") for _ in range(5)]
 
@@ -155,9 +165,9 @@ class Texts(Stored[Text]):
 
     def sizes(self) -> Sizes:
         """See `sizes_of`."""
-        return sizes_of_texts(self._lists.lengths()[1:])
+        return sizes_of_texts(self._lists.lengths())
 
     def _item(self, at: int) -> Text:
         bits = np.frombuffer(self._trained.read(self._ends[at], self._ends[at + 1]), np.uint8)
-        tokens = self._lists[at + 1]
+        tokens = self._lists[at]
         return Text(tokens, np.unpackbits(bits, count=len(tokens)).astype(bool).tolist())

@@ -20,7 +20,7 @@ from src.data.rows import Row
 from src.data.spill import Numbers
 from src.data.templates import CLASSIC, Piece, Template, answer_pieces, draw_form, prompt_pieces, text_of
 from src.data.thinking import thinking_tokens
-from src.data.token_lists import TokenLists, TokenPairs
+from src.data.token_lists import SharedLists, TokenPairs
 from src.errors import UserError
 from src.progress import bar_if_long
 from src.tokenizer import Tokenizer
@@ -131,7 +131,7 @@ class _Tokenized:
     def __init__(self, rows: Sequence[Row], numbers: Sequence[int], tokenizer: Tokenizer, max_len: int, template: Template,
                  loss_on: str):
         self._numbers, self._max_len, self._template, self._loss_on = numbers, max_len, template, loss_on
-        self.encoder, self.lists = Encoder(tokenizer), TokenLists(tokenizer.vocab_size)
+        self.encoder, self.lists = Encoder(tokenizer), SharedLists(tokenizer.vocab_size)
         self._row = lru_cache(maxsize=1)(rows.__getitem__)  # several texts of a row are read one after another
         self._answers = np.full((len(rows), len(_Answers._fields)), -1, np.int32)
         self._prompts = np.full((len(rows), len(template.forms)), -1, np.int32)

@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 
 class Numbered(NamedTuple):
-    """A pair with the numbers of its lists of tokens in their place (`TokenLists`)."""
+    """A pair with the numbers of its lists of tokens in their place (`SharedLists`)."""
 
     prompt: int
     chosen: int

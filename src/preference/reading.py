@@ -9,7 +9,7 @@ import torch
 
 from src.checkpoint.archive import Described, HasTensors, read_content
 from src.checkpoint.pickled import BadPickle, Kept, NamesCode, NotSupported
-from src.data.token_lists import TokenLists, TokenPairs
+from src.data.token_lists import SharedLists, TokenPairs
 from src.errors import UserError, out_of_memory
 from src.preference.entries import MORE, PARTS, checked_tokens, read_entry
 from src.preference.stored import Pairs
@@ -86,7 +86,7 @@ class _Entries:
 
     def __init__(self, path: Path, vocab_size: int):
         self._path, self._vocab_size = path, vocab_size
-        self.pairs = Pairs(TokenPairs(TokenLists(vocab_size)))
+        self.pairs = Pairs(TokenPairs(SharedLists(vocab_size)))
         self._numbers: dict[int, int] = {}
 
     def receive(self, items: list[Any]) -> dict[int, int]:
