@@ -1,11 +1,11 @@
 """How much memory and time do files of many rows take, from the file to tokens?
 
-    python benchmarks/large_files.py [--rows 300000] [--formats csv jsonl ...] [--stages read check pairs texts]
+    python benchmarks/large_files.py [--rows 300000] [--formats csv jsonl ...] [--stages read check pairs texts reject]
 
 Makes a file of each format in a temporary folder: rows of three texts, 300 to 600 bytes together. Each stage runs in a process of
 its own: `read` gives rows, `check` is `rlhf_dpo_generate_save.py --check_data 1 --tokenizer world`, `pairs` tokenizes pairs and
-`texts` prompts with answers, as `--sft 1` does. Prints seconds and peak memory, that of the imports alone first, and writes
-benchmarks/results/large_files.json.
+`texts` prompts with answers, as `--sft 1` does, and `reject` is `rlhf_generate_reject_csv.py` with a tiny model and answers
+of one token. Prints seconds and peak memory, that of the imports alone first, and writes benchmarks/results/large_files.json.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 FORMATS = ("csv", "jsonl", "json", "jsonl.gz", "jsonl.zst", "parquet", "arrow")
-STAGES = ("imports", "read", "check", "pairs", "texts")
+STAGES = ("imports", "read", "check", "pairs", "texts", "reject")
 IN_GROUP = 20_000  # rows of a row group
 WORDS = ("the", "of", "model", "answer", "a", "question", "with", "state", "river", "and", "more", "Zürich", "42", "recurrent",
          "is")
@@ -135,6 +135,21 @@ def run(stage: str, path: str) -> None:
         tokenize_pairs(reading.rows, load_tokenizer("world"), None, 512, 0, reading.numbers)
     elif stage == "texts":
         read_texts(path, load_tokenizer("world"), 512, 0, on_prompt=False)
+    elif stage == "reject":
+        write_rejects(path)
+
+
+def write_rejects(path: str) -> None:
+    from rlhf_generate_reject_csv import main as generate
+    from src.checkpoint.io import save_checkpoint
+    from tests.random_checkpoint import make_dimensions, random_weights
+
+    memory = Path("/dev/shm")  # each row waits until it is on disk, which is not the question here
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        model, output = f"{folder}/tiny.pth", f"{folder}/output.csv"
+        save_checkpoint(random_weights(make_dimensions("x070", 1, 64, 64, 256)), model)
+        generate(["--load_model", model, "--input_csv", path, "--output_csv", output, "--overwrite", "1", "--max_tokens", "1",
+                  "--strategy", "cpu fp32"])
 
 
 if __name__ == "__main__":
