@@ -44,6 +44,16 @@ def test_every_torn_end_is_found(pairs, block):
         assert read_progress(file, known(rows, kept), "out.csv") == ((done, ends[done]) if done >= 0 else (0, 0))
 
 
+def test_an_output_is_read_in_small_parts():
+    class Watched(BytesIO):
+        def read(self, size=-1):
+            assert 0 <= size < 50
+            return super().read(size)
+
+    rows = [Row(f"p{number}", "c", "r\n" * 3) for number in range(100)]
+    assert read_progress(Watched(written(rows)), known(rows, [False, True] * 50), "out.csv") == (100, len(written(rows)))
+
+
 ROWS = [Row("p", "c", "r"), Row('a "quoted", text\nin two lines', "c", "r2"), Row("p3", "c3", "r3")]
 
 
