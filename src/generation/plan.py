@@ -1,5 +1,6 @@
 """What the output is made of: the input's rows in order, each once with the reject that it has, or once for each to be drawn."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -33,7 +34,7 @@ class Plan:
 
     def place(self, at: int) -> tuple[int, int]:
         """Of the output's row `at`: the index of the input's row, and the number among that row's rejects."""
-        row = int(np.searchsorted(self._starts, at, side="right")) - 1
+        row = bisect_right(self._starts.data, at) - 1
         return row, at - int(self._starts[row])
 
     def known(self) -> Iterator[tuple[int, Row]]:

@@ -1,5 +1,6 @@
 """Answers that are still to be written: a request is made when its turn comes, so that millions of them need little memory."""
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -29,7 +30,7 @@ class Waiting:
     def __init__(self, requests: Sequence[Request]):
         self._requests, self._taken = requests, 0
         self._given_back: deque[Request] = deque()
-        self._hashes = self._counts = np.empty(0, np.int64)
+        self._hashes = self._counts = np.empty(0, np.int64).data
 
     def __len__(self) -> int:
         return len(self._given_back) + len(self._requests) - self._taken
@@ -49,7 +50,9 @@ class Waiting:
         for at, request in enumerate(counting("prompts compared", self)):
             hashes[at] = hash(request.prompt)
             first, last = min(first, request.prompt), max(last, request.prompt)
-        self._hashes, self._counts = np.unique(hashes, return_counts=True)
+        distinct, counts = np.unique(hashes, return_counts=True)
+        # As views, since numpy takes longer to read one number.
+        self._hashes, self._counts = distinct.data, counts.data
         # A beginning that the first and the last in order share is shared by all.
         differing = (at for at, (x, y) in enumerate(zip(first[:-1], last[:-1], strict=False)) if x != y)
         return first[:next(differing, min(len(first), len(last)) - 1)] if first != last else ()
@@ -71,7 +74,8 @@ class Waiting:
 
     def need(self, prompt: tuple[int, ...]) -> bool:
         """Whether a waiting request has this prompt."""
-        return bool(self._counts[np.searchsorted(self._hashes, hash(prompt))])
+        return bool(self._counts[bisect_left(self._hashes, hash(prompt))])
 
     def _count(self, requests: Sequence[Request], change: int) -> None:
-        np.add.at(self._counts, np.searchsorted(self._hashes, [hash(request.prompt) for request in requests]), change)
+        for request in requests:
+            self._counts[bisect_left(self._hashes, hash(request.prompt))] += change
