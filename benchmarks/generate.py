@@ -31,8 +31,9 @@ sys.path.insert(0, str(ROOT))
 
 from src.checkpoint.io import save_checkpoint  # noqa: E402
 from src.files import atomic_write  # noqa: E402
-from src.generation.batch import Request, generate  # noqa: E402
+from src.generation.batch import generate  # noqa: E402
 from src.generation.config import Sampling  # noqa: E402
+from src.generation.requests import Request  # noqa: E402
 from src.model import build_model  # noqa: E402
 from src.model.decode import decoder_for  # noqa: E402
 from src.quantization.strategy import parse_strategy  # noqa: E402

@@ -5,7 +5,7 @@
 Makes a file of each format in a temporary folder: rows of three texts, 300 to 600 bytes together. Each stage runs in a process of
 its own: `read` gives rows, `check` is `rlhf_dpo_generate_save.py --check_data 1 --tokenizer world`, `pairs` tokenizes pairs and
 `texts` prompts with answers, as `--sft 1` does. The stages that follow are whole scripts with a model of a few thousand weights:
-`prepare` makes a .save with references, `train` takes four steps on it and `evaluate` measures all of it; `sft` takes four steps
+`reject` writes answers of one token, `prepare` makes a .save with references, `train` takes four steps on it and `evaluate` measures all of it; `sft` takes four steps
 on the file itself. Prints seconds and peak memory, that of the imports alone first, and writes
 benchmarks/results/large_files.json.
 """
@@ -36,6 +36,8 @@ MODEL = ("--load_model", "{folder}/model.pth")
 TOKENIZER = ("--tokenizer", "{folder}/tokenizer.json")
 STEPS = ("--epoch_steps", "4", "--epoch_count", "1", "--batch_tokens", "4096")
 SCRIPTS = {
+    "reject": ("rlhf_generate_reject_csv.py", "--input_csv", "{path}", "--output_csv", "{folder}/rejects.csv", "--overwrite", "1",
+               "--max_tokens", "1", *TOKENIZER, "--strategy", "cpu fp32"),
     "prepare": ("rlhf_dpo_generate_save.py", "--input_csv", "{path}", "--output_save", "{folder}/made.save", *TOKENIZER,
                 "--strategy", "cpu fp32"),
     "train": ("train.py", "--rlhf_train_file", "{folder}/made.save", "--proj_dir", "{folder}/run", *STEPS),
@@ -72,6 +74,8 @@ def main() -> None:
             path.unlink()
             for made in ("run", "sft"):
                 shutil.rmtree(Path(folder, made), ignore_errors=True)
+            for made in Path(folder).glob("rejects.csv*"):
+                made.unlink()
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
     about = {"machine": platform.processor() or platform.machine(), "python": platform.python_version(), "measured": found}

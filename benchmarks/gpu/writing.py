@@ -20,9 +20,10 @@ from rich.table import Table
 from shapes import SIZES, VOCABULARY, add_rows, copy_rate, need_a_gpu, random_model, timed
 
 from src.generation.automaton import build_automaton
-from src.generation.batch import Request, generate
+from src.generation.batch import generate
 from src.generation.config import Sampling
 from src.generation.graphs import WARM_UPS, Graphs
+from src.generation.requests import Request
 from src.generation.slots import Slots
 from src.generation.vocabulary import read_vocabulary
 from src.model.decode import Forward, decoder_for

@@ -145,19 +145,6 @@ class Spill(Stored[Item]):
                     pickle.loads(block[self._ends[place] - start:self._ends[place + 1] - start])
 
 
-class Selected(Stored[Item]):
-    """Some of the items of a sequence, in any order; those at the same place several times are stored once."""
-
-    def __init__(self, items: Sequence[Item], places: Sequence[int]) -> None:
-        self._items, self._places = items, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def _item(self, at: int) -> Item:
-        return self._items[self._places[at]]
-
-
 class Numbers(Stored[int]):
     """Whole numbers in 8 bytes each, a fifth of what a list of them takes."""
 

@@ -13,8 +13,8 @@ these few steps, drawing nothing.
 An answer is never empty: a token that would end a row whose text is still blank is never drawn.
 """
 
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from src.errors import NotFinite, out_of_memory
 from src.generation.automaton import Automaton, build_automaton
 from src.generation.config import Sampling
 from src.generation.graphs import Graphs
+from src.generation.requests import Request, Waiting
 from src.generation.sampler import BY_END_OF_TEXT, BY_MAX_TOKENS, BY_STOP, NOT_FINITE
 from src.generation.slots import Slots
 from src.generation.vocabulary import answer_text, end_tokens, read_vocabulary
@@ -42,15 +43,6 @@ ATTEMPTS = 20
 
 MAX_TOKENS = "max_tokens"
 REASONS = {BY_STOP: "stop", BY_END_OF_TEXT: "end_of_text", BY_MAX_TOKENS: MAX_TOKENS}
-
-
-class Request(NamedTuple):
-    """One answer to write: the row's number, its prompt's tokens (at least one), and its number among the row's answers."""
-
-    row: int
-    prompt: tuple[int, ...]
-    sample: int = 0
-    attempt: int = 0
 
 
 class Answer(NamedTuple):
@@ -86,13 +78,14 @@ class _Queued(NamedTuple):
         return tokens.tolist(), ended
 
 
-def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: Iterable[Request], sampling: Sampling, seed: int,
+def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: Sequence[Request], sampling: Sampling, seed: int,
              batch_size: int, on_tokens: Callable[[int], None] = lambda drawn: None,
              refuse: Callable[[Answer], bool] = lambda answer: False, ending: Ending = CLASSIC.ending) -> Iterator[Answer]:
     """Answer every request; answers are yielded as they finish, not in the requests' order.
 
     Args:
         model: from `src.model.decode.decoder_for`; a plain model runs by its own forward.
+        requests: each is asked for when its turn comes, and all of them once before that, or more often if memory runs out.
         seed: with row, sample and attempt, the key of the row's random stream.
         batch_size: most rows drawn together; halved, with a line on stderr, if memory runs out.
         on_tokens: called after every step with the number of tokens drawn in it.
@@ -107,7 +100,7 @@ def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: It
     ends = end_tokens(tokenizer, ending)
     vocabulary = read_vocabulary(tokenizer, engine.dimensions.vocab_size, ends)
     automaton = build_automaton(vocabulary.pieces, vocabulary.banned, ends, [stop.encode() for stop in ending.stops])
-    waiting = deque(requests)
+    waiting = Waiting(requests)
     while waiting:
         batch = None
         try:
@@ -118,7 +111,7 @@ def generate(model: RWKV | Forward | Kernels, tokenizer: Tokenizer, requests: It
             if batch_size == 1 or not out_of_memory(error):
                 raise
             batch_size //= 2
-            waiting.extendleft(row.request for row in reversed(batch.rows if batch else []) if row.request)
+            waiting.give_back([row.request for row in (batch.rows if batch else []) if row.request])
             say(f"memory ran out; continuing with {batch_size} rows at a time")
 
 
@@ -126,35 +119,28 @@ class _Batch:
     """Rows in slots 0 .. n - 1, the `waiting` requests, and the work between two tokens."""
 
     def __init__(self, engine: Forward | Kernels, tokenizer: Tokenizer, automaton: Automaton, weight: Tensor, sampling: Sampling,
-                 ending: Ending, seed: int, size: int, waiting: deque[Request]):
+                 ending: Ending, seed: int, size: int, waiting: Waiting):
         self.rows: list[_Row] = []
         self._engine, self._tokenizer, self._sampling, self._ending = engine, tokenizer, sampling, ending
         self._seed, self._size, self._waiting = seed, size, waiting
-        self._left = Counter(request.prompt for request in waiting)
         self._forks: OrderedDict[tuple[int, ...], list[Tensor]] = OrderedDict()
         with torch.inference_mode():
             self._slots = Slots(engine, automaton, weight, sampling, size)
-            self._prefix, self._prefix_state = self._read_prefix()
+            prefix = waiting.survey()  # read once, for all of them
+            self._prefix = len(prefix)
+            self._prefix_state = prefill(engine, [prefix])[1] if prefix else None
         self._step = Graphs(self._slots.step, size, engine.device) if engine.captures else self._slots.step
-
-    def _read_prefix(self) -> tuple[int, State | None]:
-        """The common beginning of all waiting prompts, shorter than each of them: its length and the state after it."""
-        # A beginning that the first and the last in order share is shared by all.
-        first, last = min(self._left), max(self._left)
-        differing = (i for i, (x, y) in enumerate(zip(first[:-1], last[:-1], strict=False)) if x != y)
-        prefix = first[:next(differing, min(len(first), len(last)) - 1)] if first != last else ()
-        return len(prefix), prefill(self._engine, [prefix])[1] if prefix else None
 
     @torch.inference_mode()
     def run(self, on_tokens: Callable[[int], None], refuse: Callable[[Answer], bool]) -> Iterator[Answer]:
         queue: deque[_Queued] = deque()
         while True:
-            joining = [self._waiting.popleft() for _ in range(min(self._size - len(self.rows), len(self._waiting)))]
+            joining = self._waiting.take(self._size - len(self.rows))
             if joining:
                 try:
                     self._join(joining)
                 except BaseException:
-                    self._waiting.extendleft(reversed(joining))
+                    self._waiting.give_back(joining)
                     raise
             if not self.rows:
                 return
@@ -188,8 +174,7 @@ class _Batch:
             refused = refuse(answer)
             again, row.request = row.request._replace(attempt=row.request.attempt + 1), None
             if refused and again.attempt < ATTEMPTS:
-                self._waiting.appendleft(again)
-                self._left[again.prompt] += 1
+                self._waiting.give_back([again])
             else:
                 yield answer._replace(refused=refused)
         if ended.any():
@@ -214,11 +199,10 @@ class _Batch:
             taken = self._slots.take(fresh[request.prompt]) if request.prompt in fresh else self._forks[request.prompt]
             self._slots.put(slot, taken)
         for request in requests:
-            self._left[request.prompt] -= 1
-            if not self._left[request.prompt]:
+            if not self._waiting.need(request.prompt):
                 self._forks.pop(request.prompt, None)
         for prompt, slot in fresh.items():
-            if self._left[prompt]:  # more rows with it are waiting
+            if self._waiting.need(prompt):
                 self._forks[prompt] = self._slots.take(slot)
         while len(self._forks) > max(1, self._size // 4):
             self._forks.popitem(last=False)

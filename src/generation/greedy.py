@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from src.data.templates import Ending
-from src.generation.batch import MAX_TOKENS, Request, generate
+from src.generation.batch import MAX_TOKENS, generate
 from src.generation.config import Sampling
+from src.generation.requests import Request
 from src.model import RWKV
 from src.progress import plain_lines
 from src.tokenizer import Tokenizer

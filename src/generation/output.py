@@ -6,18 +6,20 @@ one file never mixes answers of two models or two ways of sampling, and, once th
 of the run that finished it.
 """
 
+import os
 import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from src.checked_json import BadJson, parse_json
 from src.data.csv import HEADER, Row, format_row
 from src.data.load_template import REJECTS, difference, recorded_in
 from src.errors import UserError
 from src.files import append_whole, atomic_write, cut_back, json_text, open_alone, regular_file, remedy
+from src.progress import counting
 
 _ANOTHER = "choose another --output_csv, or remove this one"
 # From where a reject begins: the field with the line's end, and the part of it that is left when a write is cut short.
@@ -47,17 +49,15 @@ class Output:
 
 
 @contextmanager
-def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row], kept: Sequence[bool],
-                sources: Sequence[int] | None = None) -> Iterator[Output]:
+def open_output(path: str | Path, settings: dict[str, Any], rows: Iterable[tuple[int, Row]]) -> Iterator[Output]:
     """Start the output, or continue that of an earlier run; an output without a row is started again.
 
     If the block ends with an error before the first row, both files are removed, so that other flags can be used next.
 
     Args:
         settings: everything that answers depend on; must equal that of the earlier run.
-        rows: all rows of the input, each as often as the output has it.
-        kept: for each row, whether its reject is copied to the output as it is.
-        sources: for each row, its number in the input, from 0, for messages; None if the rows are the input's one to one.
+        rows: all rows of the output, each with the number, for messages, of the input's row that it is made from. A reject that
+            is to be drawn is "", any other is in the output as it is.
 
     Raises:
         UserError: `path` does not hold the beginning of this output, or another run is writing it.
@@ -66,12 +66,13 @@ def open_output(path: str | Path, settings: dict[str, Any], rows: Sequence[Row],
     if not path.exists() and _sidecar_path(path).exists():
         _check_settings(path, {})
     with open_alone(path, "--output_csv") as descriptor:
-        data, done = path.read_bytes(), 0
-        if data:
-            done, size = read_progress(data, rows, kept, path, sources)
+        done, found = 0, os.fstat(descriptor).st_size
+        if found:
+            with path.open("rb") as file:
+                done, size = read_progress(file, rows, path)
             _check_settings(path, settings if done else {})
         size = size if done else 0
-        if size < len(data):
+        if size < found:
             cut_back(descriptor, size, path)
         output = Output(path, descriptor, done)
         try:
@@ -91,43 +92,58 @@ def write_summary(path: str | Path, settings: dict[str, Any], summary: dict[str,
     _write_sidecar(Path(path), settings | {"summary": summary})
 
 
-def read_progress(data: bytes, rows: Sequence[Row], kept: Sequence[bool], path: Path,
-                  sources: Sequence[int] | None = None) -> tuple[int, int]:
+def read_progress(file: IO[bytes], rows: Iterable[tuple[int, Row]], path: Path) -> tuple[int, int]:
     """The number of complete rows in an output, and their size in bytes with the header; a cut-off record may follow.
 
-    Raises UserError if `data` is not the beginning of the output for these rows.
+    Args:
+        file: at its beginning; no more than a record of it is in memory.
+        rows: as in `open_output`.
+
+    Raises UserError if `file` is not the beginning of the output for these rows.
     """
     header = HEADER.encode()
-    if not data.startswith(header):
-        if header.startswith(data):
+    found = file.read(len(header))
+    if found != header:
+        if header.startswith(found):
             return 0, 0
         raise UserError(f"{path}: does not begin with {HEADER.strip()}, so it was not written by this script; {_ANOTHER}")
-    size = len(header)
-    for number, (row, keep) in enumerate(zip(rows, kept, strict=True)):
-        expected = format_row(row if keep else row._replace(reject="")).encode()
-        if not keep:
-            expected = expected.removesuffix(b'""\n')  # only the output has the reject
-        if not data.startswith(expected, size):
-            if expected.startswith(data[size:]):
-                return number, size
-            raise _mismatch(path, number, sources)
-        end = size + len(expected)
-        if not keep:
-            reject = _REJECT.match(data, end)
-            if not reject and _TORN.fullmatch(data, end):
-                return number, size
-            if not reject or reject[0] == b'""\n':
-                raise _mismatch(path, number, sources)
-            end = reject.end()
-        size = end
-    if len(data) > size:
-        raise UserError(f"{path}: has more rows than the {len(rows)} that --input_csv makes; {_ANOTHER}")
-    return len(rows), size
+    done, size = 0, len(header)
+    for source, row in counting(f"{path}: rows checked", rows):
+        record = _read_record(file, row)
+        if record is None:
+            raise UserError(f"{path}: its row {done + 1} was not made from row {source} of --input_csv as it is now; {_ANOTHER}")
+        if not record:
+            return done, size
+        done, size = done + 1, size + record
+    if file.read(1):
+        raise UserError(f"{path}: has more rows than the {done} that --input_csv makes; {_ANOTHER}")
+    return done, size
 
 
-def _mismatch(path: Path, number: int, sources: Sequence[int] | None) -> UserError:
-    source = (sources[number] if sources else number) + 1
-    return UserError(f"{path}: its row {number + 1} was not made from row {source} of --input_csv as it is now; {_ANOTHER}")
+def _read_record(file: IO[bytes], row: Row) -> int | None:
+    """The bytes of the row's record, which is next in `file`: 0 if it is cut off, None if something else is there."""
+    expected = format_row(row).encode()
+    if not row.reject:
+        expected = expected.removesuffix(b'""\n')  # only the output has the reject
+    found = file.read(len(expected))
+    if found != expected:
+        return 0 if expected.startswith(found) else None
+    if row.reject:
+        return len(expected)
+    reject = _read_reject(file)
+    if reject == b'""\n' or not _REJECT.fullmatch(reject):
+        return 0 if _TORN.fullmatch(reject) else None
+    return len(expected) + len(reject)
+
+
+def _read_reject(file: IO[bytes]) -> bytes:
+    """The lines up to the first that ends outside of quotes, or to the file's end."""
+    reject = bytearray(file.readline())
+    quotes = reject.count(b'"')
+    while quotes % 2 and (line := file.readline()):
+        reject += line
+        quotes += line.count(b'"')
+    return bytes(reject)
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:

@@ -2,9 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from src.checkpoint.base import load_base_and_fingerprint
 from src.console import say
@@ -13,21 +16,25 @@ from src.data.fit import fitted
 from src.data.load_template import load_template, model_note, recorded
 from src.data.read import read_pairs
 from src.data.rows import Row
-from src.data.spill import Selected
 from src.data.templates import Ending, Template, prompt_pieces
+from src.data.token_lists import TokenLists
 from src.data.tokenize import encode_pieces
 from src.files import check_output, named_file, sha256
-from src.generation.batch import Answer, Request, generate
+from src.generation.batch import Answer, generate
 from src.generation.config import GenerateConfig
 from src.generation.memory import rows_that_fit
 from src.generation.output import Output, open_output, write_summary
+from src.generation.plan import Plan
+from src.generation.requests import Request
 from src.model import build_model
 from src.model.decode import Forward, Kernels, decoder_for
-from src.progress import progress_bar
+from src.progress import bar_if_long, progress_bar
 from src.settings import input_files
 from src.tokenizer import Tokenizer, load_tokenizer
 from src.tokenizer.base import END_OF_TEXT
 from src.tokenizer.fidelity import Encoder
+
+AT_ONCE = 1000  # rows in a write, which waits until they are on disk
 
 
 def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
@@ -49,7 +56,7 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
     template = load_template(config.template, tokenizer)
     # Notes on answers are those of preparation: here they stay as they are.
     reading = fitted(reading, template)._replace(notes=reading.notes)
-    rows = usable(reading, config.skip_bad_rows)
+    usable(reading, config.skip_bad_rows)
     ending = config.sampling.resolved(template.ending)
     settings = {
         "base_fingerprint": base, "tokenizer": tokenizer.name, "template": recorded(template),
@@ -60,29 +67,24 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
         "stop": list(ending.stops), "ban_end_of_text": END_OF_TEXT not in ending.controls,
         **({"skipped_rows": skipped_rows(reading)} if reading.faults else {}),
     }
-    kept = [bool(row.reject.strip()) and not config.overwrite for row in rows]
-    # For each row of the output: the input's row, and the number among its rejects.
-    places = [(number, sample) for number in range(len(rows)) for sample in range(1 if kept[number] else config.num_rejects)]
-    sources = [number for number, _ in places]
-    repeated, keeps = Selected(rows, sources), [kept[number] for number in sources]
-    in_the_file = [reading.numbers[number] - 1 for number in sources]
-    with open_output(config.output_csv, settings, repeated, keeps, in_the_file) as output:
+    plan = Plan(reading, config.num_rejects, config.overwrite)
+    with open_output(config.output_csv, settings, plan.known()) as output:
         report_reading(reading)
         for note in (*notes, *model_note(config.load_model, recorded(template))):
             say(note)
-        if output.done == len(places):
-            say(f"{config.output_csv}: complete with all its {len(places)} rows; nothing to do")
+        if output.done == len(plan):
+            say(f"{config.output_csv}: complete with all its {len(plan)} rows; nothing to do")
             return
         if output.done:
-            say(f"{config.output_csv}: continuing after row {output.done} of {len(places)}")
-        if all(kept):
+            say(f"{config.output_csv}: continuing after row {output.done} of {len(plan)}")
+        if plan.kept.all():
             say("note: every row has a reject already, so nothing is drawn and no sampling flag has an effect; --overwrite 1 "
                 "draws new ones")
-        requests = _requests(config, tokenizer, template, reading, kept, places[output.done:])
+        requests = plan.requests(output.done, _prompts(config, tokenizer, template, reading, plan.to_answer(output.done)))
         model = build_model(weights, dimensions, config.strategy.dtype, config.strategy.device, config.strategy.quantization,
                             quantize_head=config.strategy.quantization == "int8")
         del weights
-        summary = _write_rows(config, decoder_for(model), tokenizer, ending, rows, kept, places, requests, output)
+        summary = _write_rows(config, decoder_for(model), tokenizer, ending, plan, requests, output)
         write_summary(config.output_csv, settings, summary)
     stops = ", ".join(f"{count} by {reason}" for reason, count in summary["stop_reasons"].items())
     equal = f"; {summary['equal_to_chosen']} equal the chosen answer" if summary["equal_to_chosen"] else ""
@@ -92,37 +94,36 @@ def generate_rejects(config: GenerateConfig, notes: Sequence[str] = ()) -> None:
         f"ended {stops or 'none'}{equal}")
 
 
-def _requests(config: GenerateConfig, tokenizer: Tokenizer, template: Template, reading: Reading, kept: list[bool],
-              places: list[tuple[int, int]]) -> list[Request]:
-    """The answers to write; reports prompts over `ctx_len` tokens, and those that the tokenizer changes."""
-    prompts: dict[int, tuple[int, ...]] = {}
-    encoder = Encoder(tokenizer)
-    for number, _ in places:
-        if not kept[number] and number not in prompts:
-            pieces = prompt_pieces(template, reading.rows[number].prompt)
-            prompts[number] = tuple(encode_pieces(pieces, encoder, reading.numbers[number], "prompt"))
+def _prompts(config: GenerateConfig, tokenizer: Tokenizer, template: Template, reading: Reading, rows: np.ndarray) -> TokenLists:
+    """The prompts of the rows with these indices; reports those over `ctx_len` tokens, and those that the tokenizer changes."""
+    prompts, encoder = TokenLists(tokenizer.vocab_size), Encoder(tokenizer)
+    with bar_if_long("prompts to tokens", len(rows)) as advance:
+        for row in rows.tolist():
+            pieces = prompt_pieces(template, reading.rows[row].prompt)
+            prompts.append(encode_pieces(pieces, encoder, reading.numbers[row], "prompt"))
+            advance(1)
     encoder.changes().report(config.input_csv, tokenizer.name)
-    long = [number for number, prompt in prompts.items() if len(prompt) > config.ctx_len]
-    if long:
-        longest = max(len(prompts[number]) for number in long)
-        say(f"{len(long)} prompts are longer than --ctx_len {config.ctx_len}, the longest with {longest} tokens (the first is "
-            f"row {reading.numbers[long[0]]}); they are read whole, and answered as well as the model can")
-    return [Request(number, prompts[number], sample) for number, sample in places if not kept[number]]
+    lengths = prompts.lengths()
+    long = np.flatnonzero(lengths > config.ctx_len)
+    if len(long):
+        say(f"{len(long)} prompts are longer than --ctx_len {config.ctx_len}, the longest with {lengths.max()} tokens (the first "
+            f"is row {reading.numbers[int(rows[long[0]])]}); they are read whole, and answered as well as the model can")
+    return prompts
 
 
-def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: Tokenizer, ending: Ending, rows: Sequence[Row],
-                kept: list[bool], places: list[tuple[int, int]], requests: list[Request], output: Output) -> dict[str, Any]:
-    """Write the answers that `output` lacks, in the rows' order, each as soon as those before it are done."""
+def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: Tokenizer, ending: Ending, plan: Plan,
+                requests: Sequence[Request], output: Output) -> dict[str, Any]:
+    """Write the rows that `output` lacks, in their order, each as soon as those before it are done."""
     started, first, tokens, equal = time.monotonic(), output.done, 0, 0
-    lengths: list[int] = []
+    length = 0  # of all answers together
     reasons: Counter[str] = Counter()
-    finished = {(number, 0): rows[number].reject for number, _ in places[first:] if kept[number]}
+    finished: dict[tuple[int, int], str] = {}  # answers to rows that others stand before
     batch_size = config.batch_size or rows_that_fit(engine.dimensions, config.sampling, config.strategy.device)
 
     def refuse(answer: Answer) -> bool:
-        return config.avoid_equal and answer.text == ending.kept(rows[answer.row].chosen)
+        return config.avoid_equal and answer.text == ending.kept(plan.rows[answer.row].chosen)
 
-    with progress_bar("rows", len(places), first) as advance:
+    with progress_bar("rows", len(plan), first) as advance:
 
         def show(written: int) -> None:
             advance(written, f"({tokens / (time.monotonic() - started):.0f} tokens/s)")
@@ -132,24 +133,28 @@ def _write_rows(config: GenerateConfig, engine: Forward | Kernels, tokenizer: To
             tokens += drawn
             show(0)
 
+        def ready() -> Iterator[Row]:
+            for at in range(output.done, len(plan)):
+                place = row, _ = plan.place(at)
+                if not plan.kept[row] and place not in finished:
+                    return
+                yield plan.rows[row] if plan.kept[row] else plan.rows[row]._replace(reject=finished.pop(place))
+
         def flush() -> None:
-            ready: list[Row] = []
-            while (at := output.done + len(ready)) < len(places) and places[at] in finished:
-                ready.append(rows[places[at][0]]._replace(reject=finished.pop(places[at])))
-            if ready:
-                output.append(ready)
-                show(len(ready))
+            while rows := list(islice(ready(), AT_ONCE)):
+                output.append(rows)
+                show(len(rows))
 
         flush()
         for answer in generate(engine, tokenizer, requests, config.sampling, config.seed, batch_size, on_tokens, refuse,
                                ending):
             finished[answer.row, answer.sample] = answer.text
             reasons[answer.reason] += 1
-            lengths.append(len(answer.tokens))
+            length += len(answer.tokens)
             equal += answer.refused
             flush()
 
-    seconds, answered = time.monotonic() - started, len(lengths)
-    return {"rows_written": len(places) - first, "rows_kept": len(places) - first - answered, "tokens": tokens,
-            "mean_tokens": sum(lengths) / max(1, answered), "stop_reasons": dict(reasons), "equal_to_chosen": equal,
+    seconds, answered = time.monotonic() - started, sum(reasons.values())
+    return {"rows_written": len(plan) - first, "rows_kept": len(plan) - first - answered, "tokens": tokens,
+            "mean_tokens": length / max(1, answered), "stop_reasons": dict(reasons), "equal_to_chosen": equal,
             "batch_size": batch_size, "seconds": seconds, "tokens_per_s": tokens / seconds}

@@ -21,7 +21,7 @@ from src.data.packing import Text
 from src.data.quotes import without_outer_spaces
 from src.data.read import read_pairs
 from src.data.rows import Row
-from src.data.spill import Selected, Spill, Storage
+from src.data.spill import Spill, Storage
 from src.data.tokenize import tokenize_pairs
 from src.errors import UserError
 from src.tokenizer.byte import ByteTokenizer
@@ -49,11 +49,6 @@ def test_items_in_a_file_are_those_in_memory(in_files):
     assert found[:2] == ITEMS[:2] and found != ITEMS[:2]
     with pytest.raises(IndexError):
         found[len(ITEMS)]
-
-
-def test_selected_items():
-    found = Selected("abc", [2, 0, 0])
-    assert found == ["c", "a", "a"] and list(found) == ["c", "a", "a"] and found[1:] == ["a", "a"] and len(found) == 3
 
 
 def test_few_items_are_a_list():

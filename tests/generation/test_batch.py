@@ -7,8 +7,9 @@ from tokenizers import Tokenizer
 from src.checkpoint.base import load_base
 from src.data.conversation import clean
 from src.errors import UserError
-from src.generation.batch import ATTEMPTS, Request, generate, prefill
+from src.generation.batch import ATTEMPTS, generate, prefill
 from src.generation.config import Sampling
+from src.generation.requests import Request
 from src.generation.sampler import count, penalize
 from src.generation.vocabulary import read_vocabulary
 from src.model import RWKV, build_model
@@ -179,6 +180,17 @@ def test_equal_prompts_and_a_common_beginning_are_read_once():
         alone = [next(generate(engine, BYTES, [request], sampling, 3, 1)) for request in requests]
         assert found == {answer[:2]: answer for answer in alone}
     assert len({answer.text for answer in alone}) > 20
+
+
+@pytest.mark.parametrize(("size", "order", "read"), [
+    (4, "aaaaaaaabbbbbbbb", "ab"), (4, "aaaaabaaaabaa", "aba"), (4, "ab", "ab"), (8, "bbbbaaaaaaaaaacccb", "bac")])
+def test_an_equal_prompt_is_read_once_as_long_as_a_row_with_it_waits(size, order, read):
+    """One state is kept for every four rows of the batch: that of a prompt that no row waits for is dropped, else the oldest."""
+    counting = Counting(decoder_for(random_model("x070")))
+    prompts = {"a": tuple(b"a" * 50), "b": tuple(b"b" * 70), "c": tuple(b"c" * 110)}
+    requests = [Request(row, prompts[name]) for row, name in enumerate(order)]
+    assert len(list(generate(counting, BYTES, requests, Sampling(top_p=0.95, max_tokens=1), 3, size))) == len(order)
+    assert counting.read == sum(len(prompts[name]) for name in read)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])

@@ -12,7 +12,9 @@ import pytest
 import rlhf_generate_reject_csv as script
 from src.checkpoint.io import save_checkpoint
 from src.cli.run import run
+from src.data import spill
 from src.data.csv import Row
+from src.generation import reject
 from tests.classic import format_prompt
 from tests.data.reading import read_pairs
 from tests.pairs_csv import write_pairs_csv
@@ -124,6 +126,28 @@ def test_several_rejects_a_prompt_and_going_on_with_them(generate):
     assert alone == [row for i, row in enumerate(rows) if i == 0 or numbers[i] != numbers[i - 1]]
 
 
+def test_rows_in_files_give_the_same_bytes(generate, tmp_path, monkeypatch):
+    """With several rejects, kept rows and equal prompts; also after an interruption, and where many rows are written at once."""
+    rows = [Row(*texts) for texts in zip("aabbbacdaab", ["Yes."] * 11, ["", "", *"xyz", "", "", "u", "", *"vw"], strict=True)]
+    write_pairs_csv(tmp_path / "in.csv", rows)
+    flags = ("--input_csv", str(tmp_path / "in.csv"), "--num_rejects", "3", "--top_p", "0.9")
+    whole = generate(*flags).read_bytes()
+    numbers = [i for i, row in enumerate(rows) for _ in range(1 if row.reject else 3)]
+    found = read_pairs(tmp_path / "out.csv", require_reject=True)
+    assert [row._replace(reject=rows[i].reject or row.reject) for row, i in zip(found, numbers, strict=True)] == found
+    assert [row[:2] for row in found] == [rows[i][:2] for i in numbers]
+    sidecar = json.loads((tmp_path / "out.csv.json").read_text())
+    del sidecar["summary"]
+    for place, name, size in ((spill, "IN_MEMORY", 0), (spill, "BLOCK", 100), (reject, "AT_ONCE", 2)):
+        monkeypatch.setattr(place, name, size)
+    ends = [0, *(end for end in range(len(whole) + 1) if whole[:end].endswith(b'"\n'))]
+    assert len(ends) == len(numbers) + 1
+    for end in ends:
+        (tmp_path / "out.csv").write_bytes(whole[:end])
+        (tmp_path / "out.csv.json").write_text(json.dumps(sidecar))
+        assert generate(*flags).read_bytes() == whole
+
+
 def test_a_reject_equal_to_the_chosen_answer_is_drawn_again(generate, folder, tmp_path):
     out = generate("--top_p", "0.9")
     equal = [row._replace(chosen=row.reject, reject="") if i == 3 else row for i, row in enumerate(read_pairs(out, False))]
@@ -135,10 +159,14 @@ def test_a_reject_equal_to_the_chosen_answer_is_drawn_again(generate, folder, tm
         assert [row.reject == row.chosen for row in rows] == [i == 3 and avoid == "0" for i in range(len(rows))]
 
 
-def test_prompts_over_the_context_are_told_and_answered(generate, capsys):
+def test_prompts_over_the_context_are_told_and_answered(generate, tmp_path, capsys):
     assert len(read_pairs(generate("--ctx_len", "20"), require_reject=True)) == len(ROWS)
     told = capsys.readouterr().err
     assert "3 prompts are longer than --ctx_len 20, the longest with 37 tokens (the first is row 2)" in told
+    write_pairs_csv(tmp_path / "in.csv", [ROWS[2], *ROWS[:2]])
+    generate("--ctx_len", "20", "--input_csv", str(tmp_path / "in.csv"), "--output_csv", str(tmp_path / "other.csv"))
+    told = capsys.readouterr().err
+    assert "1 prompts are longer than --ctx_len 20, the longest with 37 tokens (the first is row 3)" in told
 
 
 @pytest.mark.parametrize(("flags", "message"), [

@@ -6,9 +6,10 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 
 from src.generation import batch
 from src.generation.automaton import Automaton
-from src.generation.batch import Request, generate
+from src.generation.batch import generate
 from src.generation.config import Sampling
 from src.generation.graphs import bucket
+from src.generation.requests import Request
 from src.generation.sampler import TorchSampler
 from src.generation.slots import Slots
 from src.model import build_model

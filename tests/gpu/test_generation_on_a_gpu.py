@@ -7,9 +7,10 @@ from src import kernels
 from src.checkpoint.base import load_base
 from src.generation import batch
 from src.generation.automaton import Automaton
-from src.generation.batch import Request, generate
+from src.generation.batch import generate
 from src.generation.config import Sampling
 from src.generation.graphs import WARM_UPS, Graphs, bucket
+from src.generation.requests import Request
 from src.generation.sampler import KernelSampler, TorchSampler
 from src.generation.slots import Slots
 from src.model import build_model

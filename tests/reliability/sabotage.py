@@ -1,5 +1,6 @@
 """Faults that are put into a forked process, to show that the harness finds them."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -31,8 +32,8 @@ def _torn_rows_count() -> None:
 
     kept = output.read_progress
 
-    def read_progress(data: bytes, *others: Any) -> tuple[int, int]:
-        return kept(data, *others)[0], len(data)
+    def read_progress(file: IO[bytes], *others: Any) -> tuple[int, int]:
+        return kept(file, *others)[0], file.seek(0, os.SEEK_END)
 
     output.read_progress = read_progress
 
