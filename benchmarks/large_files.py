@@ -6,8 +6,8 @@ Makes a file of each format in a temporary folder: rows of three texts, 300 to 6
 its own: `read` gives rows, `check` is `rlhf_dpo_generate_save.py --check_data 1 --tokenizer world`, `pairs` tokenizes pairs and
 `texts` prompts with answers, as `--sft 1` does. The stages that follow are whole scripts with a model of a few thousand weights:
 `reject` writes answers of one token, `prepare` makes a .save with references, `train` takes four steps on it and `evaluate`
-measures all of it; `sft` takes four steps on the file itself. Prints seconds and peak memory, that of the imports alone first, and
-writes benchmarks/results/large_files.json.
+measures all of it; `sft` takes four steps on the file itself. Prints seconds and peak memory, that of the imports alone first,
+and writes benchmarks/results/large_files.json.
 """
 
 import argparse
