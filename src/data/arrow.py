@@ -85,6 +85,8 @@ def _read(path: Path, kind: str, load: Callable[[Any], Table]) -> Table:
                         "damaged") from None
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path}: can't be read as {kind} ({_reason(error)}); it is damaged or of another kind") from None
+    finally:
+        pyarrow.default_memory_pool().release_unused()  # hundreds of MB that it would keep for further files
 
 
 class _Bytes(io.RawIOBase):

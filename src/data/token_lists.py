@@ -5,7 +5,7 @@ What a sequence gives is a new object each time. Pairs that share a list of toke
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,14 +55,9 @@ class TokenLists(Stored[list[int]]):
         """[n] int64"""
         return np.diff(np.frombuffer(self._ends, np.int64))
 
-    def keys(self) -> np.ndarray:
-        """[n] int32: equal for equal lists, which it takes from digests of 128 bits."""
-        digests = np.empty(len(self), "V16")
-        with bar_if_long("lists of tokens", len(self)) as advance:
-            for number in range(len(self)):
-                digests[number] = hashlib.blake2b(self._bytes(number), digest_size=16).digest()
-                advance(1)
-        return np.unique(digests, return_inverse=True)[1].astype(np.int32)
+    def bytes_of(self, number: int) -> bytes:
+        """A list's tokens in as many bytes each as the vocabulary needs."""
+        return self._storage.read(self._size * self._ends[number], self._size * self._ends[number + 1])
 
     def add_to(self, digest: Any) -> None:
         """Update a digest of hashlib with all of the lists."""
@@ -70,11 +65,8 @@ class TokenLists(Stored[list[int]]):
         for start in range(0, self._storage.size, BLOCK):
             digest.update(self._storage.read(start, min(start + BLOCK, self._storage.size)))
 
-    def _bytes(self, at: int) -> bytes:
-        return self._storage.read(self._size * self._ends[at], self._size * self._ends[at + 1])
-
     def _item(self, at: int) -> list[int]:
-        return array(self._kind, self._bytes(at)).tolist()
+        return array(self._kind, self.bytes_of(at)).tolist()
 
 
 class SharedLists(TokenLists):
@@ -124,15 +116,23 @@ class TokenPairs(Stored[TokenPair]):
 
     def sizes(self) -> Sizes:
         """See `sizes_of`."""
-        return sizes_of_pairs(*self.lengths(), self.lists.keys()[self.columns()[0]])
+        numbers, which = np.unique(self.columns()[0], return_inverse=True)
+        texts = (self.lists.bytes_of(number) for number in numbers.tolist())
+        same = np.unique(digests_of(texts, "prompts compared", len(numbers)), return_inverse=True)[1]
+        return sizes_of_pairs(*self.lengths(), same[which])
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
         """The places of all different pairs, of equal ones that of the first; for each pair, the number of its place there."""
-        columns = self.columns()
-        rows = np.stack([*self.lists.keys()[np.stack(columns[:3])], *columns[3:]], axis=1)
-        _, first, which = np.unique(rows.view(f"V{rows.strides[0]}"), return_index=True, return_inverse=True)
+        pairs = (self._bytes_of(at) for at in range(len(self)))
+        _, first, which = np.unique(digests_of(pairs, "pairs compared", len(self)), return_index=True, return_inverse=True)
         order = np.argsort(first)
-        return first[order], np.argsort(order)[which.ravel()]
+        return first[order], np.argsort(order)[which]
+
+    def _bytes_of(self, at: int) -> bytes:
+        """All of a pair: the lengths of its lists keep these apart."""
+        prompt, chosen, reject, *starts = self.numbers(at)
+        texts = [self.lists.bytes_of(number) for number in (prompt, chosen, reject)]
+        return array("q", [*map(len, texts), *starts]).tobytes() + b"".join(texts)
 
     def _item(self, at: int) -> TokenPair:
         prompt, chosen, reject, chosen_from, reject_from = self.numbers(at)
@@ -171,3 +171,13 @@ class Texts(Stored[Text]):
         bits = np.frombuffer(self._trained.read(self._ends[at], self._ends[at + 1]), np.uint8)
         tokens = self._lists[at]
         return Text(tokens, np.unpackbits(bits, count=len(tokens)).astype(bool).tolist())
+
+
+def digests_of(texts: Iterable[bytes], what: str, count: int) -> np.ndarray:
+    """[count] 16 bytes each, equal for equal texts and not for others; `what` is for the progress bar."""
+    digests = np.empty(count, "V16")
+    with bar_if_long(what, count) as advance:
+        for at, text in enumerate(texts):
+            digests[at] = hashlib.blake2b(text, digest_size=16).digest()
+            advance(1)
+    return digests

@@ -23,7 +23,7 @@ from src.data.ranking import pair_rule, rule_without_effect
 from src.data.read import read_pairs
 from src.data.rows import Row
 from src.data.templates import Template
-from src.data.token_lists import TokenPairs
+from src.data.token_lists import TokenPairs, digests_of
 from src.data.tokenize import PairCounts, tokenize_pairs
 from src.errors import UserError
 from src.files import check_output
@@ -34,7 +34,7 @@ from src.preference.journal import hold_journal, open_journal
 from src.preference.kto import Mismatched, are_thumbs, mismatched_answers, unpaired
 from src.preference.pairs import check_sidecar_place, save_pairs
 from src.preference.reference import joined, reference_log_probs, to_score
-from src.progress import bar_if_long, progress_bar
+from src.progress import progress_bar
 from src.settings import input_files
 from src.tokenizer import load_tokenizer
 
@@ -135,13 +135,9 @@ def _mismatched(config: PrepareConfig, pairs: TokenPairs, rows: Sequence[Row], r
 
 
 def _prompt_numbers(rows: Sequence[Row]) -> np.ndarray:
-    """[n] int64: equal for equal prompts, which it takes from digests of 128 bits."""
-    digests = np.empty(len(rows), "V16")
-    with bar_if_long("prompts", len(rows)) as advance:
-        for at, row in enumerate(rows):
-            digests[at] = hashlib.blake2b(row.prompt.encode(errors="surrogatepass"), digest_size=16).digest()
-            advance(1)
-    return np.unique(digests, return_inverse=True)[1]
+    """[n] int64: equal for equal prompts."""
+    prompts = (row.prompt.encode(errors="surrogatepass") for row in rows)
+    return np.unique(digests_of(prompts, "prompts compared", len(rows)), return_inverse=True)[1]
 
 
 def _notes(config: PrepareConfig, reading: Reading, template: Template) -> list[str]:
