@@ -95,6 +95,7 @@ class Reader:
         self._receive = receive
         # The numbers of what was handed on, by its place in the memo; -1 for anything else, which stays in the memo.
         self._kept, self._n_kept = array("q"), 0
+        self._new: list[int] = []  # places in the memo since then
         try:
             while True:
                 self._integers()
@@ -135,8 +136,7 @@ class Reader:
             items = self._items(2 if code == "s" else None)
             self._set(items)
         elif code in "qr\x94":
-            number = len(self._memo) + self._n_kept if code == "\x94" else self._unpack("<B" if code == "q" else "<I")
-            self._memo[number] = self._top(object)
+            self._put(len(self._memo) + self._n_kept if code == "\x94" else self._unpack("<B" if code == "q" else "<I"))
         elif code in "hj":
             stack.append(self._again(self._unpack("<B" if code == "h" else "<I")))
         elif code in "c\x93":
@@ -181,17 +181,32 @@ class Reader:
             into.extend(items)
             return
         numbers = self._receive(items, self.at)
-        while (place := len(self._kept)) in self._memo:
-            number = numbers.get(id(self._memo[place]), -1)
-            self._kept.append(number)
+        for place in self._new:
+            if place > self.at:  # the pickle module counts from 0, and each value takes some bytes
+                raise BadPickle("its instructions make no value")
+            self._kept.extend(array("q", [-1]) * (place + 1 - len(self._kept)))
+            number = numbers.get(id(self._memo.get(place)), -1)
             if number >= 0:
-                del self._memo[place]
+                self._kept[place] = number
                 self._n_kept += 1
+                del self._memo[place]
+        self._new.clear()
+
+    def _put(self, place: int) -> None:
+        self._memo[place] = self._top(object)
+        if self._receive is not None:
+            self._new.append(place)
+            if place < len(self._kept) and self._kept[place] >= 0:
+                self._kept[place] = -1
+                self._n_kept -= 1
 
     def _again(self, place: int) -> Any:
         if place not in self._memo and place < len(self._kept) and self._kept[place] >= 0:
             return Kept(self._kept[place])
-        return self._memo[place]
+        value = self._memo[place]
+        if self._receive is not None and value is self._stack[0]:
+            raise BadPickle("it has a list that holds itself")
+        return value
 
     def _top(self, kind: type) -> Any:
         if not isinstance(self._stack[-1], kind):

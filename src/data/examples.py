@@ -209,6 +209,8 @@ def _tokenized(example: Example, row: int, encoder: Encoder, template: Template,
     tokens: list[int] = []
     trained: list[bool] = []
     last, follows = 0, False
+    # What a prompt has of an answer without a loss is not known by its pieces.
+    on_prompt = on_prompt and all(turn.trained for turn in example.turns[:example.first])
     for number, piece in enumerate(template.conversation(example.turns, example.first, form), start=1):
         if piece.is_control:
             new = [encoder.control(piece.text)]

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,9 +117,10 @@ def _read_batch(line: bytes, where: str) -> tuple[int, np.ndarray]:
     if checksum != _checksum(line).encode():
         raise UserError(f"{where} has a wrong checksum); remove it to start over")
     try:
-        number, values = parse_json(line, [(int, [[float]])])
-    except (BadJson, ValueError) as error:
+        batch: Any = parse_json(line, [(int, [[float]])])
+    except BadJson as error:
         raise UserError(f"{where}: {error}); remove it to start over") from None
+    number, values = batch if len(batch) == 2 else (None, None)
     if not (isinstance(number, int) and number >= 0 and isinstance(values, list)):
         raise UserError(f"{where} is not a batch's number and its results); remove it to start over")
     if not all(len(pair) == 2 and all(map(is_log_prob, pair)) for pair in values):

@@ -9,7 +9,7 @@ and are read all the same. Messages count pairs from 1.
 import hashlib
 import io
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from src.checked_json import BadJson, parse_json
 from src.console import short
 from src.data.load_template import RECORDED
 from src.errors import UserError
-from src.files import atomic_write, existing_file, json_text, sha256
+from src.files import atomic_write, existing_file, json_text
 from src.preference.entries import LOWEST, REFERENCES, is_log_prob
 from src.preference.reading import read_entries
 from src.preference.stored import Pairs
@@ -83,8 +83,9 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int,
             pair; the sidecar is damaged or belongs to another file; no pair is left.
     """
     path = existing_file(path, "pairs file")
-    pairs = read_entries(path, vocab_size)
-    sidecar = _read_sidecar(path)
+    with path.open("rb") as file:
+        sidecar = _read_sidecar(path, file)
+        pairs = read_entries(file, path, vocab_size)
     _check_references(pairs, path)
     prompt, chosen, reject = pairs.tokens.lengths()
     kl = pairs.mismatched().lengths()[1]
@@ -149,7 +150,7 @@ def _sidecar_path(path: str | Path) -> Path:
     return Path(f"{path}.json")
 
 
-def _read_sidecar(path: Path) -> dict[str, Any] | None:
+def _read_sidecar(path: Path, file: IO[bytes]) -> dict[str, Any] | None:
     sidecar_path = _sidecar_path(path)
     if not sidecar_path.exists():
         return None
@@ -158,7 +159,7 @@ def _read_sidecar(path: Path) -> dict[str, Any] | None:
         sidecar = parse_json(existing_file(sidecar_path, "sidecar").read_bytes(), _SIDECAR)
     except BadJson as error:
         raise UserError(f"{sidecar_path}: {error}; {again}") from None
-    if sidecar["sha256"] != sha256(path):
+    if sidecar["sha256"] != hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest():
         raise UserError(f"{sidecar_path}: belongs to another {path.name} than the one next to it (the sha256 differs); {again}")
     # Older sidecars lack it: they are from before there were adapters that split weights.
     return {"quantized_otherwise": {}} | sidecar

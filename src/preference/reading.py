@@ -1,6 +1,7 @@
 """Reads the pairs of a `.save` some at a time, so that they need not all be in memory. Nothing in the file is ever executed."""
 
 import mmap
+import os
 import warnings
 from pathlib import Path
 from typing import IO, Any
@@ -18,16 +19,19 @@ from src.progress import bar_if_long
 _LONG = 20  # MB; more take some seconds
 # What a `Kept` is, by the remainder of its number.
 _TOKENS, _PAIR, _DICT, _KINDS = 0, 1, 2, 3
+_NAMES = ("a list", "the whole", "a dict")
 
 
-def read_entries(path: Path, vocab_size: int) -> Pairs:
+def read_entries(file: IO[bytes], path: Path, vocab_size: int) -> Pairs:
     """All pairs of a `.save`, each checked by itself.
+
+    Args:
+        file: the one at `path`, open for reading.
 
     Raises UserError if the file is damaged, holds anything but lists, numbers and tensors, or has a malformed pair.
     """
     try:
-        with path.open("rb") as file:
-            content, pairs = _read(file, path, vocab_size)
+        content, pairs = _read(file, path, vocab_size)
     except UserError:
         raise
     except NamesCode as error:
@@ -49,7 +53,7 @@ def read_entries(path: Path, vocab_size: int) -> Pairs:
 
 def _read(file: IO[bytes], path: Path, vocab_size: int) -> tuple[Any, Pairs]:
     """The content, of which a list may be without its items, and the pairs that it holds if it is a list."""
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     entries, done = _Entries(path, vocab_size), 0
     with bar_if_long(f"MB of {path.name}", size >> 20, size >> 20 > _LONG) as advance:
@@ -94,20 +98,35 @@ class _Entries:
         self._numbers = {}  # while `items` keeps the objects alive, an id is of one of them
         for entry in items:
             at = len(self.pairs)
-            if isinstance(entry, Kept) and entry.number % _KINDS == _PAIR:
-                self.pairs.append(self.pairs.numbered(entry.number // _KINDS))
+            if isinstance(entry, Kept):
+                self.pairs.append(self.pairs.numbered(self._number(entry, _PAIR, "a pair")))
                 continue
             self._numbers[id(entry)] = _KINDS * at + _PAIR
-            if isinstance(entry, list | tuple) and len(entry) == len(PARTS) + 1:
-                self._numbers[id(entry[5])] = _KINDS * at + _DICT
-                entry = *entry[:5], self._again(entry[5])
+            if isinstance(entry, list | tuple):
+                for value in entry[3:5]:
+                    self._check_number(value)
+                if len(entry) == len(PARTS) + 1:
+                    self._numbers[id(entry[5])] = _KINDS * at + _DICT
+                    entry = *entry[:5], self._again(entry[5])
             self.pairs.append(read_entry(entry, at + 1, self._path, self._add))
         return self._numbers
 
+    def _number(self, kept: Kept, kind: int, expected: str) -> int:
+        """The number of something that is in the file before, too."""
+        number, found = divmod(kept.number, _KINDS)
+        if found != kind:
+            raise UserError(f"{self._path}: pair {len(self.pairs) + 1} has {_NAMES[found]} of a pair before it again, where "
+                            f"{expected} is expected")
+        return number
+
+    def _check_number(self, value: Any) -> None:
+        if isinstance(value, Kept):
+            self._number(value, _KINDS, "a number")
+
     def _add(self, tokens: Any, name: str) -> tuple[int, int]:
         """The number of a list of tokens, which is stored once, and its length."""
-        if isinstance(tokens, Kept) and tokens.number % _KINDS == _TOKENS:
-            number = tokens.number // _KINDS
+        if isinstance(tokens, Kept):
+            number = self._number(tokens, _TOKENS, "a list of token ids")
         elif self._numbers.get(id(tokens), _PAIR) % _KINDS == _TOKENS:
             number = self._numbers[id(tokens)] // _KINDS
         else:
@@ -117,9 +136,12 @@ class _Entries:
 
     def _again(self, more: Any) -> Any:
         """A dict that another pair has too."""
-        if not isinstance(more, Kept) or more.number % _KINDS != _DICT:
+        if not isinstance(more, Kept):
+            for name, value in more.items() if isinstance(more, dict) else ():
+                if name != "kl":
+                    self._check_number(value)
             return more
-        pair = self.pairs.numbered(more.number // _KINDS)
+        pair = self.pairs.numbered(self._number(more, _DICT, "a dict"))
         return {name: Kept(_KINDS * pair.kl + _TOKENS) if name == "kl" else value
                 for name, value in zip(MORE, pair[5:], strict=True) if value}
 

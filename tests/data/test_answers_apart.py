@@ -47,6 +47,13 @@ def test_the_texts_of_a_conversation_by_hand(tmp_path, name, answers, expected):
     assert list(map(shown, texts)) == expected and (counts.rows, counts.cut, counts.dropped) == (1, 0, 0)
 
 
+def test_an_answer_of_weight_0_has_no_loss_in_a_prompt_either(tmp_path):
+    path = put_talk(tmp_path, ["Why?", "So.", "Who?", "I.", "And?", "No."], weight=0)
+    texts, _ = read_texts(path, BYTES, 1000, 0, on_prompt=True, template=TEMPLATES["g1-fakethink"])
+    assert list(map(shown, texts)) == [f"[{BEGINS}\n\nAssistant: <think>\n</think>\nSo.\0]",
+                                       f"{BEGINS}\n\nAssistant: So.{MIDDLE}\n\nAssistant: <think>\n</think>[\nNo.\0]"]
+
+
 @pytest.mark.parametrize("source", [*TEMPLATES, CHATML, LLAMA_3, QWEN_3, ENDS_TEXTS, DROPS_THINKING])
 def test_every_answer_is_trained_after_its_prompt(tmp_path, source):
     (tmp_path / "chat.jinja").write_text(source)

@@ -205,6 +205,28 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_texts_stay(ahead, cap
         answers(Counting(engine, 0), sampling)
 
 
+class Failing(Counting):
+    """Runs out of memory once, at this step after the first."""
+
+    def __init__(self, engine, step: int):
+        super().__init__(engine)
+        self.steps = step
+
+    def advance_each(self, tokens, state):
+        self.steps -= 1
+        if not self.steps:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return super().advance_each(tokens, state)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("step", [1, 2, 5, 12])
+def test_rows_that_were_being_written_when_memory_ran_out_are_written_again(ahead, step):
+    engine, sampling = decoder_for(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)
+    engine.ahead = ahead
+    assert answers(Failing(engine, step), sampling, batch_size=3) == answers(engine, sampling)
+
+
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_a_refused_answer_is_drawn_again_and_stands_at_last(ahead):
     engine, sampling = decoder_for(random_model("x070")), Sampling(top_p=0.95, max_tokens=9)

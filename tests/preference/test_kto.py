@@ -224,6 +224,15 @@ def test_the_kl_is_without_dropout_and_draws_no_random_numbers(training):
     assert model.training == training and torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_kl_leaves_out_what_has_no_loss():
+    dimensions = tiny_dimensions("x070", 8)
+    weights = random_weights(dimensions)
+    plain = log_probs({name: tensor.double() for name, tensor in weights.items()}, [1, 2, 4, 5, 6])
+    thumb = Pair([1, 2], [3], [], -1.0, 0.0, kl=[4, 5, 6], kl_base_prob=-7.0, kl_from=1)
+    part = kl_part(build_model(weights, dimensions), *pack_mismatched([thumb]), share=1.0)
+    assert part.item() == pytest.approx((plain[-2:].sum() + 7.0).item(), abs=1e-4)
+
+
 @pytest.mark.parametrize("sft_on_prompt", [False, True])
 def test_a_thumb_down_has_no_sft_loss_even_of_its_prompt(sft_on_prompt):
     dimensions = tiny_dimensions("x070", 8)

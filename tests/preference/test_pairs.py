@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from src.errors import UserError
 from src.preference.entries import Pair
 from src.preference.pairs import has_references, load_pairs, save_pairs
+from tests import hostile
 from tests.stored_pairs import stored
 
 VOCAB = 65536
@@ -157,10 +159,35 @@ def test_what_the_file_refers_to_again_is_read_again(folder):
     assert pairs == [Pair(*map(list, entry[:3]), *map(float, entry[3:5]), **(entry[5] if len(entry) > 5 else {}))
                      for entry in content]
     assert len({pairs.numbered(at).prompt for at in (0, 1, 2502, 2503)} | {pairs.numbered(2).chosen}) == 1
-    for wrong in ([1], shared, more):  # a list of tokens or a dict in the place of a pair
-        assert "pair 2506 is" in refusal(old(folder, [*content[:2505], wrong]))
-    assert "prompt of pair 2506 is" in refusal(old(folder, [*content[:2505], (whole, *whole[1:])]))
-    assert "sixth entry of pair 2506 is" in refusal(old(folder, [*content[:2505], (*whole, shared)]))
+    assert pairs.numbered(1).kl == pairs.numbered(2504).kl == pairs.numbered(2505).chosen
+    for wrong, words in ((shared, "a list of a pair before it again, where a pair"), (more, "a dict of a pair before it again"),
+                         ((whole, *whole[1:]), "the whole of a pair before it again, where a list of token ids"),
+                         ((*whole, shared), "a list of a pair before it again, where a dict"),
+                         ((*whole[:3], shared, -1.0), "a list of a pair before it again, where a number"),
+                         ((*whole, {"kl": [1], "kl_base_prob": whole}), "the whole of a pair before it again, where a number")):
+        assert f"pair 2506 has {words}" in refusal(old(folder, [*content[:2505], wrong]))
+
+
+def test_an_endlessly_repeated_list_is_stored_once_whatever_its_number(folder):
+    """A list with a number that no pickle gives it, which items refer to, each handed on by itself."""
+    tokens = b"]%b(" + hostile.integer(7) * 1000 + b"e"
+    item = b"(h\x07h\x07h\x07G" + struct.pack(">d", -1.0) + b"G" + struct.pack(">d", -1.0) + b"ta"
+    for gap in (b"", b"q\x00", b"q\x09"):
+        first = b"(" + tokens % b"q\x07" + b"h\x07h\x07G" + struct.pack(">d", -1.0) + b"G" + struct.pack(">d", -1.0) + b"ta"
+        path = folder / "numbers.save"
+        torch.save([], path)
+        with zipfile.ZipFile(path) as archive, zipfile.ZipFile(folder / "numbered.save", "w") as made:
+            for name in archive.namelist():
+                made.writestr(name, archive.read(name) if not name.endswith("data.pkl") else
+                              hostile.pickled(b"]" + gap + first + item * 50))
+        pairs, _, _ = load_pairs(folder / "numbered.save", VOCAB, 3000)
+        assert len(pairs) == 51 and len(pairs.lists) == 2
+
+
+def test_a_list_of_pairs_that_holds_itself_is_refused(folder):
+    content = [GOOD]
+    content.append((content, *GOOD[1:]))
+    assert "it has a list that holds itself" in refusal(old(folder, content))
 
 
 def test_a_tensor_after_thousands_of_plain_pairs_is_read(folder):

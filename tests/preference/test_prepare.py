@@ -99,7 +99,7 @@ def test_a_partial_file_of_something_else_is_left_alone(config, tmp_path, conten
     (lambda number, values: [0.0, values], "a number where"),
     (lambda number, values: ["0", values], "text where"),
     (lambda number, values: [values, number], "not a batch's number"),
-    (lambda number, values: [number, values, 3], "too many values"),
+    (lambda number, values: [number, values, 3], "not a batch's number"),
     (lambda number, values: {"0": values}, "is an object"),
     (lambda number, values: number, "is a whole number"),
 ])
