@@ -126,8 +126,8 @@ class _Texts(NamedTuple):
     """What the texts of n rows are, as the model reads them."""
 
     turns: np.ndarray  # [n] int64, of the prompt
-    prompts: np.ndarray  # [n, 2] int64: a digest of each prompt
-    rows: np.ndarray  # [n, 2] int64: of all three texts
+    prompts: np.ndarray  # [n] of 16 bytes: a digest of each prompt
+    rows: np.ndarray  # [n] of 16 bytes: of all three texts
     equal_answers: np.ndarray  # [n] bool, like the two that follow
     thinking: np.ndarray  # an answer begins with <think>
     turn_names: np.ndarray  # an answer has a paragraph that begins like a turn of the template
@@ -151,7 +151,7 @@ def _look_at_texts(rows: Sequence[Row], template: Template) -> _Texts:
             thinking.append(has_thinking(row.chosen) or has_thinking(row.reject))
             names.append(has_turn_inside(row, template))
             advance(1)
-    of_prompts, of_rows = (np.frombuffer(found, np.int64).reshape(-1, 2) for found in (prompts, triples))
+    of_prompts, of_rows = (np.frombuffer(found, "V16") for found in (prompts, triples))
     is_equal, has_thoughts, has_names = (np.frombuffer(found, bool) for found in (equal, thinking, names))
     return _Texts(np.frombuffer(turns, np.int64), of_prompts, of_rows, is_equal, has_thoughts, has_names, begins)
 
@@ -166,10 +166,9 @@ def _digest(*texts: str) -> bytes:
 
 
 def _repeated(digests: np.ndarray) -> np.ndarray:
-    """The positions of rows, of two numbers each, that occurred before."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))  # keeps equal ones in their order
-    again = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
-    return np.sort(order[1:][again])
+    """The positions of those that occurred before."""
+    _, first = np.unique(digests, return_index=True)
+    return np.delete(np.arange(len(digests)), first)
 
 
 def _histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

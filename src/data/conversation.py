@@ -147,6 +147,11 @@ def _one_blank_line(text: str) -> str:
     return re.sub(r"\n\s*\n", "\n\n", re.sub(r"\r\n?", "\n", text))
 
 
+def answer_places(turns: Sequence[Turn], first: int) -> list[int]:
+    """The numbers of the assistant's turns, from turn `first` on."""
+    return [at for at in range(first, len(turns)) if turns[at].speaker == ASSISTANT]
+
+
 def is_conversation(prompt: str) -> bool:
     """Whether a prompt has more than one question."""
     return len(prompt_turns(prompt)) > 1

@@ -4,7 +4,7 @@ used. Also counts the answers that the template changes."""
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from src.data.conversation import ASSISTANT, Turn, prompt_turns, untouched
+from src.data.conversation import ASSISTANT, Turn, answer_places, prompt_turns, untouched
 from src.data.faults import BadRow, Fault, Reading
 from src.data.rows import Row
 from src.data.spill import Numbers, Spill
@@ -71,11 +71,13 @@ def conversations(row: Any, template: Template) -> Iterator[tuple[str, list[Turn
         for part in ("chosen", "reject"):
             if (answer := getattr(row, part)).strip():
                 yield f"its {part}", [*before, Turn(ASSISTANT, answer)], len(before)
-    elif not isinstance(row, str):
-        places = _places(row.turns, row.first)
-        if not template.answers_apart:
-            yield "its answer", row.turns, row.first
-        for number, at in enumerate(places if template.answers_apart else (), start=1):
+    elif isinstance(row, str):
+        return
+    elif not template.answers_apart:
+        yield "its answer", row.turns, row.first
+    else:
+        places = answer_places(row.turns, row.first)
+        for number, at in enumerate(places, start=1):
             if row.turns[at].trained:
                 yield _numbered("its answer", number, len(places)), row.turns[:at + 1], at
 
@@ -84,7 +86,7 @@ def _answers(row: Any, template: Template, loss_on: str) -> list[str]:
     """The texts of the row's answers. Raises BadRow, beginning with the answer, if the template can't render one."""
     texts: list[str] = []
     for part, turns, first in conversations(row, template):
-        places = _places(turns, first)
+        places = answer_places(turns, first)
         for number, at in enumerate(places, start=1):
             name = _numbered(part, number, len(places))
             _check(template, turns[:at + 1], at, name)
@@ -102,11 +104,6 @@ def _check(template: Template, turns: Sequence[Turn], first: int, what: str) -> 
             template.conversation(turns, first)
         except BadRow as fault:
             raise BadRow(fault.kind, f"{what} {fault}") from None
-
-
-def _places(turns: Sequence[Turn], first: int) -> list[int]:
-    """The numbers of the answers among the turns."""
-    return [at for at in range(first, len(turns)) if turns[at].speaker == ASSISTANT]
 
 
 def _numbered(name: str, number: int, of: int) -> str:

@@ -14,7 +14,7 @@ from string import ascii_lowercase
 
 from src.console import say
 from src.data.chat_template import read_chat_template
-from src.data.conversation import ASSISTANT, HUMAN, ROLES, SYSTEM, Turn, untouched
+from src.data.conversation import ASSISTANT, HUMAN, ROLES, SYSTEM, Turn, answer_places, untouched
 from src.data.faults import BadRow
 from src.data.rendering import ChatTemplate, Fault, Job, Renderer
 from src.data.templates import LONGEST_STOPS, Ending, Piece
@@ -106,7 +106,7 @@ class JinjaTemplate:
 
     def conversation(self, turns: Sequence[Turn], first: int, form: int = 0) -> list[Piece]:
         turns = self._kept(turns)
-        places = _answers(turns, first)
+        places = answer_places(turns, first)
         texts = self.renderings.texts(_tasks(turns, places))
         pieces: list[Piece] = []
         done, whole = 0, texts[-2]
@@ -122,7 +122,7 @@ class JinjaTemplate:
 
     def render_ahead(self, conversations: Iterable[tuple[Sequence[Turn], int]]) -> None:
         self.renderings.ahead([task for turns, first in conversations
-                               for task in _tasks(self._kept(turns), _answers(turns, first))])
+                               for task in _tasks(self._kept(turns), answer_places(turns, first))])
 
     def _kept(self, turns: Sequence[Turn]) -> list[Turn]:
         return [turn._replace(text=self.ending.kept(turn.text)) if turn.speaker == ASSISTANT else turn for turn in turns]
@@ -232,10 +232,6 @@ def _control_words(template: ChatTemplate, tokenizer: Tokenizer) -> dict[str, st
                                 "not have; give the tokenizer.json of the same model")
             words[word] = END_OF_TEXT
     return words
-
-
-def _answers(turns: Sequence[Turn], first: int) -> list[int]:
-    return [at for at, turn in enumerate(turns) if turn.speaker == ASSISTANT and at >= first]
 
 
 def _tasks(turns: Sequence[Turn], answers: Sequence[int]) -> list[_Task]:
