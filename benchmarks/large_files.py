@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 VOCABULARY = 512
-FORMATS = ("csv", "jsonl", "json", "jsonl.gz", "jsonl.zst", "parquet", "arrow")
+FORMATS = ("csv", "jsonl", "json", "columns.json", "jsonl.gz", "jsonl.zst", "parquet", "arrow")
 MODEL = ("--load_model", "{folder}/model.pth")
 TOKENIZER = ("--tokenizer", "{folder}/tokenizer.json")
 STEPS = ("--epoch_steps", "4", "--epoch_count", "1", "--batch_tokens", "4096")
@@ -134,6 +134,13 @@ def write(path: Path, count: int) -> None:
             writer = csv.DictWriter(file, ("prompt", "chosen", "reject"))
             writer.writeheader()
             writer.writerows(rows(count))
+            return
+        if path.suffixes == [".columns", ".json"]:
+            for column in ("prompt", "chosen", "reject"):
+                file.write(f'{"{" if column == "prompt" else "], "}"{column}": [')
+                for number, row in enumerate(rows(count)):
+                    file.write(", " * (number > 0) + json.dumps(row[column], ensure_ascii=False))
+            file.write("]}")
             return
         is_list = path.suffix == ".json"
         file.write("[" * is_list)

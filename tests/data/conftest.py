@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from src.data import examples, json_values, source, spill
+from src.data import examples, json_window, source, spill
 from src.data.faults import Reading
 from src.data.read import read_pairs
 
@@ -16,7 +16,7 @@ def storage(request) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "in files":
             for place, name, size in ((spill, "IN_MEMORY", 0), (spill, "BLOCK", 100), (source, "_PIECE", 3),
-                                      (json_values, "_PIECE", 3), (examples, "_PIECE", 3)):
+                                      (json_window, "_PIECE", 3), (examples, "_PIECE", 3)):
                 patch.setattr(place, name, size)
         yield
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data import json_values
+from src.data import json_window
 from src.data.json_values import values
 from src.errors import UserError
 
@@ -23,7 +23,7 @@ def file(tmp_path_factory):
 def read(file, text: str, piece: int) -> list:
     file.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_values, "_PIECE", piece)
+        patch.setattr(json_window, "_PIECE", piece)
         return list(values(file))
 
 
@@ -42,7 +42,7 @@ def test_values_are_those_of_the_whole(file, items, piece, indent, is_list, is_a
 @pytest.mark.parametrize("piece", [1, 2, 7, 1000])
 @pytest.mark.parametrize("text, said", [
     ('[\n{"a": 1},\n{"b": tru}]', "row 2 is not JSON (Expecting value at line 3, character 7)"),
-    ('[{"a": 1},          {"b": "x]', "row 2 is not JSON (Unterminated string starting at at character 27)"),
+    ('[{"a": 1},          {"b": "x]', "row 2 is not JSON (Unterminated string starting at character 27)"),
     ('[{"a": 1}\n\n{"b": 2}]', "row 1 is not JSON (a comma is expected after it in line 3)"),
     ('[{"a": 1},\n {"b": 2}', "the list does not end after row 2"),
     ('[{"a": 1}]\n\n,', "something follows the list of rows in line 3"),

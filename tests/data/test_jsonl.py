@@ -53,6 +53,22 @@ def test_columns_of_messages(tmp_path):
     assert records(tmp_path / "a.json", json.dumps({"messages": [TALK, TALK]})) == [{"messages": TALK}] * 2
 
 
+def test_rows_that_name_an_author_are_no_messages(tmp_path):
+    rows = [row | {"author": "x", "from": "y"} for row in ROWS]
+    assert records(tmp_path / "a.json", json.dumps({"data": rows})) == rows
+
+
+@pytest.mark.parametrize("text", ['{"data": [\n%s\n]}', '{"version": 1, "data": [\n%s\n], "prompt": ["x"]\n},\n'])
+def test_rows_of_an_object_may_have_a_line_each(tmp_path, text):
+    assert records(tmp_path / "a.json", text % ",\n".join(map(json.dumps, ROWS))) == ROWS
+
+
+def test_cells_without_a_row_in_every_column(tmp_path):
+    columns = {"prompt": {"b": "p", "a": "q"}, "chosen": {"a": "r", "c": "s"}, "x": {}, "reject": {"b": None, "c": "t"}}
+    assert records(tmp_path / "a.json", json.dumps(columns)) == [
+        {"prompt": "p"}, {"prompt": "q", "chosen": "r"}, {"chosen": "s", "reject": "t"}]
+
+
 def test_nan_and_null_are_missing(tmp_path):
     text = json.dumps([ROWS[0] | {"chosen": float("nan")}, ROWS[1] | {"chosen": None}])
     assert "NaN" in text and records(tmp_path / "a.json", text) == [{"prompt": "p{"}, {"prompt": "é"}]
@@ -65,6 +81,8 @@ def test_nan_and_null_are_missing(tmp_path):
     ('{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n{"prompt": "c"}', 2, "repeated key", "the key 'prompt' more than once"),
     ('[{"prompt": "a"}, 5, {"prompt": "c"}]', 2, "no object", "is a int where an object"),
     ('{"prompt": "a"}\n{"prompt": "b"}\n["prompt", "c"]', 3, "no object", "is a list where an object"),
+    ('{"columns": ["prompt"], "data": [["a"], ["b", "c"], ["d"]]}', 2, "number of values", "has 2 values for 1 columns"),
+    ('{"columns": ["prompt"], "data": [["a"], "b", ["c"]]}', 2, "number of values", "has a str for 1 columns"),
 ])
 def test_a_row_that_is_none_leaves_the_others(tmp_path, text, row, kind, words):
     found = records(tmp_path / "a.jsonl", text)
@@ -82,7 +100,13 @@ def test_a_row_that_is_none_leaves_the_others(tmp_path, text, row, kind, words):
     ("{'prompt': 'a'}\n{'prompt': 'b'}", "row 1 is not JSON (Expecting property name enclosed in double quotes"),
     ('{"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}', "holds several lists of rows (train, test); save the one"),
     ('{"prompt": ["a", "b"], "chosen": ["c"]}', "columns differ in length (2 of prompt, 1 of chosen)"),
-    ('{"columns": ["prompt", "chosen"], "data": [["a", "b"], ["c"]]}', "row 2 has 1 values for 2 columns"),
+    ('{"columns": ["prompt", "prompt"], "data": [["a", "b"]]}', "its columns have the name 'prompt' more than once"),
+    ('{"prompt": ["a", "b"], "chosen": ["c", tru]}', "value 2 of 'chosen' is not JSON (Expecting value at character 40)"),
+    ('{"data": [{"prompt": "a"},\n {"prompt": "b"}\n', "'data' is not JSON (Expecting ',' delimiter at line 3, character 1)"),
+    ('{"data": [{"prompt": "a"}, {"prompt": "b", "prompt": "c"}]}', "value 2 of 'data' has the key 'prompt' more than once"),
+    ('{"prompt": {"0": "a", "1": "b", "0": "c"}}', "'prompt' has the key '0' more than once"),
+    ('{"prompt": {"0": "a", "1": [}}', "'1' of 'prompt' is not JSON (Expecting value at character 29)"),
+    ('{"prompt": ["a"], "chosen": ["b"], "prompt": ["c"]}', "row 1 has the key 'prompt' more than once"),
     ('[["p", "c"]]', "row 1 is a list"), ("null", "row 1 is a NoneType"), ("[]", "empty"),
 ])
 def test_what_has_no_rows_is_refused(tmp_path, text, words):
@@ -97,6 +121,9 @@ def test_what_has_no_rows_is_refused(tmp_path, text, words):
     (b'{\n"prompt": "a"\n}\n{\n"prompt": "\xff"}', "row 2: byte 0xff"),
     (b'\n{"prompt": "a"}\n\n{"prompt": "\xff"}', "row 2: byte 0xff"), (b'{"prompt": "\xff"}', "row 1: byte 0xff"),
     (b'{"prompt": "a"}\n{"prompt": "\0"}', "row 2: holds a NUL"),
+    (b'{"data": [{"prompt": "a"}, {"prompt": "\xff"}]}', "value 2 of 'data': byte 0xff"),
+    (b'{"prompt": {"0": "a", "1": "\xff"}}', "'1' of 'prompt': byte 0xff"),
+    (b'{"prompt": ["a"], "\xff": ["b"]}', "row 1: byte 0xff"),
 ])
 def test_bytes_that_are_no_text_name_their_row(tmp_path, data, words):
     (tmp_path / "a.json").write_bytes(data)

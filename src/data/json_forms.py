@@ -1,0 +1,104 @@
+"""The forms in which one JSON object holds a whole table: rows under a key, columns, and what pandas calls orients."""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data.columns import CONVERSATIONS, PROMPTS
+from src.data.faults import BadRow
+from src.data.json_object import Members
+from src.data.source import TELLING_NAMES
+from src.data.spill import Spill
+from src.errors import UserError
+from src.progress import counting
+
+_SPEAKERS = {"role", "from", "speaker", "author"}  # keys that identify a message, even those that are not supported
+_NO_MESSAGES = {*PROMPTS, *CONVERSATIONS, "chosen", "reject", "rejected", "completion"}  # keys that no message has
+
+
+def rows_in(whole: Members, path: Path) -> Iterable[Any] | None:
+    """The rows of the table that an object holds; None if the object is a single row.
+
+    Raises UserError, also while the rows are read: it holds several tables, or its columns differ in length.
+    """
+    lists: dict[str, Any] = {}
+    objects = records = 0
+    by_column = False
+    for name, value in zip(*whole, strict=True):
+        tells = name.lower() in TELLING_NAMES
+        if _are_messages(value) or (tells and isinstance(value, str)):
+            return None
+        by_column |= tells
+        if isinstance(value, list | Spill):
+            lists[name] = value
+        elif isinstance(value, dict | Members):
+            objects += 1
+            records += bool(TELLING_NAMES & {key.lower() for key in _members(value).names})
+    names, data = lists.get("columns"), lists.get("data")
+    if names is not None and data is not None and all(isinstance(row, list) for row in data[:1]):  # orient="split"
+        return _split(names, data, path)
+    tables = [name for name, value in lists.items() if value and isinstance(value[0], dict)]
+    if len(tables) > 1:
+        found = " ".join(", ".join(tables).split())[:200]
+        raise UserError(f"{path}: holds several lists of rows ({found}); save the one to use as a file of its own")
+    if tables:
+        return lists[tables[0]]
+    if len(lists) == len(whole.names) and any(lists.values()):
+        return _side_by_side(lists, path)
+    if objects == len(whole.names) and by_column:  # orient="columns"
+        return _by_label(whole, path)
+    if 0 < objects == len(whole.names) == records:  # orient="index"
+        return (dict(zip(*_members(value), strict=True)) for value in whole.values)
+    return None
+
+
+def _split(names: Iterable[Any], data: Iterable[Any], path: Path) -> Iterator[dict[str, Any] | BadRow]:
+    columns = list(map(str, names))
+    if len(set(columns)) < len(columns):
+        repeated = next(name for name in columns if columns.count(name) > 1)
+        raise UserError(f"{path}: its columns have the name {repeated!r} more than once; keep one of them")
+    for number, row in enumerate(data, start=1):
+        if not isinstance(row, list) or len(row) != len(columns):
+            found = f"{len(row)} values" if isinstance(row, list) else f"a {type(row).__name__}"
+            yield BadRow("number of values", f"{path}: row {number} has {found} for {len(columns)} columns; make the numbers "
+                                             "equal")
+        else:
+            yield dict(zip(columns, row, strict=True))
+
+
+def _side_by_side(columns: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    if len({len(cells) for cells in columns.values()}) > 1:
+        counts = ", ".join(f"{len(cells)} of {' '.join(name.split())}" for name, cells in columns.items())[:200]
+        raise UserError(f"{path}: its columns differ in length ({counts}); write an object for each row")
+    return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _by_label(whole: Members, path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of columns whose cells have labels: the cells with the same label, in the order in which labels are first seen."""
+    columns = [_members(value) for value in whole.values]
+    rows: dict[str, int] = {}
+    row_of = array("q")  # of each cell, column after column
+    for column in columns:
+        row_of.extend(rows.setdefault(label, len(rows)) for label in counting(f"{path}: labels read", column.names))
+    starts = np.array([0, *accumulate(len(column.names) for column in columns)])
+    cells = np.argsort(np.array(row_of), kind="stable")
+    ends = [0, *np.cumsum(np.bincount(row_of, minlength=len(rows))).tolist()]
+    del rows, row_of
+    for start, end in pairwise(ends):
+        some = cells[start:end]
+        of_row = np.searchsorted(starts, some, side="right") - 1
+        places = zip(of_row.tolist(), (some - starts[of_row]).tolist(), strict=True)
+        yield {whole.names[column]: columns[column].values[at] for column, at in places}
+
+
+def _members(value: dict[str, Any] | Members) -> Members:
+    return value if isinstance(value, Members) else Members(list(value), list(value.values()))
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list | Spill) and len(value) > 0 and all(
+        isinstance(item, dict) and _SPEAKERS & item.keys() and not _NO_MESSAGES & item.keys() for item in value)
