@@ -10,6 +10,7 @@ from src.data.rows import Row
 from src.data.spill import Numbers, Spill
 from src.data.templates import Template
 from src.data.thinking import check_thinking
+from src.errors import UserError
 from src.progress import bar_if_long
 
 AHEAD = 256  # rows
@@ -21,6 +22,8 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
     Args:
         reading: of pairs, or of conversations and plain texts (`--sft 1`).
         loss_on: "answer" also makes a fault of an answer that is nothing but thinking.
+
+    Raises UserError, with the first row, for a template that can render none.
     """
     faults: dict[int, Fault] = {}  # by row; of a list's pairs the first one's, which leaves the list out
     changed = answers = 0
@@ -31,7 +34,10 @@ def fitted(reading: Reading, template: Template, loss_on: str = "all") -> Readin
             try:
                 texts = _answers(row, template, loss_on)
             except BadRow as fault:
-                faults.setdefault(number, Fault(number, fault.kind, f"{reading.path}: row {number}: {fault}"))
+                message = f"{reading.path}: row {number}: {fault}"
+                if template.fault:
+                    raise UserError(message) from None
+                faults.setdefault(number, Fault(number, fault.kind, message))
             else:
                 answers += len(texts)
                 changed += sum(template.ending.kept(text) != untouched(text) for text in texts)

@@ -94,7 +94,7 @@ class JinjaTemplate:
     ending: Ending
     controls: _Controls
     renderings: _Renderings
-    fault: str = ""  # why a conversation of its own could not be rendered
+    fault: BadRow | None = None
     can_refuse: bool = True
 
     @property
@@ -105,6 +105,8 @@ class JinjaTemplate:
         return self.controls.pieces(self.renderings.texts([(self._kept(turns), True)])[0], False, True)
 
     def conversation(self, turns: Sequence[Turn], first: int, form: int = 0) -> list[Piece]:
+        if self.fault:
+            raise self.fault
         turns = self._kept(turns)
         places = answer_places(turns, first)
         texts = self.renderings.texts(_tasks(turns, places))
@@ -116,27 +118,23 @@ class JinjaTemplate:
             pieces += self.controls.pieces(prompt[done:], False, True)
             pieces += self.controls.pieces(text[len(prompt):], trained, trained)
             done = len(text)
-        if self.fault:
-            raise BadRow("not rendered", f"can't be rendered by --template {self.name}: {self.fault}")
         return pieces
 
     def render_ahead(self, conversations: Iterable[tuple[Sequence[Turn], int]]) -> None:
-        self.renderings.ahead([task for turns, first in conversations
-                               for task in _tasks(self._kept(turns), answer_places(turns, first))])
+        if self.fault is None:
+            self.renderings.ahead([task for turns, first in conversations
+                                   for task in _tasks(self._kept(turns), answer_places(turns, first))])
 
     def _kept(self, turns: Sequence[Turn]) -> list[Turn]:
         return [turn._replace(text=self.ending.kept(turn.text)) if turn.speaker == ASSISTANT else turn for turn in turns]
 
     def _check(self, answer: str, prompt: str, text: str, probe: str, whole: str) -> None:
-        before, *after = probe.split(_ANSWER)
-        if len(after) != 1:
-            raise BadRow("answer not rendered once", f"is rendered {len(after)} times by --template {self.name}, where it must "
-                                                     "be exactly once; correct the template")
+        before, after = _around_answer(probe, self.name)
         answer = self.controls.hide(untouched(answer))
         # What a template opens an answer with, as an empty thinking part, it may leave to an answer that has its own.
-        itself = prompt.startswith(text[:-len(answer + after[0])]) and text.endswith(answer + after[0])
-        if text != f"{before}{answer}{after[0]}" and not itself:
-            raise BadRow("answer changed", f"is changed by --template {self.name}: {_changed(before, prompt, text, after[0])}; "
+        itself = prompt.startswith(text[:-len(answer + after)]) and text.endswith(answer + after)
+        if text != f"{before}{answer}{after}" and not itself:
+            raise BadRow("answer changed", f"is changed by --template {self.name}: {_changed(before, prompt, text, after)}; "
                                            "correct the template, or the answer")
         if not text.startswith(prompt):
             raise BadRow("answer does not follow", f"does not follow the prompt as --template {self.name} renders it, which ends "
@@ -147,7 +145,7 @@ class JinjaTemplate:
 
 
 def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
-    """The template of a file. One that can't render a question and its answer has a fault, which each row then reports.
+    """The template of a file. One that can't render a question and its answer has a fault, which the first row then reports.
 
     A note on stderr says where RWKV's name for the end of text becomes plain text, since the tokenizer has no such token.
 
@@ -158,11 +156,11 @@ def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
     template = ChatTemplate(template.path, template.source, named)
     controls, renderer = _Controls(_control_words(template, tokenizer)), Renderer(template)
     renderings = _Renderings(renderer, controls)
-    fault = ""
+    fault = None
     try:
-        begins, apart, openings, ending = _learned(renderings, controls)
+        begins, apart, openings, ending = _learned(renderings, controls, path)
     except BadRow as error:
-        fault, begins, apart, openings, ending = str(error), False, False, (), Ending((), (END_OF_TEXT,))
+        fault, begins, apart, openings, ending = error, False, False, (), Ending((), (END_OF_TEXT,))
     if (length := sum(len(stop.encode()) for stop in ending.stops)) > LONGEST_STOPS:
         raise UserError(f"--template {path}: the text that it ends an answer with has {length} bytes, of at most "
                         f"{LONGEST_STOPS}; correct the template")
@@ -174,7 +172,7 @@ def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
     return made
 
 
-def _learned(renderings: _Renderings, controls: _Controls) -> tuple[bool, bool, tuple[str, ...], Ending]:
+def _learned(renderings: _Renderings, controls: _Controls, name: str) -> tuple[bool, bool, tuple[str, ...], Ending]:
     """Whether texts begin with the end of text, whether answers are rendered otherwise once turns follow, what comes before the
     text of a turn, and what ends an answer, from a question with its answer, and with another question after it. Raises BadRow if
     they can't be rendered."""
@@ -184,16 +182,23 @@ def _learned(renderings: _Renderings, controls: _Controls) -> tuple[bool, bool, 
     except BadRow:  # some need a system message
         turns = [Turn(SYSTEM, "You answer questions."), *turns]
         prompt, whole, longer = renderings.texts([(turns[:2], True), (turns[:3], False), (turns, False)])
-    before, *after = whole.split(_ANSWER)
-    if len(after) != 1:
-        raise BadRow("not rendered", f"an answer is rendered {len(after)} times, where it must be exactly once")
+    before, after = _around_answer(whole, name)
     following = longer.partition(_ANSWER)[2].partition(_NEXT)[0]
     opening = following.rstrip()
     openings = (opening,) if opening and not any(piece.is_control for piece in controls.pieces(opening, False, True)) else ()
     first = controls.pieces(prompt, False, True)[0]
     apart = not longer.startswith(whole) or _changes_thinking(renderings, turns)
     return (first.is_control and first.text == END_OF_TEXT, apart, openings,
-            _ending(controls, after[0], following, prompt[len(before):]))
+            _ending(controls, after, following, prompt[len(before):]))
+
+
+def _around_answer(text: str, name: str) -> tuple[str, str]:
+    """What the template of this name renders before the probe for an answer, and after it. Raises BadRow."""
+    before, *after = text.split(_ANSWER)
+    if len(after) != 1:
+        raise BadRow("answer not rendered once", f"is rendered {len(after)} times by --template {name}, where it must be exactly "
+                                                 "once; correct the template")
+    return before, after[0]
 
 
 def _changes_thinking(renderings: _Renderings, turns: Sequence[Turn]) -> bool:

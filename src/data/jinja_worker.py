@@ -3,7 +3,8 @@
 Imports only the standard library and Jinja, so that it starts within a tenth of a second; the arguments are the folders that
 have Jinja. A frame is its length in 8 bytes, then its bytes; texts are UTF-8 in which half characters pass. stdin has a frame of
 JSON with the template, and then requests: a count in 8 bytes, and a frame of JSON for each job. Each frame is answered on stdout
-by one byte, `TEXT` or `FAULT`, and a frame with the text. The system ends this process where the template takes too much time.
+by one byte, `TEXT`, `FAULT`, or `BEYOND` where the template went beyond a limit, and a frame with the text. The system ends this
+process where the template takes too much time.
 
 The sandbox keeps a template to texts and numbers. Should it ever leak, the limits of the process are behind it: no file can be
 opened or written, and no other process started.
@@ -37,7 +38,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 LENGTH = struct.Struct("!Q")
-TEXT, FAULT = b"t", b"f"
+TEXT, FAULT, BEYOND = b"t", b"f", b"b"
 MEMORY = 512 << 20  # bytes, beyond what Python and Jinja need
 LONGEST_REASON = 300  # characters
 # Names that a message's reasoning has; templates read the first.
@@ -50,6 +51,10 @@ class Refused(TemplateError):
 
 class _Unfit(Exception):
     """The message says what is wrong."""
+
+
+class _TooLong(_Unfit):
+    """The template makes too long a text."""
 
 
 class _Generation(Extension):
@@ -126,7 +131,7 @@ def _messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _render(template: jinja2.Template, special_tokens: dict[str, str], job: dict[str, Any], longest: int) -> str:
-    """Raises _Unfit beyond `longest` characters and without a message, and whatever a template may raise."""
+    """Raises _TooLong beyond `longest` characters, _Unfit without a message, and whatever a template may raise."""
     if not job["messages"]:
         raise _Unfit("it has no messages")
     random.seed(0)  # `random` and `lipsum` of a template: the same in each run
@@ -137,7 +142,7 @@ def _render(template: jinja2.Template, special_tokens: dict[str, str], job: dict
         pieces.append(piece)
         length += len(piece)
         if length > longest:
-            raise _Unfit(f"the template makes a text of over {longest} characters of it")
+            raise _TooLong(f"the template makes a text of over {longest} characters of it")
     return "".join(pieces)
 
 
@@ -222,7 +227,8 @@ def main() -> None:
                 longest = max(setup["longest"], 100 * len(frame))
                 kind, data = TEXT, _encoded(_render(template, setup["special_tokens"], job, longest))
             except Exception as error:
-                kind, data = FAULT, _encoded(_reason(error))
+                kind = BEYOND if isinstance(error, _TooLong | MemoryError) else FAULT
+                data = _encoded(_reason(error))
             _allow(0)
             _answer(replies, kind, data)
 

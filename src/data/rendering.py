@@ -31,14 +31,14 @@ LARGEST_JOB = 64 << 20  # bytes of a conversation
 # A request: enough jobs that an exchange costs little, few enough for the child's memory.
 _BATCH_JOBS, _BATCH_BYTES = 1000, 4 << 20
 _PATIENCE = 10.0  # seconds, for the end of a child that has closed its pipe
-# Processes that one renderer loses before it gives the template up.
+# Processes that one renderer ends before it gives the template up.
 MOST_ENDED = 3
 # What the child sees of the environment: how its interpreter is loaded, and the time zone for `strftime_now`.
 _VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 _WORKER = Path(__file__).with_name("jinja_worker.py")
 # The worker's frames; not imported from it, so that Jinja stays out of this process.
 _LENGTH = struct.Struct("!Q")
-_TEXT = b"t"
+_TEXT, _BEYOND = b"t", b"b"
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ class Renderer:
         if length > 4 * longest:  # bytes
             raise self._end("the template's process sends what it should not")
         text = self._read(length, until).decode("utf-8", "surrogatepass")
+        if head[:1] == _BEYOND:  # what follows would take as long
+            raise self._end(text)
         return text if head[:1] == _TEXT else Fault(text)
 
     def _read(self, count: int, until: float) -> bytes:

@@ -76,6 +76,10 @@ class Template(Protocol):
         """Whether there are turns that it can't render."""
 
     @property
+    def fault(self) -> BadRow | None:
+        """Why it can render no row, not even a plain question with its answer."""
+
+    @property
     def answers_apart(self) -> bool:
         """Whether prompts show earlier answers otherwise than as they were written, so that each is trained in its own text."""
 
@@ -126,6 +130,10 @@ class NamedTurns:
     @property
     def can_refuse(self) -> bool:
         return bool(self.opening)
+
+    @property
+    def fault(self) -> None:
+        return None
 
     @property
     def answers_apart(self) -> bool:

@@ -1,6 +1,7 @@
 """Rows that a template can't render are faults, found before anything is made; answers that it changes are counted."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ from src.data.conversation import ASSISTANT, HUMAN, Turn
 from src.data.examples import Example
 from src.data.faults import Fault, Reading, refusal
 from src.data.fit import fitted, has_turn_inside
+from src.data.load_template import load_template
 from src.data.rows import Row
 from src.data.templates import CLASSIC, TEMPLATES
+from src.errors import UserError
+from src.tokenizer import load_tokenizer
 
 ROWS = [Row("q", "<think>a</think>b", "<think>c</think>d"), Row("q", "a", "<think>b</think>c"),
         Row("q", "<think>a</think>b", "c"), Row("q", "<think>a</think>b", "")]
@@ -62,6 +66,24 @@ def test_a_list_with_an_answer_that_can_not_be_rendered_is_left_out_once():
     assert found.rows == rows[3:] and found.numbers == [2] and [fault.row for fault in found.faults] == [1]
     assert found.facts == {"lists": {"count": 1, "pairs": 1, "rule": "all"}}
     assert refusal(found).startswith("x.jsonl: row 1: its reject does not begin with <think,")
+
+
+@pytest.mark.parametrize(("source", "words"), [
+    ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+     "is rendered 0 times by --template {}, where it must be exactly once; correct the template"),
+    ("{{ raise_exception('no') }}", "can't be rendered by --template {}: the template refuses it: no"),
+    ("{% for a in range(99999) %}{% for b in range(99999) %}ab{% endfor %}{% endfor %}", "can't be rendered by --template {}: "),
+])
+def test_a_template_that_can_render_no_row_is_refused_with_the_first(tmp_path, source, words):
+    """Without trying the others, which may take as long."""
+    path = tmp_path / "a.jinja"
+    path.write_text(source)
+    broken = load_template(str(path), load_tokenizer("bytes"))
+    started = time.process_time()
+    with pytest.raises(UserError) as caught:
+        fitted(reading([Row("q", "a", "b")] * 100_000), broken)
+    assert str(caught.value).startswith(f"x.csv: row 2: its chosen {words.format(path)}") and time.process_time() - started < 1
+    assert fitted(reading(["a text"]), broken) == reading(["a text"])
 
 
 def test_changed_answers_are_counted_once_a_file():

@@ -170,8 +170,9 @@ def test_the_others_render_beside_faults_of_every_kind():
               "{{ raise_exception('no') }}{% elif messages[0].content == 'long' %}{{ 'a' * 20 * 2 ** 20 }}{% endif %}" + ECHO)
     with renderer_of(source) as renderer:
         child = child_of(renderer)
-        found = renderer.render(jobs("a", "refuse", "b", "memory", "c", "long", "d"))
+        found = renderer.render(jobs("a", "refuse", "b"))
         assert child_of(renderer) == child
+        found += renderer.render(jobs("memory", "c", "long", "d"))
     assert [text for text in found if isinstance(text, str)] == ["a", "b", "c", "d"]
     assert all(isinstance(found[place], Fault) for place in (1, 3, 5))
 
@@ -181,6 +182,13 @@ def test_a_template_that_has_to_be_stopped_again_and_again_is_given_up():
         found = renderer.render(jobs(*["trap"] * (MOST_ENDED + 5), "a"))
     assert found == [Fault("the template takes over 0.01 s")] * MOST_ENDED + [
         Fault(f"not rendered, since the template had to be stopped {MOST_ENDED} times")] * 6
+
+
+def test_a_template_that_makes_too_long_texts_is_given_up_too():
+    with renderer_of("{% if messages[0].content == 'a' %}a{% else %}{{ 'b' * 20 * 2 ** 20 }}{% endif %}") as renderer:
+        found = renderer.render(jobs("a", *["b"] * 9))
+    assert found[0] == "a" and ["over 16777216 characters" in fault.reason for fault in found[1:]] == [True] * 3 + [False] * 6
+    assert found[4] == Fault(f"not rendered, since the template had to be stopped {MOST_ENDED} times")
 
 
 def test_time_is_counted_for_each_conversation():
