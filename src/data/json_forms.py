@@ -1,14 +1,14 @@
 """The forms in which one JSON object holds a whole table: rows under a key, columns, and what pandas calls orients."""
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.data.columns import CONVERSATIONS, PROMPTS
 from src.data.faults import BadRow
 from src.data.json_object import Members
 from src.data.source import TELLING_NAMES
@@ -17,7 +17,7 @@ from src.errors import UserError
 from src.progress import counting
 
 _SPEAKERS = {"role", "from", "speaker", "author"}  # keys that identify a message, even those that are not supported
-_NO_MESSAGES = {*PROMPTS, *CONVERSATIONS, "chosen", "reject", "rejected", "completion"}  # keys that no message has
+_OF_ROWS = TELLING_NAMES - {"text"} | {"input"}  # keys that no message has
 
 
 def rows_in(whole: Members, path: Path) -> Iterable[Any] | None:
@@ -28,16 +28,15 @@ def rows_in(whole: Members, path: Path) -> Iterable[Any] | None:
     lists: dict[str, Any] = {}
     objects = records = 0
     by_column = False
-    for name, value in zip(*whole, strict=True):
-        tells = name.lower() in TELLING_NAMES
-        if _are_messages(value) or (tells and isinstance(value, str)):
+    for name, value in counting(f"{path}: keys compared", zip(*whole, strict=True)):
+        if _is_of_a_row(name, value):
             return None
-        by_column |= tells
+        by_column |= name.lower() in TELLING_NAMES
         if isinstance(value, list | Spill):
             lists[name] = value
         elif isinstance(value, dict | Members):
             objects += 1
-            records += bool(TELLING_NAMES & {key.lower() for key in _members(value).names})
+            records += any(key.lower() in TELLING_NAMES for key in _members(value).names)
     names, data = lists.get("columns"), lists.get("data")
     if names is not None and data is not None and all(isinstance(row, list) for row in data[:1]):  # orient="split"
         return _split(names, data, path)
@@ -58,14 +57,15 @@ def rows_in(whole: Members, path: Path) -> Iterable[Any] | None:
 
 def _split(names: Iterable[Any], data: Iterable[Any], path: Path) -> Iterator[dict[str, Any] | BadRow]:
     columns = list(map(str, names))
-    if len(set(columns)) < len(columns):
-        repeated = next(name for name in columns if columns.count(name) > 1)
-        raise UserError(f"{path}: its columns have the name {repeated!r} more than once; keep one of them")
+    name, times = Counter(columns).most_common(1)[0] if columns else ("", 0)
+    if times > 1:
+        raise UserError(f"{path}: its columns have the name {repr(name)[:80]} more than once; keep one of them")
     for number, row in enumerate(data, start=1):
-        if not isinstance(row, list) or len(row) != len(columns):
-            found = f"{len(row)} values" if isinstance(row, list) else f"a {type(row).__name__}"
-            yield BadRow("number of values", f"{path}: row {number} has {found} for {len(columns)} columns; make the numbers "
-                                             "equal")
+        if not isinstance(row, list):
+            yield BadRow("no list", f"{path}: row {number} is of type {type(row).__name__} where a list of values is expected")
+        elif len(row) != len(columns):
+            yield BadRow("number of values", f"{path}: row {number} has {len(row)} values where \"columns\" has {len(columns)}; "
+                                             "make the numbers equal")
         else:
             yield dict(zip(columns, row, strict=True))
 
@@ -82,11 +82,11 @@ def _by_label(whole: Members, path: Path) -> Iterator[dict[str, Any]]:
     columns = [_members(value) for value in whole.values]
     rows: dict[str, int] = {}
     row_of = array("q")  # of each cell, column after column
-    for column in columns:
-        row_of.extend(rows.setdefault(label, len(rows)) for label in counting(f"{path}: labels read", column.names))
+    labels = chain.from_iterable(column.names for column in columns)
+    row_of.extend(rows.setdefault(label, len(rows)) for label in counting(f"{path}: labels compared", labels))
     starts = np.array([0, *accumulate(len(column.names) for column in columns)])
     cells = np.argsort(np.array(row_of), kind="stable")
-    ends = [0, *np.cumsum(np.bincount(row_of, minlength=len(rows))).tolist()]
+    ends = [0, *np.cumsum(np.bincount(row_of)).tolist()]
     del rows, row_of
     for start, end in pairwise(ends):
         some = cells[start:end]
@@ -99,6 +99,11 @@ def _members(value: dict[str, Any] | Members) -> Members:
     return value if isinstance(value, Members) else Members(list(value), list(value.values()))
 
 
-def _are_messages(value: Any) -> bool:
+def _is_of_a_row(name: str, value: Any) -> bool:
+    """Whether a member shows that its object is a single row: a text under the name of a column, or messages."""
+    tells = name.lower() in TELLING_NAMES
+    if isinstance(value, str):
+        return tells
     return isinstance(value, list | Spill) and len(value) > 0 and all(
-        isinstance(item, dict) and _SPEAKERS & item.keys() and not _NO_MESSAGES & item.keys() for item in value)
+        isinstance(item, dict) and _SPEAKERS & item.keys() and (tells or not _OF_ROWS & {key.lower() for key in item})
+        for item in value)

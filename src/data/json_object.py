@@ -1,6 +1,8 @@
-"""A JSON text that is one object, which may hold a whole table: no more of it is in memory at once than a piece or one row."""
+"""A JSON text that is one object, which may hold a whole table: its long lists and objects are read item by item, into files."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +10,14 @@ from src.data.faults import BadRow
 from src.data.json_window import Window, repeated_key
 from src.data.source import open_text
 from src.data.spill import Spill
+from src.errors import UserError
 from src.progress import counting
+
+_SHARE = 16  # a table has so many columns, or fewer: what is kept in memory is shared among them
 
 
 class Members(NamedTuple):
-    """The members of an object that may be too long for memory, in their order."""
+    """The members of a long object, in their order."""
 
     names: Sequence[str]
     values: Sequence[Any]
@@ -21,72 +26,94 @@ class Members(NamedTuple):
 def read_object(path: Path) -> Members | None:
     """The object that is the whole text; None if the text begins with something else, or goes on after it.
 
-    A value that is longer than a piece is a `Spill` instead of a list, and `Members` instead of a dict.
+    In it a long list is a list or a `Spill`, and a long object is `Members`.
 
-    Raises BadRow: it is not JSON, or has a repeated key or bytes that are no text.
+    Raises:
+        BadRow: it is not JSON, or has a repeated key; where it would end is unknown.
+        UserError: it has bytes that are no text.
     """
     with open_text(path, newline="\n") as text:
         window = Window(text)
         if window.peek() != "{":
             return None
-        whole = _members(window, path, f"{path}: row 1", "keys", lambda name: _value(window, path, name))
-        if window.peek() == ",":
+        reader = _Reader(window, path)
+        whole = reader.members(f"{path}: row 1", reader.member)
+        if _next(window) == ",":
             window.skip()
-        return None if window.peek() else whole
+        if _next(window):
+            return None
+    if reader.stray:
+        raise UserError(str(reader.stray))
+    return whole
 
 
-def _value(window: Window, path: Path, name: str) -> Any:
-    begins, short = window.peek(), _shown(name)
-    if begins not in ("[", "{"):
-        return _sound(window.value(f"{path}: row 1"))
-    value = window.short_value()
-    if value is not None:
-        return value
-    if begins == "{":
-        return _members(window, path, f"{path}: {short}", f"values of {short}",
-                        lambda key: _sound(window.value(f"{path}: {_shown(key)} of {short}")))
-    items: Spill[Any] = Spill()
-    places = _places(window, "]", f"{path}: {short}")
-    for number, _ in enumerate(counting(f"{path}: values of {short} read", places), start=1):
-        items.append(_sound(window.value(f"{path}: value {number} of {short}")))
-    return items.finished()
+def _next(window: Window) -> str:
+    """The next character that is no white space, of any kind, since that may end a line in JSONL."""
+    while window.peek().isspace():
+        window.skip()
+    return window.peek()
 
 
-def _members(window: Window, path: Path, where: str, what: str, read: Callable[[str], Any]) -> Members:
-    """The members of the object that begins here, each value as `read(name)` reads it."""
-    names: Spill[str] = Spill()
-    values: Spill[Any] = Spill()
-    known: set[str] = set()
-    for _ in counting(f"{path}: {what} read", _places(window, "}", where)):
-        if window.peek() != '"':
-            raise window.fault("Expecting property name enclosed in double quotes", where)
-        name = _sound(window.value(where))
-        if name in known:
-            raise repeated_key(repr(name), where)
-        known.add(name)
-        window.expect(":", where)
-        names.append(name)
-        window.peek()
-        values.append(read(name))
-    return Members(names.finished(), values.finished())
+class _Reader:
+    """Reads what begins at a window's place."""
 
+    def __init__(self, window: Window, path: Path):
+        self._window, self._path = window, path
+        self._advance = partial(next, counting(f"{path}: values read", repeat(None)))  # one count of all, at any depth
+        self.stray: BadRow | None = None  # the first value with bytes that are no text
 
-def _places(window: Window, end: str, where: str) -> Iterator[None]:
-    """One None at each item of the list or object that begins here, for the caller to read it."""
-    window.skip()
-    if window.peek() != end:
-        yield
-        while window.peek() != end:
-            window.expect(",", where)
-            window.peek()
+    def member(self, name: str) -> Any:
+        """The value of a member of the whole; of a long one the items are read one by one."""
+        begins, of = self._window.peek(), _shown(name)
+        if begins not in ("[", "{"):
+            return self._value(f"{self._path}: row 1")
+        value = self._window.short_value()
+        if value is not None:
+            return value
+        if begins == "{":
+            return self.members(f"{self._path}: {of}", lambda key: self._value(f"{self._path}: {_shown(key)} of {of}"))
+        items: Spill[Any] = Spill(share=_SHARE)
+        for number, _ in enumerate(self._places("]", f"{self._path}: {of}"), start=1):
+            items.append(self._value(f"{self._path}: value {number} of {of}"))
+        return items.finished()
+
+    def members(self, where: str, read: Callable[[str], Any]) -> Members:
+        """The members of an object, each value as `read(name)` reads it."""
+        names: Spill[str] = Spill(share=_SHARE)
+        values: Spill[Any] = Spill(share=_SHARE)
+        known: set[str] = set()
+        for _ in self._places("}", where):
+            if self._window.peek() != '"':
+                raise self._window.fault("Expecting property name enclosed in double quotes", where)
+            name = self._value(where)
+            if name in known:
+                raise repeated_key(repr(name), where)
+            known.add(name)
+            names.append(name)
+            self._window.expect(":", where)
+            self._window.peek()
+            values.append(read(name))
+        return Members(names.finished(), values.finished())
+
+    def _places(self, end: str, where: str) -> Iterator[None]:
+        """One None at the place of each item of a list or object, for the caller to read it."""
+        window = self._window
+        window.skip()
+        if window.peek() != end:
+            self._advance()
             yield
-    window.skip()
+            while window.peek() != end:
+                window.expect(",", where)
+                window.peek()
+                self._advance()
+                yield
+        window.skip()
 
-
-def _sound(value: Any) -> Any:
-    if isinstance(value, BadRow):
-        raise value
-    return value
+    def _value(self, where: str) -> Any:
+        value = self._window.value(where)
+        if isinstance(value, BadRow):
+            self.stray = self.stray or value
+        return value
 
 
 def _shown(name: str) -> str:

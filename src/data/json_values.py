@@ -1,4 +1,7 @@
-"""The values of a JSON text one after another, decoded as the text is read: an object a line, any values, a list's items."""
+"""The values of a JSON text one after another, decoded as the text is read: an object a line, any values, a list's items.
+
+Rows are counted from 1, without blank lines.
+"""
 
 import json
 import re
@@ -12,23 +15,31 @@ from src.data.source import open_text, stray_byte
 from src.errors import UserError
 
 _LONGEST_ROW = 1 << 24  # characters; a longer line may be a whole table
+_GOES_ON = re.compile(r"[\[{]$|[^}],$")  # how a line ends that an object goes on after
 
 
-def is_list(path: Path) -> bool:
-    """Whether the text begins with a list."""
+def has_row_a_line(path: Path) -> bool:
+    """Whether there are several lines and any is a whole object, as in JSONL; not just the first, since that may be broken."""
     with open_text(path, newline="\n") as text:
-        return Window(text).peek() == "["
-
-
-def values(path: Path) -> Iterator[Any]:
-    """The value of each row, or a BadRow. Rows are counted from 1, without blank lines.
-
-    Raises UserError if the ends of rows are unknown.
-    """
+        if Window(text).peek() == "[":
+            return False
     with open_text(path, newline="\n") as text:
-        if not has_row_a_line(path):
-            yield from _values_between(Window(text), path)
-            return
+        lines, found, begins = 0, False, True
+        for line in iter(lambda: text.readline(_LONGEST_ROW), ""):
+            ends = line.endswith("\n")
+            lines += begins and not line.isspace()
+            if lines == 1 and begins and ends and _GOES_ON.search(line.rstrip()):
+                return False
+            found = found or (begins and _is_object(line))
+            if found and lines > 1:
+                return True
+            begins = ends
+    return False
+
+
+def row_a_line(path: Path) -> Iterator[Any]:
+    """The value of each line, or a BadRow."""
+    with open_text(path, newline="\n") as text:
         lines = (stripped for line in text if (stripped := line.strip()))
         for number, line in enumerate(lines, start=1):
             try:
@@ -38,19 +49,13 @@ def values(path: Path) -> Iterator[Any]:
                 yield fault
 
 
-def has_row_a_line(path: Path) -> bool:
-    """Whether there are several lines and any is a whole object, as in JSONL; not just the first, since that may be broken."""
-    if is_list(path):
-        return False
+def one_after_another(path: Path) -> Iterator[Any]:
+    """The items of a list, or values one after another, or a BadRow for bytes that are no text; a trailing comma is accepted.
+
+    Raises UserError where one is broken, since where the next begins is then unknown.
+    """
     with open_text(path, newline="\n") as text:
-        lines, found, begins = 0, False, True
-        for line in iter(lambda: text.readline(_LONGEST_ROW), ""):
-            lines += begins and not line.isspace()
-            found = found or (begins and _is_object(line))
-            if found and lines > 1:
-                return True
-            begins = line.endswith("\n")
-    return False
+        yield from _values_between(Window(text), path)
 
 
 def _is_object(line: str) -> bool:
@@ -62,7 +67,6 @@ def _is_object(line: str) -> bool:
 
 
 def _values_between(window: Window, path: Path) -> Iterator[Any]:
-    """The items of a list, or values one after another; a trailing comma is accepted."""
     of_list, number = window.peek() == "[", 0
     if of_list:
         window.skip()

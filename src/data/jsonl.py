@@ -14,7 +14,7 @@ from src.data.columns import Table
 from src.data.faults import BadRow
 from src.data.json_forms import rows_in
 from src.data.json_object import read_object
-from src.data.json_values import has_row_a_line, values
+from src.data.json_values import has_row_a_line, one_after_another, row_a_line
 from src.data.source import is_missing, open_text
 from src.data.spill import Spill
 from src.errors import UserError
@@ -47,8 +47,8 @@ def read_json(path: Path) -> Table:
             names |= dict.fromkeys(value)
             of_faults = False
         elif not isinstance(value, BadRow):
-            value = BadRow("no object", f"{path}: row {number} is a {type(value).__name__} where an object with columns is "
-                                        "expected")
+            value = BadRow("no object", f"{path}: row {number} is of type {type(value).__name__} where an object with columns "
+                                        "is expected")
         records.append(value)
     if not records:
         raise UserError(f"{path}: the file is empty; it needs an object with prompt, chosen and reject for each row")
@@ -64,6 +64,8 @@ def _values(path: Path) -> Iterable[Any]:
     except BadRow:
         if not has_row_a_line(path):
             raise
-        whole = None
-    rows = None if whole is None else rows_in(whole, path)
-    return values(path) if rows is None else rows
+        return row_a_line(path)
+    if whole is None:
+        return row_a_line(path) if has_row_a_line(path) else one_after_another(path)
+    rows = rows_in(whole, path)
+    return one_after_another(path) if rows is None else rows

@@ -22,10 +22,13 @@ BLOCK = 1 << 20  # bytes written, and read ahead, at a time
 class Storage:
     """Bytes that are appended, and read from any place: in memory up to IN_MEMORY, then in a file without a name.
 
+    Of several that are shares of one table, each has that part of IN_MEMORY.
+
     Raises UserError if that file can't be made or written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: int = 1) -> None:
+        self._share = share
         self._file: Any = None
         self._held = bytearray()  # what is not in the file
         self._written = 0
@@ -40,7 +43,7 @@ class Storage:
 
     def append(self, data: bytes) -> None:
         self._held += data
-        if len(self._held) > (IN_MEMORY if self._file is None else BLOCK):
+        if len(self._held) > (IN_MEMORY // self._share if self._file is None else BLOCK):
             self._write()
 
     def read(self, start: int, end: int) -> bytes:
@@ -99,9 +102,9 @@ class Stored(Sequence[Item], Generic[Item]):
 class Spill(Stored[Item]):
     """Items of any kinds, to be appended and then read; `finished` is what to hand on."""
 
-    def __init__(self, items: Iterable[Item] = ()) -> None:
+    def __init__(self, items: Iterable[Item] = (), share: int = 1) -> None:
         self._few: list[Item] | None = []  # as long as all are in memory
-        self._storage = Storage()
+        self._storage = Storage(share)
         self._ends = array("q", [0])
         self._aside: dict[int, Item] = {}
         for item in items:

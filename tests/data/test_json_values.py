@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data import json_window
-from src.data.json_values import values
+from src.data import json_values, json_window
+from src.data.json_values import has_row_a_line, one_after_another, row_a_line
 from src.errors import UserError
 
 texts = st.text(max_size=6) | st.just("é\"\\\n😀\ud83d")
@@ -24,7 +24,7 @@ def read(file, text: str, piece: int) -> list:
     file.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_window, "_PIECE", piece)
-        return list(values(file))
+        return list(row_a_line(file) if has_row_a_line(file) else one_after_another(file))
 
 
 @given(st.lists(trees, max_size=5), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans(), st.booleans())
@@ -53,6 +53,21 @@ def test_faults_have_their_place_in_the_whole(file, piece, text, said):
     with pytest.raises(UserError) as caught:
         read(file, text, piece)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "has"), [
+    ('{"a": 1}\n{"a": 2}', True), ('{"a": 1,}\n\n {"a": 2}\n{"a": 3},\n', True), ('{"a": 1\n{"a": 2}', True),
+    ('{"a": 1}\n]', True), ('{"a": 1}', False), ('\n{"a": 1}\n\n', False), ('[{"a": 1},\n{"a": 2}]', False),
+    (' {"a": 1}\n{"a" 2}', False),
+    ('\n{"a": [\n{"b": 1}\n]}', False), ('{"a": {\n{"b": 1}\n}}', False), ('{"a": 1, \n"b": [\n{"b": 1}\n]}', False),
+    ('["aaaaaaaaaaaaaa", {"a": 2}]\n["aaaaaaaaaaaaaa", {"a": 2}]', False),
+    (2 * 'xxxxxxxxxxxxxxxxxxxx{"a": 3}\n', False), ('{"a":            [1,2,3]}\n{"a": 1}', True),
+])
+def test_which_texts_have_a_row_a_line(file, monkeypatch, text, has):
+    """Parts of a line longer than a row are no lines."""
+    monkeypatch.setattr(json_values, "_LONGEST_ROW", 20)
+    file.write_text(text)
+    assert has_row_a_line(file) == has
 
 
 @pytest.mark.parametrize("piece", range(1, 12))
