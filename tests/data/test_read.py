@@ -135,7 +135,7 @@ GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
 @pytest.mark.parametrize(("lines", "words"), [
     ([GOOD, '{"prompt": "p", "chosen": "c"'], ("row 2 is not JSON",)),
     ([GOOD, "", '{"a": 1}, {"b": 2}'], ("row 2 is not JSON",)),
-    ([GOOD, "[1, 2]"], ("row 2 is a list",)), ([GOOD, "5"], ("row 2 is a int",)),
+    ([GOOD, "[1, 2]"], ("row 2 is of type list",)), ([GOOD, "5"], ("row 2 is of type int",)),
     ([GOOD, GOOD | {"chosen": 5}], ("row 2: its chosen is of type int",)),
     ([GOOD, GOOD | {"prompt": {"text": "x"}}], ("row 2: its prompt is of type dict",)),
     ([GOOD, GOOD | {"prompt": " "}], ("row 2 has an empty prompt",)),
