@@ -6,6 +6,7 @@ Lists and objects become Python's; missing values are left out.
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ def read_parquet(path: Path) -> Table:
         _check_bytes(8 * metadata.num_rows * len(columns), path)
         _check_bytes(n_bytes, path)
         rows = _BATCH_BYTES * metadata.num_rows // max(n_bytes, 1)
-        batches = file.iter_batches(batch_size=min(max(rows, 1), _MOST_IN_BATCH), use_threads=False)
+        # One row group after another: pyarrow can't make a batch of several if a list or an object has shared texts in it.
+        batches = chain.from_iterable(
+            file.iter_batches(batch_size=min(max(rows, 1), _MOST_IN_BATCH), row_groups=[number], use_threads=False)
+            for number in range(metadata.num_row_groups))
         return _table(batches, file.schema_arrow, path)
 
     return _read(path, "Parquet", load)

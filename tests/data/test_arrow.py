@@ -13,7 +13,7 @@ import pytest
 
 from src.data import arrow
 from src.data.arrow_sizes import unpacked
-from src.data.read import read_pairs
+from src.data.read import read_pairs, read_table
 from src.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -48,6 +48,16 @@ def test_every_kind_of_text_is_text(tmp_path, column):
 ], ids=str)
 def test_a_column_that_nothing_reads_may_be_anything(tmp_path, column):
     assert read_pairs(parquet(tmp_path, GOOD | {"other": column}), True).rows == [("q", "good", "bad")]
+
+
+@pytest.mark.parametrize("in_group", [1, 3, 100])
+def test_lists_and_objects_in_several_row_groups(tmp_path, in_group):
+    rows = [{"prompt": f"q{number % 4}", "chosen": [{"role": "assistant", "content": f"good {number % 3}"}],
+             "reject": [{"role": "assistant", "content": f"bad {number}"}], "tags": ["a", "b"]} for number in range(7)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=in_group)
+    assert read_table(tmp_path / "rows.parquet").records == rows
+    expected = [(f"q{number % 4}", f"good {number % 3}", f"bad {number}") for number in range(7)]
+    assert read_pairs(tmp_path / "rows.parquet", True).rows == expected
 
 
 @pytest.mark.parametrize(("columns", "words"), [
