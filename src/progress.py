@@ -13,9 +13,9 @@ from src.console import console, say
 Item = TypeVar("Item")
 # Rows from which on a pass over them takes some seconds.
 MANY = 20_000
-# Seconds until the first line on items whose number is not known.
+# Seconds until the first plain line, if stderr is a file or a pipe or the number of items is not known.
 FIRST_LINE = 3.0
-# Seconds between plain lines if stderr is a file or a pipe.
+# Seconds between further ones.
 LINE_EVERY = 10.0
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
@@ -56,15 +56,16 @@ def bar_if_long(what: str, total: int, long: bool | None = None) -> AbstractCont
 
 def plain_lines(what: str, total: int, done: int = 0) -> Callable[..., None]:
     """`advance(count, note="")` that prints a line now and then, also while another bar is on the terminal."""
-    started = last = time.monotonic()
+    started = time.monotonic()
+    due = started + FIRST_LINE
     first = done
 
     def advance(count: int, note: str = "") -> None:
-        nonlocal done, last
+        nonlocal done, due
         done += count
         now = time.monotonic()
-        if now - last >= LINE_EVERY and done > first:
-            last = now
+        if now >= due and done > first:
+            due = now + LINE_EVERY
             left = (now - started) / (done - first) * (total - done)
             say(f"{what} {done}/{total}, {left:.0f} s left {note}".rstrip())
 
