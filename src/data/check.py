@@ -41,7 +41,8 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
         loss_on: as in `tokenize_pairs`.
 
     Returns:
-        rows (those that can be used), conversations (of several turns, or with a system message), most_turns;
+        rows (those that can be used), pairs (more than those, of lists), conversations (prompts of several turns, or with a
+        system message), most_turns;
         bad_rows: "count", and under "rows" the numbers of those that can't be used, by kind; notes: what has no effect;
         thumbs or lists, of a file of these: what the rows were made of;
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
@@ -59,8 +60,10 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
     longer = np.maximum(chosen, reject)
     lengths = {"prompt": prompt, "chosen": chosen, "reject": reject, "pair": prompt + longer}
     texts = _look_at_texts(rows, template)
+    number_of = np.fromiter(numbers, np.int64, len(numbers))
+    first = np.flatnonzero(np.diff(number_of, prepend=0))  # of a list's pairs, which share their prompt
     kinds = {
-        "duplicate_rows": _repeated(texts.rows), "duplicate_prompts": _repeated(texts.prompts),
+        "duplicate_rows": _repeated(texts.rows), "duplicate_prompts": first[_repeated(texts.prompts[first])],
         "equal_answers": np.flatnonzero(texts.equal_answers),
         "cut": np.flatnonzero((lengths["pair"] > max_len) & (longer <= max_len)),
         "dropped": np.flatnonzero(longer > max_len),
@@ -70,16 +73,16 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
     shown = int(kept[0]) if len(kept) else None
     counts, edges = _histogram(lengths["pair"])
     return {
-        "rows": len(rows), "conversations": int((texts.turns > 1).sum()), "most_turns": int(texts.turns.max()) + 1,
-        "max_len": max_len,
-        "tokenizer": tokenizer.name, "template": {"name": template.name, "fingerprint": template.fingerprint},
+        "rows": reading.row_count(), "pairs": len(rows), "conversations": int((texts.turns[first] > 1).sum()),
+        "most_turns": int(texts.turns.max()) + 1, "max_len": max_len, "tokenizer": tokenizer.name,
+        "template": {"name": template.name, "fingerprint": template.fingerprint},
         "shown": None if shown is None else {
             "row": numbers[shown], **pair_as_read(pairs[shown], tokenizer, max_len, template.begins_with_end_of_text)},
         "bad_rows": skipped_rows(reading), "notes": reading.notes, **(reading.facts or {}),
         "tokens": {name: _spread(values) for name, values in lengths.items()},
         "begins_at": numbers[0], "begins": texts.begins,
         **{name: len(found) for name, found in kinds.items()},
-        **{f"{name}_at": [numbers[at] for at in found[:NAMED].tolist()] for name, found in kinds.items()},
+        **{f"{name}_at": np.unique(number_of[found])[:NAMED].tolist() for name, found in kinds.items()},
         "changes": asdict(report.changes), "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
 
@@ -90,7 +93,8 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
     Args:
         first_of_kind: by kind, what is wrong with the first bad row of that kind.
     """
-    table = Table("tokens", *(name for name in found["tokens"]["pair"]), title=printable(f"{path}: {found['rows']} rows"))
+    made = "" if found["pairs"] == found["rows"] else f", {found['pairs']} pairs"
+    table = Table("tokens", *(name for name in found["tokens"]["pair"]), title=printable(f"{path}: {found['rows']} rows{made}"))
     for name, spread in found["tokens"].items():
         table.add_row({"pair": "prompt + longer answer"}.get(name, name), *(f"{value:.5g}" for value in spread.values()))
     show(table, stderr=True)
@@ -109,9 +113,10 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
         print_pair(found["shown"])
     say(f"row {found['begins_at']} begins, as the model reads it: {found['begins']!r}")
     for name, text in words.items():
-        named = ", ".join(map(str, found.get(f"{name}_at", [])))
-        more = ", ..." if found[name] > NAMED else ""
-        say(f"{found[name]:8} {text}{f' (rows {named}{more})' if named else ''}")
+        at = found.get(f"{name}_at", [])
+        more = ", ..." if len(at) == NAMED < found[name] else ""
+        named = f" (rows {', '.join(map(str, at))}{more})" if at else ""
+        say(f"{found[name]:8} {text}{named}")
     for kind, numbers in found["bad_rows"]["rows"].items():
         say(f"{len(numbers):8} can't be used, {kind}: {name_rows(numbers)}; the first: {first_of_kind[kind]}")
     Changes(**found["changes"]).report(path, found["tokenizer"])

@@ -6,6 +6,7 @@ from 1.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,6 +53,10 @@ class Reading(NamedTuple):
     left_out: str = ""  # in words, how many rows the file itself marks as not to be learned, and by which column
     facts: dict[str, Any] | None = None  # of thumbs, lists or scored pairs: what the rows were made of, for sidecars and reports
     made: str = ""  # the same in words
+
+    def row_count(self) -> int:
+        """Rows of the file that `rows` are of: the pairs of a list are of one."""
+        return sum(before != number for before, number in pairwise(chain([0], self.numbers)))
 
 
 def read_rows(records: Sequence[Record | BadRow], read: Callable[[Record, int], RowType | list[RowType] | None]

@@ -119,7 +119,7 @@ def _prepare(config: PrepareConfig, notes: Sequence[str], held_file: int) -> Non
                 references = reference_log_probs(model, wanted, config.batch_tokens, advance, source, journal)
             save_pairs(config.output_save, joined(pairs, mismatched, references),
                        sidecar | {"precision": config.strategy.precision, **held})
-    _say_what_was_made(config, len(rows), pairs, counts, time.monotonic() - started)
+    _say_what_was_made(config, reading.row_count(), pairs, counts, time.monotonic() - started)
 
 
 def _mismatched(config: PrepareConfig, pairs: TokenPairs, rows: Sequence[Row], row_of: np.ndarray) -> Mismatched:

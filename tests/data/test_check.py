@@ -55,6 +55,16 @@ def test_repeats_equal_answers_and_conversations_are_named_by_row():
     assert found["begins"].startswith("User: What?\n\nAssistant: yesyes")
 
 
+def test_pairs_of_a_list_are_of_one_row_and_repeat_no_prompt():
+    rows = [Row("Human: a\n\nAssistant: b\n\nHuman: c", answer, "z") for answer in ("x", "y", "z")] + [Row("d", "x", "y")] * 2
+    reading = Reading(Path("lists.jsonl"), rows, [2, 2, 2, 3, 5], [], [])
+    assert reading.row_count() == 3
+    found = check_pairs(reading, load_tokenizer("bytes"), 20, seed=0)
+    assert (found["rows"], found["pairs"], found["conversations"]) == (3, 5, 1)
+    assert (found["duplicate_prompts"], found["duplicate_prompts_at"], found["duplicate_rows_at"]) == (1, [5], [5])
+    assert (found["equal_answers_at"], found["cut"], found["cut_at"]) == ([2], 5, [2, 3, 5])
+
+
 def test_the_script_prints_a_table_and_json_and_writes_nothing(tmp_path, capsys, monkeypatch):
     import rlhf_dpo_generate_save as script
 
