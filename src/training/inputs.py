@@ -17,6 +17,7 @@ from src.data.binidx import corpus_at
 from src.data.examples import read_texts
 from src.data.load_template import check_template, difference, load_template, loss_on_in, model_note, recorded, recorded_in
 from src.data.packing import Text
+from src.data.source import data_file
 from src.data.templates import CLASSIC, Template
 from src.errors import UserError
 from src.files import sha256
@@ -93,6 +94,9 @@ def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:
     lines: list[str] = []
 
     if config.objective.sft:
+        for flag, file in (("--train_data_file", config.data.train_data_file), ("--eval_file", config.data.eval_file)):
+            if file and not corpus_at(file):
+                data_file(file, flag)
         tokenizer = load_tokenizer(config.data.tokenizer, dimensions.vocab_size)
         template = load_template(config.data.template or CLASSIC.name, tokenizer)
 

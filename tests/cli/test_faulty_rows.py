@@ -148,3 +148,11 @@ def test_an_error_stands_without_notes_of_what_is_unused(path, good, call):
 def test_what_only_marked_rows_have_is_not_called_unused(path):
     path.write_text("\n".join(map(json.dumps, [GOOD, GOOD | {"weight": 0, "system": "Be brief."}])))
     assert read_pairs(path, True).notes == ["left out 1 row that weight marks as not to be learned"]
+
+
+@pytest.mark.parametrize("flag", ["--train_data_file", "--eval_file"])
+def test_a_missing_file_of_texts_is_named_by_its_flag_and_alone(fails, tmp_path, flag):
+    good = tmp_path / "good.jsonl"
+    good.write_text(json.dumps(GOOD))
+    files = {"--train_data_file": good, "--eval_file": good} | {flag: tmp_path / "none.jsonl"}
+    fails("train", {"--sft": 1, "--rlhf_train_file": None, **files}, f"{flag}: {tmp_path / 'none.jsonl'} does not exist")
