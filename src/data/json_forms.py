@@ -90,8 +90,8 @@ def _by_label(whole: Members, path: Path) -> Iterator[dict[str, Any]]:
     del rows, row_of
     for start, end in pairwise(ends):
         some = cells[start:end]
-        of_row = np.searchsorted(starts, some, side="right") - 1
-        places = zip(of_row.tolist(), (some - starts[of_row]).tolist(), strict=True)
+        of_column = np.searchsorted(starts, some, side="right") - 1
+        places = zip(of_column.tolist(), (some - starts[of_column]).tolist(), strict=True)
         yield {whole.names[column]: columns[column].values[at] for column, at in places}
 
 

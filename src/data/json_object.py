@@ -13,7 +13,7 @@ from src.data.spill import Spill
 from src.errors import UserError
 from src.progress import counting
 
-_SHARE = 16  # a table has so many columns, or fewer: what is kept in memory is shared among them
+_SHARE = 16  # columns that can share the memory for what is not in files; most tables have fewer
 
 
 class Members(NamedTuple):

@@ -55,7 +55,25 @@ def one_after_another(path: Path) -> Iterator[Any]:
     Raises UserError where one is broken, since where the next begins is then unknown.
     """
     with open_text(path, newline="\n") as text:
-        yield from _values_between(Window(text), path)
+        window = Window(text)
+        of_list, number = window.peek() == "[", 0
+        if of_list:
+            window.skip()
+        while (begins := window.peek()) and not (of_list and begins == "]"):
+            number += 1
+            yield window.value(f"{path}: row {number}")
+            follows = window.peek()
+            if of_list and follows not in (",", "]", ""):
+                raise UserError(f"{path}: row {number} is not JSON (a comma is expected after it in {window.line()}); put a "
+                                "comma between the objects of a list")
+            if follows == ",":
+                window.skip()
+        if of_list and not begins:
+            raise UserError(f"{path}: the list does not end after row {number} (] is expected); the file seems to be cut off")
+        if of_list:
+            window.skip()
+            if window.peek():
+                raise UserError(f"{path}: something follows the list of rows in {window.line()}; keep one list in the file")
 
 
 def _is_object(line: str) -> bool:
@@ -64,24 +82,3 @@ def _is_object(line: str) -> bool:
         return found is not None and isinstance(json.loads(found[0].removesuffix(",")), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def _values_between(window: Window, path: Path) -> Iterator[Any]:
-    of_list, number = window.peek() == "[", 0
-    if of_list:
-        window.skip()
-    while (begins := window.peek()) and not (of_list and begins == "]"):
-        number += 1
-        yield window.value(f"{path}: row {number}")
-        follows = window.peek()
-        if of_list and follows not in (",", "]", ""):
-            raise UserError(f"{path}: row {number} is not JSON (a comma is expected after it in {window.line()}); put a comma "
-                            "between the objects of a list")
-        if follows == ",":
-            window.skip()
-    if of_list and not begins:
-        raise UserError(f"{path}: the list does not end after row {number} (] is expected); the file seems to be cut off")
-    if of_list:
-        window.skip()
-        if window.peek():
-            raise UserError(f"{path}: something follows the list of rows in {window.line()}; keep one list in the file")
