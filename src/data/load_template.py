@@ -62,6 +62,15 @@ def template_of_adapter(adapter: str | Path | None, trained: dict[str, Any]) -> 
     return name
 
 
+def loss_on_of_adapter(adapter: str | Path | None, trained: dict[str, Any]) -> str:
+    """The --loss_on for data that an adapter is used on. Raises UserError if it was trained with one that is unknown here."""
+    loss_on = trained.get("loss_on", LOSS_ON[0])
+    if loss_on not in LOSS_ON:
+        raise UserError(f"--loss_on: the adapter {adapter} was trained with {short(loss_on)}, which is not one of "
+                        f"{', '.join(LOSS_ON)}; give one of these")
+    return loss_on
+
+
 def ending_of(record: dict[str, Any]) -> Ending:
     return Ending(tuple(filter(None, record["stops"])), tuple(record["controls"]), record["opening"], record["collapses"])
 

@@ -228,18 +228,23 @@ def test_another_loss_on_than_the_adapters_is_reported(call, good, fails, tmp_pa
         assert code == 0, err
         return err.count(f"warning: the adapter {adapter} was trained with --loss_on answer, not all as the data are now\n")
 
-    uses = [(EVALUATE, {"pairs": thinks}), (EVALUATE, {"pairs": saves["all"]}), (TRAIN, {"rlhf_train_file": saves["all"]})]
+    uses = [(EVALUATE, {"pairs": thinks, "loss_on": "all"}), (EVALUATE, {"pairs": saves["all"]}),
+            (TRAIN, {"rlhf_train_file": saves["all"]})]
     assert [differing(script, **changes) for script, changes in uses] == [1, 1, 1]
     assert json.loads((tmp_path / "out" / "o.json").read_text())["loss_on"] == "all"
-    assert [differing(EVALUATE, pairs=saves["answer"]), differing(EVALUATE, pairs=thinks, loss_on="answer")] == [0, 0]
-    assert json.loads((tmp_path / "out" / "o.json").read_text())["loss_on"] == "answer"
+    # By default texts have the loss that the adapter was trained with.
+    assert [differing(EVALUATE, pairs=saves["answer"]), differing(EVALUATE, pairs=thinks)] == [0, 0]
+    report = json.loads((tmp_path / "out" / "o.json").read_text())
+    assert report["loss_on"] == "answer" and report["tokens_chosen"] == 3  # "b" and a blank line
     # What does not say it is compared with nothing.
     extra = read_adapter(adapter).extra
-    for said, told in (({}, 0), ({"loss_on": "all"}, 0), ({"loss_on": 3}, None)):
+    for said, told in (({}, 0), ({"loss_on": "all"}, 0), ({"loss_on": 3}, None), ({"loss_on": "half"}, None)):
         text = json.dumps({name: value for name, value in extra.items() if name != "loss_on"} | said)
         rewrite(adapter, change_metadata=lambda metadata, text=text: metadata.update(extra=text))
         if told is None:
-            fails(EVALUATE, {"--adapter": adapter}, f"{adapter}: what it records", "loss_on is a whole number where text")
+            words = [f"{adapter}: what it records", "loss_on is a whole number where text"] if said["loss_on"] == 3 else [
+                f"--loss_on: the adapter {adapter} was trained with half, which is not one of all, answer; give one of these"]
+            fails(EVALUATE, {"--adapter": adapter, "--pairs": thinks}, *words)
         else:
             assert differing(EVALUATE, pairs=saves["all"]) == told
 
