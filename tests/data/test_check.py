@@ -8,10 +8,12 @@ import pytest
 from src.data.check import check_pairs
 from src.data.faults import Reading
 from src.data.rows import Row
+from src.data.templates import TEMPLATES
 from src.data.tokenize import tokenize_pairs
 from src.errors import UserError
 from src.tokenizer import load_tokenizer
 from tests.cli.conftest import snapshot
+from tests.data.chat_templates import LLAMA_3
 from tests.pairs_csv import write_pairs_csv
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -53,6 +55,17 @@ def test_repeats_equal_answers_and_conversations_are_named_by_row():
     assert (found["duplicate_rows_at"], found["duplicate_prompts_at"], found["equal_answers_at"]) == ([40], [40, 41], [42])
     assert (found["conversations"], found["most_turns"]) == (1, 4)
     assert found["begins"].startswith("User: What?\n\nAssistant: yesyes")
+
+
+@pytest.mark.parametrize("special", [{}, {"bos_token": "<s>"}])
+def test_the_beginning_is_shown_with_its_control_tokens_as_the_tokens_are(template, special):
+    tokenizer = load_tokenizer("bytes")
+    made = template(LLAMA_3.replace("'<|eot_id|>'", "eos_token"), tokenizer, **special)
+    for of, begins in ((TEMPLATES["g1"], "<|endoftext|>User: Why?\n\nAssistant: So.<|endoftext|>"),
+                       (made, "<|endoftext|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|endoftext|>"
+                              "<|start_header_id|>assistant<|end_header_id|>\n\nSo.<|endoftext|>")):
+        found = check_pairs(Reading(Path("pairs.csv"), [Row("Why?", "So.", "No.")], [1], [], []), tokenizer, 1000, 0, of)
+        assert found["begins"] == begins == "".join([*found["shown"]["prompt"], *found["shown"]["chosen"]])
 
 
 def test_the_script_prints_a_table_and_json_and_writes_nothing(tmp_path, capsys, monkeypatch):
