@@ -47,7 +47,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
         duplicate_rows (all three texts equal an earlier row's), duplicate_prompts (only the prompt does), equal_answers, cut,
         dropped: counts, all of texts as the model reads them; thinking (an answer begins with <think>), turn_names (an answer has
-        a paragraph that begins like a turn of the template); under `..._at` the first rows of each kind, from 1, as in the file;
+        what begins or ends a turn of the template inside); under `..._at` the first rows of each kind, from 1, as in the file;
         changes: texts that do not come back from their tokens as written (`Changes`);
         template: its name and fingerprint; shown: the first pair that is not dropped, by tokens (`pair_as_read`), and its row;
         begins: the beginning of the first prompt and its chosen answer; histogram: of the pairs' lengths, with `counts` of those
@@ -101,8 +101,8 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
         "cut": f"longer than {found['max_len']} tokens: the prompt would lose its beginning",
         "dropped": f"have an answer alone longer than {found['max_len']} tokens: they would be dropped",
         "thinking": "have an answer with a thinking part, <think>...</think>",
-        "turn_names": f"have an answer with a paragraph that begins like a turn of --template {found['template']['name']}: a "
-                      "model that learns it will run on",
+        "turn_names": "have an answer with what begins or ends a turn inside, by --template "
+                      f"{found['template']['name']}: a model that learns it runs on, or breaks off",
     }
     if found["shown"]:
         say(f"row {found['shown']['row']} as the model reads it, by tokens; what carries the loss is underlined in a terminal:")
@@ -130,7 +130,7 @@ class _Texts(NamedTuple):
     rows: np.ndarray  # [n] of 16 bytes: of all three texts
     equal_answers: np.ndarray  # [n] bool, like the two that follow
     thinking: np.ndarray  # an answer begins with <think>
-    turn_names: np.ndarray  # an answer has a paragraph that begins like a turn of the template
+    turn_names: np.ndarray  # an answer has what begins or ends a turn of the template inside
 
 
 def _look_at_texts(rows: Sequence[Row], template: Template) -> _Texts:

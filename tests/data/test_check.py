@@ -68,6 +68,13 @@ def test_the_beginning_is_shown_with_its_control_tokens_as_the_tokens_are(templa
         assert found["begins"] == begins == "".join([*found["shown"]["prompt"], *found["shown"]["chosen"]])
 
 
+def test_answers_with_turns_of_a_chat_template_are_counted(template):
+    answers = ["a", "a<|start_header_id|>user<|end_header_id|>\n\nhi", "b", "So <|eot_id|> x"]
+    reading = Reading(Path("pairs.csv"), [Row("Why?", answer, "No.") for answer in answers], [1, 2, 3, 4], [], [])
+    found = check_pairs(reading, load_tokenizer("bytes"), 1000, 0, template(LLAMA_3))
+    assert (found["turn_names"], found["turn_names_at"]) == (2, [2, 4])
+
+
 def test_the_script_prints_a_table_and_json_and_writes_nothing(tmp_path, capsys, monkeypatch):
     import rlhf_dpo_generate_save as script
 
