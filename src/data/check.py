@@ -16,7 +16,7 @@ from src.data.conversation import prompt_turns
 from src.data.faults import NAMED, Reading, name_rows, skipped_rows
 from src.data.fit import has_turn_inside, render_ahead
 from src.data.rows import Row
-from src.data.shown_pair import pair_as_read, print_pair
+from src.data.shown_pair import pair_as_read, print_pair, text_as_read
 from src.data.templates import CLASSIC, Template, answer_pieces, prompt_pieces, text_of
 from src.data.thinking import has_thinking
 from src.data.tokenize import tokenize_pairs
@@ -48,7 +48,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
         tokens: of "prompt", "chosen", "reject" and "pair" (the prompt with the longer answer), as min, median, mean, p95 and max;
         duplicate_rows (all three texts equal an earlier row's), duplicate_prompts (only the prompt does), equal_answers, cut,
         dropped: counts, all of texts as the model reads them; thinking (an answer begins with <think>), turn_names (an answer has
-        a paragraph that begins like a turn of the template); under `..._at` the first rows of each kind, from 1, as in the file;
+        what begins or ends a turn of the template inside); under `..._at` the first rows of each kind, from 1, as in the file;
         changes: texts that do not come back from their tokens as written (`Changes`);
         template: its name and fingerprint; shown: the first pair that is not dropped, by tokens (`pair_as_read`), and its row;
         begins: the beginning of the first prompt and its chosen answer; histogram: of the pairs' lengths, with `counts` of those
@@ -80,7 +80,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
             "row": numbers[shown], **pair_as_read(pairs[shown], tokenizer, max_len, template.begins_with_end_of_text)},
         "bad_rows": skipped_rows(reading), "notes": reading.notes, **(reading.facts or {}),
         "tokens": {name: _spread(values) for name, values in lengths.items()},
-        "begins_at": numbers[0], "begins": texts.begins,
+        "begins_at": numbers[0], "begins": _beginning(rows[0], tokenizer, template),
         **{name: len(found) for name, found in kinds.items()},
         **{f"{name}_at": np.unique(number_of[found])[:NAMED].tolist() for name, found in kinds.items()},
         "changes": asdict(report.changes), "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
@@ -105,8 +105,8 @@ def print_check(path: str, found: dict[str, Any], first_of_kind: dict[str, str])
         "cut": f"longer than {found['max_len']} tokens: the prompt would lose its beginning",
         "dropped": f"have an answer alone longer than {found['max_len']} tokens: they would be dropped",
         "thinking": "have an answer with a thinking part, <think>...</think>",
-        "turn_names": f"have an answer with a paragraph that begins like a turn of --template {found['template']['name']}: a "
-                      "model that learns it will run on",
+        "turn_names": "have an answer with what begins or ends a turn inside, by --template "
+                      f"{found['template']['name']}: a model that learns it runs on, or breaks off",
     }
     if found["shown"]:
         say(f"row {found['shown']['row']} as the model reads it, by tokens; what carries the loss is underlined in a terminal:")
@@ -135,20 +135,17 @@ class _Texts(NamedTuple):
     rows: np.ndarray  # [n] of 16 bytes: of all three texts
     equal_answers: np.ndarray  # [n] bool, like the two that follow
     thinking: np.ndarray  # an answer begins with <think>
-    turn_names: np.ndarray  # an answer has a paragraph that begins like a turn of the template
-    begins: str  # the beginning of the first prompt and its chosen answer
+    turn_names: np.ndarray  # an answer has what begins or ends a turn of the template inside
 
 
 def _look_at_texts(rows: Sequence[Row], template: Template) -> _Texts:
     turns, prompts, triples, equal, thinking, names = array("q"), bytearray(), bytearray(), bytearray(), bytearray(), bytearray()
-    begins = ""
     with bar_if_long("rows as the model reads them", len(rows)) as advance:
         for at, row in enumerate(rows):
             render_ahead(template, rows, at)
             prompt = text_of(prompt_pieces(template, row.prompt))
             chosen, reject = (text_of(answer_pieces(template, row.prompt, answer)) if answer.strip() else ""
                               for answer in (row.chosen, row.reject))
-            begins = begins or (prompt + chosen)[:BEGINNING]
             turns.append(len(prompt_turns(row.prompt)))
             prompts += _digest(prompt)
             triples += _digest(prompt, chosen, reject)
@@ -158,7 +155,13 @@ def _look_at_texts(rows: Sequence[Row], template: Template) -> _Texts:
             advance(1)
     of_prompts, of_rows = (np.frombuffer(found, "V16") for found in (prompts, triples))
     is_equal, has_thoughts, has_names = (np.frombuffer(found, bool) for found in (equal, thinking, names))
-    return _Texts(np.frombuffer(turns, np.int64), of_prompts, of_rows, is_equal, has_thoughts, has_names, begins)
+    return _Texts(np.frombuffer(turns, np.int64), of_prompts, of_rows, is_equal, has_thoughts, has_names)
+
+
+def _beginning(row: Row, tokenizer: Tokenizer, template: Template) -> str:
+    """Of the row's prompt and its chosen answer."""
+    answer = answer_pieces(template, row.prompt, row.chosen) if row.chosen.strip() else []
+    return text_as_read([*prompt_pieces(template, row.prompt), *answer], tokenizer)[:BEGINNING]
 
 
 def _digest(*texts: str) -> bytes:

@@ -219,7 +219,7 @@ def _tokenized(example: Example, row: int, encoder: Encoder, template: Template,
             new, follows = encoder.encode(piece.text, row, part, continues=follows), True
         loss = [piece.may_train and (piece.is_answer or on_prompt)] * len(new)
         if loss_on == "answer" and piece.is_answer:
-            thinking = thinking_tokens(new, template.ending.opening, encoder.tokenizer)
+            thinking = thinking_tokens(new, template.ending, encoder.tokenizer)
             loss[:thinking] = [False] * thinking
         tokens += new
         trained += loss

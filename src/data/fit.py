@@ -61,10 +61,10 @@ def render_ahead(template: Template, rows: Sequence[Any], at: int) -> None:
 
 
 def has_turn_inside(row: Any, template: Template) -> bool:
-    """Whether an answer has what begins a turn of the template inside: a model that learns it runs on."""
+    """Whether an answer has what begins or ends a turn of the template inside: a model that learns it runs on, or breaks off."""
     answers = [template.ending.kept(turn.text) for _, turns, _ in conversations(row, template) for turn in turns
                if turn.speaker == ASSISTANT]
-    return any(opening in text for opening in template.turn_openings for text in answers)
+    return any(mark in text for mark in template.turn_marks for text in answers)
 
 
 def conversations(row: Any, template: Template) -> Iterator[tuple[str, list[Turn], int]]:

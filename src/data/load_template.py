@@ -15,7 +15,7 @@ from src.tokenizer import Tokenizer, load_tokenizer
 
 # What a sidecar records of a template.
 RECORDED = {"name": str, "fingerprint": str, "stops": Texts(LONGEST_STOPS), "controls": Texts(LONGEST_STOPS), "opening": str,
-            "collapses": bool}
+            "collapses": bool, "lead?": str}
 _G1 = re.compile(r"(?:^|[^a-z])g[01](?:[a-z][0-9]*)?(?:[^a-z0-9]|$)", re.IGNORECASE)
 # Fields that every sidecar of a generated CSV has, and other files don't.
 REJECTS = {"seed": int, "stop": (str, [str]), "template?": RECORDED}
@@ -30,7 +30,8 @@ def recorded(template: Template) -> dict[str, Any]:
     """What sidecars and adapters say about a template."""
     ending = template.ending
     return {"name": template.name, "fingerprint": template.fingerprint, "stops": list(ending.stops),
-            "controls": list(ending.controls), "opening": ending.opening, "collapses": ending.collapses}
+            "controls": list(ending.controls), "opening": ending.opening, "collapses": ending.collapses,
+            **({"lead": ending.lead} if ending.lead else {})}
 
 
 def recorded_in(sidecar: dict[str, Any] | None) -> dict[str, Any]:
@@ -62,8 +63,18 @@ def template_of_adapter(adapter: str | Path | None, trained: dict[str, Any]) -> 
     return name
 
 
+def loss_on_of_adapter(adapter: str | Path | None, trained: dict[str, Any]) -> str:
+    """The --loss_on for data that an adapter is used on. Raises UserError if it was trained with one that is unknown here."""
+    loss_on = trained.get("loss_on", LOSS_ON[0])
+    if loss_on not in LOSS_ON:
+        raise UserError(f"--loss_on: the adapter {adapter} was trained with {short(loss_on)}, which is not one of "
+                        f"{', '.join(LOSS_ON)}; give one of these")
+    return loss_on
+
+
 def ending_of(record: dict[str, Any]) -> Ending:
-    return Ending(tuple(filter(None, record["stops"])), tuple(record["controls"]), record["opening"], record["collapses"])
+    return Ending(tuple(filter(None, record["stops"])), tuple(record["controls"]), record["opening"], record["collapses"],
+                  record.get("lead", ""))
 
 
 def difference(record: dict[str, Any], other: dict[str, Any]) -> str | None:

@@ -72,6 +72,7 @@ class Fault(NamedTuple):
     """Why a conversation could not be rendered, as one line."""
 
     reason: str
+    is_limit: bool = False  # whether the template was stopped at a limit
 
 
 class _Ended(Exception):
@@ -136,7 +137,7 @@ class Renderer:
         while len(results) < len(jobs):
             frames = _request(jobs, len(results))
             if self._ended >= MOST_ENDED:
-                results += [Fault(f"not rendered, since the template had to be stopped {MOST_ENDED} times")] * len(frames)
+                results += [Fault(f"not rendered, since the template had to be stopped {MOST_ENDED} times", True)] * len(frames)
             elif len(frames[0]) > LARGEST_JOB:
                 results.append(Fault(f"it has over {LARGEST_JOB >> 20} MB of text"))
             else:
@@ -155,7 +156,7 @@ class Renderer:
                 results.append(self._receive(max(LONGEST_TEXT, 100 * len(frame))))
         except _Ended as error:
             self._ended += 1
-            results.append(Fault(str(error)))
+            results.append(Fault(str(error), is_limit=True))
         return results
 
     def _send(self, data: bytes) -> None:

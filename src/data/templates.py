@@ -42,10 +42,15 @@ class Ending(NamedTuple):
     controls: tuple[str, ...]  # control words that end it
     opening: str = ""  # the beginning of the answer's text that is already in the prompt
     collapses: bool = False  # whether an answer keeps no blank lines inside, since one ends a turn
+    lead: str = ""  # what a model writes before the answer's text, and the template then renders there again
 
     def answer(self, written: str) -> str:
         """The text of an answer from what was written after its prompt, up to what ends it."""
-        return self.kept(self.opening + written)
+        return self.kept(self.begun(written))
+
+    def begun(self, written: str) -> str:
+        """What was written after a prompt, with the beginning of the answer's text."""
+        return self.opening + (written.lstrip().removeprefix(self.lead) if self.lead else written)
 
     def kept(self, text: str) -> str:
         """An answer's text as this template keeps it."""
@@ -84,8 +89,8 @@ class Template(Protocol):
         """Whether prompts show earlier answers otherwise than as they were written, so that each is trained in its own text."""
 
     @property
-    def turn_openings(self) -> tuple[str, ...]:
-        """What comes before the text of a turn; an answer that has one inside can be mistaken for several turns."""
+    def turn_marks(self) -> tuple[str, ...]:
+        """Texts that begin or end a turn; an answer that has one inside can be mistaken for several turns."""
 
     @property
     def ending(self) -> Ending:
@@ -125,7 +130,7 @@ class NamedTurns:
         probes = [self.prompt(turns, form) for form in range(len(self.forms)) for turns in (asked, asked[1:2])]
         if not self.opening or self.ending.opening:
             probes += [self.conversation(answered, first) for first in (0, 4)]
-        return hashlib.sha256(json.dumps([probes, self.ending]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([probes, self.ending[:4]]).encode()).hexdigest()
 
     @property
     def can_refuse(self) -> bool:
@@ -140,7 +145,7 @@ class NamedTurns:
         return bool(self.request or (self.opening and not self.ending.opening))
 
     @property
-    def turn_openings(self) -> tuple[str, ...]:
+    def turn_marks(self) -> tuple[str, ...]:
         apart = "\n" if self.ending.collapses else "\n\n"
         return tuple(f"{apart}{name}:" for name in dict.fromkeys(("System", *(name for pair in self.names for name in pair))))
 

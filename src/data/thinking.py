@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from src.data.faults import BadRow
+from src.data.templates import Ending
 from src.tokenizer import Tokenizer
 
 BEGIN, END = "<think>", "</think>"
@@ -27,14 +28,16 @@ def check_thinking(answer: str, what: str) -> None:
                                           "add the answer, or take --loss_on all")
 
 
-def thinking_tokens(tokens: Sequence[int], opening: str, tokenizer: Tokenizer) -> int:
+def thinking_tokens(tokens: Sequence[int], ending: Ending, tokenizer: Tokenizer) -> int:
     """How many of an answer's first tokens belong to its thinking part, up to the one that completes `</think>`.
 
     Args:
-        opening: the beginning of the answer's text that is in the prompt.
+        ending: of the template that the answer is in.
     """
-    text = tokenizer.decode_bytes(tokens)
-    if END.encode() not in text or not has_thinking(opening + text.decode(errors="replace")):
+    data = tokenizer.decode_bytes(tokens)
+    text = data.decode(errors="replace")
+    # A template may begin every answer with an empty thinking part.
+    if END not in text or not (has_thinking(ending.opening + text) or has_thinking(ending.begun(text))):
         return 0
     low, high = 0, len(tokens)  # `high` tokens have the end
     while low < high:

@@ -156,8 +156,8 @@ class _Tokenized:
         row, number = self._row(index), self._numbers[index]
         chosen, reject = (encode_answer(self._template, row.prompt, text, self.encoder, number, part)
                           for text, part in ((row.chosen, "chosen"), (row.reject, "reject")))
-        opening = self._template.ending.opening
-        chosen_from, reject_from = (0 if self._loss_on == "all" else thinking_tokens(tokens, opening, self.encoder.tokenizer)
+        ending = self._template.ending
+        chosen_from, reject_from = (0 if self._loss_on == "all" else thinking_tokens(tokens, ending, self.encoder.tokenizer)
                                     for tokens in (chosen, reject))
         return _Answers(self.lists.append(chosen), self.lists.append(reject), chosen_from, reject_from,
                         max(len(chosen), len(reject)), chosen == reject, is_conversation(row.prompt))

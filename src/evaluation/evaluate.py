@@ -21,6 +21,7 @@ from src.data.load_template import (
     check_template,
     load_template,
     loss_on_in,
+    loss_on_of_adapter,
     model_note,
     recorded,
     recorded_in,
@@ -152,17 +153,18 @@ def _pairs_of_texts(config: EvaluateConfig, dimensions: Dimensions,
                         "it with rlhf_dpo_generate_save.py as --eval_file of train.py --loss kto, which measures them")
     tokenizer = load_tokenizer(config.tokenizer, dimensions.vocab_size)
     template = load_template(config.template or template_of_adapter(config.adapter, trained), tokenizer)
-    reading = fitted(reading, template, config.loss_on)
+    loss_on = config.loss_on or loss_on_of_adapter(config.adapter, trained)
+    reading = fitted(reading, template, loss_on)
     rows = usable(reading, config.skip_bad_rows)
     pairs, report = tokenize_pairs(rows, tokenizer, None, config.rlhf_max_corpus_len, config.seed, reading.numbers, template,
-                                   config.loss_on)
+                                   loss_on)
     report_reading(reading)
     used = recorded(template)
-    for note in (*model_note(config.load_model, used), *adapter_notes(config.adapter, trained, used, config.loss_on),
+    for note in (*model_note(config.load_model, used), *adapter_notes(config.adapter, trained, used, loss_on),
                  *rule_without_effect(reading, {"--list_pairs": config.list_pairs, "--min_gap": config.min_gap})):
         say(note)
     report.changes.report(path, tokenizer.name)
-    return pairs, {"references": None, "tokenizer": tokenizer.name, "template": used, "loss_on": config.loss_on,
+    return pairs, {"references": None, "tokenizer": tokenizer.name, "template": used, "loss_on": loss_on,
                    "cut": report.cut, "left_out": report.dropped, "changed_texts": report.changes.texts,
                    "skipped_rows": skipped_rows(reading), **(reading.facts or {})}
 

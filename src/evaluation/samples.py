@@ -59,7 +59,7 @@ def _chosen(tokens: Sequence[int], tokenizer: Tokenizer, ending: Ending) -> str:
     if lacking := [word for word in ending.controls if word not in tokenizer.control]:
         raise UserError(f"--tokenizer {tokenizer.name}: lacks {lacking[0]}, which ends an answer according to the pairs' sidecar")
     ends = {tokenizer.control[word] for word in ending.controls}
-    text = (ending.opening + tokenizer.decode([token for token in tokens if token not in ends])).strip()
+    text = ending.begun(tokenizer.decode([token for token in tokens if token not in ends])).strip()
     for stop in ending.stops:
         text = text.removesuffix(stop.strip()) if stop.strip() else text
     return text.strip()

@@ -10,6 +10,9 @@ import torch
 from src.adapters.files import read_adapter
 from src.data.load_template import model_note, recorded
 from src.data.templates import CLASSIC, TEMPLATES
+from src.generation import batch
+from src.generation.vocabulary import answer_text
+from src.tokenizer import load_tokenizer
 from tests.adapters.test_files import rewrite
 from tests.cli.conftest import SCRIPTS, words_of
 
@@ -86,6 +89,27 @@ def test_what_one_script_writes_the_next_reads(call, good, tmp_path, chatml, nam
     assert json.loads((out / "o.json").read_text())["template"] == recorded(CLASSIC)
     assert call(EVALUATE, words_of(good(EVALUATE) | {"--adapter": adapter, "--pairs": save}))[0] == 0
     assert json.loads((out / "o.json").read_text())["template"] == sidecar["template"]
+
+
+def test_what_a_model_writes_before_its_answer_is_not_prepared_twice(call, good, tmp_path, monkeypatch):
+    """A template without `add_generation_prompt` leaves `<assistant>` to the model; here the model is one that has learned it."""
+    (tmp_path / "late.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}")
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "Why?", "chosen": "So."}))
+    learned = load_tokenizer("bytes").encode("<assistant>No.</s>")
+    monkeypatch.setattr(batch, "answer_text", lambda tokenizer, tokens, ending: answer_text(tokenizer, learned, ending))
+    more = {"--template": str(tmp_path / "late.jinja")}
+    code, err = call(GENERATE, words_of(good(GENERATE) | more | {"--input_csv": str(tmp_path / "in.jsonl")}))
+    assert code == 0 and "has no '<assistant>' in prompts" in err, err
+    assert rejects(str(tmp_path / "out" / "o.csv")) == ["No."]
+    code, err = call(PREPARE, words_of(good(PREPARE) | more | {"--input_csv": str(tmp_path / "out" / "o.csv")}))
+    assert code == 0, err
+    save = str(tmp_path / "out" / "o.save")
+    assert [bytes(tokens).decode() for tokens in torch.load(save, weights_only=True)[0][:3]] == [
+        "<user>Why?</s>\n", "<assistant>So.</s>\n", "<assistant>No.</s>\n"]
+    code, err = call(TRAIN, words_of(good(TRAIN) | {"--rlhf_train_file": save, "--samples": "1", "--sample_tokens": "2"}))
+    assert code == 0, err
+    sample = json.loads((tmp_path / "out" / "run" / "samples.jsonl").read_text().splitlines()[0])["samples"][0]
+    assert (sample["chosen"], sample["answer"]) == ("So.", "No.")
 
 
 def test_another_template_than_before_is_refused_or_reported(call, good, fails, prepared, tmp_path, chatml):
@@ -228,18 +252,23 @@ def test_another_loss_on_than_the_adapters_is_reported(call, good, fails, tmp_pa
         assert code == 0, err
         return err.count(f"warning: the adapter {adapter} was trained with --loss_on answer, not all as the data are now\n")
 
-    uses = [(EVALUATE, {"pairs": thinks}), (EVALUATE, {"pairs": saves["all"]}), (TRAIN, {"rlhf_train_file": saves["all"]})]
+    uses = [(EVALUATE, {"pairs": thinks, "loss_on": "all"}), (EVALUATE, {"pairs": saves["all"]}),
+            (TRAIN, {"rlhf_train_file": saves["all"]})]
     assert [differing(script, **changes) for script, changes in uses] == [1, 1, 1]
     assert json.loads((tmp_path / "out" / "o.json").read_text())["loss_on"] == "all"
-    assert [differing(EVALUATE, pairs=saves["answer"]), differing(EVALUATE, pairs=thinks, loss_on="answer")] == [0, 0]
-    assert json.loads((tmp_path / "out" / "o.json").read_text())["loss_on"] == "answer"
+    # By default texts have the loss that the adapter was trained with.
+    assert [differing(EVALUATE, pairs=saves["answer"]), differing(EVALUATE, pairs=thinks)] == [0, 0]
+    report = json.loads((tmp_path / "out" / "o.json").read_text())
+    assert report["loss_on"] == "answer" and report["tokens_chosen"] == 3  # "b" and a blank line
     # What does not say it is compared with nothing.
     extra = read_adapter(adapter).extra
-    for said, told in (({}, 0), ({"loss_on": "all"}, 0), ({"loss_on": 3}, None)):
+    for said, told in (({}, 0), ({"loss_on": "all"}, 0), ({"loss_on": 3}, None), ({"loss_on": "half"}, None)):
         text = json.dumps({name: value for name, value in extra.items() if name != "loss_on"} | said)
         rewrite(adapter, change_metadata=lambda metadata, text=text: metadata.update(extra=text))
         if told is None:
-            fails(EVALUATE, {"--adapter": adapter}, f"{adapter}: what it records", "loss_on is a whole number where text")
+            words = [f"{adapter}: what it records", "loss_on is a whole number where text"] if said["loss_on"] == 3 else [
+                f"--loss_on: the adapter {adapter} was trained with half, which is not one of all, answer; give one of these"]
+            fails(EVALUATE, {"--adapter": adapter, "--pairs": thinks}, *words)
         else:
             assert differing(EVALUATE, pairs=saves["all"]) == told
 

@@ -1,4 +1,4 @@
-"""Where rows and tokens are kept: in memory, as those of small files are, or in files, as those of large ones."""
+"""Where rows and tokens are kept, in memory as those of small files are or in files, and readings and templates of texts."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -7,7 +7,10 @@ import pytest
 
 from src.data import examples, json_window, source, spill
 from src.data.faults import Reading
+from src.data.load_template import load_template
 from src.data.read import read_pairs
+from src.data.templates import Template
+from src.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module", params=["in memory", "in files"])
@@ -29,5 +32,18 @@ def read(tmp_path) -> Callable[..., Reading]:
         path = tmp_path / "rows.jsonl"
         path.write_text("\n".join(map(json.dumps, records)))
         return read_pairs(path, require_reject)
+
+    return make
+
+
+@pytest.fixture
+def template(tmp_path) -> Callable[..., Template]:
+    """Makes a template of a source, with the special tokens of a tokenizer_config.json if there are any."""
+    def make(source: str, tokenizer=None, **special: str):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        path = folder / ("tokenizer_config.json" if special else "chat.jinja")
+        path.write_text(json.dumps({"chat_template": source, **special}) if special else source)
+        return load_template(str(path), tokenizer or load_tokenizer("world"))
 
     return make

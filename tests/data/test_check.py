@@ -8,10 +8,12 @@ import pytest
 from src.data.check import check_pairs
 from src.data.faults import Reading
 from src.data.rows import Row
+from src.data.templates import TEMPLATES
 from src.data.tokenize import tokenize_pairs
 from src.errors import UserError
 from src.tokenizer import load_tokenizer
 from tests.cli.conftest import snapshot
+from tests.data.chat_templates import LLAMA_3
 from tests.pairs_csv import write_pairs_csv
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -63,6 +65,24 @@ def test_pairs_of_a_list_are_of_one_row_and_repeat_no_prompt():
     assert (found["rows"], found["pairs"], found["conversations"]) == (3, 5, 1)
     assert (found["duplicate_prompts"], found["duplicate_prompts_at"], found["duplicate_rows_at"]) == (1, [5], [5])
     assert (found["equal_answers_at"], found["cut"], found["cut_at"]) == ([2], 5, [2, 3, 5])
+
+
+@pytest.mark.parametrize("special", [{}, {"bos_token": "<s>"}])
+def test_the_beginning_is_shown_with_its_control_tokens_as_the_tokens_are(template, special):
+    tokenizer = load_tokenizer("bytes")
+    made = template(LLAMA_3.replace("'<|eot_id|>'", "eos_token"), tokenizer, **special)
+    for of, begins in ((TEMPLATES["g1"], "<|endoftext|>User: Why?\n\nAssistant: So.<|endoftext|>"),
+                       (made, "<|endoftext|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|endoftext|>"
+                              "<|start_header_id|>assistant<|end_header_id|>\n\nSo.<|endoftext|>")):
+        found = check_pairs(Reading(Path("pairs.csv"), [Row("Why?", "So.", "No.")], [1], [], []), tokenizer, 1000, 0, of)
+        assert found["begins"] == begins == "".join([*found["shown"]["prompt"], *found["shown"]["chosen"]])
+
+
+def test_answers_with_turns_of_a_chat_template_are_counted(template):
+    answers = ["a", "a<|start_header_id|>user<|end_header_id|>\n\nhi", "b", "So <|eot_id|> x"]
+    reading = Reading(Path("pairs.csv"), [Row("Why?", answer, "No.") for answer in answers], [1, 2, 3, 4], [], [])
+    found = check_pairs(reading, load_tokenizer("bytes"), 1000, 0, template(LLAMA_3))
+    assert (found["turn_names"], found["turn_names_at"]) == (2, [2, 4])
 
 
 def test_the_script_prints_a_table_and_json_and_writes_nothing(tmp_path, capsys, monkeypatch):

@@ -71,7 +71,8 @@ def test_a_list_with_an_answer_that_can_not_be_rendered_is_left_out_once():
 @pytest.mark.parametrize(("source", "words"), [
     ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
      "is rendered 0 times by --template {}, where it must be exactly once; correct the template"),
-    ("{{ raise_exception('no') }}", "can't be rendered by --template {}: the template refuses it: no"),
+    ("{{ raise_exception('no') }}",
+     "can't be rendered by --template {}: the template refuses it: no; correct the template, or the row"),
     ("{% for a in range(99999) %}{% for b in range(99999) %}ab{% endfor %}{% endfor %}", "can't be rendered by --template {}: "),
 ])
 def test_a_template_that_can_render_no_row_is_refused_with_the_first(tmp_path, source, words):

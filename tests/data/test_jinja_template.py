@@ -1,6 +1,5 @@
 """Chat templates of files as templates: what becomes prompt, answer and control token, by hand."""
 
-import json
 
 import pytest
 from hypothesis import given, settings
@@ -32,18 +31,6 @@ THINKING = ("{% for m in messages %}{% if m.role == 'assistant' %}A: {{ m.conten
 TURNS = [Turn(SYSTEM, "Be\n\nkind."), Turn(HUMAN, " Why? ")]
 
 
-@pytest.fixture
-def template(tmp_path):
-    def make(source: str, tokenizer=WORLD, **special: str):
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        folder.mkdir()
-        path = folder / ("tokenizer_config.json" if special else "chat.jinja")
-        path.write_text(json.dumps({"chat_template": source, **special}) if special else source)
-        return load_template(str(path), tokenizer)
-
-    return make
-
-
 def test_chatml_on_a_vocabulary_without_its_words(template):
     made = template(CHATML)
     prompt = "<|im_start|>system\nBe\n\nkind.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
@@ -51,7 +38,7 @@ def test_chatml_on_a_vocabulary_without_its_words(template):
     assert made.conversation([*TURNS, Turn(ASSISTANT, "So.\n\nYes.")], 2) == [
         Piece(prompt, False), Piece("So.\n\nYes.<|im_end|>\n", True)]
     assert made.ending == Ending(("<|im_end|>",), ()) and not made.begins_with_end_of_text
-    assert made.turn_openings == ("<|im_end|>\n<|im_start|>user",)
+    assert made.turn_marks == ("<|im_end|>", "<|im_start|>user", "<|im_start|>assistant", "<|im_start|>system")
 
 
 @pytest.mark.parametrize("special", [{}, {"bos_token": "<|rwkv_tokenizer_end_of_text|>", "eos_token": "\n\n"},

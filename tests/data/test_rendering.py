@@ -162,7 +162,7 @@ def test_the_others_render():
     given = [*texts[:1500], "trap", "trap", *texts[1500:]]
     with renderer_of(TRAP, 0.1) as renderer:
         found = renderer.render(jobs(*given))
-    assert found == [Fault("the template takes over 0.1 s") if text == "trap" else text for text in given]
+    assert found == [Fault("the template takes over 0.1 s", True) if text == "trap" else text for text in given]
 
 
 def test_the_others_render_beside_faults_of_every_kind():
@@ -180,15 +180,15 @@ def test_the_others_render_beside_faults_of_every_kind():
 def test_a_template_that_has_to_be_stopped_again_and_again_is_given_up():
     with renderer_of(TRAP, 0.01) as renderer:
         found = renderer.render(jobs(*["trap"] * (MOST_ENDED + 5), "a"))
-    assert found == [Fault("the template takes over 0.01 s")] * MOST_ENDED + [
-        Fault(f"not rendered, since the template had to be stopped {MOST_ENDED} times")] * 6
+    assert found == [Fault("the template takes over 0.01 s", True)] * MOST_ENDED + [
+        Fault(f"not rendered, since the template had to be stopped {MOST_ENDED} times", True)] * 6
 
 
 def test_a_template_that_makes_too_long_texts_is_given_up_too():
     with renderer_of("{% if messages[0].content == 'a' %}a{% else %}{{ 'b' * 20 * 2 ** 20 }}{% endif %}") as renderer:
         found = renderer.render(jobs("a", *["b"] * 9))
     assert found[0] == "a" and ["over 16777216 characters" in fault.reason for fault in found[1:]] == [True] * 3 + [False] * 6
-    assert found[4] == Fault(f"not rendered, since the template had to be stopped {MOST_ENDED} times")
+    assert found[4] == Fault(f"not rendered, since the template had to be stopped {MOST_ENDED} times", True)
 
 
 def test_time_is_counted_for_each_conversation():
@@ -217,7 +217,7 @@ def test_a_template_that_waits_is_ended_by_the_clock(monkeypatch):
     monkeypatch.setattr(rendering, "MOST_SECONDS", 0.3)
     with renderer_of(ECHO) as renderer:
         os.kill(child_of(renderer), signal.SIGSTOP)
-        assert renderer.render(jobs("a")) == [Fault("the template takes over 0.3 s")]
+        assert renderer.render(jobs("a")) == [Fault("the template takes over 0.3 s", True)]
         monkeypatch.undo()
         assert renderer.render(jobs("b")) == ["b"]
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from src.data.faults import BadRow
 from src.data.rows import Row
-from src.data.templates import TEMPLATES
+from src.data.templates import CLASSIC, TEMPLATES, Ending
 from src.data.thinking import check_thinking, has_thinking, thinking_tokens
 from src.data.tokenize import tokenize_pairs
 from src.tokenizer import load_tokenizer
@@ -26,10 +26,13 @@ def test_an_answer_thinks_if_it_begins_so(answer, thinks):
 def test_the_first_tokens_up_to_the_one_that_completes_the_end(thought, rest):
     answer = f"<think>{thought}</think>{rest}"
     tokens = WORLD.encode(answer)
-    count = thinking_tokens(tokens, "", WORLD)
+    count = thinking_tokens(tokens, CLASSIC.ending, WORLD)
     assert b"</think>" in WORLD.decode_bytes(tokens[:count]) and b"</think>" not in WORLD.decode_bytes(tokens[:count - 1])
-    assert thinking_tokens(tokens, "a", WORLD) == 0
-    assert thinking_tokens(WORLD.encode(answer.removeprefix("<think")), "<think", WORLD) > 0
+    assert thinking_tokens(tokens, Ending((), (), "a"), WORLD) == 0
+    assert thinking_tokens(WORLD.encode(answer.removeprefix("<think")), Ending((), (), "<think"), WORLD) > 0
+    # What a model writes before the answer's text is not the answer, unless that is the thinking part.
+    assert thinking_tokens(WORLD.encode(f"<a>{answer}"), Ending((), (), lead="<a>"), WORLD) > 0
+    assert thinking_tokens(WORLD.encode(f"<think>\n\n</think>\n\n{rest}"), Ending((), (), lead="<think>\n\n</think>"), WORLD) > 0
 
 
 @pytest.mark.parametrize("name", ["g1", "g1-think"])
