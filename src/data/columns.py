@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, clean, prompt_turns, read_transcript, write_prompt
 from src.data.faults import BadRow, Reading, read_rows
-from src.data.messages import as_flag, checked_text, message_turns, messages_in, parse
+from src.data.messages import as_flag, checked_text, message_turns, messages_in
+from src.data.printed import parse
 from src.errors import UserError
 
 PROMPTS = ("prompt", "instruction", "question", "query", "context_messages", "prompt_messages")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 ABOUT = ("input", "context")  # next to a prompt: its input; the prompt itself if there is no other
 SYSTEMS = ("system", "system_prompt", "system_message")
-HISTORIES = ("history",)
+HISTORIES = ("history",)  # next to a prompt: the turns before it; the prompt itself if there is no other
 ANSWERS = ("completion", "response", "output", "answer")  # to a prompt; good ones, unless another column says otherwise
 # Columns that say whether to train on a row: thumbs of unpaired preferences, and weights.
 THUMBS = ("label", "kto_tag")
@@ -72,27 +73,55 @@ class PromptColumns(NamedTuple):
     about: list[str]
     system: str | None
     history: str | None
+    others: frozenset[str] = frozenset()  # further columns that hold the prompt in rows where `prompt` is empty
+
+    def filled(self, record: dict[str, Any]) -> list[str]:
+        """The columns that hold a prompt in this row."""
+        return [name for name, value in record.items() if (name == self.prompt or name in self.others) and not is_blank(value)]
+
+    def of_row(self, record: dict[str, Any], where: str) -> str | None:
+        """The column with this row's prompt. Raises BadRow if two hold one, unless it is the same."""
+        filled = self.filled(record)
+        if other := next((name for name in filled[1:] if record[name] != record[filled[0]]), None):
+            raise BadRow("two prompts", f"{where} has both {filled[0]} and {other}; keep one of them")
+        return filled[0] if filled else self.prompt
 
 
 def find_column(table: Table, names: Sequence[str]) -> str | None:
-    """The one column of these names that the table has, or None. Raises UserError if it has several."""
+    """The one column of these names that the table has, or None. Raises UserError if several are filled in."""
+    found = _columns_of(table, names)
+    if len(found) > 1:
+        filled: set[str] = set()
+        for record in table.records:
+            if not isinstance(record, BadRow):
+                filled.update(name for name, value in record.items() if name in found and not is_blank(value))
+            if len(filled) > 1:
+                both = " and ".join(name for name in found if name in filled)
+                raise UserError(f"{table.path}: {table.where} has both {both}; keep one of them")
+        return next(iter(filled), next(iter(found)))
+    return next(iter(found), None)
+
+
+def _columns_of(table: Table, names: Sequence[str]) -> dict[str, int]:
+    """The table's columns of these names, in their order. Raises UserError if one is there more than once."""
     counts = Counter(name for name in table.names if name.lower() in names)
     for name, count in counts.items():
         if count > 1:
             raise UserError(f"{table.path}: {table.where} has the column {name} more than once; keep one of them")
-    found = sorted(counts, key=lambda name: names.index(name.lower()))
-    if len(found) > 1:
-        raise UserError(f"{table.path}: {table.where} has both {' and '.join(found[:2])}; keep one of them")
-    return found[0] if found else None
+    return dict(sorted(counts.items(), key=lambda item: names.index(item[0].lower())))
 
 
 def find_prompt_columns(table: Table) -> PromptColumns:
-    """Raises UserError if two columns could be the same part."""
+    """Raises UserError if two columns could be the same part; of several prompts, each row says which it is."""
     about = [column for name in ABOUT if (column := find_column(table, (name,)))]
-    prompt = find_column(table, PROMPTS) or find_column(table, CONVERSATIONS)
-    if prompt is None and about:
-        prompt, *about = about
-    return PromptColumns(prompt, about, find_column(table, SYSTEMS), find_column(table, HISTORIES))
+    prompts = list(_columns_of(table, PROMPTS)) or [name for name in [find_column(table, CONVERSATIONS)] if name]
+    history = find_column(table, HISTORIES)
+    if not prompts:
+        prompts, about = about[:1], about[1:]
+    if not prompts and history:
+        prompts, history = [history], None
+    prompt = prompts[0] if prompts else None
+    return PromptColumns(prompt, about, find_column(table, SYSTEMS), history, frozenset(prompts[1:]))
 
 
 def require_rows(table: Table) -> None:
@@ -212,7 +241,8 @@ def read_prompt(record: dict[str, Any], columns: PromptColumns, where: str, usag
 
     Raises BadRow for a malformed part; an empty prompt is returned as "".
     """
-    prompt = read_cell(record, columns.prompt, where, columns.prompt or "prompt", usage)
+    column = columns.of_row(record, where)
+    prompt = read_cell(record, column, where, column or "prompt", usage)
     if isinstance(prompt, str) and not (columns.about or columns.history or columns.system):
         return prompt
     turns = prompt if isinstance(prompt, list) else prompt_turns(prompt) if prompt.strip() else []
@@ -258,23 +288,30 @@ def with_system(turns: Sequence[Turn], system: str, where: str) -> list[Turn]:
 
 def read_history(record: dict[str, Any], column: str | None, where: str, usage: Usage) -> list[Turn]:
     """The turns before a prompt: messages, a transcript, or a list of questions with their answers."""
-    value = "" if column is None else record.get(column, "")
-    if isinstance(value, str) and value.lstrip().startswith("[["):
-        value = parse(value)
-    if not isinstance(value, list) or not value or isinstance(value[0], dict):
-        cell = read_cell(record, column, where, column or "", usage)
-        turns = cell if isinstance(cell, list) else read_transcript(cell) if cell.strip() else []
-        if turns is None:
-            raise BadRow("history", f"{where}: its {column} is neither a list of questions with their answers nor messages")
-        return turns
-    usage.columns.add(column or "")
+    if column is None or is_blank(value := record.get(column)):
+        return []
+    usage.columns.add(column)
+    exchanges = parse(value) if isinstance(value, str) else value
+    if isinstance(exchanges, list) and not any(isinstance(exchange, dict) for exchange in exchanges):
+        return _from_exchanges(exchanges, f"{where}: its {column}")
+    cell = read_cell(record, column, where, column, usage)
+    turns = cell if isinstance(cell, list) else read_transcript(cell)
+    if turns is None:
+        raise BadRow("history", f"{where}: its {column} is neither a list of questions with their answers nor messages")
+    return turns
+
+
+def _from_exchanges(exchanges: Sequence[Any], place: str) -> list[Turn]:
+    """The turns of questions with their answers, each a list of the two texts; an empty list has none."""
     turns = []
-    for exchange in value:
+    for exchange in exchanges:
+        if exchange == []:
+            continue
         if not (isinstance(exchange, list | tuple) and len(exchange) == 2 and all(isinstance(text, str) for text in exchange)):
-            raise BadRow("history", f"{where}: its {column} has an entry that is not a question with its answer")
-        question, answer = (checked_text(text, f"{where}: its {column}") for text in exchange)
+            raise BadRow("history", f"{place} has an entry that is not a question with its answer")
+        question, answer = (checked_text(text, place) for text in exchange)
         if not question.strip() or not answer.strip():
-            raise BadRow("history", f"{where}: its {column} has an empty question or answer; write it out or remove the row")
+            raise BadRow("history", f"{place} has an empty question or answer; write it out or remove the row")
         turns += [Turn(HUMAN, question), Turn(ASSISTANT, answer)]
     return turns
 

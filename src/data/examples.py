@@ -183,8 +183,7 @@ def _conversation(record: dict[str, Any], column: str, system: str | None, where
 def _answered(record: dict[str, Any], columns: PromptColumns, column: str, where: str, usage: Usage) -> Example:
     """The last answer has a loss; an answer that is a conversation with its own prompt needs no prompt column."""
     answer = read_cell(record, column, where, column, usage)
-    has_prompt = columns.prompt is not None or columns.history is not None
-    turns = answer if isinstance(answer, list) else None if has_prompt else read_transcript(answer)
+    turns = answer if isinstance(answer, list) else None if columns.prompt else read_transcript(answer)
     if turns and len(turns) > 1 and turns[0].speaker != ASSISTANT:
         before, _ = split_answer(turns, f"{where}: its {column}")
         before, after = with_system(before, read_system(record, columns.system, where, usage), where), [turns[-1]]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from src.data.columns import Table, Usage, find_column, is_blank, read_value
 from src.data.conversation import Turn
 from src.data.faults import BadRow
-from src.data.messages import parse, shown
+from src.data.messages import shown
+from src.data.printed import parse
 from src.numbers import read_number
 
 ANSWER_LISTS = ("completions", "responses", "answers", "generations", "candidates", "outputs")
@@ -106,10 +107,15 @@ def _has_objects(value: Any) -> bool:
 
 def _items(value: Any, place: str) -> list[Any]:
     """A list, which may be written as text in a CSV."""
-    value = parse(value) if isinstance(value, str) else value
-    if not isinstance(value, list | tuple) or not value:
+    entries = parse(value) if isinstance(value, str) else value
+    if isinstance(value, str) and entries is None and value.lstrip().startswith("["):
+        raise BadRow("unreadable list", f"{place} begins like a list, but can't be read as one; write it as JSON")
+    if not isinstance(entries, list | tuple) or not entries:
         raise BadRow("no list of answers", f"{place} is not a list with entries; fill it in or remove the row")
-    return list(value)
+    if ... in entries:
+        raise BadRow("cut list", f"{place} is cut: numpy wrote ... for entries that it left out; write the file "
+                                   "as JSONL or Parquet")
+    return list(entries)
 
 
 def _beside(value: Any, answers: list[Any], columns: ListColumns, where: str) -> list[float | None]:

@@ -102,7 +102,7 @@ def _check_one_form(table: Table, chosen: str, reject: str) -> None:
 def _rows(table: Table, prompt: PromptColumns, others: list[str | None], require_reject: bool) -> Rows:
     candidate = None
     if prompt.prompt is None:
-        candidate = prompt_candidate(table, (*others, prompt.system, prompt.history))
+        candidate = prompt_candidate(table, (*others, prompt.system))
     return Rows(table, prompt, candidate, require_reject, Usage())
 
 
@@ -137,8 +137,7 @@ def _read_thumbs(table: Table, columns: AnswerColumns, thumb: str) -> Reading:
         answer = read_answer(record, name, where, name, rows.usage)
         if not answer or (isinstance(answer, str) and not answer.strip()):
             raise BadRow("empty answer", f"{where} has an empty answer (its {name}); fill it in or remove the row")
-        has_prompt = columns.prompt.prompt is not None or columns.prompt.history is not None
-        if not (has_prompt or rows.candidate) and isinstance(answer, str) and not read_transcript(answer):
+        if not (columns.prompt.prompt or rows.candidate) and isinstance(answer, str) and not read_transcript(answer):
             raise BadRow("no prompt", f"{where}: there is no prompt column, and its {name} is not a conversation")
         row = pair_row(record, answer, "", where, rows)
         counts[is_good] += 1

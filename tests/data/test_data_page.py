@@ -118,7 +118,7 @@ def test_the_columns_of_the_page_are_those_that_are_read():
     ({"prompt": "Why?", "response": "So.", "helpfulness": 3}, "lacks chosen"),
     ({"question": {"full_text": "Why?"}, "answer_0": "So.", "answer_1": "No.", "score_0": 1, "score_1": -1},
      "its question is of type dict"),
-    ({"history": "Why?", "human_ref_A": "So.", "human_ref_B": "No.", "labels": 1}, "lacks prompt and chosen"),
+    ({"history": "Why?", "human_ref_A": "So.", "human_ref_B": "No.", "labels": 1}, "lacks chosen"),
     ({"prompt": [{"role": "tool", "content": "5"}], "chosen": "So.", "rejected": "No."}, "has the role 'tool'"),
 ])
 def test_what_is_not_read_is_refused_in_a_line(tmp_path, record, words):

@@ -181,7 +181,7 @@ GOOD = {"prompt": "why?", "responses": ["a", "b"], "scores": [1, 2]}
     ({"scores": [1, 10 ** 400]}, "no score", "entry 2 of its scores"),
     ({"responses": ["a", " "]}, "empty answer", "answer 2 of its responses is empty"),
     ({"responses": ["a", 5]}, "no text", "answer 2 of its responses is of type int"),
-    ({"responses": ["a", "b\0"]}, "not UTF-8", "answer 2 of its responses holds a NUL"),
+    ({"responses": ["a", "b\0"]}, "NUL character", "answer 2 of its responses holds a NUL"),
     ({"responses": ["a", [{"role": "tool", "content": "x"}]]}, "unsupported role", "answer 2 of its responses, message 1,"),
     ({"prompt": ""}, "empty prompt", "has an empty prompt"),
 ])
