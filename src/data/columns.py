@@ -22,6 +22,7 @@ ABOUT = ("input", "context")  # next to a prompt: its input; the prompt itself i
 SYSTEMS = ("system", "system_prompt", "system_message")
 HISTORIES = ("history",)  # next to a prompt: the turns before it; the prompt itself if there is no other
 ANSWERS = ("completion", "response", "output", "answer")  # to a prompt; good ones, unless another column says otherwise
+REJECT = ("reject", "rejected", "rejected_messages", "rejected_response")
 # Columns that say whether to train on a row: thumbs of unpaired preferences, and weights.
 THUMBS = ("label", "kto_tag")
 FLAGS = (*THUMBS, "weight", "loss_weight", "train")
