@@ -24,17 +24,15 @@ from src.data.columns import (
     flag_columns,
     known_columns,
     read_cell,
-    read_prompt,
     read_records,
-    read_system,
     require_rows,
-    with_system,
 )
 from src.data.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
 from src.data.faults import BadRow, Reading, report_reading, skipped_rows, usable
 from src.data.fit import conversations, fitted, render_ahead
 from src.data.kinds import check_kind
 from src.data.packing import Text
+from src.data.prompts import read_prompt, read_system, with_system
 from src.data.read import read_table
 from src.data.rows import split_answer, without_prompt
 from src.data.source import data_ending, data_file, open_data, open_text

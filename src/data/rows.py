@@ -17,9 +17,6 @@ from src.data.columns import (
     Usage,
     known_columns,
     read_cell,
-    read_prompt,
-    read_system,
-    with_system,
 )
 from src.data.conversation import (
     ASSISTANT,
@@ -32,6 +29,7 @@ from src.data.conversation import (
     write_prompt,
 )
 from src.data.faults import BadRow
+from src.data.prompts import read_prompt, read_system, with_system
 from src.errors import UserError
 
 GENERATE = "run rlhf_generate_reject_csv.py to have the base model write it"

@@ -50,8 +50,8 @@ IN_LISTS = {"chosen": LIST[0], "rejected": LIST[1]}
     # Several names, of which one is filled in, or all alike.
     ({"prompt": "why?", "instruction": None}, PLAIN), ({"prompt": None, "question": "why?"}, PLAIN),
     ({"instruction": "", "query": "why?", "history": [["hi", "ho"]]}, AFTER),
-    ({"prompt": "why?", "system": None, "system_prompt": "Be brief."}, BRIEF),
-    ({"prompt": "why?", "chosen_response": None, "rejected_messages": []}, PLAIN),
+    ({"prompt": "why?", "system": "", "system_prompt": "Be brief."}, BRIEF),
+    ({"prompt": "why?", "chosen_response": "", "rejected_messages": []}, PLAIN),
     # A history alone is the prompt.
     ({"history": "why?"}, PLAIN), ({"history": "Human: hi\n\nAssistant: ho\n\nHuman: why?"}, AFTER),
     ({"prompt": "why?", "context": [user("hi"), reply("ho")]}, AFTER),
