@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, clean, prompt_turns, read_transcript, write_prompt
+from src.data.conversation import Turn
 from src.data.faults import BadRow, Reading, read_rows
-from src.data.messages import as_flag, checked_text, message_turns, messages_in, parse
+from src.data.messages import as_flag, checked_text, message_turns, messages_in
 from src.errors import UserError
 
 PROMPTS = ("prompt", "instruction", "question", "query", "context_messages", "prompt_messages")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 ABOUT = ("input", "context")  # next to a prompt: its input; the prompt itself if there is no other
 SYSTEMS = ("system", "system_prompt", "system_message")
-HISTORIES = ("history",)
+HISTORIES = ("history",)  # next to a prompt: the turns before it; the prompt itself if there is no other
 ANSWERS = ("completion", "response", "output", "answer")  # to a prompt; good ones, unless another column says otherwise
+REJECT = ("reject", "rejected", "rejected_messages", "rejected_response")
 # Columns that say whether to train on a row: thumbs of unpaired preferences, and weights.
 THUMBS = ("label", "kto_tag")
 FLAGS = (*THUMBS, "weight", "loss_weight", "train")
@@ -72,27 +73,55 @@ class PromptColumns(NamedTuple):
     about: list[str]
     system: str | None
     history: str | None
+    others: frozenset[str] = frozenset()  # further columns that hold the prompt in rows where `prompt` is empty
+
+    def filled(self, record: dict[str, Any]) -> list[str]:
+        """The columns that hold a prompt in this row."""
+        return [name for name, value in record.items() if (name == self.prompt or name in self.others) and not is_blank(value)]
+
+    def of_row(self, record: dict[str, Any], where: str) -> str | None:
+        """The column with this row's prompt. Raises BadRow if two hold one, unless it is the same."""
+        filled = self.filled(record)
+        if other := next((name for name in filled[1:] if record[name] != record[filled[0]]), None):
+            raise BadRow("two prompts", f"{where} has both {filled[0]} and {other}; keep one of them")
+        return filled[0] if filled else self.prompt
 
 
 def find_column(table: Table, names: Sequence[str]) -> str | None:
-    """The one column of these names that the table has, or None. Raises UserError if it has several."""
+    """The one column of these names that the table has, or None. Raises UserError if several are filled in."""
+    found = _columns_of(table, names)
+    if len(found) > 1:
+        filled: set[str] = set()
+        for record in table.records:
+            if not isinstance(record, BadRow):
+                filled.update(name for name, value in record.items() if name in found and not is_blank(value))
+            if len(filled) > 1:
+                both = " and ".join(name for name in found if name in filled)
+                raise UserError(f"{table.path}: {table.where} has both {both}; keep one of them")
+        return next(iter(filled), next(iter(found)))
+    return next(iter(found), None)
+
+
+def _columns_of(table: Table, names: Sequence[str]) -> dict[str, int]:
+    """The table's columns of these names, in their order. Raises UserError if one is there more than once."""
     counts = Counter(name for name in table.names if name.lower() in names)
     for name, count in counts.items():
         if count > 1:
             raise UserError(f"{table.path}: {table.where} has the column {name} more than once; keep one of them")
-    found = sorted(counts, key=lambda name: names.index(name.lower()))
-    if len(found) > 1:
-        raise UserError(f"{table.path}: {table.where} has both {' and '.join(found[:2])}; keep one of them")
-    return found[0] if found else None
+    return dict(sorted(counts.items(), key=lambda item: names.index(item[0].lower())))
 
 
 def find_prompt_columns(table: Table) -> PromptColumns:
-    """Raises UserError if two columns could be the same part."""
+    """Raises UserError if two columns could be the same part; of several prompts, each row says which it is."""
     about = [column for name in ABOUT if (column := find_column(table, (name,)))]
-    prompt = find_column(table, PROMPTS) or find_column(table, CONVERSATIONS)
-    if prompt is None and about:
-        prompt, *about = about
-    return PromptColumns(prompt, about, find_column(table, SYSTEMS), find_column(table, HISTORIES))
+    prompts = list(_columns_of(table, PROMPTS)) or [name for name in [find_column(table, CONVERSATIONS)] if name]
+    history = find_column(table, HISTORIES)
+    if not prompts:
+        prompts, about = about[:1], about[1:]
+    if not prompts and history:
+        prompts, history = [history], None
+    prompt = prompts[0] if prompts else None
+    return PromptColumns(prompt, about, find_column(table, SYSTEMS), history, frozenset(prompts[1:]))
 
 
 def require_rows(table: Table) -> None:
@@ -205,97 +234,6 @@ def read_value(value: Any, place: str, usage: Usage) -> str | list[Turn]:
     if not isinstance(value, str):
         raise BadRow("no text", f"{place} is of type {type(value).__name__} where text or a list of messages is expected")
     return checked_text(value, place)
-
-
-def read_prompt(record: dict[str, Any], columns: PromptColumns, where: str, usage: Usage) -> str:
-    """A prompt with all its parts as one text: unchanged if there are no other parts, else as a transcript.
-
-    Raises BadRow for a malformed part; an empty prompt is returned as "".
-    """
-    prompt = read_cell(record, columns.prompt, where, columns.prompt or "prompt", usage)
-    if isinstance(prompt, str) and not (columns.about or columns.history or columns.system):
-        return prompt
-    turns = prompt if isinstance(prompt, list) else prompt_turns(prompt) if prompt.strip() else []
-    added = False
-    for column in columns.about:
-        about = read_cell(record, column, where, column, usage)
-        earlier = about if isinstance(about, list) else _exchanges(about)
-        if earlier:
-            turns, added = _after(earlier, turns, where, column), True
-        elif isinstance(about, str) and about.strip():
-            *before, last = turns or [Turn(HUMAN, "")]
-            turns, added = [*before, Turn(HUMAN, f"{last.text}\n{about}".strip())], True
-    if history := read_history(record, columns.history, where, usage):
-        turns, added = _after(history, turns, where, columns.history or ""), True
-    if turns and (system := read_system(record, columns.system, where, usage)):
-        turns, added = with_system(turns, system, where), True
-    if isinstance(prompt, str) and not added:
-        return prompt
-    if turns[-1].speaker != HUMAN:
-        raise BadRow("prompt without a question", f"{where}: its prompt does not end in a message of the user")
-    return write_prompt(turns)
-
-
-def read_system(record: dict[str, Any], column: str | None, where: str, usage: Usage) -> str:
-    """The text of a system message, "" for none."""
-    value = read_cell(record, column, where, column or "", usage)
-    if isinstance(value, list):
-        if len(value) != 1 or value[0].speaker != SYSTEM:
-            raise BadRow("system message", f"{where}: its {column} is not a single system message")
-        value = value[0].text
-    return value.strip()
-
-
-def with_system(turns: Sequence[Turn], system: str, where: str) -> list[Turn]:
-    """The turns with this system message first, unless the conversation already has it; "" for none."""
-    if system and turns and turns[0].speaker == SYSTEM:
-        if clean(turns[0].text) != clean(system):
-            raise BadRow("two system messages", f"{where} has a system message in a column and another one in its conversation; "
-                                                "keep one of them")
-        return list(turns)
-    return [Turn(SYSTEM, system), *turns] if system else list(turns)
-
-
-def read_history(record: dict[str, Any], column: str | None, where: str, usage: Usage) -> list[Turn]:
-    """The turns before a prompt: messages, a transcript, or a list of questions with their answers."""
-    value = "" if column is None else record.get(column, "")
-    if isinstance(value, str) and value.lstrip().startswith("[["):
-        value = parse(value)
-    if not isinstance(value, list) or not value or isinstance(value[0], dict):
-        cell = read_cell(record, column, where, column or "", usage)
-        turns = cell if isinstance(cell, list) else read_transcript(cell) if cell.strip() else []
-        if turns is None:
-            raise BadRow("history", f"{where}: its {column} is neither a list of questions with their answers nor messages")
-        return turns
-    usage.columns.add(column or "")
-    turns = []
-    for exchange in value:
-        if not (isinstance(exchange, list | tuple) and len(exchange) == 2 and all(isinstance(text, str) for text in exchange)):
-            raise BadRow("history", f"{where}: its {column} has an entry that is not a question with its answer")
-        question, answer = (checked_text(text, f"{where}: its {column}") for text in exchange)
-        if not question.strip() or not answer.strip():
-            raise BadRow("history", f"{where}: its {column} has an empty question or answer; write it out or remove the row")
-        turns += [Turn(HUMAN, question), Turn(ASSISTANT, answer)]
-    return turns
-
-
-def _exchanges(text: str) -> list[Turn] | None:
-    """The turns of a transcript that ends in an answer, else None: a prompt's input may just begin with a speaker's name."""
-    turns = read_transcript(text)
-    return turns if turns and len(turns) > 1 and turns[-1].speaker == ASSISTANT else None
-
-
-def _after(earlier: Sequence[Turn], turns: Sequence[Turn], where: str, column: str) -> list[Turn]:
-    """`turns` after `earlier` ones; a system message is moved to the beginning."""
-    if not turns:
-        return list(earlier)
-    if earlier[-1].speaker == HUMAN and turns[0].speaker == HUMAN:
-        if clean(earlier[-1].text) == clean(turns[0].text):
-            return [*earlier[:-1], *turns]
-        raise BadRow("history", f"{where}: its {column} ends in a message of the user other than the prompt")
-    if turns[0].speaker == SYSTEM:
-        return [*with_system(earlier, turns[0].text, where), *turns[1:]]
-    return [*earlier, *turns]
 
 
 def is_blank(value: Any) -> bool:

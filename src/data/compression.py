@@ -96,7 +96,8 @@ COMPRESSIONS = {
     ".gz": Compression("gzip", re.compile(rb"\x1f\x8b"), gzip.open),  # type: ignore[arg-type]  # typeshed's GzipFile is no IO
     ".bz2": Compression("bzip2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), _open_bz2),
     ".xz": Compression("xz", re.compile(rb"\xfd7zXZ\0"), _open_xz),
-    ".zst": Compression("Zstandard", re.compile(rb"\x28\xb5\x2f\xfd"), _open_zstd),
+    # A frame of data, or one to skip, such as pzstd writes before each of its frames (RFC 8878, 3.1).
+    ".zst": Compression("Zstandard", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _open_zstd),
 }
 
 

@@ -138,7 +138,7 @@ def _bare_question(prompt: str) -> str:
         question = text[len(opening):-len(end)]
         if (text.startswith(opening) and text.endswith(end) and question.strip()
                 and end not in question and f"\n\n{opening}" not in question):
-            return question.replace("\n\nInput:", "\n") if asker == "Instruction" else question
+            return re.sub("\n\nInput:[ \n]?", "\n", question) if asker == "Instruction" else question
     return prompt
 
 

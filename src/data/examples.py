@@ -24,17 +24,15 @@ from src.data.columns import (
     flag_columns,
     known_columns,
     read_cell,
-    read_prompt,
     read_records,
-    read_system,
     require_rows,
-    with_system,
 )
 from src.data.conversation import ASSISTANT, Turn, prompt_turns, read_transcript
 from src.data.faults import BadRow, Reading, report_reading, skipped_rows, usable
 from src.data.fit import conversations, fitted, render_ahead
 from src.data.kinds import check_kind
 from src.data.packing import Text
+from src.data.prompts import read_prompt, read_system, with_system
 from src.data.read import read_table
 from src.data.rows import split_answer, without_prompt
 from src.data.source import data_ending, data_file, open_data, open_text
@@ -183,8 +181,7 @@ def _conversation(record: dict[str, Any], column: str, system: str | None, where
 def _answered(record: dict[str, Any], columns: PromptColumns, column: str, where: str, usage: Usage) -> Example:
     """The last answer has a loss; an answer that is a conversation with its own prompt needs no prompt column."""
     answer = read_cell(record, column, where, column, usage)
-    has_prompt = columns.prompt is not None or columns.history is not None
-    turns = answer if isinstance(answer, list) else None if has_prompt else read_transcript(answer)
+    turns = answer if isinstance(answer, list) else None if columns.prompt else read_transcript(answer)
     if turns and len(turns) > 1 and turns[0].speaker != ASSISTANT:
         before, _ = split_answer(turns, f"{where}: its {column}")
         before, after = with_system(before, read_system(record, columns.system, where, usage), where), [turns[-1]]

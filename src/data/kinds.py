@@ -45,7 +45,7 @@ _KINDS = (
     (rb"7z\xbc\xaf\x27\x1c", "is a 7z archive", _UNPACK),
     (rb"Rar!\x1a\x07", "is a RAR archive", _UNPACK),
     (rb"\x04\x22M\x18", "is compressed with LZ4", "unpack it (lz4 -d), or compress it with gzip"),
-    (rb"\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ\0|BZh[1-9]1AY&SY", "is compressed twice", "unpack it once"),
+    (rb"\x1f\x8b|\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18|\xfd7zXZ\0|BZh[1-9]1AY&SY", "is compressed twice", "unpack it once"),
 )
 # Texts that are no tables.
 _MARKUP = (

@@ -1,18 +1,20 @@
 """Lists of answers to one prompt with scores or ranks, in the forms that the field has of them.
 
 A list is a column of objects, each an answer with its score (UltraFeedback) or its rank (Nectar); a column of answers beside a
-column of as many scores or ranks (distilabel); or two columns of answers, with a column of scores for each or one that compares
-the two (HelpSteer, SafeRLHF). A rank counts from the best answer, 1. A score is better the higher it is.
+column of as many scores or ranks (distilabel); two columns of answers, with a column of scores for each or one that compares the
+two (HelpSteer, SafeRLHF, SHP); or a column of two answers, the better one first (LLaMA-Factory). A rank counts from the best
+answer, 1. A score is better the higher it is.
 """
 
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from src.data.columns import Table, Usage, find_column, is_blank, read_value
+from src.data.columns import THUMBS, Table, Usage, find_column, is_blank, read_value
 from src.data.conversation import Turn
 from src.data.faults import BadRow
-from src.data.messages import parse, shown
+from src.data.messages import shown
+from src.data.printed import parse
 from src.numbers import read_number
 
 ANSWER_LISTS = ("completions", "responses", "answers", "generations", "candidates", "outputs")
@@ -24,11 +26,14 @@ _RATINGS = "annotations"  # of several aspects, each an object with a Rating
 # A mean over aspects comes before UltraFeedback's overall score, which is wrong for many of its worst answers.
 _SCORES = ("fine-grained_score", "fine_grained_score", _RATINGS, "overall_score", "score", "rating", "reward", "pm_score")
 _RANKS = ("rank", "ranking")
+_ORDERED = "output"  # of two answers, in LLaMA-Factory's older form
 # Two columns of answers: their beginnings and their ends; and columns with one number for both, which is above 0 if the second
-# answer is better, or the better answer's end.
-_STEMS = tuple(f"{name}{mark}" for name in ("response", "answer", "completion", "output") for mark in ("", "_"))
+# answer is better, or says which one is (SafeRLHF, SHP).
+_STEMS = tuple(f"{name}{mark}" for name in ("response", "answer", "completion", "output", "human_ref") for mark in ("", "_"))
 _ENDS = (("1", "2"), ("0", "1"), ("a", "b"))
-_PREFERENCES, _BETTER = ("overall_preference", "preference_strength"), ("better_response_id",)
+_PREFERENCES = ("overall_preference", "preference_strength")
+# With the end of the first answer's column, and the numbers that say that the first and the second one is better.
+_BETTER = {"better_response_id": ("0", (0, 1)), "labels": ("human_ref_a", (1, 0))}
 _NO_SCORE = ("", "n/a", "na", "none", "null", "nan")
 _LARGEST = 1e30
 _LOOKED_AT = 100  # rows
@@ -40,7 +45,8 @@ class ListColumns(NamedTuple):
     answers: Sequence[str]  # one column of lists, or two of answers
     scores: Sequence[str] = ()  # one of lists; one or two of numbers beside two answers; none if objects hold their scores
     are_ranks: bool = False
-    names_better: bool = False  # whether the one number beside two answers names the better one
+    better: Sequence[int] = ()  # the numbers beside two answers that name the first and the second one as the better
+    are_ordered: bool = False  # whether a list has two answers, the better one first, and no scores
 
 
 class Scored(NamedTuple):
@@ -57,21 +63,25 @@ def find_lists(table: Table) -> ListColumns | None:
             return ListColumns((column,), (scores,))
         if ranks := find_column(table, RANK_LISTS):
             return ListColumns((column,), (ranks,), are_ranks=True)
-        looked_at = (record.get(column) for record in table.records[:_LOOKED_AT] if not isinstance(record, BadRow))
-        return ListColumns((column,)) if any(map(_has_objects, looked_at)) else None
+        return ListColumns((column,)) if any(map(_has_objects, _beginning(table, column))) else None
     names = {name.lower(): name for name in table.names}
     for stem in _STEMS:
         for ends in _ENDS:
             answers = [names.get(f"{stem}{end}", "") for end in ends]
             if all(answers) and (found := _scores_of_two(names, answers, ends)):
                 return found
-    return None
+    ordered = None if find_column(table, THUMBS) else find_column(table, (_ORDERED,))
+    beginning = _beginning(table, ordered) if ordered else []
+    return ListColumns((ordered,), are_ordered=True) if ordered and beginning and all(map(_are_two, beginning)) else None
 
 
 def _scores_of_two(names: dict[str, str], answers: Sequence[str], ends: Sequence[str]) -> ListColumns | None:
-    for name in (*_PREFERENCES, *_BETTER):
-        if name in names and not (name in _BETTER and ends != ("0", "1")):
-            return ListColumns(answers, (names[name],), names_better=name in _BETTER)
+    for name in _PREFERENCES:
+        if name in names:
+            return ListColumns(answers, (names[name],))
+    for name, (end, better) in _BETTER.items():
+        if name in names and answers[0].lower().endswith(end):
+            return ListColumns(answers, (names[name],), better=better)
     for kind in ("score", "rating", "reward"):
         for mark in ("_", ""):
             scores = [names.get(f"{kind}{mark}{end}", "") for end in ends]
@@ -93,23 +103,43 @@ def read_list(record: dict[str, Any], columns: ListColumns, where: str, usage: U
         words = [f"answer {number} of its {name}" for number in range(1, len(found) + 1)]
         if columns.scores:
             scores = _beside(record.get(columns.scores[0]), found, columns, where)
+        elif columns.are_ordered:
+            if len(found) != 2:
+                raise BadRow("unequal lists", f"{where}: its {name} has {len(found)} entries where two answers are expected, the "
+                                              "better one first")
+            scores = [1.0, 0.0]
         else:
             found, scores = _of_objects(found, words, where)
     answers = [_answer(value, score, f"{where}: {word}", usage) for value, word, score in zip(found, words, scores, strict=True)]
     return Scored(answers, scores)
 
 
+def _beginning(table: Table, column: str) -> list[Any]:
+    """The column's first values that are not blank, with lists that are written as text read."""
+    values = [record.get(column) for record in table.records[:_LOOKED_AT] if not isinstance(record, BadRow)]
+    return [parse(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+            for value in values if not is_blank(value)]
+
+
 def _has_objects(value: Any) -> bool:
-    value = parse(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _are_two(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
 
 def _items(value: Any, place: str) -> list[Any]:
     """A list, which may be written as text in a CSV."""
-    value = parse(value) if isinstance(value, str) else value
-    if not isinstance(value, list | tuple) or not value:
+    entries = parse(value) if isinstance(value, str) else value
+    if isinstance(value, str) and entries is None and value.lstrip().startswith("["):
+        raise BadRow("unreadable list", f"{place} begins like a list, but can't be read as one; write it as JSON")
+    if not isinstance(entries, list | tuple) or not entries:
         raise BadRow("no list of answers", f"{place} is not a list with entries; fill it in or remove the row")
-    return list(value)
+    if ... in entries:
+        raise BadRow("cut list", f"{place} is cut: numpy wrote ... for entries that it left out; write the file "
+                                   "as JSONL or Parquet")
+    return list(entries)
 
 
 def _beside(value: Any, answers: list[Any], columns: ListColumns, where: str) -> list[float | None]:
@@ -128,10 +158,10 @@ def _of_two(record: dict[str, Any], columns: ListColumns, where: str) -> list[fl
         return numbers
     if numbers[0] is None:
         return [None, None]
-    if columns.names_better:
-        if numbers[0] not in (0, 1):
+    if columns.better:
+        if numbers[0] not in columns.better:
             raise BadRow("no score", f"{where}: its {columns.scores[0]} is {numbers[0]:g} where 0 or 1 is expected")
-        return [1 - numbers[0], numbers[0]]
+        return [float(numbers[0] == number) for number in columns.better]
     return [0.0, numbers[0]]
 
 

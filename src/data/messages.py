@@ -5,15 +5,13 @@ content, one message or a list. A text cell is a list of messages if the whole c
 `datasets` print it into a CSV.
 """
 
-import ast
-import json
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, joined
 from src.data.faults import BadRow
+from src.data.printed import parse
 
 SPEAKERS = {"user": HUMAN, "human": HUMAN, "prompter": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT, "bot": ASSISTANT,
             "model": ASSISTANT, "chatgpt": ASSISTANT, "ai": ASSISTANT, "system": SYSTEM, "developer": SYSTEM}
@@ -27,9 +25,6 @@ LOSS = ("weight", "loss_weight", "train", "loss")
 # Possessive, so that no part of a text is scanned twice: otherwise a million blank lines take hours.
 _BEGINS = re.compile(r"\s*+(?:array\()?\[?\s*+\{")
 _A_ROLE = re.compile(rf"""(['"])(?:role|from)\1\s*:\s*(['"])(?:{'|'.join((*SPEAKERS, *UNSUPPORTED))})\2""", re.IGNORECASE)
-# In numpy's print: a string; or what is not valid Python outside of strings, a missing comma between objects and `array(...)`.
-_NUMPY = re.compile(r"""('(?:[^'\\]|\\.|\\\Z)*+(?:'|\Z)|"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z))"""
-                    r"""|(\}\s+(?=\{))|\barray\(|,\s*dtype=object\)|(?<=\])\)""", re.DOTALL)
 
 
 def message_turns(messages: Sequence[Any], where: str, unused: set[str] | None = None) -> list[Turn]:
@@ -77,7 +72,7 @@ def messages_in(value: Any, where: str) -> list[Any] | None:
     if not isinstance(value, str) or not _BEGINS.match(value) or not _A_ROLE.search(value):
         return None
     found = parse(value)
-    if found is None:
+    if found is None or (isinstance(found, list) and ... in found):
         raise BadRow("unreadable messages", f"{where} begins like a list of messages written as text, but can't be read as one; "
                                             "write the file as JSONL, or the cell as JSON")
     found = _without_exchanges(found if isinstance(found, list) else [found])
@@ -102,50 +97,14 @@ def _without_exchanges(values: list[Any]) -> list[Any]:
     return messages
 
 
-def parse(text: str) -> Any | None:
-    """The value of a text that is JSON, or that Python or numpy printed; None for any other text.
-
-    Of Python's literals, tuples and single values that JSON lacks are read too, but no sets, and no objects whose keys are not
-    texts.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    for source in (text, _NUMPY.sub(lambda match: match[1] or ("}, " if match[2] else ""), text)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # unknown escapes are data here
-                return _literal(ast.parse(source.strip(), mode="eval").body)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            continue
-    return None
-
-
-def _literal(node: ast.expr) -> Any:
-    """The value of a parsed literal. Raises ValueError for anything else, and for kinds that JSON has no counterpart of."""
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.List | ast.Tuple):
-        values = map(_literal, node.elts)
-        return list(values) if isinstance(node, ast.List) else tuple(values)
-    if isinstance(node, ast.Dict):
-        keys = [key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-        if len(keys) == len(node.keys):
-            return dict(zip(keys, map(_literal, node.values), strict=True))
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        number = node.operand.value
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            return -number
-    raise ValueError(f"{type(node).__name__} where a value is expected")
-
-
 def checked_text(text: str, where: str) -> str:
     """The text itself. Raises BadRow, beginning with `where`, for characters that can't occur in UTF-8 text."""
     bad = re.search("[\0\ud800-\udfff]", text)
     if bad:
-        what = "a NUL character" if bad[0] == "\0" else "half of a character (a lone surrogate)"
-        raise BadRow("not UTF-8", f"{where} holds {what}; save the file as UTF-8 text")
+        if bad[0] == "\0":
+            raise BadRow("NUL character", f"{where} holds a NUL character; remove it")
+        raise BadRow("not UTF-8", f"{where} holds half of a character (a lone surrogate); write the whole character, or remove "
+                                  "it")
     return text
 
 
@@ -210,10 +169,11 @@ def shown(value: Any) -> str:
 def _has_loss(message: dict[str, Any], place: str) -> bool:
     flags = []
     for key in LOSS:
-        if message.get(key) is not None:
-            flag = as_flag(message[key])
+        value = message.get(key)
+        if value is not None and value == value:  # pandas writes null as NaN
+            flag = as_flag(value)
             if flag is None:
-                raise BadRow("unsupported weight", f"{place} has {key} {shown(message[key])}; supported are 0 and 1")
+                raise BadRow("unsupported weight", f"{place} has {key} {shown(value)}; supported are 0 and 1")
             flags.append(flag)
     return all(flags)
 
@@ -222,4 +182,4 @@ def _without_effect(message: dict[str, Any], speaker: str) -> set[str]:
     """Keys that have a value but no effect; only for the assistant's turns do weights have one."""
     known = {*ROLE, *CONTENT}
     known |= set(LOSS) if speaker == ASSISTANT else {key for key in LOSS if not as_flag(message.get(key))}
-    return {key for key, value in message.items() if key not in known and value not in (None, "", [], {})}
+    return {key for key, value in message.items() if key not in known and value == value and value not in (None, "", [], {})}

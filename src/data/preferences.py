@@ -7,9 +7,11 @@ its prompt is computed once for all of them.
 from collections import Counter
 from typing import Any, NamedTuple
 
+from src.data.advice import advice
 from src.data.columns import (
     ANSWERS,
     CONVERSATIONS,
+    REJECT,
     THUMBS,
     PromptColumns,
     Table,
@@ -32,7 +34,6 @@ from src.data.rows import GENERATE, Row, Rows, pair_row, read_answer
 from src.errors import UserError
 
 CHOSEN = ("chosen", "chosen_messages", "chosen_response")
-REJECT = ("reject", "rejected", "rejected_messages", "rejected_response")
 
 
 class AnswerColumns(NamedTuple):
@@ -62,6 +63,7 @@ def to_rows(table: Table, require_reject: bool, rule: PairRule = DEFAULT_RULE) -
             raise UserError(f"{table.path}: holds {what}, which need no rejected answers; give the file to "
                             "rlhf_dpo_generate_save.py as it is")
     elif require_reject and columns.reject is None:
+        _check_one_form(table, columns.answer, None)
         raise UserError(f"{table.path}: there is no reject column (found: {known_columns(table)}), so row 1 has no reject; "
                         f"{GENERATE}")
     require_rows(table)
@@ -86,23 +88,24 @@ def _columns(table: Table) -> AnswerColumns | ListColumns:
             # The conversation includes the chosen answer, or the one with a thumb, as in ms-swift.
             return AnswerColumns(prompt if prompt.prompt != whole else prompt._replace(prompt=None), whole, reject, thumb)
     missing = "chosen" if prompt.prompt else "prompt and chosen"
-    raise UserError(f"{table.path}: {table.where} lacks {missing} (found: {known_columns(table)}); "
-                    "the columns must be prompt,chosen,reject")
+    raise UserError(f"{table.path}: {table.where} lacks {missing} (found: {known_columns(table)}); {advice(table)}")
 
 
-def _check_one_form(table: Table, chosen: str, reject: str) -> None:
+def _check_one_form(table: Table, chosen: str, reject: str | None) -> None:
     """A thumb beside pairs says whether to train on a pair; beside another answer it is unclear which of the two is meant."""
     thumb = find_column(table, THUMBS)
     answer = next((name for name in table.names if name.lower() in ANSWERS), None)
     if thumb and answer:
-        raise UserError(f"{table.path}: {table.where} has pairs ({chosen}, {reject}) and single answers with a thumb ({answer}, "
-                        f"{thumb}); save each form as a file of its own")
+        what, remedy = f"pairs ({chosen}, {reject})", "save each form as a file of its own"
+        if reject is None:
+            what, remedy = f"a column {chosen}", f"name {chosen} prompt if it holds the prompt, else remove one form"
+        raise UserError(f"{table.path}: {table.where} has {what} and single answers with a thumb ({answer}, {thumb}); {remedy}")
 
 
 def _rows(table: Table, prompt: PromptColumns, others: list[str | None], require_reject: bool) -> Rows:
     candidate = None
     if prompt.prompt is None:
-        candidate = prompt_candidate(table, (*others, prompt.system, prompt.history))
+        candidate = prompt_candidate(table, (*others, prompt.system))
     return Rows(table, prompt, candidate, require_reject, Usage())
 
 
@@ -137,8 +140,7 @@ def _read_thumbs(table: Table, columns: AnswerColumns, thumb: str) -> Reading:
         answer = read_answer(record, name, where, name, rows.usage)
         if not answer or (isinstance(answer, str) and not answer.strip()):
             raise BadRow("empty answer", f"{where} has an empty answer (its {name}); fill it in or remove the row")
-        has_prompt = columns.prompt.prompt is not None or columns.prompt.history is not None
-        if not (has_prompt or rows.candidate) and isinstance(answer, str) and not read_transcript(answer):
+        if not (columns.prompt.prompt or rows.candidate) and isinstance(answer, str) and not read_transcript(answer):
             raise BadRow("no prompt", f"{where}: there is no prompt column, and its {name} is not a conversation")
         row = pair_row(record, answer, "", where, rows)
         counts[is_good] += 1

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from src.data.arrow import read_arrow, read_parquet
+from src.data.binidx import corpus_at
 from src.data.columns import Table
 from src.data.csv import has_known_header, read_csv
 from src.data.faults import Reading
@@ -11,6 +12,7 @@ from src.data.kinds import check_kind, is_arrow, is_parquet
 from src.data.preferences import to_rows
 from src.data.ranking import DEFAULT_RULE, PairRule
 from src.data.source import data_ending, data_file, open_data
+from src.errors import UserError
 
 _ARROW_ENDINGS = (".arrow", ".feather")
 _JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
@@ -26,6 +28,9 @@ def read_table(path: str | Path) -> Table:
         UserError: the file is missing, damaged, not in Unicode, of a kind that can't be read, or malformed; the message names the
             file, and the row if there is one.
     """
+    if (corpus := corpus_at(path)) and all(map(Path.is_file, corpus)):
+        raise UserError(f"{path}: is a tokenized corpus (binidx), which only train.py --sft 1 takes; give the texts themselves, "
+                        "as CSV, JSONL or Parquet")
     path = data_file(path, "data file")
     ending = data_ending(path)
     with open_data(path) as stream:

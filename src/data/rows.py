@@ -11,14 +11,12 @@ from typing import Any, NamedTuple, TypeGuard
 
 from src.data.columns import (
     ABOUT,
+    HISTORIES,
     PromptColumns,
     Table,
     Usage,
     known_columns,
     read_cell,
-    read_prompt,
-    read_system,
-    with_system,
 )
 from src.data.conversation import (
     ASSISTANT,
@@ -31,6 +29,7 @@ from src.data.conversation import (
     write_prompt,
 )
 from src.data.faults import BadRow
+from src.data.prompts import read_prompt, read_system, with_system
 from src.errors import UserError
 
 GENERATE = "run rlhf_generate_reject_csv.py to have the base model write it"
@@ -67,7 +66,7 @@ def pair_row(record: dict[str, Any], chosen: str | list[Turn], reject: str | lis
         UserError: it is unclear which column is the prompt.
     """
     columns = rows.prompt
-    has_prompt = columns.prompt is not None or columns.history is not None
+    has_prompt = columns.prompt is not None
     prompt = None
     if has_prompt and not _is_whole(chosen):
         prompt = read_prompt(record, columns, where, rows.usage)
@@ -137,8 +136,9 @@ def _from_conversations(whole_chosen: list[Turn] | None, whole_reject: list[Turn
     if columns.prompt is not None:
         if turns[0].speaker == ASSISTANT:
             raise BadRow("several answers", f"{where}: its answers have several turns; move all but the last into the prompt")
-        if columns.prompt.lower() not in ABOUT:
-            _check_prompt_within(record, columns.prompt, turns, where, usage)
+        for column in columns.filled(record):
+            if column.lower() not in (*ABOUT, *HISTORIES):
+                _check_prompt_within(record, column, turns, where, usage)
     if system := read_system(record, columns.system, where, usage):
         turns = with_system(turns, system, where)
     return Row(write_prompt(turns), answer, other_answer)

@@ -150,12 +150,13 @@ def _invalid_byte(path: Path, mark: bytes, encoding: str, by_line: bool) -> User
 
 
 def stray_byte(text: str, where: str) -> BadRow | None:
-    """The fault of a text from `open_text` that was not UTF-8, beginning with `where`; None if there is none."""
+    """The fault of a text from `open_text` that was not UTF-8 or has a NUL, beginning with `where`; None if there is none."""
     bad = re.search("[\0\udc80-\udcff]", text)
     if bad is None:
         return None
-    what = "holds a NUL character" if bad[0] == "\0" else f"byte 0x{ord(bad[0]) - 0xdc00:02x} is not UTF-8"
-    return BadRow("not UTF-8", f"{where}: {what}; save the file as UTF-8 text")
+    if bad[0] == "\0":
+        return BadRow("NUL character", f"{where}: holds a NUL character; remove it, or save the file as UTF-8 if it is in UTF-16")
+    return BadRow("not UTF-8", f"{where}: byte 0x{ord(bad[0]) - 0xdc00:02x} is not UTF-8; save the file as UTF-8 text")
 
 
 def is_missing(value: Any) -> bool:

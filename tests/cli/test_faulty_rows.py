@@ -43,9 +43,9 @@ def test_left_out_with_a_count(path, capsys):
     ("a.jsonl", [b'{"prompt": "p", "chosen": "c", "rejected": "r"}', b'{"prompt": "p"', b"[1]",
                  b'{"prompt": "\xff", "chosen": "c"}',
                  b'{"prompt": "p", "prompt": "q"}', b'{"prompt": "p", "chosen": "c\\u0000"}'],
-     {"not JSON": [2], "no object": [3], "not UTF-8": [4, 6], "repeated key": [5]}),
+     {"not JSON": [2], "no object": [3], "not UTF-8": [4], "repeated key": [5], "NUL character": [6]}),
     ("a.csv", [b"prompt,chosen,reject", b"p,c,r", b"p,c", b"p,\xe9,r", b"p,c\0,r", b"p,c,r,s"],
-     {"number of fields": [2, 5], "not UTF-8": [3, 4]}),
+     {"number of fields": [2, 5], "not UTF-8": [3], "NUL character": [4]}),
 ])
 def test_a_row_that_cannot_be_read_hides_no_other(tmp_path, name, lines, kinds):
     path = tmp_path / name

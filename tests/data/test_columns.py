@@ -41,7 +41,19 @@ IN_LISTS = {"chosen": LIST[0], "rejected": LIST[1]}
     ({"prompt": "why?", "system": [{"role": "system", "content": "Be brief."}]}, BRIEF),
     ({"prompt": "why?", "history": [["hi", "ho"]]}, AFTER), ({"prompt": "why?", "history": '[["hi", "ho"]]'}, AFTER),
     ({"prompt": "why?", "history": "[['hi', 'ho']]"}, AFTER), ({"prompt": "why?", "history": [user("hi"), reply("ho")]}, AFTER),
-    ({"prompt": "why?", "history": "Human: hi\n\nAssistant: ho"}, AFTER), ({"prompt": "why?", "history": []}, PLAIN),
+    ({"prompt": "why?", "history": "Human: hi\n\nAssistant: ho"}, AFTER),
+    ({"prompt": "why?", "history": "[['hi' 'ho']]"}, AFTER),
+    ({"prompt": "why?", "history": "[array(['hi', 'ho'], dtype=object)]"}, AFTER),
+    ({"prompt": "why?", "history": "[list(['hi', 'ho'])]"}, AFTER),
+    ({"prompt": "why?", "history": str([user("hi"), reply("ho")])}, AFTER),
+    *(({"prompt": "why?", "history": empty}, PLAIN) for empty in ([], "[]", " [ ] ", [[]], "[[]]", "array([], dtype=object)")),
+    # Several names, of which one is filled in, or all alike.
+    ({"prompt": "why?", "instruction": None}, PLAIN), ({"prompt": None, "question": "why?"}, PLAIN),
+    ({"instruction": "", "query": "why?", "history": [["hi", "ho"]]}, AFTER),
+    ({"prompt": "why?", "system": "", "system_prompt": "Be brief."}, BRIEF),
+    ({"prompt": "why?", "chosen_response": "", "rejected_messages": []}, PLAIN),
+    # A history alone is the prompt.
+    ({"history": "why?"}, PLAIN), ({"history": "Human: hi\n\nAssistant: ho\n\nHuman: why?"}, AFTER),
     ({"prompt": "why?", "context": [user("hi"), reply("ho")]}, AFTER),
     ({"history": [user("hi"), reply("ho"), user("why?")]}, AFTER),
     ({"prompt": "why?", "history": [["hi", "ho"]], "system": "Be brief."},
@@ -54,7 +66,8 @@ IN_LISTS = {"chosen": LIST[0], "rejected": LIST[1]}
     ({"prompt": AFTER.removesuffix("\n\nAssistant:")}, AFTER), ({"prompt": BRIEF}, BRIEF),
     ({"prompt": "User: why?\r\n\r\nAssistant:\r\n"}, PLAIN), ({"prompt": "Question: why?\n\nAnswer:"}, PLAIN),
     ({"prompt": "Input: why?\n\nResponse:"}, PLAIN), ({"prompt": "Q: why?\n\nA:"}, PLAIN),
-    ({"prompt": "Instruction: Add.\n\nInput: 1, 2\n\nResponse:"}, "User: Add.\n 1, 2\n\nAssistant:"),
+    ({"prompt": "Instruction: Add.\n\nInput: 1, 2\n\nResponse:"}, "User: Add.\n1, 2\n\nAssistant:"),
+    ({"prompt": "Instruction: Add.\n\nInput:\n  1\n  2\n\nResponse:"}, "User: Add.\n  1\n  2\n\nAssistant:"),
     ({"prompt": "User: why?\n\nAssistant:", "system": "Be brief."}, BRIEF),
     ({"prompt": "User: why?\nAssistant:"}, PLAIN), ({"prompt": "System: Be brief.\nUser: why?\nAssistant:"}, BRIEF),
     ({"prompt": "User: hi\nAssistant: ho\nUser: why?"}, AFTER),
@@ -103,6 +116,7 @@ def test_an_answer_that_begins_with_a_name_is_text_beside_a_plain_prompt(read):
     ({"prompt": "why?", **ANSWERS, "id": None, "score_chosen": 0.0}, "not used: column score_chosen"),
     (IN_LISTS | {"prompt": "why?", "messages": LIST[0], "score_chosen": 9.0}, "not used: columns messages, score_chosen"),
     (IN_LISTS | {"input": "of what?"}, "not used: column input"),
+    ({"prompt": "why?", "question": "why?", **ANSWERS}, "not used: column question"),
     ({"prompt": "why?", "chosen": [reply("so.", reasoning_content="hm", weight=1)], "rejected": [reply("no.")]},
      "not used: key reasoning_content of messages"),
     ({"prompt": "why?", **ANSWERS, "label": 1}, "not used: column label"),
@@ -122,8 +136,9 @@ def test_rows_that_are_not_to_be_learned_are_left_out(read):
 
 
 @pytest.mark.parametrize(("record", "words"), [
-    ({"prompt": "why?", "instruction": "why?"}, ("both prompt and instruction", "keep one of them")),
-    ({"prompt": "why?", "Prompt": "why?"}, ("both prompt and Prompt",)),
+    ({"prompt": "why?", "system": "Be brief.", "system_prompt": "Be long."},
+     ("both system and system_prompt", "keep one of them")),
+    ({"prompt": "why?", "System": "Be brief.", "system": "Be long."}, ("both System and system",)),
     ({"task_text": "Why is it?", "chosen": "It is so.", "rejected": "It is no."}, ("'task_text' could be it",)),
     ({"x": "One two three four five.", "chosen": "It is so.", "rejected": "It is no."}, ("'x' could be it", "rename it")),
     ({"x": [user("why?")], "chosen": "It is so.", "rejected": "It is no."}, ("'x' could be it",)),
@@ -132,6 +147,15 @@ def test_a_prompt_is_never_guessed(read, record, words):
     with pytest.raises(UserError) as caught:
         read(ANSWERS | record)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_each_row_may_name_its_prompt_otherwise(read):
+    rows = ({"prompt": "why?", "question": None}, {"prompt": None, "question": "how?"}, {"instruction": "who?"})
+    reading = read(*(ANSWERS | row for row in rows))
+    assert [row.prompt for row in reading.rows] == ["why?", "how?", "who?"] and not reading.faults and not reading.notes
+    # orpo-dpo-mix-40k's columns
+    reading = read(IN_LISTS | {"prompt": "why?", "question": None}, IN_LISTS | {"prompt": None, "question": "why?"})
+    assert reading.rows == [("why?", "so.", "no.")] * 2 and not reading.notes
 
 
 def test_faulty_rows_leave_no_column_unused(read):
@@ -146,6 +170,9 @@ def test_ids_and_scores_are_no_prompt(read):
 @pytest.mark.parametrize(("record", "kind", "words"), [
     ({"prompt": "why?", "history": "hi"}, "history", "its history is neither"),
     ({"prompt": "why?", "history": [["hi"]]}, "history", "its history has an entry that is not a question with its answer"),
+    ({"prompt": "why?", "instruction": "how?"}, "two prompts", "has both prompt and instruction; keep one of them"),
+    ({"Query": "why?", "query": "how?"}, "two prompts", "has both Query and query"),
+    ({"prompt": "why?", "question": "how?", **IN_LISTS}, "two prompts", "its question is not in the conversation"),
     ({"prompt": "why?", "history": [["hi", None]]}, "history", "not a question with its answer"),
     ({"prompt": "why?", "history": [["hi", ""]]}, "history", "an empty question or answer"),
     ({"prompt": "why?", "history": [user("hi")]}, "history", "its history ends in a message of the user"),

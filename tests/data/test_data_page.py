@@ -92,7 +92,7 @@ def test_a_text_becomes_what_the_page_states(tmp_path, form, record, texts, endi
 KNOWN = {
     "prompt": (*columns.PROMPTS, *columns.ABOUT), "its input": columns.ABOUT, "system message": columns.SYSTEMS,
     "earlier turns": columns.HISTORIES, "conversation": columns.CONVERSATIONS, "good answer": preferences.CHOSEN,
-    "bad answer": preferences.REJECT, "answer": columns.ANSWERS, "thumb": columns.THUMBS, "list of answers": lists.ANSWER_LISTS,
+    "bad answer": columns.REJECT, "answer": columns.ANSWERS, "thumb": columns.THUMBS, "list of answers": lists.ANSWER_LISTS,
     "scores": lists.SCORE_LISTS}
 
 
@@ -109,16 +109,42 @@ def test_the_columns_of_the_page_are_those_that_are_read():
     assert page == read
 
 
+FORMS_TOLD = ("; preferences are pairs (prompt,chosen,rejected), answers with a thumb (prompt,completion,label) or lists of "
+              "answers (prompt,responses,scores)")
+
+
+@pytest.mark.parametrize(("record", "words", "mended"), [
+    ({"instruction": "Why?", "response": "So.", "score": 1}, "name score label if it is 1 or 0",
+     {"instruction": "Why?", "response": "So.", "label": 1}),
+    ({"prompt": "Why?", "Response": "So.", "helpfulness": 3}, "as a list responses, and their numbers as a list scores",
+     {"prompt": "Why?", "responses": ["So.", "No."], "scores": [3, 1]}),
+    ({"prompt": "Why?", "completions": ["So.", "No."]}, "give the entries of completions their scores, in a list scores",
+     {"prompt": "Why?", "completions": ["So.", "No."], "scores": [2, 1]}),
+    ({"prompt": "Why?", "answers": ["So.", "No.", "Hm."]}, "the entries of answers .* or their ranks, in a list ranks",
+     {"prompt": "Why?", "answers": ["So.", "No.", "Hm."], "ranks": [1, 2, 3]}),
+    ({"prompt": "Why?", "completions": ["Since.", "So."], "labels": [True, False]}, "labels of the steps of an answer",
+     {"prompt": "Why?", "completion": "Since. So.", "label": False}),
+    ({"prompt": "Why?"}, "prompt alone is not enough", {"prompt": "Why?", "chosen": "So.", "reject": "No."}),
+    ({"history": "Why?"}, "history alone is not enough", {"history": "Why?", "chosen": "So.", "reject": "No."}),
+    ({"prompt": "Why?", "rejected": "No."}, "name the column of the good answers chosen",
+     {"prompt": "Why?", "chosen": "So.", "rejected": "No."}),
+    ({"instruction": "Why?", "output": "So."}, "name output chosen if all are good, and rlhf_generate_reject_csv.py writes",
+     {"instruction": "Why?", "chosen": "So.", "reject": "No."}),
+    ({"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}, "add thumbs as a column label",
+     {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "label": True}),
+    ({"x": "Why?", "y": "So."}, "lacks prompt and chosen .found: x, y.", {"prompt": "Why?", "chosen": "So.", "rejected": "No."}),
+])
+def test_what_is_not_read_is_told_what_to_do(tmp_path, record, words, mended):
+    with pytest.raises(UserError, match=words) as caught:
+        read_pairs(put(tmp_path / "rows.jsonl", record), require_reject=True)
+    assert str(caught.value).endswith(FORMS_TOLD) and "lacks " in str(caught.value) and "\n" not in str(caught.value)
+    assert usable(read_pairs(put(tmp_path / "rows.jsonl", mended), require_reject=True), skip_bad_rows=False)
+
+
 @pytest.mark.parametrize(("record", "words"), [
-    ({"instruction": "Why?", "input": "", "output": ["So.", "No."]}, "lacks chosen"),
-    ({"instruction": "Why?", "response": "So.", "score": 1}, "lacks chosen"),
-    ({"chosen": [{"role": "user", "content": "Why?"}], "completion": "So.", "label": True}, "no reject column"),
-    ({"prompt": "Why?", "completions": ["Since.", "So."], "labels": [True, False]}, "lacks chosen"),
-    ({"prompt": "Why?"}, "lacks chosen"), ({"prompt": "Why?", "completions": ["So.", "No."]}, "lacks chosen"),
-    ({"prompt": "Why?", "response": "So.", "helpfulness": 3}, "lacks chosen"),
+    ({"chosen": [{"role": "user", "content": "Why?"}], "completion": "So.", "label": True}, "name chosen prompt if it holds"),
     ({"question": {"full_text": "Why?"}, "answer_0": "So.", "answer_1": "No.", "score_0": 1, "score_1": -1},
      "its question is of type dict"),
-    ({"history": "Why?", "human_ref_A": "So.", "human_ref_B": "No.", "labels": 1}, "lacks prompt and chosen"),
     ({"prompt": [{"role": "tool", "content": "5"}], "chosen": "So.", "rejected": "No."}, "has the role 'tool'"),
 ])
 def test_what_is_not_read_is_refused_in_a_line(tmp_path, record, words):

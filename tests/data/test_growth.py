@@ -66,6 +66,9 @@ FILES: dict[str, Callable[[], str | bytes]] = {
         {name: dict.fromkeys(map(str, range(10_000)), "a") for name in TEXTS} | {f"c{n}": {} for n in range(20_000)}),
     "keys that collide.csv": lambda: f"{HEADER}\n" + row("[{'role': 'user', 'content': 'a', 'x': {" + ",".join(
         f"{number * (2 ** 61 - 1)}: 1" for number in range(30_000)) + "}}]", "x", "y"),
+    "spellings of a prompt.jsonl": lambda: "\n".join(of({name: "a"}) for name in variants("context_messages", 10_000)),
+    "quotes of a list.csv": lambda: "prompt,responses,scores\n" + row("x", "['" + "\\' " * 500_000, "[1 2]"),
+    "quotes of a history.csv": lambda: f"{HEADER},history\n" + row("x", "y", "z", "'" + "\\'\"" * 500_000),
     "a shared dictionary.arrow": shared_dictionary,
 }
 

@@ -15,6 +15,7 @@ from src.data.examples import read_texts
 from src.data.read import read_table
 from src.errors import UserError
 from src.tokenizer import load_tokenizer
+from tests.data.test_binidx import put
 
 
 def zipped(*names: str) -> bytes:
@@ -85,6 +86,13 @@ def test_kinds_are_told(tmp_path, data, words, ending):
 def test_kinds_that_the_ending_tells(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=words):
+        read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["corpus.bin", "corpus.idx", "corpus"])
+def test_a_tokenized_corpus_is_told_by_any_of_its_names(tmp_path, name):
+    put(tmp_path, [[5, 0x83, 0], [6, 0]])
+    with pytest.raises(UserError, match=f"{name}: is a tokenized corpus .binidx., which only train.py --sft 1 takes; give"):
         read_table(tmp_path / name)
 
 

@@ -87,6 +87,11 @@ def test_lists_in_every_form(read, record):
     ({"prompt": "why?", "response_0": "A", "response_1": "B", "better_response_id": 1}, "BA"),
     ({"question": "why?", "answer_0": "A", "answer_1": "B", "score_0": -0.5, "score_1": 0.5}, "BA"),
     ({"prompt": "why?", "response_a": "A", "response_b": "B", "score_a": 7, "score_b": 6}, "AB"),
+    ({"history": "why?", "human_ref_A": "A", "human_ref_B": "B", "labels": 1}, "AB"),
+    ({"history": "why?", "human_ref_A": "A", "human_ref_B": "B", "labels": 0}, "BA"),
+    ({"history": "why?", "human_ref_A": "A", "human_ref_B": "B", "score_A": 5, "score_B": 21}, "BA"),
+    ({"prompt": "why?", "output": ["A", "B"]}, "AB"), ({"prompt": "why?", "output": "['B' 'A']"}, "BA"),
+    ({"prompt": "why?", "output": '["B", "A"]'}, "BA"),
     ({"prompt": "why?", "Response_A": "A", "Response_B": "B", "rating_A": "7", "rating_B": "6"}, "AB"),
 ])
 def test_two_answers_and_which_is_better(read, record, pair):
@@ -181,7 +186,7 @@ GOOD = {"prompt": "why?", "responses": ["a", "b"], "scores": [1, 2]}
     ({"scores": [1, 10 ** 400]}, "no score", "entry 2 of its scores"),
     ({"responses": ["a", " "]}, "empty answer", "answer 2 of its responses is empty"),
     ({"responses": ["a", 5]}, "no text", "answer 2 of its responses is of type int"),
-    ({"responses": ["a", "b\0"]}, "not UTF-8", "answer 2 of its responses holds a NUL"),
+    ({"responses": ["a", "b\0"]}, "NUL character", "answer 2 of its responses holds a NUL"),
     ({"responses": ["a", [{"role": "tool", "content": "x"}]]}, "unsupported role", "answer 2 of its responses, message 1,"),
     ({"prompt": ""}, "empty prompt", "has an empty prompt"),
 ])
@@ -200,6 +205,31 @@ def test_what_is_no_list_names_its_row_and_key(read, record, kind, words):
 def test_an_object_without_its_parts_is_named(read, item, words):
     reading = read({"prompt": "why?", "answers": [{"answer": "a", "rank": 1}, item]})
     assert words in reading.faults[0].message, reading.faults
+
+
+@pytest.mark.parametrize(("record", "words"), [
+    ({"labels": 2}, "its labels is 2 where 0 or 1 is expected"),
+    ({"labels": "A"}, "its labels is 'A' where a number is expected"),
+])
+def test_a_label_that_names_no_answer_is_a_fault(read, record, words):
+    good = {"history": "why?", "human_ref_A": "A", "human_ref_B": "B", "labels": 1}
+    reading = read(good, good | record)
+    assert [fault.row for fault in reading.faults] == [2] and words in reading.faults[0].message
+
+
+def test_an_ordered_list_has_two_answers(read):
+    good = [{"prompt": "why?", "output": ["A", "B"]}] * 100  # as many as show the form
+    reading = read(*good, {"prompt": "why?", "output": ["A", "B", "C"]}, {"prompt": "why?", "output": ["A", ""]})
+    assert [fault.row for fault in reading.faults] == [101, 102] and len(reading.rows) == 100
+    assert "its output has 3 entries where two answers are expected, the better one first" in reading.faults[0].message
+    assert "answer 2 of its output is empty" in reading.faults[1].message
+    # Beside a thumb a list is an answer's text.
+    assert read({"prompt": "why?", "output": '["A", "B"]', "label": 1}).rows == [Row("why?", '["A", "B"]', "")]
+
+
+def test_labels_beside_other_answers_name_none(read):
+    with pytest.raises(UserError, match="lacks chosen"):
+        read({"prompt": "why?", "response_a": "A", "response_b": "B", "labels": 1})
 
 
 def test_pairs_beside_lists_are_the_preferences(read):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn
 from src.data.faults import BadRow
-from src.data.messages import as_flag, message_turns, messages_in, parse
+from src.data.messages import as_flag, message_turns, messages_in
+from src.data.printed import parse
 
 pytestmark = pytest.mark.usefixtures("storage")
 
@@ -60,6 +62,7 @@ def test_texts_that_are_no_messages_stay_texts(text):
 
 
 @pytest.mark.parametrize("text", ["[{'content': 'What is 2+2?', 'role': 'user'} ...]", "[{'role': 'user', 'content': 'cut o",
+                                  "[{'content': 'a', 'role': 'user'}\n ...\n {'content': 'b', 'role': 'user'}]",
                                   '[{"role": "user", "content": "a"}, {"role": "assistant", "content": ' + "[" * 3000])
 def test_a_list_that_is_cut_or_too_deep_is_refused(text):
     with pytest.raises(BadRow, match="^row 7: its chosen begins like a list of messages written as text, but can't be read"):
@@ -78,12 +81,12 @@ def test_one_message_in_every_form(message):
 
 @pytest.mark.parametrize("key", ["weight", "loss_weight", "train", "loss"])
 @pytest.mark.parametrize(("value", "trained"), [(0, False), (0.0, False), (False, False), ("0", False), ("False", False),
-                                                (1, True), (1.0, True), (True, True), (None, True)])
+                                                (1, True), (1.0, True), (True, True), (None, True), (math.nan, True)])
 def test_weights(key, value, trained):
     assert message_turns([USER, REPLY | {key: value}], "x") == [TURNS[0], TURNS[1]._replace(trained=trained)]
     unused = set()
     message_turns([USER | {key: value}, REPLY], "x", unused)
-    assert unused == ({key} if trained and value is not None else set())  # the user's messages have no loss anyway
+    assert unused == ({key} if value in (1, "1") else set())  # the user's messages have no loss anyway
 
 
 def test_keys_without_effect_are_collected():
@@ -101,8 +104,9 @@ def test_keys_without_effect_are_collected():
     ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "no text", "a part of type 'image_url'"),
     ([{"role": "user", "content": {"a": 1}}], "no text", "has a content of type dict"),
     ([{"role": "tool", "content": "x"}], "unsupported role", "the role 'tool'"),
-    ([{"role": "user", "content": "a\0"}], "not UTF-8", "a NUL"),
-    ([{"role": "user", "content": "\ud800"}], "not UTF-8", "half of"),
+    ([{"role": "user", "content": "a\0"}], "NUL character", "a NUL character; remove it"),
+    ([{"role": "user", "content": "\ud800"}], "not UTF-8",
+     "half of a character (a lone surrogate); write the whole character, or remove it"),
 ])
 def test_faults_have_a_kind_and_name_the_message(messages, kind, words):
     with pytest.raises(BadRow) as caught:

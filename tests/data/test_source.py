@@ -84,6 +84,20 @@ def test_compressed_parts_one_after_another_are_one_file(tmp_path):
         assert read_pairs(path, require_reject=True) == ROWS
 
 
+@pytest.mark.parametrize("mark", range(0x50, 0x60))
+def test_frames_to_skip_are_skipped(tmp_path, mark):
+    """As pzstd writes them, before each frame (RFC 8878, 3.1.2)."""
+    def skipped(content: bytes) -> bytes:
+        return bytes([mark]) + b"\x2a\x4d\x18" + len(content).to_bytes(4, "little") + content
+
+    data = skipped(b"abcd") + zstd(CONTENTS[".csv"][:9]) + skipped(b"") + zstd(CONTENTS[".csv"][9:]) + skipped(bytes(9000))
+    for name in ("a.csv.zst", "a.csv"):
+        assert read_pairs(put(tmp_path, name, data), require_reject=True) == ROWS
+    assert refusal(put(tmp_path, "twice.csv.gz", gzip.compress(data))) == "FILE: is compressed twice; unpack it once"
+    for end in (6, 10, 25, -1):
+        assert "can't be unpacked with Zstandard" in refusal(put(tmp_path, "cut.csv.zst", data[:end]))
+
+
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_damaged_compression_is_told(tmp_path, compression):
     data = COMPRESSIONS[compression](CONTENTS[".csv"])

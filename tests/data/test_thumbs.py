@@ -48,7 +48,7 @@ GOOD = {"prompt": "why?", "completion": "so.", "label": True}
     ({"prompt": " "}, "empty prompt", "has an empty prompt"),
     ({"completion": 5}, "no text", "its completion is of type int"),
     ({"completion": [USER]}, "no answer", "does not end in the assistant's answer"),
-    ({"completion": "a\0b"}, "not UTF-8", "its completion holds a NUL character"),
+    ({"completion": "a\0b"}, "NUL character", "its completion holds a NUL character; remove it"),
 ])
 def test_what_is_no_thumb_names_its_row_and_key(read, record, kind, words):
     reading = read(GOOD, GOOD | record)
