@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from src import progress
 from src.cli.run import run
 
 SCRIPTS = ("rlhf_generate_reject_csv", "rlhf_dpo_generate_save", "train", "merge", "evaluate")
@@ -16,6 +17,7 @@ SCRIPTS = ("rlhf_generate_reject_csv", "rlhf_dpo_generate_save", "train", "merge
 @pytest.fixture
 def call(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
     """`call(script, flags)` -> (exit code, stderr), and stdout behind them with `with_out`."""
+    monkeypatch.setattr(progress, "FIRST_LINE", 600.0)  # on a slow machine too, messages stand alone
 
     def call(script: str, flags: list[str], with_out: bool = False) -> tuple:
         main = importlib.import_module(script).main
