@@ -83,6 +83,18 @@ class JinjaTemplate:
                                          "follow; train only on last answers, or correct the template")
 
 
+def fingerprint_of(path: str) -> str:
+    """The `fingerprint` of a file's template. Raises UserError for a file that is no chat template."""
+    return _named(path).fingerprint
+
+
+def _named(path: str) -> ChatTemplate:
+    """A file's template, in which the special tokens that it does not name are the end of text."""
+    template = read_chat_template(path)
+    named = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT} | dict(template.special_tokens)
+    return ChatTemplate(template.path, template.source, named)
+
+
 def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
     """The template of a file. One that can't render a question and its answer has a fault, which the first row then reports.
 
@@ -91,9 +103,7 @@ def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
 
     Raises UserError for a file that is no chat template, or that names tokens which the tokenizer lacks.
     """
-    template = read_chat_template(path)
-    named = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT} | dict(template.special_tokens)
-    template = ChatTemplate(template.path, template.source, named)
+    template = _named(path)
     controls, renderer = Controls(_control_words(template, tokenizer)), Renderer(template)
     renderings = Renderings(renderer, controls)
     fault = None

@@ -7,11 +7,11 @@ from typing import Any
 
 from src.checked_json import BadJson, Texts, parse_json
 from src.console import short
-from src.data.jinja_template import jinja_template
+from src.data.jinja_template import fingerprint_of, jinja_template
 from src.data.templates import CLASSIC, LONGEST_STOPS, TEMPLATES, Ending, Template
 from src.data.thinking import LOSS_ON
 from src.errors import UserError
-from src.tokenizer import Tokenizer, load_tokenizer
+from src.tokenizer import Tokenizer
 
 # What a sidecar records of a template.
 RECORDED = {"name": str, "fingerprint": str, "stops": Texts(LONGEST_STOPS), "controls": Texts(LONGEST_STOPS), "opening": str,
@@ -86,15 +86,12 @@ def difference(record: dict[str, Any], other: dict[str, Any]) -> str | None:
     return f"{record['name']}, not {other['name']}"
 
 
-def check_template(name: str | None, record: dict[str, Any], path: str, tokenizer: str | None, vocab_size: int) -> None:
-    """Raise UserError if a --template is given that is not the one recorded for the pairs in `path`.
-
-    Args:
-        tokenizer: name of the pairs' tokenizer, None to determine it by the vocabulary.
-    """
+def check_template(name: str | None, record: dict[str, Any], path: str) -> None:
+    """Raise UserError if a --template is given that is not the one recorded for the pairs in `path`."""
     if name is None:
         return
-    if found := difference(record, recorded(load_template(name, load_tokenizer(tokenizer, vocab_size)))):
+    fingerprint = TEMPLATES[name].fingerprint if name in TEMPLATES else fingerprint_of(name)
+    if found := difference(record, {"name": name, "fingerprint": fingerprint}):
         raise UserError(f"--template {name}: {path} was prepared with --template {found}; leave the flag out, or prepare it "
                         "again")
 

@@ -177,7 +177,7 @@ def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, m
     tokenizer = sidecar.get("tokenizer") if sidecar else None
     facts: dict[str, Any] = {"references": None, "tokenizer": tokenizer, "template": template, "loss_on": loss_on,
                              "left_out": sum(left_out.values())}
-    check_template(config.template, template, path, tokenizer, dimensions.vocab_size)
+    check_template(config.template, template, path)
     for note in (*model_note(config.load_model, template), *adapter_notes(config.adapter, trained, template, loss_on)):
         say(note)
     pairs = loaded.tokens

@@ -148,7 +148,7 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     pairs, sidecar, left_out = load_pairs(path, dimensions.vocab_size, max_len, thumbs=is_of_thumbs(loss))
     kinds = _kinds_of_thumbs(path, pairs) if is_of_thumbs(loss) else {}
     data = Data(path, pairs, {"pairs": len(pairs), **kinds, **left_out, "sidecar": sidecar})
-    check_template(config.data.template, data.template, path, (sidecar or {}).get("tokenizer"), dimensions.vocab_size)
+    check_template(config.data.template, data.template, path)
     if left_out["too_long"] or left_out["empty_answer"]:
         lines.append(f"{path}: left out {left_out['too_long']} pairs longer than {max_len} tokens and "
                      f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain")
