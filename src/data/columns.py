@@ -81,6 +81,8 @@ class PromptColumns(NamedTuple):
 
     def of_row(self, record: dict[str, Any], where: str) -> str | None:
         """The column with this row's prompt. Raises BadRow if two hold one, unless it is the same."""
+        if not self.others:
+            return self.prompt
         filled = self.filled(record)
         if other := next((name for name in filled[1:] if record[name] != record[filled[0]]), None):
             raise BadRow("two prompts", f"{where} has both {filled[0]} and {other}; keep one of them")

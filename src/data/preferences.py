@@ -105,7 +105,7 @@ def _check_one_form(table: Table, chosen: str, reject: str | None) -> None:
 def _rows(table: Table, prompt: PromptColumns, others: list[str | None], require_reject: bool) -> Rows:
     candidate = None
     if prompt.prompt is None:
-        candidate = prompt_candidate(table, (*others, prompt.system))
+        candidate = prompt_candidate(table, (*others, prompt.system, prompt.history))
     return Rows(table, prompt, candidate, require_reject, Usage())
 
 

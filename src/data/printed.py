@@ -9,12 +9,13 @@ import json
 import math
 import re
 import warnings
+from itertools import pairwise
 from typing import Any
 
-# The end of a value (a string, also one that is not closed; a word or number; a bracket) and the space before the next value:
-# there a comma is missing. Possessive, so that no part of a text is scanned twice: otherwise a million blank lines take hours.
-_ENTRY = re.compile(r"""('(?:[^'\\]|\\.|\\\Z)*+(?:'|\Z)|"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z)|[^\s'"\[\](){},:]++|[\])}])"""
-                    r"""(\s++(?=['"\[({\w.+-]))?""", re.DOTALL)
+# A string, also one that is not closed; a sign; a word or number. Possessive, so that no part of a text is scanned twice:
+# otherwise a million blank lines take hours.
+_TOKEN = re.compile(r"""'(?:[^'\\]|\\.|\\\Z)*+(?:'|\Z)|"(?:[^"\\]|\\.|\\\Z)*+(?:"|\Z)"""
+                    r"""|[\[\](){},:]|[^\s'"\[\](){},:]++""", re.DOTALL)
 _NAMES = {"nan": math.nan, "inf": math.inf}
 _CALLS = ("array", "list")
 _TYPES = re.compile(r"(?:float|u?int|long|str|bytes|bool)\w*")  # of numpy
@@ -30,14 +31,41 @@ def parse(text: str) -> Any | None:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
-    # Without the commas, Python would join strings that stand next to each other.
-    source = _ENTRY.sub(lambda match: f"{match[1]}, " if match[2] else match[1], text.strip())
+    source = _with_commas(text.strip())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unknown escapes are data here
             return _literal(ast.parse(source, mode="eval").body)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
+
+
+def _with_commas(text: str) -> str:
+    """The text with commas in the lists that have none, without which Python would join strings next to each other.
+
+    Elsewhere nothing is missing: Python's pprint makes several strings of a long one, in a dict or in a list with commas.
+    """
+    missing: list[int] = []
+    # For each open bracket the places where a value follows another; None where a comma was seen, and for other brackets.
+    levels: list[list[int] | None] = []
+    end = -1  # of the value before, at this level
+    for match in _TOKEN.finditer(text):
+        token, places = match[0], levels[-1] if levels else None
+        if token in ",:":
+            end = -1
+            if levels:
+                levels[-1] = None
+            continue
+        if token in ")]}":
+            missing += (levels.pop() if levels else None) or []
+        elif places is not None and 0 <= end < match.start():
+            places.append(end)
+        end = match.end()
+        if token in "([{":
+            levels.append([] if token == "[" else None)
+            end = -1
+    borders = [0, *sorted(missing), len(text)]
+    return ", ".join(text[start:stop] for start, stop in pairwise(borders))
 
 
 def _literal(node: ast.expr) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from src.data.columns import PromptColumns, Usage, is_blank, read_cell
+from src.data.columns import HISTORIES, PromptColumns, Usage, is_blank, read_cell
 from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, clean, prompt_turns, read_transcript, write_prompt
 from src.data.faults import BadRow
 from src.data.messages import checked_text
@@ -16,6 +16,9 @@ def read_prompt(record: dict[str, Any], columns: PromptColumns, where: str, usag
     Raises BadRow for a malformed part; an empty prompt is returned as "".
     """
     column = columns.of_row(record, where)
+    if column and column.lower() in HISTORIES and isinstance(text := record.get(column), str) and text.lstrip().startswith("["):
+        found = parse(text)  # a text, or what is no prompt in JSON either
+        record = record | {column: found} if isinstance(found, list) else record
     prompt = read_cell(record, column, where, column or "prompt", usage)
     if isinstance(prompt, str) and not (columns.about or columns.history or columns.system):
         return prompt

@@ -83,6 +83,17 @@ def test_a_prompt_is_what_its_columns_say(read, record, prompt):
     assert format_prompt(0, row.prompt) == prompt and row[1:] == ("so.", "no.")
 
 
+@pytest.mark.parametrize("history", ['[["hi", "ho"], ["why?", "so"]]', "[]", [["hi", "ho"]], []])
+def test_a_list_of_exchanges_is_no_prompt(read, history):
+    reading = read({"history": history} | ANSWERS, {"history": "[WP] why?"} | ANSWERS)
+    assert [fault.row for fault in reading.faults] == [1] and [row.prompt for row in reading.rows] == ["[WP] why?"]
+
+
+def test_a_history_beside_conversations_is_not_the_prompt_of_other_rows(read):
+    reading = read({"messages": LIST[0], "history": "", "label": 1}, {"messages": "An answer", "history": "words", "label": 1})
+    assert [fault.row for fault in reading.faults] == [2] and len(reading.rows) == 1
+
+
 @pytest.mark.parametrize(("record", "prompt"), [
     (IN_LISTS, PLAIN), (IN_LISTS | {"prompt": "why?"}, PLAIN), (IN_LISTS | {"system": "Be brief."}, BRIEF),
     ({"chosen_messages": LIST[0], "rejected_messages": LIST[1]}, PLAIN),

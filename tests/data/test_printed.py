@@ -2,6 +2,7 @@
 
 import json
 import math
+import pprint
 
 import numpy as np
 import pandas as pd
@@ -57,9 +58,17 @@ def test_lists_of_numbers(dtype, values):
     assert parse(str(whole > 0)) == parse(str(list(whole > 0))) == (whole > 0).tolist()
 
 
+@given(st.lists(st.text("ab \n'", min_size=70, max_size=200), min_size=2, max_size=4))
+def test_long_strings_as_pprint_wraps_them(values):
+    of_messages = [{"role": "user", "content": value} for value in values]
+    for value in (values, of_messages, of_messages[:1], {"a": values[0]}):
+        assert parse(pprint.pformat(value)) == value
+
+
 @pytest.mark.parametrize("text", [
     "[1 + 2]", "['a' + 'b']", "[a b]", "[np.float64(1, 2)]", "[os.system('x')]", "np.load('x')", "array()", "np",
-    "[-'a']", "[-True]", "['a' for a in 'b']", "[1. 2.", "['a' 'b]", "[1 2]]", "{'a': 'b' 'c'}", "{nan: 1}", "np.True", "-None",
+    "[-'a']", "[-True]", "['a' for a in 'b']", "[1. 2.", "['a' 'b]", "[1 2]]",
+    "1 2", "[{'a': 1}]\n[{'a': 2}]", "{nan: 1}", "np.True", "-None",
 ])
 def test_nothing_else_is_read(text):
     assert parse(text) is None
