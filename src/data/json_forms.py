@@ -11,6 +11,7 @@ import numpy as np
 
 from src.data.faults import BadRow
 from src.data.json_object import Members
+from src.data.messages import shown
 from src.data.source import TELLING_NAMES
 from src.data.spill import Spill
 from src.errors import UserError
@@ -59,7 +60,7 @@ def _split(names: Iterable[Any], data: Iterable[Any], path: Path) -> Iterator[di
     columns = list(map(str, names))
     name, times = Counter(columns).most_common(1)[0] if columns else ("", 0)
     if times > 1:
-        raise UserError(f"{path}: its columns have the name {repr(name)[:80]} more than once; keep one of them")
+        raise UserError(f"{path}: its columns have the name {shown(name)} more than once; keep one of them")
     for number, row in enumerate(data, start=1):
         if not isinstance(row, list):
             yield BadRow("no list", f"{path}: row {number} is of type {type(row).__name__} where a list of values is expected")
@@ -88,11 +89,11 @@ def _by_label(whole: Members, path: Path) -> Iterator[dict[str, Any]]:
     cells = np.argsort(np.array(row_of), kind="stable")
     ends = [0, *np.cumsum(np.bincount(row_of)).tolist()]
     del rows, row_of
+    column_of = np.searchsorted(starts, cells, side="right") - 1
+    places = cells - starts[column_of]
     for start, end in pairwise(ends):
-        some = cells[start:end]
-        of_column = np.searchsorted(starts, some, side="right") - 1
-        places = zip(of_column.tolist(), (some - starts[of_column]).tolist(), strict=True)
-        yield {whole.names[column]: columns[column].values[at] for column, at in places}
+        of_row = zip(column_of[start:end].tolist(), places[start:end].tolist(), strict=True)
+        yield {whole.names[column]: columns[column].values[at] for column, at in of_row}
 
 
 def _members(value: dict[str, Any] | Members) -> Members:

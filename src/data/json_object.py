@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from src.data.faults import BadRow
 from src.data.json_window import Window, repeated_key
+from src.data.messages import shown
 from src.data.source import open_text
 from src.data.spill import Spill
 from src.errors import UserError
@@ -64,14 +65,14 @@ class _Reader:
 
     def member(self, name: str) -> Any:
         """The value of a member of the whole; of a long one the items are read one by one."""
-        begins, of = self._window.peek(), _shown(name)
+        begins, of = self._window.peek(), shown(name)
         if begins not in ("[", "{"):
             return self._value(f"{self._path}: row 1")
         value = self._window.short_value()
         if value is not None:
             return value
         if begins == "{":
-            return self.members(f"{self._path}: {of}", lambda key: self._value(f"{self._path}: {_shown(key)} of {of}"))
+            return self.members(f"{self._path}: {of}", lambda key: self._value(f"{self._path}: {shown(key)} of {of}"))
         items: Spill[Any] = Spill(share=_SHARE)
         for number, _ in enumerate(self._places("]", f"{self._path}: {of}"), start=1):
             items.append(self._value(f"{self._path}: value {number} of {of}"))
@@ -114,7 +115,3 @@ class _Reader:
         if isinstance(value, BadRow):
             self.stray = self.stray or value
         return value
-
-
-def _shown(name: str) -> str:
-    return repr(name)[:80]
