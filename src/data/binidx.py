@@ -77,8 +77,10 @@ def corpus_at(path: str | Path) -> Corpus | None:
     path = Path(path)
     if path.suffix.lower() in ENDINGS:
         return Corpus(*(path if path.suffix.lower() == ending else path.with_suffix(ending) for ending in ENDINGS))
+    if not path.name or path.exists():  # "/" and "." have no name
+        return None
     both = Corpus(*(path.with_name(f"{path.name}{ending}") for ending in ENDINGS))
-    return both if path.name and not path.exists() and all(map(Path.is_file, both)) else None
+    return both if all(map(Path.is_file, both)) else None
 
 
 def read_corpus(corpus: Corpus, end_of_text: int, vocab_size: int, max_len: int) -> Found:

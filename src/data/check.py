@@ -73,7 +73,7 @@ def check_pairs(reading: Reading, tokenizer: Tokenizer, max_len: int, seed: int,
     shown = int(kept[0]) if len(kept) else None
     counts, edges = _histogram(lengths["pair"])
     return {
-        "rows": reading.row_count(), "pairs": len(rows), "conversations": int((texts.turns[first] > 1).sum()),
+        "rows": len(first), "pairs": len(rows), "conversations": int((texts.turns[first] > 1).sum()),
         "most_turns": int(texts.turns.max()) + 1, "max_len": max_len, "tokenizer": tokenizer.name,
         "template": {"name": template.name, "fingerprint": template.fingerprint},
         "shown": None if shown is None else {

@@ -41,6 +41,7 @@ def test_an_input_that_is_missing_a_folder_or_empty(fails, tmp_path, script, fla
     fails(script, {flag: path}, path, "does not exist")
     (tmp_path / "folder.pth").mkdir()
     fails(script, {flag: tmp_path / "folder.pth"}, tmp_path / "folder.pth", "not a file")
+    fails(script, {flag: "/"}, "/ is not a file")  # a path without a name
     (tmp_path / "empty.pth").touch()
     fails(script, {flag: tmp_path / "empty.pth"}, tmp_path / "empty.pth")
 

@@ -132,6 +132,11 @@ def test_a_slice_of_the_texts(tmp_path):
     assert list(texts[1:]) == [Text([3, 4], [True, True]), Text([5, 6], [True, True])] and texts[-1].tokens == [5, 6]
 
 
+@pytest.mark.parametrize("path", ["/", ".", ".."])
+def test_a_folder_is_no_corpus(path):
+    assert corpus_at(path) is None
+
+
 def test_what_is_no_corpus(tmp_path):
     assert corpus_at(tmp_path / "a.txt") is None and corpus_at(tmp_path / "corpus") is None
     put(tmp_path, [[1, 2]])
