@@ -20,7 +20,7 @@ def parse(arguments: Sequence[str]) -> tuple[EvaluateConfig, tuple[str, ...]]:
     """
     own = parser()
     flags = vars(own.parse_args(arguments))
-    rules = [NoEffect("tokenizer loss_on seed skip_bad_rows list_pairs min_gap", flags["pairs"].lower().endswith(".save"),
+    rules = [NoEffect("tokenizer seed skip_bad_rows list_pairs min_gap", flags["pairs"].lower().endswith(".save"),
                       "a .save holds tokens")]
     flags["strategy"] = parse_strategy(flags["strategy"])
     return build(EvaluateConfig, flags), notes(own.given(arguments), rules)

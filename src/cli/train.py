@@ -128,7 +128,7 @@ def _without_effect(flags: dict[str, Any]) -> list[NoEffect]:
     return [
         NoEffect(f"{' '.join((*TAKEN_BY, *SWITCHES))} allow_reference_mismatch", sft, "--sft 1 has no preferences"),
         NoEffect("samples sample_tokens", sft, "--sft 1 writes no samples"),
-        NoEffect("tokenizer skip_bad_rows loss_on", not sft, "a .save holds tokens"),
+        NoEffect("tokenizer skip_bad_rows", not sft, "a .save holds tokens"),
         NoEffect("skip_bad_rows sft_on_prompt loss_on",
                  all(data_ending(file) == ".txt" or corpus_at(file) for file in texts) and sft,
                  "documents have no rows and no prompts"),

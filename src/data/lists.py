@@ -167,6 +167,7 @@ def _of_two(record: dict[str, Any], columns: ListColumns, where: str) -> list[fl
 
 def _of_objects(found: list[Any], words: list[str], where: str) -> tuple[list[Any], list[float | None]]:
     """Answers and scores of objects, by the first kind of score that two of them have, so that no two kinds are compared."""
+    found = [{} if item is None else item for item in found]
     for item, word in zip(found, words, strict=True):
         if not isinstance(item, dict):
             raise BadRow("no score", f"{where}: {word} is of type {type(item).__name__} where an object with an answer and its "

@@ -96,6 +96,13 @@ def check_template(name: str | None, record: dict[str, Any], path: str) -> None:
                         "again")
 
 
+def check_loss_on(loss_on: str | None, found: str, path: str) -> None:
+    """Raise UserError if a --loss_on is given that is not the one that the pairs in `path` were prepared with."""
+    if loss_on not in (None, found):
+        raise UserError(f"--loss_on {loss_on}: {path} was prepared with --loss_on {short(found)}; leave the flag out, or prepare "
+                        "it again")
+
+
 def model_note(checkpoint: str | None, used: dict[str, Any]) -> list[str]:
     """A line where a checkpoint is a G1 model by its name, or by that of its folder, and the template used is `classic`."""
     if checkpoint is None or difference(used, recorded(CLASSIC)):

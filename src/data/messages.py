@@ -7,6 +7,7 @@ content, one message or a list. A text cell is a list of messages if the whole c
 
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 from src.data.conversation import ASSISTANT, HUMAN, SYSTEM, Turn, joined
@@ -112,7 +113,7 @@ def as_flag(value: Any) -> bool | None:
     """True or False for 1, 0 and their words; None for anything else."""
     if isinstance(value, str):
         return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(value.strip().lower())
-    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+    return bool(value) if isinstance(value, bool | int | float | Decimal) and value in (0, 1) else None
 
 
 def _is_message(value: Any) -> bool:

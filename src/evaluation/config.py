@@ -41,5 +41,7 @@ class EvaluateConfig:
     template: str | None = flag(values.template, None,
                                 f"with a CSV: {values.TEMPLATE}; if not given, the adapter's, or classic. A .save has its own, "
                                 "which is compared with it")
-    loss_on: str | None = flag(LOSS_ON, None, f"with a CSV: {HELP_LOSS_ON}; if not given, the adapter's, or {LOSS_ON[0]}")
+    loss_on: str | None = flag(LOSS_ON, None,
+                               f"with a CSV: {HELP_LOSS_ON}; if not given, the adapter's, or {LOSS_ON[0]}. "
+                               "A .save has its own, which is compared with it")
     batch_tokens: int = flag(values.whole(1, 10**6), 8192, "most tokens in one forward pass")

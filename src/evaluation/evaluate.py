@@ -18,6 +18,7 @@ from src.data.faults import report_reading, skipped_rows, usable
 from src.data.fit import fitted
 from src.data.load_template import (
     adapter_notes,
+    check_loss_on,
     check_template,
     load_template,
     loss_on_in,
@@ -178,6 +179,7 @@ def _prepared_pairs(config: EvaluateConfig, dimensions: Dimensions, base: str, m
     facts: dict[str, Any] = {"references": None, "tokenizer": tokenizer, "template": template, "loss_on": loss_on,
                              "left_out": sum(left_out.values())}
     check_template(config.template, template, path)
+    check_loss_on(config.loss_on, loss_on, path)
     for note in (*model_note(config.load_model, template), *adapter_notes(config.adapter, trained, template, loss_on)):
         say(note)
     pairs = loaded.tokens

@@ -96,7 +96,8 @@ def load_pairs(path: str | Path, vocab_size: int, max_len: int,
     if not (kept := ~(is_empty | is_long)).any():
         of_thumbs = " (single answers, thumbs up or down, train with --loss kto)" if is_thumb.any() and not thumbs else ""
         raise UserError(f"{path}: none of its {len(pairs)} pairs can be used: {left_out['too_long']} are longer than {max_len} "
-                        f"tokens, {left_out['empty_answer']} have an empty answer{of_thumbs}; see --rlhf_max_corpus_len")
+                        f"tokens, {left_out['empty_answer']} have an empty answer{of_thumbs}"
+                        f"{'; see --rlhf_max_corpus_len' if left_out['too_long'] else ''}")
     return pairs.selected(kept), sidecar, left_out
 
 

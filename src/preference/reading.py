@@ -16,6 +16,8 @@ from src.preference.entries import MORE, PARTS, checked_tokens, read_entry
 from src.preference.stored import Pairs
 from src.progress import bar_if_long
 
+# Of what torch.save writes now, and of what it wrote before.
+_BEGINNINGS = (b"PK\3\4", b"\x80")
 _LONG = 20  # MB; more take some seconds
 # What a `Kept` is, by the remainder of its number.
 _TOKENS, _PAIR, _DICT, _KINDS = 0, 1, 2, 3
@@ -42,6 +44,10 @@ def read_entries(file: IO[bytes], path: Path, vocab_size: int) -> Pairs:
     except Exception as error:  # torch raises nearly anything on damaged bytes: KeyError, struct.error, RuntimeError, ...
         if out_of_memory(error):
             raise
+        file.seek(0)
+        if not file.read(4).startswith(_BEGINNINGS):
+            raise UserError(f"{path}: is not a .save file; rlhf_dpo_generate_save.py makes one of preferences in CSV, JSONL, "
+                            "Parquet and other forms") from None
         reason = f" ({error})" if isinstance(error, BadPickle) else ""
         raise UserError(f"{path}: cannot be read as a .save file{reason}; it is damaged or of another kind") from None
     if not isinstance(content, list):

@@ -48,7 +48,9 @@ class DataSettings:
     template: str | None = flag(values.template, None,
                                 f"with --sft 1: {values.TEMPLATE}; if not given, classic. Pairs have the template of their "
                                 ".save, which is compared with it")
-    loss_on: str = flag(LOSS_ON, "all", f"with --sft 1: {HELP_LOSS_ON}")
+    loss_on: str | None = flag(LOSS_ON, None,
+                               f"with --sft 1: {HELP_LOSS_ON}; if not given, {LOSS_ON[0]}. Pairs have that of their .save, which "
+                               "is compared with it")
     eval_file: str | None = flag(values.input_file, None,
                                  "held-out pairs (.save), or with --sft 1 texts like --train_data_file: evaluated "
                                  "before the first step and after each epoch", free=True)

@@ -10,6 +10,7 @@ from src.adapters.files import read_adapter
 from src.checked_json import BadJson, parse_json
 from src.console import say, short
 from src.data.templates import CLASSIC
+from src.data.thinking import LOSS_ON
 from src.errors import UserError
 from src.files import atomic_write, json_text, regular_file, remove_temporaries
 from src.run_files import (
@@ -101,7 +102,7 @@ def _check_config(path: Path, known: dict[str, Any]) -> None:
         raise UserError(f"{path} is missing or damaged ({reason}), so --resume 1 can't check the run's settings; "
                         "choose another --proj_dir") from None
     # A run that is older than a flag behaved as that flag's default; one from before templates had names was classic.
-    before = defaults(TrainConfig) | {"template_fingerprint": CLASSIC.fingerprint} | before
+    before = defaults(TrainConfig) | {"template_fingerprint": CLASSIC.fingerprint, "loss_on": LOSS_ON[0]} | before
     free = free_on_resume(TrainConfig)
     for name, value in known.items():
         if name not in free and before.get(name) != value:

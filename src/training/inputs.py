@@ -15,10 +15,20 @@ from src.checkpoint.dimensions import Dimensions
 from src.console import say
 from src.data.binidx import corpus_at
 from src.data.examples import read_texts
-from src.data.load_template import check_template, difference, load_template, loss_on_in, model_note, recorded, recorded_in
+from src.data.load_template import (
+    check_loss_on,
+    check_template,
+    difference,
+    load_template,
+    loss_on_in,
+    model_note,
+    recorded,
+    recorded_in,
+)
 from src.data.packing import Text
 from src.data.source import data_file
 from src.data.templates import CLASSIC, Template
+from src.data.thinking import LOSS_ON
 from src.errors import UserError
 from src.files import sha256
 from src.preference.kto import are_thumbs
@@ -149,6 +159,7 @@ def training_pairs(path: str, config: TrainConfig, dimensions: Dimensions, base:
     kinds = _kinds_of_thumbs(path, pairs) if is_of_thumbs(loss) else {}
     data = Data(path, pairs, {"pairs": len(pairs), **kinds, **left_out, "sidecar": sidecar})
     check_template(config.data.template, data.template, path)
+    check_loss_on(config.data.loss_on, data.loss_on, path)
     if left_out["too_long"] or left_out["empty_answer"]:
         lines.append(f"{path}: left out {left_out['too_long']} pairs longer than {max_len} tokens and "
                      f"{left_out['empty_answer']} with an empty answer; {len(pairs)} remain")
@@ -197,11 +208,11 @@ def _preparation(config: TrainConfig, held: dict[str, Any]) -> str:
 
 def training_texts(path: str, config: TrainConfig, tokenizer: Tokenizer, template: Template) -> Data:
     """Read the texts that `--sft 1` trains or is evaluated on, and summarize them on stderr."""
-    max_len = config.data.rlhf_max_corpus_len
+    max_len, loss_on = config.data.rlhf_max_corpus_len, config.data.loss_on or LOSS_ON[0]
     texts, counts = read_texts(path, tokenizer, max_len, config.run.seed, config.objective.sft_on_prompt,
-                               config.data.skip_bad_rows, template, config.data.loss_on)
+                               config.data.skip_bad_rows, template, loss_on)
     say(f"{path}: {counts.rows} rows make {len(texts)} texts, with a loss on {counts.trained} tokens; {counts.cut} cut "
         f"and {counts.dropped} dropped at {max_len} tokens")
     counts.changes.report(path, tokenizer.name)
     return Data(path, texts, {"texts": len(texts), **asdict(counts), "tokenizer": tokenizer.name, "template": recorded(template),
-                             "loss_on": config.data.loss_on})
+                             "loss_on": loss_on})

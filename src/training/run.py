@@ -120,7 +120,7 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs, model: RWKV, tra
     common = {"base_fingerprint": inputs.base_fingerprint, "rlhf_train_sha256": inputs.train.sha256(),
               "eval_sha256": held_out.sha256() if held_out else None,
               "tokenizer_sha256": sha256(tokenizer) if tokenizer and Path(tokenizer).is_file() else None,
-              "template_fingerprint": inputs.train.template["fingerprint"],
+              "template_fingerprint": inputs.train.template["fingerprint"], "loss_on": inputs.train.loss_on,
               "layer_profile_rows": [asdict(setting) for setting in inputs.settings]}
     facts = {"base": {name: getattr(dimensions, name) for name in ("version", "n_layer", "n_embd", "vocab_size")},
              "trained_parameters": trained, "total_steps": total_steps, "train_data": inputs.train.facts,

@@ -47,7 +47,7 @@ EFFECT = {
         "--layer_profile": ("auto", "p.csv"), "--peft": ("lora", "dora"), "--lora_r": ("1", "2"), "--lora_alpha": ("1", "2"),
         "--load_adapter": ("a", "b"), "--rlhf_train_file": ("a", "b"), "--train_data_file": ("a", "b", SFT),
         "--skip_bad_rows": ("0", "1", SFT), "--tokenizer": ("bytes", "world", SFT),
-        "--template": ("classic", "g1"), "--loss_on": ("all", "answer", SFT), "--eval_file": ("a", "b"),
+        "--template": ("classic", "g1"), "--loss_on": ("all", "answer"), "--eval_file": ("a", "b"),
         "--ctx_len": ("9", "10"), "--rlhf_max_corpus_len": ("9", "10"), "--sft": ("0", "1"), "--loss": ("dpo", "ipo"),
         "--dpo": ("0", "1"), "--orpo": ("0", "1"), "--simpo": ("0", "1"), "--dpo_beta": ("1", "2"), "--dpo_alpha": ("1", "2"),
         "--label_smoothing": ("0", "0.1"), "--orpo_alpha": ("1", "2", {"--loss": "orpo"}),
@@ -104,7 +104,6 @@ NONE = {
         (SFT, "--allow_reference_mismatch", "0", "1", "no preferences"),
         (SFT, "--samples", "0", "3", "no samples"), (SFT, "--sample_tokens", "5", "6", "no samples"),
         ({}, "--tokenizer", "bytes", "world", "tokens"), ({}, "--skip_bad_rows", "0", "1", "tokens"),
-        ({}, "--loss_on", "all", "answer", "tokens"),
         *[(SFT | {"--train_data_file": file}, flag, *values, "no rows") for flag, values in (
             ("--skip_bad_rows", ("0", "1")), ("--sft_on_prompt", ("0", "1")), ("--loss_on", ("all", "answer")))
           for file in (TEXTS, CORPUS, CORPUS.removesuffix(".bin"))],
@@ -123,7 +122,7 @@ NONE = {
         *[({"--loss": loss}, "--allow_reference_mismatch", "0", "1", "no reference") for loss in ("simpo", "orpo", "cpo")]],
     EVALUATE: [({"--pairs": "p.save"}, flag, *values, "tokens") for flag, values in (
         ("--tokenizer", ("bytes", "world")), ("--seed", ("0", "1")), ("--skip_bad_rows", ("0", "1")),
-        ("--loss_on", ("all", "answer")), ("--list_pairs", ("all", "adjacent")), ("--min_gap", ("0.5", "1")))],
+        ("--list_pairs", ("all", "adjacent")), ("--min_gap", ("0.5", "1")))],
 }
 CASES = [(script, *case) for script, cases in NONE.items() for case in cases]
 IDS = [f"{script}-{flag}-{reason.split()[-1]}" for script, _, flag, _, _, reason in CASES]

@@ -245,6 +245,20 @@ def test_another_loss_on_than_the_adapters_is_reported(call, good, fails, tmp_pa
     adapter = tmp_path / "out" / "run" / "rwkv-final.safetensors"
     assert read_adapter(adapter).extra["loss_on"] == "answer"
 
+    config = json.loads((adapter.parent / "config.json").read_text())
+    assert config["loss_on"] == "answer"  # as it is, though the flag was not given
+    # A flag that says otherwise is refused, whichever file it contradicts; one that agrees is not even mentioned.
+    for script, changes in ((EVALUATE, {"pairs": saves["answer"]}), (TRAIN, {"rlhf_train_file": saves["answer"]}),
+                            (TRAIN, {"rlhf_train_file": saves["all"], "eval_file": saves["answer"]})):
+        flags = {f"--{name}": value for name, value in changes.items()} | {"--loss_on": "all"}
+        if script == TRAIN:
+            flags |= {"--proj_dir": str(tmp_path / "refused")}
+        fails(script, flags, f"--loss_on all: {saves['answer']} was prepared with --loss_on answer; leave the flag out")
+    for more in ({}, {"--loss_on": "answer"}):
+        code, err = call(TRAIN, words_of(run | {"--resume": "1"} | more))
+        assert code == 0 and "--loss_on" not in err, err
+    assert "<dt>loss_on</dt><dd>answer</dd>" in (adapter.parent / "report.html").read_text()
+
     def differing(script: str, **changes: str) -> int:
         code, err = call(script, words_of((good(EVALUATE) | {"--adapter": str(adapter)} if script == EVALUATE else run | {
             "--load_adapter": str(adapter), "--proj_dir": str(tmp_path / changes["rlhf_train_file"].replace("/", "-"))}) | {

@@ -50,6 +50,14 @@ def test_a_column_that_nothing_reads_may_be_anything(tmp_path, column):
     assert read_pairs(parquet(tmp_path, GOOD | {"other": column}), True).rows == [("q", "good", "bad")]
 
 
+def test_numbers_of_databases_are_thumbs_and_scores(tmp_path):
+    one, zero = decimal.Decimal("1.00"), decimal.Decimal("0.00")
+    thumbs = {"prompt": ["q", "r"], "completion": ["a", "b"], "label": [one, zero]}
+    assert read_pairs(parquet(tmp_path, thumbs), True).rows == [("q", "a", ""), ("r", "", "b")]
+    lists = {"prompt": ["q"], "responses": [["a", "b"]], "scores": [[zero, one]]}
+    assert read_pairs(parquet(tmp_path, lists), True).rows == [("q", "b", "a")]
+
+
 @pytest.mark.parametrize("in_group", [1, 3, 100])
 def test_lists_and_objects_in_several_row_groups(tmp_path, in_group):
     rows = [{"prompt": f"q{number % 4}", "chosen": [{"role": "assistant", "content": f"good {number % 3}"}],

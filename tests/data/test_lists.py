@@ -167,8 +167,11 @@ def test_counts_are_reported(read):
 
 
 def test_a_failed_answer_without_a_score_is_in_no_pair(read):
-    reading = read({"prompt": "why?", "generations": ["no.", None, "so."], "ratings": [1, None, 2]}, rule=("all",))
-    assert reading.rows == [Row("why?", "so.", "no.")] and not reading.faults
+    objects = [{"response": "no.", "score": 1}, None, {"response": "so.", "score": 2}]
+    for record in ({"generations": ["no.", None, "so."], "ratings": [1, None, 2]}, {"completions": objects}):
+        reading = read({"prompt": "why?"} | record, rule=("all",))
+        assert reading.rows == [Row("why?", "so.", "no.")] and not reading.faults
+        assert reading.facts["lists"]["answers_without_score"] == 1
 
 
 GOOD = {"prompt": "why?", "responses": ["a", "b"], "scores": [1, 2]}

@@ -112,7 +112,16 @@ def test_long_pairs_and_empty_answers_are_left_out_whole(folder):
     pairs, _, left_out = load_pairs(old(folder, content), VOCAB, 10)
     assert pairs == [Pair(*content[0]), Pair(*content[4])] and left_out == {"too_long": 3, "empty_answer": 2}
     message = refusal(old(folder, content[1:4]), max_len=10)
-    assert "1 are longer than 10 tokens, 2 have an empty answer" in message
+    assert "1 are longer than 10 tokens, 2 have an empty answer" in message and message.endswith("; see --rlhf_max_corpus_len")
+    # A longer limit would not help here.
+    assert refusal(old(folder, content[2:4]), max_len=10).endswith(
+        "2 have an empty answer (single answers, thumbs up or down, train with --loss kto)")
+
+
+def test_a_file_of_texts_is_told_how_to_become_a_save(folder):
+    for data in (b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n', b"prompt,chosen,reject\na,b,c\n", b"PAR1\x15\0", b""):
+        (folder / "texts.jsonl").write_bytes(data)
+        assert "texts.jsonl: is not a .save file; rlhf_dpo_generate_save.py makes one of" in refusal(folder / "texts.jsonl")
 
 
 def test_what_a_pair_has_more_is_in_a_sixth_entry_and_what_it_has_not_is_nowhere(folder):
