@@ -26,6 +26,7 @@ _RATINGS = "annotations"  # of several aspects, each an object with a Rating
 # A mean over aspects comes before UltraFeedback's overall score, which is wrong for many of its worst answers.
 _SCORES = ("fine-grained_score", "fine_grained_score", _RATINGS, "overall_score", "score", "rating", "reward", "pm_score")
 _RANKS = ("rank", "ranking")
+SCORE_KEYS = (*_SCORES, *_RANKS)
 _ORDERED = "output"  # of two answers, in LLaMA-Factory's older form
 # Two columns of answers: their beginnings and their ends; and columns with one number for both, which is above 0 if the second
 # answer is better, or says which one is (SafeRLHF, SHP).
@@ -173,7 +174,7 @@ def _of_objects(found: list[Any], words: list[str], where: str) -> tuple[list[An
             raise BadRow("no score", f"{where}: {word} is of type {type(item).__name__} where an object with an answer and its "
                                      "score is expected")
     scores: list[float | None] = [None] * len(found)
-    for key in (*_SCORES, *_RANKS):
+    for key in SCORE_KEYS:
         by_key = [_score(item, key, f"{where}: {word}") for item, word in zip(found, words, strict=True)]
         known = sum(score is not None for score in by_key)
         scores = by_key if known > 1 or scores.count(None) == len(scores) else scores

@@ -27,7 +27,7 @@ from src.data.columns import (
 from src.data.conversation import read_transcript
 from src.data.faults import BadRow, Reading
 from src.data.gaps import Gaps, find_scores
-from src.data.lists import ListColumns, find_lists, read_list
+from src.data.lists import SCORE_KEYS, ListColumns, find_lists, read_list
 from src.data.messages import as_flag, shown
 from src.data.ranking import DEFAULT_RULE, ListCounts, PairRule, make_pairs
 from src.data.rows import GENERATE, Row, Rows, pair_row, read_answer
@@ -154,7 +154,7 @@ def _read_thumbs(table: Table, columns: AnswerColumns, thumb: str) -> Reading:
 
 def _read_lists(table: Table, columns: ListColumns, rule: PairRule) -> Reading:
     rows = _rows(table, find_prompt_columns(table), [*columns.answers, *columns.scores], require_reject=True)
-    counts = ListCounts(rule)
+    counts = ListCounts(rule, () if columns.scores else SCORE_KEYS)
 
     def read(record: dict[str, Any], where: str) -> list[Row]:
         answers, scores = read_list(record, columns, where, rows.usage)

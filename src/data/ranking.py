@@ -80,11 +80,15 @@ def _gap(one: float, other: float) -> float:
 
 
 class ListCounts:
-    """What the lists of a file were turned into."""
+    """What the lists of a file were turned into.
 
-    def __init__(self, rule: PairRule) -> None:
-        self.rule = rule
-        self.lists = self.pairs = self.unscored = 0
+    Args:
+        keys: of an answer's object under which its score may be; none if scores stand beside the answers.
+    """
+
+    def __init__(self, rule: PairRule, keys: Sequence[str] = ()) -> None:
+        self.rule, self._keys = rule, keys
+        self.lists = self.pairs = self.scored = self.unscored = 0
         self.without: Counter[str] = Counter()  # lists that make no pair, by reason
 
     def add(self, scores: Sequence[float | None], n_pairs: int) -> None:
@@ -92,6 +96,7 @@ class ListCounts:
         known = [score for score in scores if score is not None]
         self.lists += 1
         self.pairs += n_pairs
+        self.scored += len(known)
         self.unscored += len(scores) - len(known)
         if len(known) < 2:
             self.without["fewer than two scores"] += 1
@@ -111,7 +116,8 @@ class ListCounts:
             why = ", ".join(f"{reason}: {count}" for reason, count in self.without.most_common())
             parts.append(f"{none} of them make{'s' * (none == 1)} none ({why})")
         if self.unscored:
-            parts.append(f"{_counted(self.unscored, 'answer')} without a score")
+            where = f", which is read from {', '.join(self._keys)}" if self._keys and not self.scored else ""
+            parts.append(f"{_counted(self.unscored, 'answer')} without a score{where}")
         return "; ".join(parts)
 
 

@@ -103,7 +103,8 @@ def _check_config(path: Path, known: dict[str, Any]) -> None:
                         "choose another --proj_dir") from None
     # A run that is older than a flag behaved as that flag's default; one from before templates had names was classic.
     before = defaults(TrainConfig) | {"template_fingerprint": CLASSIC.fingerprint, "loss_on": LOSS_ON[0]} | before
-    free = free_on_resume(TrainConfig)
+    # Pairs have the loss_on of their .save, whose sha256 is compared; older runs wrote the flag's default.
+    free = {*free_on_resume(TrainConfig), *(() if known["sft"] else ("loss_on",))}
     for name, value in known.items():
         if name not in free and before.get(name) != value:
             was, now = short(str(before.get(name))), short(str(value))

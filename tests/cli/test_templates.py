@@ -247,6 +247,7 @@ def test_another_loss_on_than_the_adapters_is_reported(call, good, fails, tmp_pa
 
     config = json.loads((adapter.parent / "config.json").read_text())
     assert config["loss_on"] == "answer"  # as it is, though the flag was not given
+    assert "<dt>loss_on</dt><dd>answer</dd>" in (adapter.parent / "report.html").read_text()
     # A flag that says otherwise is refused, whichever file it contradicts; one that agrees is not even mentioned.
     for script, changes in ((EVALUATE, {"pairs": saves["answer"]}), (TRAIN, {"rlhf_train_file": saves["answer"]}),
                             (TRAIN, {"rlhf_train_file": saves["all"], "eval_file": saves["answer"]})):
@@ -254,10 +255,11 @@ def test_another_loss_on_than_the_adapters_is_reported(call, good, fails, tmp_pa
         if script == TRAIN:
             flags |= {"--proj_dir": str(tmp_path / "refused")}
         fails(script, flags, f"--loss_on all: {saves['answer']} was prepared with --loss_on answer; leave the flag out")
+    # Older runs wrote the flag's default.
+    (adapter.parent / "config.json").write_text(json.dumps(config | {"loss_on": "all"}))
     for more in ({}, {"--loss_on": "answer"}):
         code, err = call(TRAIN, words_of(run | {"--resume": "1"} | more))
         assert code == 0 and "--loss_on" not in err, err
-    assert "<dt>loss_on</dt><dd>answer</dd>" in (adapter.parent / "report.html").read_text()
 
     def differing(script: str, **changes: str) -> int:
         code, err = call(script, words_of((good(EVALUATE) | {"--adapter": str(adapter)} if script == EVALUATE else run | {
@@ -319,3 +321,7 @@ def test_sft_under_a_template(call, good, tmp_path):
     assert [count["template"]["name"] for count in counts.values()] == ["g1", "g1", "classic"]
     assert [read_adapter(tmp_path / f"run{number}" / "rwkv-final.safetensors").extra["loss_on"] for number in counts] == [
         "all", "answer", "all"]
+    again = flags | {"--proj_dir": str(tmp_path / "run0"), "--resume": "1"}
+    assert call(TRAIN, words_of(again | {"--loss_on": "all"}))[0] == 0
+    code, err = call(TRAIN, words_of(again | {"--loss_on": "answer"}))
+    assert code == 2 and f"error: --resume 1: loss_on was all in {tmp_path / 'run0'} and is answer now" in err

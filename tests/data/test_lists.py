@@ -256,6 +256,16 @@ def test_a_file_whose_lists_make_no_pair_is_refused_in_a_line(read):
     assert "\n" not in str(caught.value)
 
 
+def test_where_no_answer_has_a_score_its_names_are_told(read):
+    other = {"prompt": "why?", "completions": [{"response": "a", "quality": 1}, {"response": "b", "quality": 2}]}
+    names = "2 answers without a score, which is read from fine-grained_score, .*, overall_score, .*, rank, ranking"
+    with pytest.raises(UserError, match=f"{names}, so there is no pair to learn from"):
+        usable(read(other), skip_bad_rows=False)
+    scored = {"prompt": "why?", "completions": [{"response": "a", "score": 1}, {"response": "b"}]}
+    assert read(other, scored).made.endswith("; 3 answers without a score")
+    assert read(GOOD | {"scores": [None, None]}).made.endswith("; 2 answers without a score")
+
+
 def test_where_rejects_are_written_lists_are_refused(read):
     with pytest.raises(UserError, match="holds lists of scored answers, which need no rejected answers"):
         read(GOOD, require_reject=False)
