@@ -73,11 +73,14 @@ class JinjaTemplate:
         # What a template opens an answer with, as an empty thinking part, it may leave to an answer that has its own.
         itself = prompt.startswith(text[:-len(answer + after)]) and text.endswith(answer + after)
         if text != f"{before}{answer}{after}" and not itself:
-            raise BadRow("answer changed", f"is changed by --template {self.name}: {_changed(before, prompt, text, after)}; "
-                                           "correct the template, or the answer")
+            made = text.removeprefix(before if text.startswith(before) else prompt).removesuffix(after)
+            made = self.controls.show(made)
+            raise BadRow("answer changed", f"is changed by --template {self.name}: it becomes {made[:40]!r}"
+                                           f"{'...' * (len(made) > 40)}; correct the template, or the answer")
         if not text.startswith(prompt):
+            end = self.controls.show(prompt)[-40:]
             raise BadRow("answer does not follow", f"does not follow the prompt as --template {self.name} renders it, which ends "
-                                                   f"in {prompt[-40:]!r}; correct the template, or the answer")
+                                                   f"in {end!r}; correct the template, or the answer")
         if not whole.startswith(text):
             raise BadRow("turns change", f"has an answer that --template {self.name} renders otherwise once further turns "
                                          "follow; train only on last answers, or correct the template")
@@ -146,8 +149,3 @@ def _tasks(turns: Sequence[Turn], answers: Sequence[int]) -> list[Task]:
     """For each answer the prompt before it, the turns up to it, and the same with a probe in its place."""
     return [task for at in answers for task in (
         (turns[:at], True), (turns[:at + 1], False), ([*turns[:at], Turn(ASSISTANT, ANSWER)], False))]
-
-
-def _changed(before: str, prompt: str, text: str, after: str) -> str:
-    made = text.removeprefix(before if text.startswith(before) else prompt).removesuffix(after)
-    return f"it becomes {made[:40]!r}" + "..." * (len(made) > 40)

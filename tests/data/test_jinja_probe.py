@@ -167,6 +167,16 @@ def test_why_a_row_can_not_be_rendered_and_what_to_do(template, source, reason):
     assert text.endswith("; correct the template, or the row")
 
 
+@pytest.mark.parametrize(("written", "what"), [
+    (r"\ud800", "half of a character (a lone surrogate)"), (r"\0", "a NUL character")])
+def test_a_template_that_writes_what_is_no_text(template, written, what):
+    made = template(f"{{% for m in messages %}}{{{{ m.content ~ '{written}' }}}}{{% endfor %}}")
+    with pytest.raises(BadRow) as caught:
+        answer_pieces(made, "Why?", "So.")
+    assert str(caught.value) == (f"gets {what} from --template {made.name}; correct the template, in which {{{{ eos_token }}}} is "
+                                 "the end of text")
+
+
 def test_a_prompt_of_nothing(template):
     made = template("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}|{% endif %}{% endfor %}")
     assert made.prompt(TURNS) == [] and made.fault is None and not made.begins_with_end_of_text
