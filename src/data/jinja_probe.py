@@ -181,7 +181,9 @@ def _lead(probes: _Probes, controls: Controls, start: Sequence[Turn], whole: str
     Args:
         between: what the template renders between the prompt and an answer.
     """
-    lead = text_of(controls.pieces(between, True, True)).strip()
+    # As a model's tokens are decoded: control words by their names, except the end of text.
+    lead = "".join(piece.text for piece in controls.pieces(between, True, True)
+                   if not (piece.is_control and piece.text == END_OF_TEXT)).strip()
     if not lead:
         return ""
     written = f"{lead}{ANSWER}"

@@ -121,11 +121,11 @@ def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
         say(f"note: --template {path}: {END_OF_TEXT_IN_RWKV} is plain text with --tokenizer {tokenizer.name}, which has no such "
             "token; write {{ eos_token }} in its place for the end of text")
     if not learned.ends_last_answer:
-        say(f"note: --template {path} ends no answer that no turn follows, so a model doesn't learn where to stop; write "
-            "{{ eos_token }} after answers")
+        say(f"note: --template {path} writes nothing that ends a conversation's last answer, so a model doesn't learn where to "
+            "stop; write {{ eos_token }} after answers")
     if lead := learned.ending.lead:
         say(f"note: --template {path} has no {lead!r} in prompts, whatever add_generation_prompt says, so a model writes it "
-            "itself: it is trained with the answers, and taken off generated ones")
+            "itself: it is trained with the answers, and removed from generated ones")
     made = JinjaTemplate(path, template.fingerprint, learned.begins_with_end_of_text, learned.answers_apart, learned.turn_marks,
                          learned.ending, controls, renderings, fault)
     weakref.finalize(made, renderer.close)
