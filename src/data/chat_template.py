@@ -108,7 +108,7 @@ def _text(path: Path, largest: int) -> str:
     if len(data) > largest:
         raise _too_large(path, largest, "it")
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")  # editors may put a byte order mark first, which is no text
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
 

@@ -70,8 +70,12 @@ class Renderings:
         for text in found:
             if isinstance(text, Fault):
                 raise BadRow(_STOPPED if text.is_limit else "not rendered",
-                             f"can't be rendered by --template {self._renderer.template.path}: {text.reason}; correct the "
-                             "template, or the row")
+                             f"can't be rendered by --template {self._renderer.template.path}: "
+                             f"{self._controls.show(text.reason)}; correct the template, or the row")
+            if no_text := re.search("[\0\ud800-\udfff]", text):  # the template's own: no data have any
+                what = "a NUL character" if no_text[0] == "\0" else "half of a character (a lone surrogate)"
+                raise BadRow("not rendered", f"gets {what} from --template {self._renderer.template.path}; correct the template, "
+                                             "in which {{ eos_token }} is the end of text")
         return [text for text in found if isinstance(text, str)]
 
     def _job(self, task: Task) -> Job:
@@ -177,7 +181,9 @@ def _lead(probes: _Probes, controls: Controls, start: Sequence[Turn], whole: str
     Args:
         between: what the template renders between the prompt and an answer.
     """
-    lead = text_of(controls.pieces(between, True, True)).strip()
+    # As a model's tokens are decoded: control words by their names, except the end of text.
+    lead = "".join(piece.text for piece in controls.pieces(between, True, True)
+                   if not (piece.is_control and piece.text == END_OF_TEXT)).strip()
     if not lead:
         return ""
     written = f"{lead}{ANSWER}"

@@ -73,11 +73,14 @@ class JinjaTemplate:
         # What a template opens an answer with, as an empty thinking part, it may leave to an answer that has its own.
         itself = prompt.startswith(text[:-len(answer + after)]) and text.endswith(answer + after)
         if text != f"{before}{answer}{after}" and not itself:
-            raise BadRow("answer changed", f"is changed by --template {self.name}: {_changed(before, prompt, text, after)}; "
-                                           "correct the template, or the answer")
+            made = text.removeprefix(before if text.startswith(before) else prompt).removesuffix(after)
+            made = self.controls.show(made)
+            raise BadRow("answer changed", f"is changed by --template {self.name}: it becomes {made[:40]!r}"
+                                           f"{'...' * (len(made) > 40)}; correct the template, or the answer")
         if not text.startswith(prompt):
+            end = self.controls.show(prompt)[-40:]
             raise BadRow("answer does not follow", f"does not follow the prompt as --template {self.name} renders it, which ends "
-                                                   f"in {prompt[-40:]!r}; correct the template, or the answer")
+                                                   f"in {end!r}; correct the template, or the answer")
         if not whole.startswith(text):
             raise BadRow("turns change", f"has an answer that --template {self.name} renders otherwise once further turns "
                                          "follow; train only on last answers, or correct the template")
@@ -118,11 +121,11 @@ def jinja_template(path: str, tokenizer: Tokenizer) -> JinjaTemplate:
         say(f"note: --template {path}: {END_OF_TEXT_IN_RWKV} is plain text with --tokenizer {tokenizer.name}, which has no such "
             "token; write {{ eos_token }} in its place for the end of text")
     if not learned.ends_last_answer:
-        say(f"note: --template {path} ends no answer that no turn follows, so a model doesn't learn where to stop; write "
-            "{{ eos_token }} after answers")
+        say(f"note: --template {path} writes nothing that ends a conversation's last answer, so a model doesn't learn where to "
+            "stop; write {{ eos_token }} after answers")
     if lead := learned.ending.lead:
         say(f"note: --template {path} has no {lead!r} in prompts, whatever add_generation_prompt says, so a model writes it "
-            "itself: it is trained with the answers, and taken off generated ones")
+            "itself: it is trained with the answers, and removed from generated ones")
     made = JinjaTemplate(path, template.fingerprint, learned.begins_with_end_of_text, learned.answers_apart, learned.turn_marks,
                          learned.ending, controls, renderings, fault)
     weakref.finalize(made, renderer.close)
@@ -146,8 +149,3 @@ def _tasks(turns: Sequence[Turn], answers: Sequence[int]) -> list[Task]:
     """For each answer the prompt before it, the turns up to it, and the same with a probe in its place."""
     return [task for at in answers for task in (
         (turns[:at], True), (turns[:at + 1], False), ([*turns[:at], Turn(ASSISTANT, ANSWER)], False))]
-
-
-def _changed(before: str, prompt: str, text: str, after: str) -> str:
-    made = text.removeprefix(before if text.startswith(before) else prompt).removesuffix(after)
-    return f"it becomes {made[:40]!r}" + "..." * (len(made) > 40)

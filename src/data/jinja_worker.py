@@ -104,19 +104,16 @@ def _raise_exception(message: Any) -> None:
     raise Refused(str(message))
 
 
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
 def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as `apply_chat_template` of transformers 5 sets it up."""
+def _environment(now: datetime) -> ImmutableSandboxedEnvironment:
+    """Jinja as `apply_chat_template` of transformers 5 sets it up, with this time for `strftime_now`."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace)
+    environment.globals.update(raise_exception=_raise_exception, dict=_Dict(), namespace=_Namespace,
+                               strftime_now=lambda format: now.strftime(format))
     return environment
 
 
@@ -213,7 +210,7 @@ def main() -> None:
     template = None
     try:
         _allow(setup["seconds"])
-        template = _environment().from_string(setup["source"])
+        template = _environment(datetime.fromtimestamp(setup["now"])).from_string(setup["source"])
         kind, data = TEXT, b""
     except Exception as error:
         kind, data = FAULT, _encoded(_reason(error))

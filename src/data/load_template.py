@@ -120,11 +120,11 @@ def model_note(checkpoint: str | None, used: dict[str, Any]) -> list[str]:
 
 def adapter_notes(adapter: str | Path | None, trained: dict[str, Any], template: dict[str, Any], loss_on: str) -> list[str]:
     """A line each where the adapter was trained with another template, or another --loss_on, than the data have now."""
-    found = difference(trained["template"], template) if "template" in trained else None
-    lines = [f"warning: the adapter {adapter} was trained with --template {found} as the data are now"] if found else []
-    if trained.get("loss_on", loss_on) != loss_on:
-        found = f"{short(trained['loss_on'])}, not {short(loss_on)}"
-        lines.append(f"warning: the adapter {adapter} was trained with --loss_on {found} as the data are now")
+    found = difference(template, trained["template"]) if "template" in trained else None
+    lines = [f"warning: the data are in another --template than the adapter {adapter} was trained with: {found}"] if found else []
+    if (trained_on := trained.get("loss_on", loss_on)) != loss_on:
+        lines.append(f"warning: the data have another --loss_on than the adapter {adapter} was trained with: {short(loss_on)}, "
+                     f"not {short(trained_on)}")
     return lines
 
 

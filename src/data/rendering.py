@@ -88,6 +88,7 @@ class Renderer:
     def __init__(self, template: ChatTemplate, seconds: float = SECONDS):
         """`seconds` of processor time that the template may take for a conversation."""
         self.template, self.seconds = template, seconds
+        self._now = time.time()  # one time for all renderings: a conversation must begin with its prompt past midnight too
         self._process: subprocess.Popen | None = None
         self._ended = 0
 
@@ -118,7 +119,7 @@ class Renderer:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         setup = {"source": self.template.source, "special_tokens": dict(self.template.special_tokens),
-                 "seconds": self.seconds, "longest": LONGEST_TEXT}
+                 "seconds": self.seconds, "longest": LONGEST_TEXT, "now": self._now}
         try:
             self._send(_frame(_encoded(setup)))
             answer = self._receive(LONGEST_TEXT)

@@ -26,8 +26,8 @@ class Vocabulary(NamedTuple):
 def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, ends: Sequence[int]) -> Vocabulary:
     """The vocabulary of a model with `vocab_size` rows.
 
-    Banned are the end of text and control words unless they are among the tokens that end an answer (`ends`), tokens that add
-    nothing to a text, and the padding rows of a checkpoint after the tokenizer's last entry, which no training has seen.
+    Banned are the end of text, unless it is among the tokens that end an answer (`ends`), tokens that add nothing to a text, and
+    the padding rows of a checkpoint after the tokenizer's last entry, which no training has seen.
     """
     known = min(vocab_size, tokenizer.vocab_size)
     pieces = [tokenizer.decode_bytes([token]) for token in range(known)]

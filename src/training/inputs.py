@@ -124,7 +124,7 @@ def read_inputs(config: TrainConfig, expected: dict[str, Any]) -> Inputs:
         lines.append(f"warning: --eval_file {eval_file} was prepared with --loss_on {held_out.loss_on}, the training data with "
                      f"--loss_on {train.loss_on}")
     if held_out and (found := difference(held_out.template, train.template)):
-        lines.append(f"warning: --eval_file {eval_file} is in the template {found} like the training data")
+        lines.append(f"warning: --eval_file {eval_file} is in another --template than the training data: {found}")
     return Inputs(weights, dimensions, base, settings, train, held_out, lines)
 
 

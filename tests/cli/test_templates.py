@@ -85,7 +85,8 @@ def test_what_one_script_writes_the_next_reads(call, good, tmp_path, chatml, nam
     (tmp_path / "held.jsonl").write_text(json.dumps(row))
     for template, warned in ((None, False), ("classic", True)):
         code, err = call(EVALUATE, words_of(flags | {"--template": template}))
-        assert code == 0 and (f"was trained with --template {name}" in err) is warned, err
+        told = f"in another --template than the adapter {adapter} was trained with: {template}, not {name}\n"
+        assert code == 0 and (told in err) is warned, err
     assert json.loads((out / "o.json").read_text())["template"] == recorded(CLASSIC)
     assert call(EVALUATE, words_of(good(EVALUATE) | {"--adapter": adapter, "--pairs": save}))[0] == 0
     assert json.loads((out / "o.json").read_text())["template"] == sidecar["template"]
@@ -128,11 +129,11 @@ def test_another_template_than_before_is_refused_or_reported(call, good, fails, 
     assert call(PREPARE, words_of(good(PREPARE) | {"--template": chatml}))[0] == 0
     held = str(tmp_path / "out" / "o.save")
     code, err = call(TRAIN, words_of(good(TRAIN) | {"--eval_file": held, "--samples": "0"}))
-    assert code == 0 and f"--eval_file {held} is in the template {chatml}, not classic" in err
+    assert code == 0 and f"--eval_file {held} is in another --template than the training data: {chatml}, not classic\n" in err
     adapter = str(tmp_path / "out" / "run" / "rwkv-final.safetensors")
     code, err = call(TRAIN, words_of(good(TRAIN) | {"--load_adapter": adapter, "--rlhf_train_file": held, "--samples": "0",
                                                     "--proj_dir": str(tmp_path / "next")}))
-    assert code == 0 and f"the adapter {adapter} was trained with --template classic, not {chatml}" in err
+    assert code == 0 and f"than the adapter {adapter} was trained with: {chatml}, not classic\n" in err
 
 
 def snapshot_of(folder: Path) -> dict[str, bytes]:
@@ -266,7 +267,8 @@ def test_another_loss_on_than_the_adapters_is_reported(call, good, fails, tmp_pa
             "--load_adapter": str(adapter), "--proj_dir": str(tmp_path / changes["rlhf_train_file"].replace("/", "-"))}) | {
                 f"--{name}": value for name, value in changes.items()}))
         assert code == 0, err
-        return err.count(f"warning: the adapter {adapter} was trained with --loss_on answer, not all as the data are now\n")
+        told = f"warning: the data have another --loss_on than the adapter {adapter} was trained with: all, not answer\n"
+        return err.count(told)
 
     uses = [(EVALUATE, {"pairs": thinks, "loss_on": "all"}), (EVALUATE, {"pairs": saves["all"]}),
             (TRAIN, {"rlhf_train_file": saves["all"]})]

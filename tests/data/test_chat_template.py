@@ -64,6 +64,13 @@ def test_a_config_under_another_name(tmp_path):
     assert read_chat_template(path) == ChatTemplate(str(path), ONE, TOKENS)
 
 
+@pytest.mark.parametrize("name", ["a.jinja", CONFIG_FILE])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(ONE if name == "a.jinja" else json.dumps({"chat_template": ONE}), encoding="utf-8-sig")
+    assert read_chat_template(path).source == ONE
+
+
 @pytest.mark.parametrize("template", [ONE, [{"name": "rag", "template": "no"}, {"name": "default", "template": ONE}],
                                       {"default": ONE, "tool_use": "no"}])
 def test_a_template_in_a_config(tmp_path, template):

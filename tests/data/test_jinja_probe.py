@@ -87,7 +87,7 @@ def test_what_a_template_writes_only_with_an_answer_is_taken_off_what_a_model_wr
     made = template(LATE)
     assert capsys.readouterr().err == (
         f"note: --template {made.name} has no '<assistant>' in prompts, whatever add_generation_prompt says, so a model "
-        "writes it itself: it is trained with the answers, and taken off generated ones\n")
+        "writes it itself: it is trained with the answers, and removed from generated ones\n")
     assert made.ending == Ending(("</s>",), (), lead="<assistant>")
     prompt, answer = [Piece("<user>Why?</s>\n", False)], [Piece("<assistant>No.</s>\n", True)]
     for written in ("<assistant>No.</s>\n<user>", " <assistant> No.</s>", "No.</s>"):
@@ -98,6 +98,22 @@ def test_what_a_template_writes_only_with_an_answer_is_taken_off_what_a_model_wr
     [pair], _ = tokenize_pairs([row], WORLD, None, 1000, 0, template=made, loss_on="answer")
     with_loss = [WORLD.decode(tokens[start:]) for tokens, start in zip(pair[1:3], pair[3:5], strict=True)]
     assert with_loss == ["Yes.</s>\n", "No.</s>\n"]
+
+
+def test_control_words_that_a_template_writes_only_with_an_answer(template, tmp_path):
+    """gpt-oss's prompts end before the channel of the answer."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|channel|>", "<|message|>", "<|return|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    words = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    made = template("{% for m in messages %}{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
+                    "{{ m.content }}<|return|>{% endfor %}{% if add_generation_prompt %}assistant{% endif %}", words)
+    assert made.ending == Ending((), ("<|return|>",), lead="<|channel|>final<|message|>")
+    row = Row("Why?", "<think>a</think>Yes.", "No.")
+    [pair], _ = tokenize_pairs([row], words, None, 1000, 0, template=made, loss_on="answer")
+    assert pair.chosen[0] == words.control["<|channel|>"]
+    assert answer_text(words, pair.chosen, made.ending) == row.chosen
+    assert words.decode(pair.chosen[pair.chosen_from:]) == "Yes.<|return|>"
 
 
 ALWAYS = CHATML.replace("\n{{ m.content", "\n{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content")
@@ -124,8 +140,8 @@ def test_what_a_template_takes_for_part_of_an_answer_stays(template, source, lea
 def test_a_template_that_ends_no_last_answer_is_noted(template, capsys, source, ends):
     made = template(source)
     assert capsys.readouterr().err == ("" if ends else (
-        f"note: --template {made.name} ends no answer that no turn follows, so a model doesn't learn where to stop; write "
-        "{{ eos_token }} after answers\n"))
+        f"note: --template {made.name} writes nothing that ends a conversation's last answer, so a model doesn't learn where "
+        "to stop; write {{ eos_token }} after answers\n"))
     pieces = made.conversation([Turn(HUMAN, "Why?"), Turn(ASSISTANT, f"{made.ending.opening}So.")], 1)
     answer = [piece for piece in pieces if piece.is_answer]
     assert (any(piece.is_control for piece in answer) or any(stop in answer[-1].text for stop in made.ending.stops)) is ends
@@ -165,6 +181,16 @@ def test_why_a_row_can_not_be_rendered_and_what_to_do(template, source, reason):
     text = str(caught.value)
     assert text.startswith(f"can't be rendered by --template {made.name}: {reason}")
     assert text.endswith("; correct the template, or the row")
+
+
+@pytest.mark.parametrize(("written", "what"), [
+    (r"\ud800", "half of a character (a lone surrogate)"), (r"\0", "a NUL character")])
+def test_a_template_that_writes_what_is_no_text(template, written, what):
+    made = template(f"{{% for m in messages %}}{{{{ m.content ~ '{written}' }}}}{{% endfor %}}")
+    with pytest.raises(BadRow) as caught:
+        answer_pieces(made, "Why?", "So.")
+    assert str(caught.value) == (f"gets {what} from --template {made.name}; correct the template, in which "
+                                 "{{ eos_token }} is the end of text")
 
 
 def test_a_prompt_of_nothing(template):

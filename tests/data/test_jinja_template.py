@@ -125,6 +125,18 @@ def test_control_words_in_texts_stay_text(template):
     assert [tokens.count(0) for tokens in pair[:3]] == [2, 1, 1]
 
 
+@pytest.mark.parametrize(("source", "words"), [
+    ("{% for m in messages %}{{ m.content | replace('So', 'No') }}{{ eos_token }}{% endfor %}", "it becomes 'No <|endoftext|>.'"),
+    ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
+     "ends in 'Why <|endoftext|>?A:'"),
+    ("{% for m in messages %}{% if 'So' in m.content %}{{ raise_exception('not ' ~ m.content) }}{% endif %}{{ m.content }}"
+     "{% endfor %}", "refuses it: not So <|endoftext|>.;")])
+def test_messages_show_control_words_as_in_the_data(template, source, words):
+    with pytest.raises(BadRow) as caught:
+        answer_pieces(template(source), "Why <|endoftext|>?", "So <|endoftext|>.")
+    assert words in str(caught.value)
+
+
 def test_several_answers_and_messages_of_the_same_speaker(template):
     turns = [*TURNS, Turn(ASSISTANT, "a"), Turn(HUMAN, "b"), Turn(ASSISTANT, "c", trained=False), Turn(HUMAN, "d"),
              Turn(ASSISTANT, "e")]
@@ -190,7 +202,8 @@ def test_the_fingerprint_is_that_of_source_and_special_tokens(template):
 
 
 @settings(max_examples=30)
-@given(st.lists(st.text(st.one_of(st.sampled_from(" \n\t<|>:{}%"), st.characters(exclude_categories=["Cs"])), max_size=30)
+@given(st.lists(st.text(st.one_of(st.sampled_from(" \n\t<|>:{}%"),
+                                  st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=30)
                 .filter(str.strip), min_size=2, max_size=2))
 def test_answers_come_back_from_their_tokens(tmp_path_factory, answers):
     path = tmp_path_factory.getbasetemp() / "chatml.jinja"

@@ -250,6 +250,16 @@ def test_the_day(monkeypatch):
     assert (datetime.now(UTC).hour - int(found)) % 24 in (5, 6)
 
 
+def test_the_time_stays_that_of_the_beginning():
+    """A prompt and its conversation must not be of two days."""
+    renderer = renderer_of("{{ strftime_now('%X.%f') }}")
+    found = []
+    for _ in range(2):
+        found += renderer.render(jobs("a", "b"))
+        renderer.close()
+    assert len(set(found)) == 1 and isinstance(found[0], str)
+
+
 def test_nothing_is_left():
     def descriptors() -> list[str]:
         return sorted(os.listdir("/dev/fd"))
