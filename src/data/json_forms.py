@@ -105,6 +105,8 @@ def _is_of_a_row(name: str, value: Any) -> bool:
     tells = name.lower() in TELLING_NAMES
     if isinstance(value, str):
         return tells
+    if isinstance(value, dict | Members):
+        return tells and not _SPEAKERS.isdisjoint(_members(value).names)
     return isinstance(value, list | Spill) and len(value) > 0 and all(
         isinstance(item, dict) and _SPEAKERS & item.keys() and (tells or not _OF_ROWS & {key.lower() for key in item})
         for item in value)

@@ -8,12 +8,12 @@ answer, 1. A score is better the higher it is.
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from src.data.columns import THUMBS, Table, Usage, find_column, is_blank, read_value
 from src.data.conversation import Turn
 from src.data.faults import BadRow
-from src.data.messages import shown
+from src.data.messages import as_objects, shown
 from src.data.printed import parse
 from src.numbers import read_number
 
@@ -118,8 +118,12 @@ def read_list(record: dict[str, Any], columns: ListColumns, where: str, usage: U
 def _beginning(table: Table, column: str) -> list[Any]:
     """The column's first values that are not blank, with lists that are written as text read."""
     values = [record.get(column) for record in table.records[:_LOOKED_AT] if not isinstance(record, BadRow)]
-    return [parse(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
-            for value in values if not is_blank(value)]
+    return [as_objects(parse(value) if _is_written(value) else value) for value in values if not is_blank(value)]
+
+
+def _is_written(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text that begins like a list, or like an object of lists."""
+    return isinstance(value, str) and value.lstrip().startswith(("[", "{"))
 
 
 def _has_objects(value: Any) -> bool:
@@ -132,8 +136,8 @@ def _are_two(value: Any) -> bool:
 
 def _items(value: Any, place: str) -> list[Any]:
     """A list, which may be written as text in a CSV."""
-    entries = parse(value) if isinstance(value, str) else value
-    if isinstance(value, str) and entries is None and value.lstrip().startswith("["):
+    entries = as_objects(parse(value) if isinstance(value, str) else value)
+    if entries is None and _is_written(value):
         raise BadRow("unreadable list", f"{place} begins like a list, but can't be read as one; write it as JSON")
     if not isinstance(entries, list | tuple) or not entries:
         raise BadRow("no list of answers", f"{place} is not a list with entries; fill it in or remove the row")

@@ -1,8 +1,8 @@
 """Chat messages as turns: lists of objects with a role and a content, as JSON or as text in a CSV's cell.
 
 Supported are TRL's and OpenAI's `{"role", "content"}` and ShareGPT's `{"from", "value"}`, with a text or a list of parts as
-content, one message or a list. A text cell is a list of messages if the whole cell is one: as JSON, or as pandas, numpy or
-`datasets` print it into a CSV.
+content, one message or a list; a list may also be an object of lists, as `datasets` stores a Sequence. A text cell is a list of
+messages if the whole cell is one: as JSON, or as pandas, numpy or `datasets` print it into a CSV.
 """
 
 import re
@@ -25,7 +25,8 @@ EXCHANGES = (("human", "assistant"), ("user", "assistant"), ("input", "output"))
 LOSS = ("weight", "loss_weight", "train", "loss")
 # Possessive, so that no part of a text is scanned twice: otherwise a million blank lines take hours.
 _BEGINS = re.compile(r"\s*+(?:array\()?\[?\s*+\{")
-_A_ROLE = re.compile(rf"""(['"])(?:role|from)\1\s*:\s*(['"])(?:{'|'.join((*SPEAKERS, *UNSUPPORTED))})\2""", re.IGNORECASE)
+_A_ROLE = re.compile(rf"""(['"])(?:role|from)\1\s*:\s*(?:array\()?\[?\s*(['"])(?:{'|'.join((*SPEAKERS, *UNSUPPORTED))})\2""",
+                     re.IGNORECASE)
 
 
 def message_turns(messages: Sequence[Any], where: str, unused: set[str] | None = None) -> list[Turn]:
@@ -66,18 +67,27 @@ def messages_in(value: Any, where: str) -> list[Any] | None:
 
     Raises BadRow, beginning with `where`, for a text that begins like a list of messages but can't be read as one.
     """
+    value = as_objects(value)
     if isinstance(value, list):
         return _without_exchanges(value)
     if isinstance(value, dict):
         return [value] if _first(value, ROLE) is not None or _first(value, CONTENT) is not None else None
     if not isinstance(value, str) or not _BEGINS.match(value) or not _A_ROLE.search(value):
         return None
-    found = parse(value)
+    found = as_objects(parse(value))
     if found is None or (isinstance(found, list) and ... in found):
         raise BadRow("unreadable messages", f"{where} begins like a list of messages written as text, but can't be read as one; "
                                             "write the file as JSONL, or the cell as JSON")
     found = _without_exchanges(found if isinstance(found, list) else [found])
     return found if all(map(_is_message, found)) else None
+
+
+def as_objects(value: Any) -> Any:
+    """A list of objects for an object of equally long lists, which holds the same by key; anything else as it is."""
+    lists = list(value.values()) if isinstance(value, dict) else []
+    if not all(isinstance(entries, list | tuple) for entries in lists) or len(set(map(len, lists))) != 1 or not lists[0]:
+        return value
+    return [dict(zip(value, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
 def _without_exchanges(values: list[Any]) -> list[Any]:

@@ -94,6 +94,14 @@ def test_names_in_capitals(tmp_path):
     assert records(tmp_path / "a.json", json.dumps({"Prompt": "p", "data": rows})) == [{"Prompt": "p", "data": rows}]
 
 
+@pytest.mark.parametrize("row", [
+    {name: {"role": "user", "content": "Why?"} for name in ("prompt", "chosen")},
+    {name: {"from": ["human", "gpt"], "value": ["Why?", "So."]} for name in ("chosen", "rejected")},
+])
+def test_a_single_row_of_messages_is_no_table_of_columns(tmp_path, row):
+    assert records(tmp_path / "a.json", json.dumps(row)) == [row]
+
+
 def test_a_row_under_a_key_that_is_no_object(tmp_path):
     found = records(tmp_path / "a.json", json.dumps({"data": [ROWS[0], 5]}))
     assert found[0] == ROWS[0] and found[1].kind == "no object" and "row 2 is of type int" in str(found[1])

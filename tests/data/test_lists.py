@@ -58,6 +58,8 @@ def rated(text: str, *ratings: object, **more: object) -> dict:
     {"responses": [{"content": "C", "rating": 1}, {"content": "A", "rating": 3}, {"content": "B", "rating": 2}]},
     {"completions": [{"completion": message("C"), "reward": 0.1}, {"completion": message("A"), "reward": 0.9},
                      {"completion": message("B"), "reward": 0.5}]},
+    {"completions": {"response": ["C", "A", "B"], "overall_score": [1.0, 8, 4.5], "model": ["x", "y", "z"]}},
+    {"completions": "{'response': array(['C', 'A', 'B'], dtype=object), 'overall_score': array([1. , 8. , 4.5])}"},
     # Ranks, of which 1 is the best.
     {"answers": [{"answer": "C", "rank": 3.0, "model": "x"}, {"answer": "A", "rank": 1.0}, {"answer": "B", "rank": 2.0}]},
     {"responses": [{"response": "C", "rank": 3}, {"response": "A", "rank": 1}, {"response": "B", "rank": 2}]},

@@ -42,6 +42,16 @@ def test_a_list_written_as_text_is_the_list(messages):
     assert messages_in(json.dumps(messages[0]), "x") == messages_in(str(messages[0]), "x") == messages[:1]
 
 
+@pytest.mark.parametrize("role, content", [("role", "content"), ("from", "value")])
+def test_an_object_of_lists_is_a_list_of_objects(role, content):
+    cell = {role: ["user", "assistant"], content: ["Why?", "So."]}
+    arrays = {key: np.array(entries, dtype=object) for key, entries in cell.items()}
+    for value in (cell, json.dumps(cell), in_a_csv(cell), in_a_csv(arrays)):
+        assert message_turns(messages_in(value, "x"), "x") == TURNS, value
+    with pytest.raises(BadRow):  # of different lengths
+        message_turns(messages_in(cell | {role: ["user"]}, "x"), "x")
+
+
 def test_arrays_within_messages():
     parts = np.array([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], dtype=object)
     text = str(np.array([{"role": "user", "content": parts}, REPLY], dtype=object))
