@@ -35,6 +35,8 @@ def read_chat_template(path: str | Path) -> ChatTemplate:
     Raises UserError, naming the file, if one of them is missing, too large, not UTF-8, or damaged, if there is no template, or if
     Jinja can't compile it.
     """
+    if Path(path).is_dir():
+        raise UserError(f"--template: {path} is not a file but a folder; give one of the files in it, such as {CONFIG_FILE}")
     path = existing_file(path, "--template")
     config = _config(path)
     source = _text(path, LARGEST) if config is None else _source(path, config)

@@ -147,7 +147,7 @@ def test_what_is_refused(tmp_path, name, content, words):
 def test_missing_files(tmp_path):
     with pytest.raises(UserError, match="--template: .*a.jinja does not exist"):
         read_chat_template(tmp_path / "a.jinja")
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="is not a file but a folder; give one of the files in it, such as tokenizer_config.json"):
         read_chat_template(tmp_path)
 
 
