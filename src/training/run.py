@@ -151,8 +151,9 @@ def _about_thumbs(config: TrainConfig, train: Data, batches: PairBatches) -> lis
                         weights["kto_undesirable_weight"]):
         lines.append(f"warning: {train.path}: {words}")
     if batches.smallest_step() < 2:
-        lines.append("warning: there are optimizer steps of a single thumb, whose KL is too rough an estimate for KTO; take "
-                     f"--accumulate_grad_batches {max(8, 2 * config.steps.accumulate_grad_batches)}")
+        lines.append("warning: there are optimizer steps of a single thumb, whose KL is too rough an estimate for KTO; take a "
+                     f"larger --accumulate_grad_batches, such as {max(8, 2 * config.steps.accumulate_grad_batches)}, that leaves "
+                     "no single one for an epoch's last step")
     return lines
 
 

@@ -105,7 +105,7 @@ def test_what_kto_asks_of_its_data_is_said_once(config, five, capsys):
                      "warmup_steps": 0}
     train(config(rlhf_train_file=str(path), **flags | {"micro_bsz": 1}), {})
     _, of_balance, of_steps = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:"))
-    assert "3 thumbs up and 2 down, weighted 1.5:1" in of_balance and "--accumulate_grad_batches 8" in of_steps
+    assert "3 thumbs up and 2 down, weighted 1.5:1" in of_balance and "--accumulate_grad_batches, such as 8" in of_steps
     run = config(rlhf_train_file=str(path), proj_dir=str(path.parent / "more"), **flags | {"micro_bsz": 2, "epoch_steps": 1,
                                                                                          "kto_undesirable_weight": 1.3})
     train(run, {})
