@@ -6,7 +6,7 @@ from src.data.lists import ANSWER_LISTS
 _FORMS = ("preferences are pairs (prompt,chosen,rejected), answers with a thumb (prompt,completion,label) or lists of answers "
           "(prompt,responses,scores)")
 # Of one answer: OpenRLHF's, HelpSteer's.
-_SCORES = ("score", "rating", "reward", "overall_score", "helpfulness", "correctness", "quality")
+_SCORES = ("labels", "score", "rating", "reward", "overall_score", "helpfulness", "correctness", "quality")
 _AS_THEY_ARE = "train.py --sft 1 learns from them as they are"
 # Names of which a form has one each, and what to do; the first form that fits counts.
 _NEAR = (

@@ -116,6 +116,8 @@ FORMS_TOLD = ("; preferences are pairs (prompt,chosen,rejected), answers with a 
 @pytest.mark.parametrize(("record", "words", "mended"), [
     ({"instruction": "Why?", "response": "So.", "score": 1}, "name score label if it is 1 or 0",
      {"instruction": "Why?", "response": "So.", "label": 1}),
+    ({"prompt": "Why?", "completion": "So.", "labels": True}, "name labels label if it is 1 or 0",
+     {"prompt": "Why?", "completion": "So.", "label": True}),
     ({"prompt": "Why?", "Response": "So.", "helpfulness": 3}, "as a list responses, and their numbers as a list scores",
      {"prompt": "Why?", "responses": ["So.", "No."], "scores": [3, 1]}),
     ({"prompt": "Why?", "completions": ["So.", "No."]}, "give the entries of completions their scores, in a list scores",
