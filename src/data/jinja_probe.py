@@ -12,6 +12,7 @@ from typing import NamedTuple
 from src.console import say
 from src.data.conversation import ASSISTANT, HUMAN, ROLES, SYSTEM, Turn, untouched
 from src.data.faults import BadRow
+from src.data.messages import stray_character
 from src.data.rendering import Fault, Job, Renderer
 from src.data.templates import Ending, Piece, text_of
 from src.tokenizer.base import END_OF_TEXT
@@ -72,10 +73,9 @@ class Renderings:
                 raise BadRow(_STOPPED if text.is_limit else "not rendered",
                              f"can't be rendered by --template {self._renderer.template.path}: "
                              f"{self._controls.show(text.reason)}; correct the template, or the row")
-            if no_text := re.search("[\0\ud800-\udfff]", text):  # the template's own: no data have any
-                what = "a NUL character" if no_text[0] == "\0" else "half of a character (a lone surrogate)"
-                raise BadRow("not rendered", f"gets {what} from --template {self._renderer.template.path}; correct the template, "
-                                             "in which {{ eos_token }} is the end of text")
+            if stray := stray_character(text):  # the template's own: no data have any
+                raise BadRow("not rendered", f"gets {stray} from --template {self._renderer.template.path}; correct the "
+                                             "template, in which {{ eos_token }} is the end of text")
         return [text for text in found if isinstance(text, str)]
 
     def _job(self, task: Task) -> Job:

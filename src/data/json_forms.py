@@ -37,7 +37,8 @@ def rows_in(whole: Members, path: Path) -> Iterable[Any] | None:
             lists[name] = value
         elif isinstance(value, dict | Members):
             objects += 1
-            records += any(key.lower() in TELLING_NAMES for key in _members(value).names)
+            # The keys matter only where no member has the name of a column; the labels of a column's cells may be a million.
+            records += not by_column and any(key.lower() in TELLING_NAMES for key in _members(value).names)
     names, data = lists.get("columns"), lists.get("data")
     if names is not None and data is not None and all(isinstance(row, list) for row in data[:1]):  # orient="split"
         return _split(names, data, path)

@@ -23,6 +23,7 @@ ROLE, CONTENT = ("role", "from"), ("content", "value")
 EXCHANGES = (("human", "assistant"), ("user", "assistant"), ("input", "output"))
 # Keys that say whether a message has a loss: OpenAI's and Mistral's weight, axolotl's train, ms-swift's loss.
 LOSS = ("weight", "loss_weight", "train", "loss")
+NUL = "a NUL character"  # in messages
 # Possessive, so that no part of a text is scanned twice: otherwise a million blank lines take hours.
 _BEGINS = re.compile(r"\s*+(?:array\()?\[?\s*+\{")
 _A_ROLE = re.compile(rf"""(['"])(?:role|from)\1\s*:\s*(?:array\()?\[?\s*(['"])(?:{'|'.join((*SPEAKERS, *UNSUPPORTED))})\2""",
@@ -84,7 +85,9 @@ def messages_in(value: Any, where: str) -> list[Any] | None:
 
 def as_objects(value: Any) -> Any:
     """A list of objects for an object of equally long lists, which holds the same by key; anything else as it is."""
-    lists = list(value.values()) if isinstance(value, dict) else []
+    if not isinstance(value, dict):
+        return value
+    lists = list(value.values())
     if not all(isinstance(entries, list | tuple) for entries in lists) or len(set(map(len, lists))) != 1 or not lists[0]:
         return value
     return [dict(zip(value, row, strict=True)) for row in zip(*lists, strict=True)]
@@ -110,13 +113,19 @@ def _without_exchanges(values: list[Any]) -> list[Any]:
 
 def checked_text(text: str, where: str) -> str:
     """The text itself. Raises BadRow, beginning with `where`, for characters that can't occur in UTF-8 text."""
-    bad = re.search("[\0\ud800-\udfff]", text)
-    if bad:
-        if bad[0] == "\0":
-            raise BadRow("NUL character", f"{where} holds a NUL character; remove it")
-        raise BadRow("not UTF-8", f"{where} holds half of a character (a lone surrogate); write the whole character, or remove "
-                                  "it")
+    if stray := stray_character(text):
+        if stray == NUL:
+            raise BadRow("NUL character", f"{where} holds {stray}; remove it")
+        raise BadRow("not UTF-8", f"{where} holds {stray}; write the whole character, or remove it")
     return text
+
+
+def stray_character(text: str) -> str | None:
+    """In words, what a text has that can't occur in a UTF-8 text; None if it has nothing of the kind."""
+    bad = re.search("[\0\ud800-\udfff]", text)
+    if bad is None:
+        return None
+    return NUL if bad[0] == "\0" else "half of a character (a lone surrogate)"
 
 
 def as_flag(value: Any) -> bool | None:
